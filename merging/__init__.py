@@ -1,0 +1,1 @@
+"""Merge large models, exactly and at scale, in JAX."""

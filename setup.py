@@ -1,0 +1,42 @@
+"""Build definition: `pip install .`, or with an extra: `pip install '.[test]'`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="merging",
+    version="0.1.0",
+    description="Merge large models, exactly and at scale, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["merging", "merging.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        # v1 of its API still moves between minor releases.
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "ml-collections>=1.1",
+        "seqio>=0.0.20",
+        "tensorflow-datasets>=4.9.10",
+        # tensorflow-datasets imports it on every download without declaring it.
+        "importlib_resources",
+        "etils[epath]",
+        "absl-py",
+        "numpy>=2",
+        "scipy",
+        "matplotlib>=3.9",
+        "rich",
+        "rouge-score>=0.1.2",
+        "safetensors>=0.5",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff>=0.8"],
+        "bench": ["pytest>=8"],
+        "gpu": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+    },
+    entry_points={"console_scripts": ["merging=merging.main:main"]},
+)
