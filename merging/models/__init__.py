@@ -1,0 +1,31 @@
+"""One decoder, configured into families: plain dicts of arrays in, logits out."""
+
+from merging.models.config import DecoderConfig
+from merging.models.functional import (
+    BOS,
+    Params,
+    abstract,
+    bind,
+    forward,
+    init,
+    parameter_count,
+    shift_right,
+)
+from merging.models.ladders import ladder, size
+from merging.models.predictor import Predictor, predictor
+
+__all__ = [
+    "BOS",
+    "DecoderConfig",
+    "Params",
+    "Predictor",
+    "abstract",
+    "bind",
+    "forward",
+    "init",
+    "ladder",
+    "parameter_count",
+    "predictor",
+    "shift_right",
+    "size",
+]

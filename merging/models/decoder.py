@@ -1,0 +1,207 @@
+"""One decoder-only transformer in Flax nnx, configured into families.
+
+RMSNorm, rotary positions (arXiv 2104.09864), grouped or multi-query attention (arXiv
+2305.13245), gated MLPs (arXiv 2002.05202), serial or parallel blocks (arXiv
+2204.02311). Outside this file a model is a config and a plain nested dict of arrays.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from merging.models.config import DecoderConfig
+
+_ACTIVATION = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
+
+
+class Cache(NamedTuple):
+    """Keys and values, [B, S, kv_heads, head_dim] each; stacked over layers outside."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class Positions(NamedTuple):
+    """Where the tokens of a call stand, shared by all layers.
+
+    ``index`` [B or 1, T] absolute positions; ``sin`` and ``cos`` [B or 1, T, 1,
+    head_dim / 2]; ``mask`` [B or 1, T, S], true where a query may look at a key.
+    """
+
+    index: jax.Array
+    sin: jax.Array
+    cos: jax.Array
+    mask: jax.Array
+
+
+class Block(nnx.Module):
+    """One layer: attention and a gated MLP around a residual stream."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, hidden = config.width, config.mlp_width
+        queries = config.heads * config.head_dim
+        keys = config.kv_heads * config.head_dim
+        # Every layer adds two branches to the stream: keep its variance near one.
+        branch = 1 / math.sqrt(2 * config.layers)
+        matrix = functools.partial(_matrix, rngs, config.param_dtype)
+        self.query, self.key = matrix(width, queries), matrix(width, keys)
+        self.value, self.output = matrix(width, keys), matrix(queries, width, branch)
+        self.gate, self.up = matrix(width, hidden), matrix(width, hidden)
+        self.down = matrix(hidden, width, branch)
+        self.attention_norm = _ones(width, config.param_dtype)
+        if not config.parallel_block:
+            self.mlp_norm = _ones(width, config.param_dtype)
+
+    def __call__(
+        self, x: jax.Array, where: Positions, cache: Cache | None
+    ) -> tuple[jax.Array, Cache]:
+        """Return the stream [B, T, width] after this layer, and the layer's cache."""
+        eps = self.config.norm_eps
+        h = rms_norm(x, self.attention_norm[...], eps)
+        attended, cache = self._attend(h, where, cache)
+        if self.config.parallel_block:
+            return x + attended + self._mlp(h), cache
+        x = x + attended
+        return x + self._mlp(rms_norm(x, self.mlp_norm[...], eps)), cache
+
+    def _attend(self, h, where, cache):
+        split = (*h.shape[:2], -1, self.config.head_dim)
+        q = rotate(_apply(self.query, h).reshape(split), where.sin, where.cos)
+        k = rotate(_apply(self.key, h).reshape(split), where.sin, where.cos)
+        v = _apply(self.value, h).reshape(split)
+        if cache is not None:
+            rows = jnp.arange(len(h))[:, None]
+            k = cache.keys.at[rows, where.index].set(k)
+            v = cache.values.at[rows, where.index].set(v)
+        out = attention(q, k, v, where.mask)
+        return _apply(self.output, out.reshape(*h.shape[:2], -1)), Cache(k, v)
+
+    def _mlp(self, h):
+        gate = _ACTIVATION[self.config.activation](_apply(self.gate, h))
+        return _apply(self.down, gate * _apply(self.up, h))
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked blocks under scan, final norm, output projection."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        stack = nnx.vmap(lambda rngs: Block(config, rngs))
+        self.layers = nnx.split_rngs(splits=config.layers)(stack)(rngs)
+        # The last stream is normalised, so logits start at variance one.
+        table = functools.partial(_normal, rngs, config.param_dtype, config.width**-0.5)
+        self.embed = table(config.vocab_size, config.width)
+        self.final_norm = _ones(config.width, config.param_dtype)
+        if not config.tied_embeddings:
+            self.head = table(config.vocab_size, config.width)
+
+    def __call__(
+        self, inputs: jax.Array, where: Positions, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Return the normalised last stream [B, T, width], and every layer's cache.
+
+        Args:
+          inputs: token ids [B, T], BOS included.
+          where: their positions.
+          cache: leaves [layers, B, S, kv_heads, head_dim] to write into and attend
+            to; without it the keys and values of this call are attended and returned.
+        """
+        c = self.config
+        x = self.embed[...].astype(c.dtype)[inputs]
+        if c.scaled_embeddings:
+            x = x * math.sqrt(c.width)
+        block, weights = nnx.split(self.layers)
+
+        def layer(x, leaves):
+            weights, cache = leaves
+            return nnx.merge(block, weights)(x, where, cache)
+
+        if c.remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x, cache = jax.lax.scan(layer, x, (weights, cache))
+        return rms_norm(x, self.final_norm[...], c.norm_eps), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Return float32 logits [..., vocab_size] of hidden [..., width]."""
+        table = self.embed if self.config.tied_embeddings else self.head
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            table[...].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def positions(config: DecoderConfig, index: jax.Array, mask: jax.Array) -> Positions:
+    """Return the rotary tables of absolute positions ``index`` [B or 1, T]."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (index[..., None] * frequency)[:, :, None, :]
+    dtype = config.dtype
+    return Positions(
+        index, jnp.sin(angle).astype(dtype), jnp.cos(angle).astype(dtype), mask
+    )
+
+
+def causal(config: DecoderConfig, length: int) -> Positions:
+    """Return the positions of a whole sequence: each sees itself and what precedes.
+
+    Rows are padded on the right, so no real token ever sees padding.
+    """
+    index = jnp.arange(length)[None]
+    return positions(config, index, index[:, :, None] >= index[:, None, :])
+
+
+def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
+    """Scale the last axis to mean square one, in float32 (arXiv 1910.07467)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * gain).astype(x.dtype)
+
+
+def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Rotate the two halves of each head of x [B, T, heads, head_dim] (RoPE)."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Grouped-query attention; softmax in float32.
+
+    Args:
+      q: [B, T, heads, head_dim].
+      k: [B, S, kv_heads, head_dim].
+      v: [B, S, kv_heads, head_dim].
+      mask: [B or 1, T, S].
+
+    Returns:
+      [B, T, heads, head_dim].
+    """
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3]) * q.shape[3] ** -0.5
+    scores = jnp.einsum(
+        "btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32
+    )
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+
+
+def _apply(weight: nnx.Param, x: jax.Array) -> jax.Array:
+    return x @ weight[...].astype(x.dtype)
+
+
+def _normal(rngs, dtype, scale, *shape) -> nnx.Param:
+    return nnx.Param((jax.random.normal(rngs(), shape) * scale).astype(dtype))
+
+
+def _matrix(rngs, dtype, fan_in, fan_out, gain=1.0) -> nnx.Param:
+    return _normal(rngs, dtype, gain * fan_in**-0.5, fan_in, fan_out)
+
+
+def _ones(size, dtype) -> nnx.Param:
+    return nnx.Param(jnp.ones(size, dtype))

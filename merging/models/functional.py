@@ -1,0 +1,72 @@
+"""A decoder as pure functions of a config and a plain nested dict of arrays."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from merging.models.config import DecoderConfig
+from merging.models.decoder import Decoder, causal
+
+Params = dict[str, Any]
+BOS = 0  # the padding id opens every sequence, as in seqio's feature converters
+
+
+def init(config: DecoderConfig, seed: int) -> Params:
+    """Return fresh parameters: a nested dict of arrays, the same for the same seed."""
+    return _init(config)(seed)
+
+
+def abstract(config: DecoderConfig) -> Params:
+    """Return the parameters' shapes and dtypes as a dict of ShapeDtypeStruct."""
+    return jax.eval_shape(_init(config), 0)
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Return the number of parameters; a tied table counts once."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config)))
+
+
+def forward(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Return logits [B, T, vocab_size] float32; ``[:, t]`` predicts ``tokens[:, t]``.
+
+    Args:
+      config: the decoder.
+      params: its parameters.
+      tokens: ids [B, T] without BOS, rows padded on the right with 0. Position t sees
+        BOS and ``tokens[:, :t]``, so padding never influences a real token.
+    """
+    model = bind(config, params)
+    hidden, _ = model(shift_right(tokens), causal(config, tokens.shape[1]))
+    return model.logits(hidden)
+
+
+def shift_right(tokens: jax.Array) -> jax.Array:
+    """Return tokens [B, T] moved right by one, opened by BOS: the model's input."""
+    return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+
+
+def bind(config: DecoderConfig, params: Params) -> Decoder:
+    """Return the nnx module that holds these parameters; cheap, traceable."""
+    graph, state = _skeleton(config)
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+@functools.lru_cache(maxsize=64)
+def _init(config: DecoderConfig):
+    def make(seed):
+        model = Decoder(config, nnx.Rngs(jax.random.key(seed)))
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    return jax.jit(make)
+
+
+@functools.lru_cache(maxsize=64)
+def _skeleton(config: DecoderConfig):
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    return nnx.split(model)

@@ -1,0 +1,69 @@
+"""Named families of decoders, from smallest to largest."""
+
+from merging.errors import UserError, nearest
+from merging.models.config import DecoderConfig
+from merging.models.functional import parameter_count
+
+# width, layers, heads, head_dim of each size; multi-query attention.
+_TINY = {"1x": (16, 2, 2, 16), "8x": (48, 3, 3, 16), "24x": (96, 3, 6, 16)}
+_TINY["64x"] = (128, 4, 8, 16)
+_TINY_MLP = 48
+
+
+def ladder(name: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
+    """Return the decoders of a ladder, smallest first.
+
+    ``tiny``: four multi-query SwiGLU decoders whose parameters stand 1 : 8 : 24 : 64
+    at any vocabulary, the largest near a million at 400 tokens: the smallest one's
+    size is given, the others' MLPs are made as wide as their share asks for.
+
+    Raises:
+      UserError: an unknown ladder, or a vocabulary that leaves no room for an MLP.
+    """
+    if name != "tiny":
+        raise nearest("ladder", name, ["tiny"])
+    smallest = _tiny("1x", vocab_size, _TINY_MLP)
+    unit = parameter_count(smallest)
+    sizes = {"1x": smallest}
+    for size in ("8x", "24x", "64x"):
+        sizes[size] = _tiny(size, vocab_size, _mlp_width(size, vocab_size, unit))
+    return sizes
+
+
+def size(name: str, size: str, *, vocab_size: int) -> DecoderConfig:
+    """Return one decoder of a ladder.
+
+    Raises:
+      UserError: an unknown ladder or size, with the nearest names.
+    """
+    sizes = ladder(name, vocab_size=vocab_size)
+    if size not in sizes:
+        raise nearest(f"size of ladder {name!r}", size, sizes)
+    return sizes[size]
+
+
+def _tiny(size: str, vocab_size: int, mlp_width: int) -> DecoderConfig:
+    width, layers, heads, head_dim = _TINY[size]
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=1,
+        head_dim=head_dim,
+        mlp_width=mlp_width,
+        max_length=128,
+    )
+
+
+def _mlp_width(size: str, vocab_size: int, unit: int) -> int:
+    """Return the multiple of 8 nearest to a total of ``unit`` times the share."""
+    narrow, wide = (parameter_count(_tiny(size, vocab_size, w)) for w in (8, 16))
+    slope = (wide - narrow) / 8
+    width = 8 * round(((int(size[:-1]) * unit - narrow) / slope + 8) / 8)
+    if width < 8:
+        raise UserError(
+            f"vocab_size {vocab_size} leaves size {size} of ladder 'tiny' no room for "
+            "an MLP; use a smaller vocabulary."
+        )
+    return width
