@@ -1,1 +1,49 @@
-"""Merge large models, exactly and at scale, in JAX."""
+"""Merge large models, exactly and at scale, in JAX.
+
+    import merging
+    merged = merging.merge(base, {"qa": qa, "nli": nli}, merging.methods.ties())
+
+Nothing is imported until it is asked for, so `import merging` costs milliseconds.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from merging.errors import UserError
+
+if TYPE_CHECKING:
+    from merging import checkpoints, methods, models, tasks
+    from merging.checkpoints import open_checkpoint
+    from merging.resident import merge
+
+# What this page promises, and the module each name lives in.
+_FUNCTIONS = {
+    "merge": "merging.resident",
+    "open_checkpoint": "merging.checkpoints",
+}
+_PACKAGES = ("checkpoints", "methods", "models", "tasks")
+
+__all__ = [
+    "UserError",
+    "checkpoints",
+    "merge",
+    "methods",
+    "models",
+    "open_checkpoint",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _FUNCTIONS:
+        value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"merging.{name}")
+    else:
+        raise AttributeError(f"module 'merging' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
