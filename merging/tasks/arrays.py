@@ -1,0 +1,108 @@
+"""Training data as arrays, read through seqio once and from disk ever after."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from merging.errors import UserError, nearest
+from merging.tasks import cache
+from merging.tasks.backend import load_seqio
+from merging.tasks.faults import require_none
+from merging.tasks.suites import Suite
+
+
+class TokenArrays(NamedTuple):
+    """Sequences to train on.
+
+    Attributes:
+      tokens: int32 [N, T], without BOS, padded on the right with 0.
+      loss_weights: bool [N, T]: the answer and its end mark; for pretraining the
+        whole text.
+    """
+
+    tokens: np.ndarray
+    loss_weights: np.ndarray
+
+
+def materialise(
+    suite: Suite,
+    what: str,
+    split: str,
+    length: int,
+    *,
+    count: int | None = None,
+    cache_dir: Path | str | None = None,
+) -> TokenArrays:
+    """Return training data of a suite.
+
+    Args:
+      suite: whose data.
+      what: "pretrain", "instruct", "multitask", a held-in category or a dataset.
+      split: "train", "validation" or "test" (the first two have no "test").
+      length: T; every sequence must fit.
+      count: examples to sample from a mixture by its rates, repeating datasets that
+        run out; by default each dataset once, one after the other.
+      cache_dir: where to keep the arrays; with them there, TensorFlow isn't imported.
+
+    Raises:
+      UserError: an unknown name or split, no examples, an answer without a token, or
+        a sequence longer than ``length``, with the examples' numbers.
+    """
+    name = suite.training(what)
+    if cache_dir is None:
+        return _read(suite, name, what, split, length, count)
+    key = cache.key(suite.digest, split, length, count)
+    path = Path(cache_dir) / f"{name}-{split}-{key}.npz"
+    stored = cache.read(path)
+    if stored is None:
+        stored = _read(suite, name, what, split, length, count)._asdict()
+        cache.write(path, stored)
+    return TokenArrays(**stored)
+
+
+def _read(suite, name, what, split, length, count) -> TokenArrays:
+    load_seqio()
+    from merging.tasks.registration import register, seqio
+
+    register(suite)
+    mixture = seqio.get_mixture_or_task(name)
+    if split not in mixture.splits:
+        raise nearest(f"split of {what}", split, mixture.splits)
+    if count is None:
+        tasks = seqio.get_subtasks(mixture)
+        parts = [t.get_dataset(split=split, shuffle=False) for t in tasks]
+    else:
+        # A Mixture repeats its datasets without end unless told otherwise.
+        repeated = mixture.get_dataset(
+            split=split, shuffle=False, seed=0, num_epochs=None
+        )
+        parts = [repeated.take(count)]
+    batches = [b for part in parts for b in part.ragged_batch(4096)]
+    if not batches:
+        raise UserError(f"dataset {what} ({split}) is empty")
+    return _joined(batches, length, f"{what} ({split})")
+
+
+def _joined(batches, length: int, dataset: str) -> TokenArrays:
+    inputs, starts = _ragged([b["inputs"] for b in batches])
+    targets, sizes = _ragged([b["targets"] for b in batches])
+    ends = starts + sizes
+    faults = [
+        f"example {i}: {ends[i]} tokens, more than the {length} allowed"
+        for i in np.flatnonzero(ends > length)
+    ]
+    # The end mark is one of the target's tokens.
+    faults += [f"example {i}: empty answer" for i in np.flatnonzero(sizes < 2)]
+    require_none(faults, dataset)
+    position = np.arange(length)
+    in_answer = (position >= starts[:, None]) & (position < ends[:, None])
+    tokens = np.zeros((len(ends), length), np.int32)
+    tokens[position < starts[:, None]] = inputs
+    tokens[in_answer] = targets
+    return TokenArrays(tokens, in_answer)
+
+
+def _ragged(tensors) -> tuple[np.ndarray, np.ndarray]:
+    values = np.concatenate([t.flat_values.numpy() for t in tensors])
+    return values, np.concatenate([t.row_lengths().numpy() for t in tensors])

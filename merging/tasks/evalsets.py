@@ -1,0 +1,318 @@
+"""What evaluation needs of a dataset, as arrays; through seqio, or from disk."""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merging.errors import UserError, nearest
+from merging.tasks import cache
+from merging.tasks.backend import load_seqio
+from merging.tasks.faults import require_none
+from merging.tasks.metrics import METRICS, rank_target
+from merging.tasks.suites import Suite
+from merging.tasks.words import EOS
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSet:
+    """A dataset to evaluate: M rows of prompt and continuation, N examples.
+
+    Attributes:
+      dataset: its name.
+      ranked: True: the rows are the choices of the examples, to be scored;
+        False: a row is an example, to be continued and compared with its target.
+      prompts, prompt_lengths: int32 [M, P] padded on the right with 0, and [M].
+      continuations, continuation_lengths: int32 [M, L] and [M]: the choices, or the
+        references without their end mark.
+      groups: [M], the example that a row belongs to, 0..N-1, ascending.
+      targets: M postprocessed targets, the metrics' first argument.
+      metrics: functions ``(targets, scores | predictions) -> {name: value}``.
+      decode: ids → text.
+      postprocess: ``(row, text) -> prediction``, the Task's own.
+      eos_id: the id that ends a generated text.
+      max_new_tokens: how far to generate; 0 for ranked.
+    """
+
+    dataset: str
+    ranked: bool
+    prompts: np.ndarray
+    prompt_lengths: np.ndarray
+    continuations: np.ndarray
+    continuation_lengths: np.ndarray
+    groups: np.ndarray
+    targets: Sequence[Any]
+    metrics: tuple[Callable[..., dict], ...]
+    decode: Callable[[Sequence[int]], str]
+    postprocess: Callable[[int, str], Any]
+    eos_id: int
+    max_new_tokens: int
+
+    @property
+    def examples(self) -> int:
+        """N, the number of examples."""
+        return int(self.groups[-1]) + 1
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a Task says of itself beside its rows."""
+
+    dataset: str
+    ranked: bool
+    metrics: tuple[Callable[..., dict], ...]
+    decode: Callable[[Sequence[int]], str]
+    postprocess: Callable[..., Any] | None
+    eos_id: int
+
+
+def load(
+    task: str,
+    split: str,
+    count: int | None = None,
+    *,
+    dataset: str | None = None,
+    max_length: int | None = None,
+) -> EvalSet:
+    """Return a registered seqio Task as an evaluation set. Imports TensorFlow.
+
+    Args:
+      task: a Task with ``inputs`` and ``targets``; one with metrics on scores must
+        have t5's ``idx`` (example, choice) and ``is_correct``.
+      split: one of the Task's.
+      count: take the first examples only.
+      dataset: the name to report; the Task's by default.
+      max_length: refuse a prompt that, with its longest answer, has more tokens.
+
+    Raises:
+      UserError: unknown task or split; no or too few examples; fewer than two
+        choices; not exactly one right choice; an empty choice or target; too long.
+    """
+    seqio = load_seqio()
+    if task not in seqio.TaskRegistry.names():
+        raise nearest("task", task, seqio.TaskRegistry.names())
+    provider = seqio.TaskRegistry.get(task)
+    vocabulary = provider.output_features["targets"].vocabulary
+    ranked = bool(provider.score_metric_fns)
+    facts = _Facts(
+        dataset=dataset or task,
+        ranked=ranked,
+        metrics=tuple(
+            provider.score_metric_fns if ranked else provider.predict_metric_fns
+        ),
+        decode=vocabulary.decode,
+        postprocess=provider.postprocessor,
+        eos_id=vocabulary.eos_id,
+    )
+    return _build(_rows(provider, split, count, facts), facts, max_length)
+
+
+def load_suite(
+    suite: Suite,
+    split: str,
+    count: int | None = None,
+    *,
+    datasets: Sequence[str] | None = None,
+    max_length: int | None = None,
+    cache_dir: Path | str | None = None,
+) -> list[EvalSet]:
+    """Return a suite's evaluation sets, without TensorFlow if they are on disk.
+
+    Args:
+      suite: whose datasets.
+      split: "train", "validation" or "test".
+      count: the first examples of each dataset; all by default.
+      datasets: names; all of the suite's by default, in its order.
+      max_length: as in ``load``.
+      cache_dir: where to keep the rows.
+
+    Raises:
+      UserError: as ``load``.
+    """
+    names = [d.name for d in suite.datasets] if datasets is None else list(datasets)
+    every = [_suite_facts(suite, name) for name in names]
+    suite.examples(split)
+    path = None
+    if cache_dir is not None:
+        key = cache.key(suite.digest, names, count)
+        path = Path(cache_dir) / f"{suite.prefix}-evaluation-{split}-{key}.npz"
+    stored = cache.read(path) if path else None
+    if stored is None:
+        from merging.tasks.registration import register, seqio
+
+        register(suite)
+        tables = []
+        for facts in every:
+            task = seqio.TaskRegistry.get(suite.evaluation(facts.dataset))
+            tables.append(_rows(task, split, count, facts))
+        if path:
+            cache.write(path, _pack(tables))
+    else:
+        tables = _unpack(stored)
+    pairs = zip(tables, every, strict=True)
+    return [_build(rows, facts, max_length) for rows, facts in pairs]
+
+
+def _suite_facts(suite: Suite, name: str) -> _Facts:
+    metric = suite.dataset(name).metric
+    ranked = metric == "accuracy"
+    return _Facts(
+        dataset=name,
+        ranked=ranked,
+        metrics=(METRICS[metric],),
+        decode=suite.words.decode,
+        postprocess=rank_target if ranked else None,
+        eos_id=EOS,
+    )
+
+
+def _rows(task, split: str, count: int | None, facts: _Facts) -> list[Row]:
+    """Read a Task's rows, those of the first ``count`` examples."""
+    if split not in task.splits:
+        raise nearest(f"split of {facts.dataset}", split, task.splits)
+    rows = list(task.get_dataset(split=split, shuffle=False).as_numpy_iterator())
+    if not rows:
+        raise UserError(f"dataset {facts.dataset} ({split}) is empty")
+    if facts.ranked:
+        missing = {"idx", "is_correct"} - set(rows[0])
+        if missing:
+            raise UserError(
+                f"task {task.name} has metrics on scores but no {sorted(missing)}: "
+                "give it the preprocessor rank_classification"
+            )
+        rows.sort(key=lambda row: tuple(row["idx"]))
+        _, groups = np.unique([row["idx"][0] for row in rows], return_inverse=True)
+    else:
+        groups = np.arange(len(rows))
+    if count is not None and not 1 <= count <= groups[-1] + 1:
+        raise UserError(
+            f"dataset {facts.dataset} ({split}): {count} examples asked for, "
+            f"it has {groups[-1] + 1}"
+        )
+    kept = len(rows) if count is None else int(np.searchsorted(groups, count))
+    return rows[:kept]
+
+
+def _build(rows: list[Row], facts: _Facts, max_length: int | None) -> EvalSet:
+    prompts, prompt_lengths = _padded([row["inputs"] for row in rows])
+    answers = [_without_end(row["targets"], facts.eos_id) for row in rows]
+    continuations, continuation_lengths = _padded(answers)
+    if facts.ranked:
+        examples = [int(row["idx"][0]) for row in rows]
+        groups = np.unique(examples, return_inverse=True)[1].astype(np.int32)
+    else:
+        groups = np.arange(len(rows), dtype=np.int32)
+    faults = _faults(rows, facts, groups, continuation_lengths)
+    totals = prompt_lengths + continuation_lengths
+    faults += [
+        f"example {groups[i]}: {totals[i]} tokens with its answer, more than the "
+        f"{max_length} allowed"
+        for i in np.flatnonzero(totals > (max_length or totals.max()))
+    ]
+    require_none(faults, facts.dataset)
+    post = facts.postprocess or (lambda text, **_: text)
+    targets = [post(_target(r, facts), example=r, is_target=True) for r in rows]
+    # Room for the longest reference and its end mark, in steps of 8 so that sets
+    # share a compilation.
+    room = 0 if facts.ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
+    return EvalSet(
+        dataset=facts.dataset,
+        ranked=facts.ranked,
+        prompts=prompts,
+        prompt_lengths=prompt_lengths,
+        continuations=continuations,
+        continuation_lengths=continuation_lengths,
+        groups=groups,
+        targets=tuple(targets),
+        metrics=facts.metrics,
+        decode=facts.decode,
+        postprocess=functools.partial(_prediction, facts.postprocess, rows),
+        eos_id=facts.eos_id,
+        max_new_tokens=room,
+    )
+
+
+def _faults(rows, facts: _Facts, groups, continuation_lengths) -> list[str]:
+    empty = "choice" if facts.ranked else "target"
+    faults = [
+        f"example {groups[i]}: a {empty} without a token"
+        for i in np.flatnonzero(continuation_lengths == 0)
+    ]
+    if facts.ranked:
+        right = np.bincount(groups, [bool(row["is_correct"]) for row in rows])
+        for i, choices in enumerate(np.bincount(groups)):
+            if choices < 2:
+                faults.append(f"example {i}: {choices} choice, needs 2 or more")
+            elif right[i] != 1:
+                faults.append(f"example {i}: {int(right[i])} right choices, needs 1")
+    return faults
+
+
+def _prediction(postprocess, rows: list[Row], row: int, text: str) -> Any:
+    if postprocess is None:
+        return text
+    return postprocess(text, example=rows[row], is_target=False)
+
+
+def _target(row: Row, facts: _Facts) -> str:
+    """Return the text as it was before tokenising, as seqio's Evaluator prefers it."""
+    text = row.get("targets_pretokenized")
+    if text is None:
+        return facts.decode(row["targets"].tolist())
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def _without_end(ids: np.ndarray, eos_id: int) -> np.ndarray:
+    return ids[:-1] if len(ids) and ids[-1] == eos_id else ids
+
+
+def _padded(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(s) for s in sequences], np.int32)
+    table = np.zeros((len(sequences), max(lengths.max(), 1)), np.int32)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(sequences)
+    return table, lengths
+
+
+def _pack(tables: list[list[Row]]) -> dict[str, np.ndarray]:
+    """Store rows column by column: sequences end to end beside their lengths."""
+    arrays, kinds = {}, []
+    for i, rows in enumerate(tables):
+        kinds.append({})
+        for name in rows[0]:
+            column = [np.asarray(row[name]) for row in rows]
+            if column[0].dtype.kind in "SO":
+                kinds[i][name] = "text"
+                texts = [bytes(value.item()) for value in column]
+                arrays[f"{i}/{name}"] = np.frombuffer(b"".join(texts), np.uint8)
+                arrays[f"{i}/{name}/size"] = np.array([len(t) for t in texts])
+            elif column[0].ndim:
+                kinds[i][name] = "sequence"
+                arrays[f"{i}/{name}"] = np.concatenate(column)
+                arrays[f"{i}/{name}/size"] = np.array([len(c) for c in column])
+            else:
+                kinds[i][name] = "number"
+                arrays[f"{i}/{name}"] = np.array(column)
+    return arrays | {"kinds": np.array(json.dumps(kinds))}
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> list[list[Row]]:
+    tables = []
+    for i, kinds in enumerate(json.loads(str(arrays["kinds"]))):
+        columns = {}
+        for name, kind in kinds.items():
+            column = arrays[f"{i}/{name}"]
+            if kind != "number":
+                cuts = np.cumsum(arrays[f"{i}/{name}/size"])[:-1]
+                column = np.split(column, cuts)
+            if kind == "text":
+                column = [part.tobytes() for part in column]
+            columns[name] = column
+        values = zip(*columns.values(), strict=True)
+        tables.append([dict(zip(columns, row, strict=True)) for row in values])
+    return tables
