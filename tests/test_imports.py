@@ -1,0 +1,201 @@
+"""The layers of the design, read from every file's imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "merging"
+
+# Imports go down, or sideways to a public name.
+LAYERS = {
+    0: "errors tree numerics distributed telemetry config results",
+    1: "methods sharding checkpoints models",
+    2: "resident tasks training evaluation",
+    3: "sweep report",
+    4: "main __main__",
+}
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+# `merging/__init__.py` offers names of any layer, and only when they are asked for.
+LAYER_OF["__init__"] = 4
+
+# Packages that may use less of ours than their layer allows.
+ONLY = {"methods": {"tree", "numerics", "errors"}}
+NEVER = {"evaluation": {"models", "methods", "checkpoints"}}
+TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "t5"}
+MAY_USE_TENSORFLOW = {"tasks", "evaluation"}
+
+
+class Import(NamedTuple):
+    """One imported dotted name, e.g. `merging.tree.flatten`, and where it stands."""
+
+    owner: str
+    name: str
+    where: str
+
+
+def package_of(dotted):
+    """Return `tree` of `merging.tree.flatten`; `__init__` of names of merging's own."""
+    part = (dotted.split(".") + ["__init__"])[1]
+    return part if part in LAYER_OF else "__init__"
+
+
+def imports_of(path, root=PACKAGE):
+    inside = path.relative_to(root)
+    owner = inside.parts[0].removesuffix(".py")
+    package = ["merging", *inside.parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        where = f"{inside}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, *filter(None, [node.module])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (Import(owner, name, where) for name in names)
+
+
+def all_imports(root=PACKAGE):
+    files = sorted(root.rglob("*.py"))
+    return [found for path in files for found in imports_of(path, root)]
+
+
+def violations(imports):
+    """Return a line for every import that the design forbids."""
+    found = []
+    for owner, name, where in imports:
+        top = name.split(".")[0]
+        if top in TENSORFLOW and owner not in MAY_USE_TENSORFLOW:
+            found.append(f"{where}: {owner} imports {top}")
+        if top != "merging":
+            continue
+        target = package_of(name)
+        if target == owner:
+            continue
+        if LAYER_OF[target] > LAYER_OF[owner] and owner != "__init__":
+            found.append(f"{where}: {owner} imports {target}, a layer above")
+        if owner in ONLY and target not in ONLY[owner]:
+            found.append(f"{where}: {owner} may import only {sorted(ONLY[owner])}")
+        if target in NEVER.get(owner, ()):
+            found.append(f"{where}: {owner} must never import {target}")
+        if any(part.startswith("_") for part in name.split(".")[1:]):
+            found.append(f"{where}: {name} is private to {target}")
+    return found
+
+
+def cycle(imports):
+    """Return the packages of one import cycle, or nothing."""
+    uses = {name: set() for name in LAYER_OF}
+    for owner, name, _ in imports:
+        if name.startswith("merging.") and owner != "__init__":
+            uses[owner].add(package_of(name))
+    while leaves := [name for name in uses if not uses[name] - {name}]:
+        for leaf in leaves:
+            del uses[leaf]
+            for others in uses.values():
+                others.discard(leaf)
+    return sorted(uses)
+
+
+def test_every_module_has_a_layer():
+    found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    assert found - set(LAYER_OF) - {"__pycache__"} == set()
+
+
+def test_imports_go_down_and_never_into_privates():
+    assert violations(all_imports()) == []
+
+
+def test_packages_do_not_import_each_other_in_a_circle():
+    assert cycle(all_imports()) == []
+
+
+def test_the_miniworld_is_plain_python_and_numpy():
+    files = sorted((PACKAGE / "tasks" / "miniworld").glob("*.py"))
+    used = {i.name.split(".")[0] for path in files for i in imports_of(path)}
+    assert files
+    assert used - sys.stdlib_module_names <= {"merging", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "expected"),
+    [
+        ("tree.py", "from merging import resident", "a layer above"),
+        (
+            "methods/ties.py",
+            "from merging.sharding import make_mesh",
+            "may import only",
+        ),
+        (
+            "methods/ties.py",
+            "def f():\n    import merging.telemetry",
+            "may import only",
+        ),
+        ("evaluation.py", "import merging.models.decoder", "must never import models"),
+        ("models/decoder.py", "from merging.sharding import _rule", "is private to"),
+        ("models/decoder.py", "from ..methods._ties import x", "is private to"),
+        ("sweep.py", "def f():\n    import seqio", "sweep imports seqio"),
+        ("report/page.py", "from tensorflow import data", "report imports tensorflow"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path, path, code, expected):
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(code)
+    assert expected in " ".join(violations(all_imports(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("methods/ties.py", "from merging.numerics import threshold"),
+        ("models/decoder.py", "from merging.models._attention import attend"),
+        ("models/decoder.py", "from merging.sharding import make_mesh"),
+        ("tasks/suite.py", "def f():\n    import seqio"),
+        ("sweep.py", "from merging import report"),
+    ],
+)
+def test_an_allowed_import_is_not_found(tmp_path, path, code):
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(code)
+    assert violations(all_imports(tmp_path)) == []
+
+
+def test_a_circle_is_found():
+    one = Import("models", "merging.sharding.make_mesh", "")
+    other = Import("sharding", "merging.models.init", "")
+    assert cycle([one]) == []
+    assert cycle([one, other]) == ["models", "sharding"]
+
+
+def loaded_by(statements):
+    """Return the top-level modules in a fresh interpreter after the statements."""
+    code = f"import sys\n{statements}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = {"jax", "flax", "orbax", "numpy", "ml_collections", "rich", *TENSORFLOW}
+    assert loaded_by("import merging, merging.main") & heavy == set()
+
+
+def test_asking_for_a_name_of_the_package_imports_its_module():
+    loaded = loaded_by("import merging\nassert callable(merging.methods.get)")
+    assert "jax" in loaded and not loaded & TENSORFLOW
+
+
+def test_nothing_but_tasks_and_evaluation_loads_tensorflow():
+    names = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    names &= set(LAYER_OF) - MAY_USE_TENSORFLOW - {"__init__", "__main__"}
+    assert {"resident", "training", "sweep"} <= names
+    modules = ", ".join(f"merging.{name}" for name in sorted(names))
+    assert loaded_by(f"import merging, {modules}") & TENSORFLOW == set()
