@@ -288,7 +288,7 @@ def test_the_readme_and_the_ci_run_the_same_two_commands():
     readme = (root / "README.md").read_text()
     run = (root / ".ci" / "run").read_text()
     assert "pip install '.[test]' && pytest" in readme
-    assert "pip install '.[test]' && pytest" in run
+    assert "pip install '.[test]'" in run and "stage pytest pytest\n" in run
     sweep = "merging sweep --config configs/scaling_curves/"
     assert f"pip install . && {sweep}tiny.py --workdir curves" in readme
     assert f"{sweep}smoke.py" in run
