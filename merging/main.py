@@ -19,6 +19,8 @@ from typing import NamedTuple, NoReturn
 
 from merging.errors import UserError, nearest
 
+_NO_SPACE = os.strerror(errno.ENOSPC).lower()
+
 # Everything else is imported by the command that needs it: help must not wait for JAX.
 
 
@@ -310,11 +312,13 @@ def _refused_by_the_system(error: BaseException | None) -> str | None:
     """Return what to do about a full disk or a missing permission, if it was one."""
     while error is not None:
         number = getattr(error, "errno", None)
-        # Storage libraries report a full disk in words, inside errors of their own.
-        full = number in (errno.ENOSPC, errno.EDQUOT)
-        if full or os.strerror(errno.ENOSPC).lower() in str(error).lower():
+        # Storage libraries and worker processes report a full disk in words only,
+        # amid their own.
+        words = [line for line in str(error).splitlines() if _NO_SPACE in line.lower()]
+        if number in (errno.ENOSPC, errno.EDQUOT) or words:
+            shown = (words or [error])[-1]
             return (
-                f"the disk is full ({error}).\nFinished work is kept; free some space."
+                f"the disk is full ({shown}).\nFinished work is kept; free some space."
             )
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             return f"the system refused it ({error}).\nChange that or the directory."

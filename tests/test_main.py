@@ -153,12 +153,19 @@ def full_disk_behind_another_error():
     return error
 
 
+def full_disk_in_a_worker():
+    error = RuntimeError("saving failed")
+    error.__cause__ = Exception("Traceback: line 1\nOSError: No space left on device\n")
+    return error
+
+
 @pytest.mark.parametrize(
     "failure",
     [
         OSError(errno.ENOSPC, "No space left on device", "/w/x"),
         full_disk_in_words(),
         full_disk_behind_another_error(),
+        full_disk_in_a_worker(),
     ],
 )
 def test_a_full_disk_is_named_with_the_way_on(run, sweep, config, failure):
