@@ -1,0 +1,178 @@
+"""Where adding experts stops paying: a concave fit of gain against K (figure F6).
+
+"Why Do More Experts Fail?" (arXiv 2505.21226) finds that each further expert adds
+less. The curve fitted is gain(K) = a (1 - exp(-K / c)): nothing at K = 0, which is
+the base, rising to the asymptote a; its marginal gain a/c exp(-K / c) shrinks.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from merging.report.summaries import Grid, ModelScores, by_seed
+
+SATURATED = 0.9  # share of the asymptote at which a curve counts as saturated
+FEWEST_POINTS = 3  # values of K above 0: two parameters and one degree of freedom
+GOOD_FIT = 0.5  # smallest R² whose saturation point is quoted
+
+# What `Fit.status` can say; only the first two quote a saturation point.
+FITTED = "fitted"
+BEYOND = "extrapolated: saturates beyond the largest K"
+STRAIGHT = "no saturation seen: a straight line fits as well"
+POOR = "poor fit: gains do not follow a saturating curve"
+FALLING = "no gain over the base"
+FEW = "too few values of K"
+FAILED = "the fit did not converge"
+
+
+class Fit(NamedTuple):
+    """A fitted gain curve.
+
+    Attributes:
+      asymptote, constant: a and c; None where nothing was fitted.
+      saturation: the K that reaches `SATURATED` of the asymptote, where quoted.
+      r_squared, rmse: of the points fitted, the base at K = 0 included.
+      points: how many values of K above 0 were fitted.
+    """
+
+    status: str
+    asymptote: float | None = None
+    constant: float | None = None
+    saturation: float | None = None
+    r_squared: float | None = None
+    rmse: float | None = None
+    points: int = 0
+
+    @property
+    def quotable(self) -> bool:
+        """Whether the curve may be drawn: it rises and describes the points."""
+        return self.status in (FITTED, BEYOND, STRAIGHT)
+
+    def gain(self, K: float) -> float:
+        """The fitted gain over the base at K experts."""
+        return self.asymptote * -math.expm1(-K / self.constant)
+
+    def marginal(self, K: float) -> float:
+        """The fitted gain per further expert at K experts."""
+        return self.asymptote / self.constant * math.exp(-K / self.constant)
+
+
+def fit(gains: Mapping[int, float]) -> Fit:
+    """Fit the curve to K → gain over the base (K ≥ 1), by bounded least squares."""
+    counts = sorted(K for K in gains if K > 0)
+    values = [gains[K] for K in counts]
+    if len(counts) < FEWEST_POINTS:
+        return Fit(FEW, points=len(counts))
+    if max(values) <= 0:
+        return Fit(FALLING, points=len(counts))
+    shortest, longest = counts[0] / 10, counts[-1] * 10
+    found = _least_squares(counts, values, shortest, longest)
+    if found is None:
+        return Fit(FAILED, points=len(counts))
+    asymptote, constant = found
+    curve = Fit(FITTED, asymptote, constant, points=len(counts))
+    errors = [curve.gain(K) - v for K, v in zip(counts, values, strict=True)] + [0.0]
+    total = sum((v - statistics.fmean([*values, 0])) ** 2 for v in (*values, 0.0))
+    residual = sum(error**2 for error in errors)
+    curve = curve._replace(
+        r_squared=1 - residual / total, rmse=math.sqrt(residual / len(errors))
+    )
+    saturation = -constant * math.log(1 - SATURATED)
+    if asymptote <= 0:
+        return curve._replace(status=FALLING)
+    if curve.r_squared < GOOD_FIT:
+        return curve._replace(status=POOR)
+    if constant > 0.99 * longest:
+        return curve._replace(status=STRAIGHT)
+    status = FITTED if saturation <= counts[-1] else BEYOND
+    return curve._replace(status=status, saturation=saturation)
+
+
+def _least_squares(
+    counts: Sequence[int], values: Sequence[float], shortest: float, longest: float
+) -> tuple[float, float] | None:
+    # Imported late: the command line must start quickly.
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    K, gain = np.asarray(counts, float), np.asarray(values, float)
+    top = float(np.max(np.abs(gain)))
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        # In units of the largest gain, so that the solver's tolerances mean something.
+        return -x[0] * np.expm1(-K / x[1]) - gain / top
+
+    # The asymptote may not run off: a straight line has none, and c's bound says so.
+    limit = 2 * longest / counts[-1]
+    best = None
+    for start in (counts[0] / 2, counts[-1] / 3, float(counts[-1])):
+        solution = least_squares(
+            residuals, [1.0, start], bounds=([-limit, shortest], [limit, longest])
+        )
+        if solution.success and (best is None or solution.cost < best.cost):
+            best = solution
+    return None if best is None else (float(best.x[0]) * top, float(best.x[1]))
+
+
+class Gains(NamedTuple):
+    """Gain over the base on all held-in datasets, of one size, base and method.
+
+    Attributes:
+      by_seed: K → seed → gain; K = 0, the base, is left out (its gain is 0).
+      marginal: (K before, K) → seed → gain per expert added between them.
+      fit: the curve through the means over seeds.
+      saturations: the saturation points of the seeds' own fits, where quoted.
+    """
+
+    by_seed: Mapping[int, Mapping[int, float]]
+    marginal: Mapping[tuple[int, int], Mapping[int, float]]
+    fit: Fit
+    saturations: tuple[float, ...]
+
+
+def gains(grid: Grid, size: str, base: str, method: str, measure: str) -> Gains | None:
+    """Return the gain curve of `measure` ("gain" or "gain_share"); None without data.
+
+    Experts evaluated on every held-in dataset give the point at K = 1.
+    """
+    points: dict[int, dict[int, float]] = {}
+    for K in grid.counts:
+        if found := by_seed(grid.models(size, base, method, K), measure):
+            points[K] = found
+    if not points:
+        return None
+    singles: Sequence[ModelScores] = grid.models(size, base, "expert", 1)
+    if all(len(model.subset) == 1 for model in singles):
+        if found := by_seed(singles, measure):
+            points[1] = found
+    points = dict(sorted(points.items()))
+    seeds = sorted({seed for values in points.values() for seed in values})
+    own = [
+        fit({K: values[seed] for K, values in points.items() if seed in values})
+        for seed in seeds
+    ]
+    means = {K: statistics.fmean(values.values()) for K, values in points.items()}
+    return Gains(
+        by_seed=points,
+        marginal=_marginal(points),
+        fit=fit(means),
+        saturations=tuple(f.saturation for f in own if f.saturation is not None),
+    )
+
+
+def _marginal(
+    points: Mapping[int, Mapping[int, float]],
+) -> dict[tuple[int, int], dict[int, float]]:
+    marginal = {}
+    before, below = 0, None
+    for K, values in points.items():
+        shared = (
+            values if below is None else {s: v for s, v in values.items() if s in below}
+        )
+        marginal[before, K] = {
+            seed: (value - (below[seed] if below else 0.0)) / (K - before)
+            for seed, value in shared.items()
+        }
+        before, below = K, values
+    return {steps: values for steps, values in marginal.items() if values}
