@@ -1,0 +1,51 @@
+"""The scaling curves on a laptop: two sizes, both bases, all methods, one seed.
+
+merging sweep --config configs/scaling_curves/tiny.py --workdir curves
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.suite = "miniworld"
+    config.data = ConfigDict(
+        dict(
+            world_seed=0,
+            train_examples=8192,
+            validation_examples=64,
+            test_examples=256,
+            documents=40_000,
+            instructions=40_000,
+        )
+    )
+    config.ladder = "tiny"
+    config.sizes = ("1x", "8x")
+    config.bases = ("pt", "it")
+    config.methods = ("average", "task_arithmetic", "ties", "dare_ties", "rht")
+    config.experts_merged = (2, 4, 8)
+    config.seeds = 1
+
+    # Every size trains on the same tokens at rate × (parameters / smallest)^exponent.
+    config.learning_rate = 6e-3
+    config.learning_rate_exponent = -0.25
+    config.batch_size = 32
+    config.pretraining = ConfigDict(dict(steps=4000))
+    config.instruction = ConfigDict(dict(steps=3000, rate=0.5))
+    config.expert = ConfigDict(dict(steps=300, rate=0.4))
+    config.multitask = ConfigDict(
+        dict(steps=2400, rate=0.5, patience=4, validate_every=100)
+    )
+
+    # λ, and density where it matters, are chosen on validation for every merge.
+    config.scales = ConfigDict(
+        dict(
+            task_arithmetic=(0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
+            ties=(0.2, 0.4, 0.7, 1.0, 1.4, 2.0, 2.8),
+            dare_ties=(0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4),
+            rht=(0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.8),
+        )
+    )
+    config.densities = ConfigDict(dict(ties=(0.2,), dare_ties=(0.2,), rht=(0.7,)))
+    config.workers = 0  # one per CPU core
+    return config

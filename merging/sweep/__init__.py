@@ -1,0 +1,40 @@
+"""The experiment grid: train, merge, evaluate, report; every step resumable."""
+
+from pathlib import Path
+from typing import Any
+
+from merging import report, results
+from merging.sweep.driver import finish, open_store
+from merging.sweep.gates import gates
+from merging.sweep.rows import rows
+from merging.sweep.settings import Settings, read
+from merging.sweep.steps import Grid, part, with_needs
+
+__all__ = ["Settings", "gates", "run"]
+
+
+def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
+    """Do what is left of a sweep, then write its rows and report.
+
+    Args:
+      config: a sweep's config, see configs/scaling_curves/tiny.py.
+      workdir: where every finished step is kept; continued if it holds this config's.
+      shard: (i, n): do the i-th of n parts of the grid only.
+
+    Returns:
+      The report's page.
+
+    Raises:
+      UserError: a config that can't be run, or another config's workdir.
+    """
+    settings = read(config)
+    grid = Grid(settings)
+    store, config_hash = open_store(config, workdir)
+    every = grid.targets()
+    finish(part(every, *shard), settings, store, "sweep")
+    found = rows(grid, with_needs(every), store, config_hash)
+    results.write(store.results, found)
+    page = report.write_report(found, store.workdir / "report")
+    print(report.summary_text(found))
+    print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
+    return page

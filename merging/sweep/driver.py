@@ -1,0 +1,70 @@
+"""From wanted steps to finished ones: what is left, who does it, how far along it is."""
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from merging import config as configs
+from merging.sweep import pool
+from merging.sweep.settings import Settings
+from merging.sweep.steps import Step, with_needs
+from merging.sweep.store import Store
+from merging.telemetry import EventLog, Progress, duration
+
+
+def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:
+    """Return the workdir as this config's store, and the config's hash.
+
+    `workers` says how to run, not what: changing it continues the same run.
+
+    Raises:
+      UserError: the workdir holds another config's run, or something else.
+    """
+    identity = copy.deepcopy(config)
+    with identity.unlocked():
+        del identity.workers
+    config_hash = configs.config_hash(identity)
+    store = Store(Path(workdir))
+    store.claim(identity.to_dict(), config_hash)
+    return store, config_hash
+
+
+def finish(
+    targets: Sequence[Step], settings: Settings, store: Store, label: str
+) -> None:
+    """Do every step that the targets need and that is not finished yet."""
+    pending = _pending(targets, store)
+    if not pending:
+        print(f"{label}: nothing to do, all is in {store.workdir}", file=sys.stderr)
+        return
+    every = with_needs(targets)
+    total = sum(step.cost for step in every)
+    print(
+        f"{label}: {len(pending)} of {len(every)} steps to do with "
+        f"{pool.worker_count(settings)} workers; finished ones stay in "
+        f"{store.workdir}",
+        file=sys.stderr,
+    )
+    log = EventLog(store.workdir / "events.jsonl")
+    with Progress(total, label, log=log) as progress:
+        progress.skip(total - sum(step.cost for step in pending))
+        pool.run(pending, settings, store, progress)
+    print(f"{label}: done in {duration(progress.elapsed)}", file=sys.stderr)
+
+
+def _pending(targets: Sequence[Step], store: Store) -> list[Step]:
+    """Return the unfinished steps, leaving out what only finished ones need."""
+    needed = []
+    front = list(targets)
+    seen = set()
+    while front:
+        step = front.pop()
+        if step.key in seen or store.finished(step):
+            continue
+        seen.add(step.key)
+        needed.append(step)
+        front += step.needs
+    order = {step.key: at for at, step in enumerate(with_needs(targets))}
+    return sorted(needed, key=lambda step: order[step.key])

@@ -1,0 +1,216 @@
+"""The grid as steps: what each depends on, and the key that follows from it.
+
+    data ── pretrain(size) ── instruct(size) ── expert(size, base, category, seed)
+                    └───────────┴─ multitask(size, base)      └── merge(…)
+
+A step's key is the hash of everything its output depends on, through all steps before
+it. Equal key, equal output: that is what makes a sweep resumable and its parts
+shareable, and a changed setting redo exactly what it touches.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from merging import models
+from merging.sweep.settings import Phase, Settings
+
+# Raise it when code changes what a step's output means.
+REVISION = 1
+FLOPS_PER_SECOND = 15e9  # one CPU core on small models; only weighs the progress bar
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One unit of work.
+
+    Attributes:
+      kind: "data", "pretrain", "instruct", "expert", "multitask", "direct" or "merge".
+      name: unique in the grid and readable, e.g. "expert/8x/it/sentiment/seed0".
+      settings: what the output depends on beside `needs`; JSON values.
+      needs: the steps whose outputs are read.
+      cost: rough seconds on one core.
+    """
+
+    kind: str
+    name: str
+    settings: dict[str, Any]
+    needs: tuple["Step", ...]
+    cost: float
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Return the hash of all that this step's output depends on."""
+        parts = [REVISION, self.kind, self.settings, [need.key for need in self.needs]]
+        text = json.dumps(parts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Grid:
+    """Makes the steps of a sweep, each once."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._made: dict[str, Step] = {}
+
+    def targets(self) -> list[Step]:
+        """Return every step that result rows come from, in a fixed order."""
+        s = self.settings
+        steps = []
+        for size in s.sizes:
+            for base in s.bases:
+                steps.append(self.base(size, base))
+                steps += [self.multitask(size, base, early) for early in (False, True)]
+                for seed in range(s.seeds):
+                    steps += [
+                        self.merge(size, base, method, count, seed)
+                        for count in s.experts_merged
+                        for method in s.methods
+                    ]
+        return steps
+
+    def data(self) -> Step:
+        """The training arrays and evaluation sets, read through seqio."""
+        digest = {"digest": self.settings.suite.digest}
+        return self._step("data", "data", digest, (), 30.0)
+
+    def base(self, size: str, base: str) -> Step:
+        """The pretrained model, or the instruction-tuned one made from it."""
+        if base == "pt":
+            return self._training("pretrain", size, self.data(), "pretrain", seed=0)
+        before = self.base(size, "pt")
+        return self._training("instruct", size, before, "instruct", seed=0)
+
+    def expert(self, size: str, base: str, category: str, seed: int) -> Step:
+        """A base fine-tuned on one held-in category."""
+        before = self.base(size, base)
+        return self._training("expert", size, before, category, seed, base)
+
+    def multitask(self, size: str, base: str, early: bool) -> Step:
+        """A base trained on all held-in categories, with or without early stopping."""
+        before = self.base(size, base)
+        kind = "multitask_early" if early else "multitask"
+        return self._training(kind, size, before, "multitask", 0, base)
+
+    def direct(self, size: str, base: str, dataset: str) -> Step:
+        """A base fine-tuned on one dataset: is the dataset learnable?"""
+        before = self.base(size, base)
+        return self._training("direct", size, before, dataset, 0, base)
+
+    def merge(self, size: str, base: str, method: str, count: int, seed: int) -> Step:
+        """A merge, its λ and density chosen on validation, evaluated on everything."""
+        s = self.settings
+        subset = s.subset(seed, count)
+        experts = tuple(self.expert(size, base, c, seed) for c in subset)
+        settings = {
+            "size": size,
+            "base": base,
+            "method": method,
+            "seed": seed,
+            "subset": subset,
+            "candidates": s.candidates(method),
+        }
+        tried = len(settings["candidates"]) if len(settings["candidates"]) > 1 else 0
+        scored = tried * 2 * count * s.suite.validation_examples
+        scored += len(s.suite.datasets) * s.suite.test_examples
+        name = f"merge/{size}/{base}/{method}/K{count}/seed{seed}"
+        needs = (self.base(size, base), *experts)
+        return self._step("merge", name, settings, needs, self._scoring(size, scored))
+
+    def _training(
+        self, kind: str, size: str, before: Step, what: str, seed: int, base: str = ""
+    ) -> Step:
+        s = self.settings
+        early = kind == "multitask_early"
+        phase = {
+            "pretrain": s.pretraining,
+            "instruct": s.instruction,
+            "expert": s.expert,
+            "direct": s.expert,
+        }.get(kind, s.multitask)
+        if not early:
+            phase = dataclasses.replace(phase, patience=0, validate_every=0)
+        decoder = s.decoder(size)
+        settings = {
+            "size": size,
+            "base": base or {"pretrain": "pt", "instruct": "it"}[kind],
+            "what": what,
+            "seed": seed,
+            "decoder": dataclasses.asdict(decoder),
+            "recipe": self._recipe(size, phase, seed),
+            "evaluates": self._evaluated(kind, what),
+        }
+        scored = len(settings["evaluates"]) * s.suite.test_examples
+        length = 48
+        tokens = phase.steps * s.batch_size * length
+        flops = 6 * models.parameter_count(decoder) * tokens
+        cost = flops / FLOPS_PER_SECOND + phase.steps * 1e-3
+        parts = [kind, size, base, what if kind in ("expert", "direct") else ""]
+        name = "/".join([p for p in parts if p] + [f"seed{seed}"])
+        cost += self._scoring(size, scored)
+        return self._step(kind, name, settings, (before,), cost)
+
+    def _recipe(self, size: str, phase: Phase, seed: int) -> dict[str, Any]:
+        return {
+            "steps": phase.steps,
+            "batch_size": self.settings.batch_size,
+            "learning_rate": self.settings.peak_rate(size) * phase.rate,
+            "warmup_steps": max(10, phase.steps // 20),
+            "seed": seed,
+            "patience": phase.patience,
+            "validate_every": phase.validate_every,
+        }
+
+    def _evaluated(self, kind: str, what: str) -> list[str]:
+        """Return the datasets that a trained model is tested on."""
+        datasets = self.settings.suite.datasets
+        if kind == "expert":
+            return [d.name for d in datasets if d.category == what]
+        if kind == "direct":
+            return [what]
+        return [d.name for d in datasets]
+
+    def _scoring(self, size: str, examples: int) -> float:
+        flops = 2 * models.parameter_count(self.settings.decoder(size)) * 36
+        return 0.5 + examples * (flops / FLOPS_PER_SECOND + 1e-4)
+
+    def _step(self, kind, name, settings, needs, cost) -> Step:
+        if name not in self._made:
+            settings = json.loads(json.dumps(settings))
+            self._made[name] = Step(kind, name, settings, needs, cost)
+        return self._made[name]
+
+
+def with_needs(targets: Iterable[Step]) -> list[Step]:
+    """Return the targets and all they need, each once, needs first."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.key not in ordered:
+            for need in step.needs:
+                visit(need)
+            ordered[step.key] = step
+
+    for target in targets:
+        visit(target)
+    return list(ordered.values())
+
+
+def part(targets: list[Step], index: int, count: int) -> list[Step]:
+    """Return part `index` of `count` of the targets.
+
+    Parts are runs of neighbours of nearly equal cost. Targets are ordered by size,
+    base and seed, so a part needs few models that another part trains as well.
+    """
+    whole = sum(step.cost for step in targets)
+    low, high = whole * index / count, whole * (index + 1) / count
+    chosen, passed = [], 0.0
+    for step in targets:
+        middle = passed + step.cost / 2
+        if low <= middle < high:
+            chosen.append(step)
+        passed += step.cost
+    return chosen

@@ -1,0 +1,184 @@
+"""What a worker does for each kind of step."""
+
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import merging
+from merging import checkpoints, evaluation, methods, models, tasks, training
+from merging.sweep.settings import Settings
+from merging.sweep.steps import Step
+from merging.sweep.store import Broken, Store
+
+Tick = Callable[..., None]
+Scores = dict[str, float]
+
+
+def execute(step: Step, settings: Settings, store: Store, tick: Tick) -> None:
+    """Do a step and publish its output, unless it is finished already.
+
+    Raises:
+      Broken: the output of a step that this one needs can't be read.
+    """
+    tick(0.0)
+    with store.working(step) as folder:
+        if folder is None:
+            return
+        begin = time.monotonic()
+        make = {"data": _data, "merge": _merge}.get(step.kind, _train)
+        output = make(step, settings, store, folder, tick)
+        output["wall_seconds"] = round(time.monotonic() - begin, 3)
+        store.publish(step, output)
+
+
+def _data(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
+    suite = settings.suite
+    wanted = ["pretrain", "instruct", "multitask", *suite.categories]
+    for done, what in enumerate(wanted):
+        tick(done / len(wanted), f"preparing {what}")
+        _examples(settings, store, what, "train")
+    _examples(settings, store, "multitask", "validation")
+    for split in ("validation", "test"):
+        _eval_sets(suite, split, store.data)
+    return {}
+
+
+def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
+    config = settings.decoder(step.settings["size"])
+    recipe = training.Recipe(**step.settings["recipe"], checkpoint_every=1000)
+    if step.kind == "pretrain":
+        params = models.init(config, step.settings["seed"])
+    else:
+        params = restore(store, step.needs[0], config)
+    validation = None
+    if recipe.validate_every:
+        validation = _examples(settings, store, "multitask", "validation")
+    trained = training.train(
+        config,
+        params,
+        _examples(settings, store, step.settings["what"], "train"),
+        recipe,
+        workdir=folder / "training",
+        validation=validation,
+        report=lambda done, loss: tick(
+            0.95 * done / recipe.steps, f"{step.name} loss {loss:.3f}"
+        ),
+    )
+    checkpoints.save(folder / "checkpoint", trained.params)
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    output = {
+        "steps": int(trained.steps),
+        "loss": float(np.mean(trained.losses[-100:])),
+        "test": _score(config, trained.params, settings, store, "test", step),
+    }
+    if step.kind == "expert":
+        scores = _score(config, trained.params, settings, store, "validation", step)
+        output["validation"] = scores
+    return output
+
+
+def _merge(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
+    config = settings.decoder(step.settings["size"])
+    base, *experts = step.needs
+    ours = {e.settings["what"]: restore(store, e, config) for e in experts}
+    theirs = {}
+    for expert in experts:
+        theirs |= store.output(expert)["validation"]
+
+    def merge(parameters: dict) -> models.Params:
+        method = methods.get(step.settings["method"], **parameters)
+        return merging.merge(
+            restore(store, base, config),
+            ours,
+            method,
+            seed=step.settings["seed"],
+            donate=False,
+        )
+
+    candidates = step.settings["candidates"]
+    tried = []
+    if len(candidates) > 1:
+        wanted = set(theirs)
+        for done, parameters in enumerate(candidates):
+            tick(done / (len(candidates) + 3))
+            values = _evaluate(
+                config, merge(parameters), settings, store, "validation", wanted
+            )
+            ratios = [values[d] / theirs[d] for d in values if theirs[d] > 0]
+            tried.append(float(np.mean(ratios)))
+    best = int(np.argmax(tried)) if tried else 0
+    everything = {d.name for d in settings.suite.datasets}
+    test = _evaluate(
+        config, merge(candidates[best]), settings, store, "test", everything
+    )
+    return {
+        "parameters": _described(candidates, best),
+        "validation": tried,
+        "test": test,
+    }
+
+
+def _described(candidates: list[dict], best: int) -> dict:
+    """Return the chosen parameters, and whether λ is at the end of its grid."""
+    chosen = dict(candidates[best])
+    scales = sorted({c["scale"] for c in candidates if "scale" in c})
+    if len(scales) > 1:
+        chosen["scale_at_edge"] = chosen["scale"] in (scales[0], scales[-1])
+    return chosen
+
+
+def restore(store: Store, step: Step, config: models.DecoderConfig) -> models.Params:
+    """Return a finished step's parameters, kept in memory for the next steps.
+
+    Raises:
+      Broken: the checkpoint is damaged.
+    """
+    return _restore(store.path(step), step.name, step.key, config)
+
+
+@functools.lru_cache(maxsize=40)
+def _restore(path: Path, name: str, key: str, config) -> models.Params:
+    try:
+        params = checkpoints.restore(path / "checkpoint", models.abstract(config))
+    except (checkpoints.CorruptCheckpoint, OSError) as error:
+        raise Broken(name, key, str(error)) from error
+    return jax.block_until_ready(params)
+
+
+def _score(config, params, settings, store, split: str, step: Step) -> Scores:
+    wanted = set(step.settings["evaluates"])
+    return _evaluate(config, params, settings, store, split, wanted)
+
+
+def _evaluate(config, params, settings, store, split: str, wanted: set[str]) -> Scores:
+    sets = _eval_sets(settings.suite, split, store.data)
+    chosen = _batches(tuple(s for s in sets if s.dataset in wanted))
+    predict = models.predictor(config).bind(params)
+    return {s.dataset: s.value for s in evaluation.evaluate(chosen, predict)}
+
+
+@functools.lru_cache(maxsize=None)
+def _batches(sets: tuple) -> tuple:
+    return sets
+
+
+@functools.lru_cache(maxsize=4)
+def _eval_sets(suite: tasks.Suite, split: str, cache_dir: Path) -> tuple:
+    return tuple(tasks.load_suite(suite, split, cache_dir=cache_dir))
+
+
+def _examples(settings: Settings, store: Store, what: str, split: str):
+    length = settings.suite.module.MAX_LENGTH
+    return _arrays(settings.suite, what, split, length, store.data)
+
+
+@functools.lru_cache(maxsize=6)
+def _arrays(suite: tasks.Suite, what: str, split: str, length: int, cache_dir: Path):
+    return training.Examples(
+        *tasks.materialise(suite, what, split, length, cache_dir=cache_dir)
+    )
