@@ -7,7 +7,6 @@ import numpy as np
 
 from merging.errors import UserError, nearest
 from merging.tasks import cache
-from merging.tasks.backend import load_seqio
 from merging.tasks.faults import require_none
 from merging.tasks.suites import Suite
 
@@ -62,8 +61,7 @@ def materialise(
 
 
 def _read(suite, name, what, split, length, count) -> TokenArrays:
-    load_seqio()
-    from merging.tasks.registration import register, seqio
+    from merging.tasks.registration import as_written, register, seqio
 
     register(suite)
     mixture = seqio.get_mixture_or_task(name)
@@ -71,10 +69,10 @@ def _read(suite, name, what, split, length, count) -> TokenArrays:
         raise nearest(f"split of {what}", split, mixture.splits)
     if count is None:
         tasks = seqio.get_subtasks(mixture)
-        parts = [t.get_dataset(split=split, shuffle=False) for t in tasks]
+        parts = [as_written(t.get_dataset)(split=split, shuffle=False) for t in tasks]
     else:
         # A Mixture repeats its datasets without end unless told otherwise.
-        repeated = mixture.get_dataset(
+        repeated = as_written(mixture.get_dataset)(
             split=split, shuffle=False, seed=0, num_epochs=None
         )
         parts = [repeated.take(count)]

@@ -1,0 +1,18 @@
+"""A toy suite, small enough to read through seqio in every test."""
+
+import pytest
+
+from merging.tasks import Suite
+
+
+@pytest.fixture(scope="session")
+def toy() -> Suite:
+    return Suite(
+        "toy",
+        "toy_suite",
+        train_examples=12,
+        validation_examples=5,
+        test_examples=7,
+        documents=20,
+        instructions=9,
+    )
