@@ -1,0 +1,209 @@
+"""Task-vector transforms: what happens to each expert's Δ before they are combined.
+
+A transform is a frozen dataclass whose numbers are traced and whose words are static
+(see `Method`), with two functions. `inquire` runs on the host and finds the state,
+arrays with one entry for each leaf, asking for counts where it must (`statistics`).
+`apply` is pure and elementwise (or rowwise): it takes one block of Δ and the state
+of the block's leaf, broadcast against the block.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from merging import numerics
+from merging.errors import UserError, nearest
+from merging.methods import statistics
+from merging.methods.statistics import Layout, Sample
+from merging.numerics import Index
+
+SCOPES = ("global", "tensor", "row")
+TIES = ("keep_all", "exact")
+
+
+class Transform(Protocol):
+    """What `Method` needs of a transform."""
+
+    @property
+    def cut(self) -> str:
+        """How a leaf may be cut into blocks: `element`, `row`, `matrix`, `tensor`."""
+
+    def inquire(
+        self, layout: Layout, expert: str, seed: int, sample: Sample | None = None
+    ) -> Generator[Any, Any, Any]:
+        """Find the state for one expert: a NamedTuple of arrays [leaves], or ()."""
+
+    def apply(self, delta: Array, state: Any, index: Index) -> Array:
+        """Transform one block of Δ, given each element's index in its leaf."""
+
+
+class Cutoff(NamedTuple):
+    """A trim's rule for each leaf: `numerics.kept`'s threshold key and cutoff index."""
+
+    threshold: np.ndarray
+    cutoff: Index
+
+
+class RowRank(NamedTuple):
+    """How many magnitudes of each row are kept, for each leaf: int32."""
+
+    rank: np.ndarray
+
+
+class MaskKey(NamedTuple):
+    """A leaf's mask: the two words of its key and the largest hash that is kept."""
+
+    key: tuple[np.ndarray, np.ndarray]
+    bound: np.ndarray
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["density"],
+    meta_fields=["scope", "ties"],
+)
+@dataclass(frozen=True)
+class Trim:
+    """Keep the largest magnitudes; see `trim`."""
+
+    density: float
+    scope: str
+    ties: str
+
+    @property
+    def cut(self) -> str:
+        """Rows must be whole for a ranking within them, else any cut will do."""
+        return "row" if self.scope == "row" else "element"
+
+    def inquire(self, layout, expert, seed, sample=None):
+        """Find the threshold (and cutoff) of each leaf, or the rank in its rows."""
+        if self.scope == "row":
+            ranks = [
+                statistics.trim_rank(self.density, s[-1] if s else 1, self.ties)
+                for s in layout.shapes
+            ]
+            return RowRank(np.array(ranks, np.int32))
+        threshold, cutoff = yield from statistics.magnitude_cut(
+            layout, self.density, self.scope, self.ties, sample
+        )
+        words = np.uint64 if layout.wide else np.uint32
+        largest = int(layout.sizes.max(initial=0))
+        return Cutoff(threshold.astype(words), numerics.as_index(cutoff, largest))
+
+    def apply(self, delta, state, index):
+        """Zero what is not kept."""
+        if self.scope == "row":
+            wide = delta.dtype == jnp.float64
+            rows = jnp.atleast_1d(delta)
+            keys = numerics.magnitude_keys(rows, jnp.uint64 if wide else jnp.uint32)
+            keep = numerics.kept_in_rows(keys, state.rank, self.ties == "exact")
+            return jnp.where(keep, rows, 0).reshape(delta.shape)
+        keys = numerics.magnitude_keys(delta, state.threshold.dtype)
+        keep = numerics.kept(keys, index, state.threshold, state.cutoff)
+        return jnp.where(keep, delta, 0)
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["density"], meta_fields=["rescale"]
+)
+@dataclass(frozen=True)
+class Drop:
+    """Keep a random fraction of the elements; see `drop`."""
+
+    density: float
+    rescale: bool
+    cut = "element"
+
+    def inquire(self, layout, expert, seed, sample=None):
+        """Derive each leaf's mask key from (seed, expert, path); asks nothing."""
+        yield from ()
+        keys = [numerics.mask_key(seed, expert, path) for path in layout.paths]
+        words = np.array(keys, np.uint32).reshape(-1, 2)
+        bound = np.full(len(keys), numerics.mask_bound(self.density), np.uint32)
+        return MaskKey((words[:, 0], words[:, 1]), bound)
+
+    def apply(self, delta, state, index):
+        """Zero what the mask drops, and divide the rest by the density."""
+        keep = numerics.random_bits(index, state.key) <= state.bound
+        rest = delta / jnp.asarray(self.density, delta.dtype) if self.rescale else delta
+        return jnp.where(keep, rest, 0)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["divisor"], meta_fields=[])
+@dataclass(frozen=True)
+class Rescale:
+    """Divide by a number; see `rescale`."""
+
+    divisor: float
+    cut = "element"
+
+    def inquire(self, layout, expert, seed, sample=None):
+        """Need nothing."""
+        yield from ()
+        return ()
+
+    def apply(self, delta, state, index):
+        """Divide."""
+        return delta / jnp.asarray(self.divisor, delta.dtype)
+
+
+def trim(density: float, scope: str = "global", ties: str = "keep_all") -> Trim:
+    """Keep the largest magnitudes of each task vector and zero the rest.
+
+    With n elements in scope and k = ⌊density·n⌋, the threshold is the (n − k)-th
+    smallest magnitude (density 1 keeps all). TIES-Merging, Yadav et al. 2023, §3.
+
+    Args:
+      density: fraction kept, in (0, 1].
+      scope: the set that is ranked: the whole model (``global``), each leaf
+        (``tensor``), or each row (the last axis; a 1-D leaf is one row).
+      ties: ``keep_all`` keeps every magnitude ≥ the threshold; ``exact`` keeps
+        exactly k, lowest index first (``global``: lowest path first).
+
+    Raises:
+      UserError: a density out of range, an unknown scope or tie rule.
+    """
+    for kind, value, valid in (("scope", scope, SCOPES), ("tie rule", ties, TIES)):
+        if value not in valid:
+            raise nearest(kind, value, valid)
+    return Trim(fraction("density", density), scope, ties)
+
+
+def drop(density: float, rescale: bool = True) -> Drop:
+    """Keep each element with probability `density`, and divide it by `density`.
+
+    The mask is a pure function of (seed, expert name, leaf path, element index).
+    DARE, Yu et al. 2024, arXiv 2311.03099, eq. 3.
+
+    Raises:
+      UserError: a density out of range.
+    """
+    if not isinstance(rescale, bool):
+        raise UserError(f"rescale must be True or False, not {rescale!r}.")
+    return Drop(fraction("density", density), rescale)
+
+
+def rescale(divisor: float) -> Rescale:
+    """Divide each task vector by a number in (0, 1], such as the density kept."""
+    return Rescale(fraction("divisor", divisor))
+
+
+def fraction(name: str, value: float) -> float:
+    """Return `value` as a float in (0, 1], or raise a UserError that names it."""
+    if number(name, value) <= 0 or value > 1:
+        raise UserError(f"{name} must be in (0, 1] (the fraction kept), not {value!r}.")
+    return float(value)
+
+
+def number(name: str, value: float) -> float:
+    """Return `value` as a finite float, or raise a UserError that names it."""
+    real = isinstance(value, (int, float, np.integer, np.floating))
+    if not real or isinstance(value, bool) or not np.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value!r}.")
+    return float(value)

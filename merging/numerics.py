@@ -1,0 +1,230 @@
+"""Exact magnitude selection and counter-based masks: what every layout must agree on.
+
+Three things here make the same bits come out on any mesh and for any block size:
+
+* an element is known by its **index in the whole leaf** (row-major), computed from
+  iotas, so a sharded array is never flattened (that would all-gather it);
+* magnitudes are compared by their **bit pattern**, which orders non-negative floats
+  as unsigned integers do, so a threshold is exact and selection needs counts only;
+* random masks are a **hash of the index**, so no generator's state has an order.
+"""
+
+import math
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+# A count of at most this many elements fits an int32 on the device.
+COUNT_LIMIT = 2**31 - 1
+_WORD = 0xFFFFFFFF
+
+
+class Index(NamedTuple):
+    """Element indices as uint32 words; `high` is None where all are below 2**32."""
+
+    low: Array
+    high: Array | None
+
+
+def as_index(values: int | np.ndarray, elements: int) -> Index:
+    """Return host integers below or equal to `elements`, a leaf's size, as words."""
+    values = np.asarray(values, np.uint64)
+    low = (values & np.uint64(_WORD)).astype(np.uint32)
+    if elements <= _WORD:
+        return Index(low, None)
+    return Index(low, (values >> np.uint64(32)).astype(np.uint32))
+
+
+def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how far apart neighbours along each axis are, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def element_index(
+    shape: tuple[int, ...], strides: tuple[int, ...], offset: Index
+) -> Index:
+    """Return each element's index in its leaf, for a block of a leaf.
+
+    Args:
+      shape: of the block.
+      strides: the *leaf's* row-major strides, one for each axis of the block.
+      offset: the index of the block's first element; broadcasts against `shape`.
+    """
+    low = jnp.broadcast_to(jnp.asarray(offset.low, jnp.uint32), shape)
+    high = offset.high
+    if high is not None:
+        high = jnp.broadcast_to(jnp.asarray(high, jnp.uint32), shape)
+    for axis, stride in enumerate(strides):
+        steps = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        step_low = steps * np.uint32(stride & _WORD)
+        total = low + step_low
+        if high is not None:
+            carry = (total < low).astype(jnp.uint32)
+            high = high + _product_high(steps, stride) + carry
+        low = total
+    return Index(low, high)
+
+
+def _product_high(steps: Array, stride: int) -> Array:
+    """Return bits 32-63 of uint32 `steps` times `stride`, in 16-bit halves."""
+    a1, a0 = steps >> 16, steps & np.uint32(0xFFFF)
+    b1, b0 = np.uint32(stride >> 16 & 0xFFFF), np.uint32(stride & 0xFFFF)
+    middle = a1 * b0 + (a0 * b0 >> 16)
+    other = a0 * b1 + (middle & np.uint32(0xFFFF))
+    upper = a1 * b1 + (middle >> 16) + (other >> 16)
+    return upper + steps * np.uint32(stride >> 32 & _WORD)
+
+
+def precedes(index: Index, cutoff: Index) -> Array:
+    """Return where `index` < `cutoff`, elementwise."""
+    below = index.low < cutoff.low
+    if index.high is None:
+        return below
+    return (index.high < cutoff.high) | ((index.high == cutoff.high) & below)
+
+
+def working_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+    """Return what a leaf of these dtypes is computed in: float32, or float64 if any."""
+    wide = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def key_top(key_dtype: jnp.dtype) -> int:
+    """Return an integer above every finite or infinite magnitude's key."""
+    return (0x7F80_0000 if key_dtype == jnp.uint32 else 0x7FF0_0000_0000_0000) + 1
+
+
+def magnitude_keys(values: Array, key_dtype: jnp.dtype) -> Array:
+    """Return unsigned integers that order as |values| do: the bits less the sign.
+
+    `key_dtype` is uint32, or uint64 where the model holds a float64 leaf: then its
+    float32 leaves are widened, exactly, so that one ranking covers both.
+    """
+    wide = jnp.dtype(key_dtype) == jnp.uint64
+    bits = lax.bitcast_convert_type(
+        values.astype(jnp.float64 if wide else jnp.float32), key_dtype
+    )
+    return bits & jnp.asarray(2 ** (63 if wide else 31) - 1, key_dtype)
+
+
+def kept(keys: Array, index: Index, threshold: Array, cutoff: Index) -> Array:
+    """Return which elements a trim keeps: above the threshold, or on it and early.
+
+    An element on the threshold is kept if its index comes before `cutoff`, which is
+    the leaf's size to keep all ties.
+    """
+    return (keys > threshold) | ((keys == threshold) & precedes(index, cutoff))
+
+
+def kept_in_rows(keys: Array, rank: Array, exact: bool) -> Array:
+    """Return which elements are among the `rank` largest of their row (last axis).
+
+    Bisection over the key's bits, and with `exact` over the bits of the column, so
+    that of the elements on the threshold only the first are kept. Each step is one
+    count along the row: a row that is cut over devices costs an all-reduce of the
+    counts and is gathered nowhere.
+
+    Args:
+      keys: [..., columns] unsigned.
+      rank: scalar int32; 0 keeps nothing.
+      exact: break ties by column; otherwise keep all of them.
+    """
+    columns = keys.shape[-1]
+    column = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+
+    def largest(bits: int, start: Array, chosen) -> Array:
+        def step(i, found):
+            trial = found | (jnp.ones_like(found) << (bits - 1 - i).astype(found.dtype))
+            enough = jnp.sum(chosen(trial), -1, jnp.int32, keepdims=True) >= rank
+            return jnp.where(enough, trial, found)
+
+        return lax.fori_loop(0, bits, step, start)
+
+    rows = (*keys.shape[:-1], 1)
+    bits = keys.dtype.itemsize * 8 - 1
+    threshold = largest(bits, jnp.zeros(rows, keys.dtype), lambda key: keys >= key)
+    keep = keys >= threshold
+    if exact:
+        # The most columns that can be cut off the end and still leave `rank`.
+        def first(cut: Array) -> Array:
+            early = column < columns - cut
+            return (keys > threshold) | ((keys == threshold) & early)
+
+        cut = largest(columns.bit_length(), jnp.zeros(rows, jnp.int32), first)
+        keep = first(cut)
+    return keep & (rank > 0)
+
+
+def count(mask: Array) -> Array:
+    """Return the number of True elements: int32 scalar, or [leading] if huge.
+
+    A mask past int32's reach is counted per slice of its leading axis; the host adds
+    the parts as int64. A mask whose slices are past it too must be cut into blocks.
+    """
+    return total(mask.astype(jnp.int32))
+
+
+def total(values: Array) -> Array:
+    """Return the sum of int32 values within ±1, in parts as `count` describes."""
+    if values.size <= COUNT_LIMIT:
+        return jnp.sum(values, dtype=jnp.int32)
+    if values.ndim < 2 or values.size // values.shape[0] > COUNT_LIMIT:
+        raise ValueError(f"a block of shape {values.shape} cannot be counted in int32")
+    return jnp.sum(values, axis=range(1, values.ndim), dtype=jnp.int32)
+
+
+def mask_key(seed: int, expert: str, path: str) -> tuple[int, int]:
+    """Return the two uint32 words that key one expert's mask of one leaf.
+
+    crc32 of the names (Python's `hash` is salted anew in every process), mixed with
+    the seed by splitmix64 so that neighbouring seeds share nothing.
+    """
+    words = zlib.crc32(expert.encode()) << 32 | zlib.crc32(path.encode())
+    mixed = _splitmix64(_splitmix64(seed & 2**64 - 1) ^ words)
+    return mixed & _WORD, mixed >> 32
+
+
+def mask_bound(density: float) -> int:
+    """Return the largest hash that is kept: round(density * 2**32) - 1, at least 0."""
+    return min(max(round(density * 2**32), 1), 2**32) - 1
+
+
+def random_bits(index: Index, key: tuple[Array, Array]) -> Array:
+    """Return uniform uint32 bits, a pure function of the element index and the key.
+
+    The three-multiply mix "triple32" (Wellons, https://nullprogram.com/blog/2018/07/31/;
+    avalanche bias 0.02 %), with the key's second word and the index's high word
+    entering between its rounds. An eighth of Threefry's cost, and no scratch.
+    """
+    bits = index.low ^ key[0]
+    bits = (bits ^ (bits >> 17)) * np.uint32(0xED5AD4BB)
+    bits = bits ^ key[1]
+    if index.high is not None:
+        bits = bits ^ _triple32(index.high)  # maps 0 to 0: narrow and wide agree
+    bits = (bits ^ (bits >> 11)) * np.uint32(0xAC4C1B51)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x31848BAB)
+    return bits ^ (bits >> 14)
+
+
+def _triple32(bits: Array) -> Array:
+    bits = (bits ^ (bits >> 17)) * np.uint32(0xED5AD4BB)
+    bits = (bits ^ (bits >> 11)) * np.uint32(0xAC4C1B51)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x31848BAB)
+    return bits ^ (bits >> 14)
+
+
+def _splitmix64(state: int) -> int:
+    state = (state + 0x9E3779B97F4A7C15) & 2**64 - 1
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 2**64 - 1
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 2**64 - 1
+    return state ^ (state >> 31)
+
+
+@jax.jit
+def all_finite(values: Array) -> Array:
+    """Return whether no element is NaN or infinite: a bool scalar."""
+    return jnp.all(jnp.isfinite(values))

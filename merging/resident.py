@@ -1,0 +1,402 @@
+"""Merge models that are in memory: whole, or sharded over a mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from merging import blocks as layouts
+from merging import methods, numerics, tree
+from merging.blocks import Block
+from merging.errors import UserError
+from merging.methods import Kept, Layout, Method
+from merging.tree import Tree
+
+
+def merge(
+    base: Tree | None,
+    experts: Mapping[str, Tree],
+    method: Method,
+    *,
+    seed: int = 0,
+    donate: bool = True,
+) -> dict[str, Any]:
+    """Merge experts that share a base: θ = θ₀ + λ · combine(θᵢ − θ₀).
+
+    Arithmetic in float32, rounded once to the base's dtypes; float64 stays float64.
+    The same bits on any number of devices and any layout, and for any order of the
+    experts. Integer and boolean leaves are taken from the base.
+
+    Args:
+      base: θ₀, a nested dict of arrays; None if the method needs none (`average`).
+      experts: θᵢ by name, of the base's structure. Random masks depend on the name.
+      method: such as ``methods.ties(density=0.2)``.
+      seed: of random masks.
+      donate: write over the base's buffers, which are deleted; False keeps the base.
+
+    Returns:
+      The merged parameters, with the base's structure, dtypes and shardings.
+
+    Raises:
+      UserError: no experts, a wrong number of weights, models that differ in leaves or
+        integer values, a NaN or Inf in an input; each lists every offender.
+    """
+    job = _prepare(base, experts, method, seed)
+    return _apply(job, method.scale, donate)
+
+
+def merge_scales(
+    base: Tree,
+    experts: Mapping[str, Tree],
+    method: Method,
+    scales: Sequence[float],
+    *,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Yield the merge for each λ, the same as `merge` with that scale, base kept.
+
+    Thresholds and the majority sign do not depend on λ and are found once.
+    """
+    if not method.needs_base:
+        raise UserError(f"{method.name} has no scale to vary.")
+    job = _prepare(base, experts, method, seed)
+    for scale in scales:
+        yield _apply(job, float(scale), donate=False)
+
+
+class _Job(NamedTuple):
+    """A merge that waits for its scale only; experts in the order of their names."""
+
+    method: Method
+    paths: list[str]
+    copied: dict[str, Array]
+    layout: Layout
+    blocks: list[Block]
+    like: list[Array]
+    base: list[Array | None]
+    experts: list[list[Array]]
+    states: list[list[Any]]
+    verdict: Any
+
+
+def _prepare(
+    base: Tree | None, experts: Mapping[str, Tree], method: Method, seed: int
+) -> _Job:
+    """Check the inputs, lay them out in blocks, and find the method's statistics."""
+    method = _check_arguments(base, experts, method)
+    names = sorted(experts)  # sums then round alike whatever order they came in
+    models = {} if base is None else {"base": base}
+    models |= {f"expert {name}": experts[name] for name in names}
+    tree.require_same_structure(models)
+    flat = {name: tree.flatten(model) for name, model in models.items()}
+    template = next(iter(flat.values()))
+    floats = sorted(p for p in template if tree.dtype_class(template[p]) == "float")
+    copied = _copy_discrete(flat, [p for p in template if p not in set(floats)])
+
+    leaves = {n: [_on_device(of[p]) for p in floats] for n, of in flat.items()}
+    like = next(iter(leaves.values()))
+    leaves = {n: _align(arrays, like) for n, arrays in leaves.items()}
+    if not method.needs_base:
+        leaves.pop("base", None)
+    working = [
+        numerics.working_dtype(*(x.dtype for x in same))
+        for same in zip(*leaves.values(), strict=True)
+    ]
+    layout = Layout(tuple(floats), tuple(x.shape for x in like), jnp.float64 in working)
+    blocks = layouts.plan(like, working, pack=method.cut == "element")
+    arrays = {n: [layouts.pack(b, of) for b in blocks] for n, of in leaves.items()}
+    _require_finite(layout, blocks, arrays, leaves)
+
+    start = arrays.pop("base", [None] * len(blocks))
+    ready = list(arrays.values())
+    job = _Job(
+        method, list(template), copied, layout, blocks, like, start, ready, [], None
+    )
+    for name, of in zip(names, ready, strict=True):
+        job.states.append(_find_states(job, of, name, seed))
+    verdict = _drive(method.combiner.inquire(), lambda _: _count_ballot(job))
+    return job._replace(verdict=verdict)
+
+
+def _apply(job: _Job, scale: float | None, donate: bool) -> dict[str, Any]:
+    """Merge every block, and put the leaves back in their places."""
+    method = dataclasses.replace(job.method, scale=scale, name="")
+    old = _to_write_over(job) if donate else None
+    merged: list[Any] = [None] * len(job.like)
+    for b, block in enumerate(job.blocks):
+        base, run = job.base[b], _merge
+        if donate and block.rows is None:
+            base, run = old[block.leaves[0]], _merge_over
+        result = run(
+            base,
+            method,
+            [expert[b] for expert in job.experts],
+            _states_of(job, block),
+            job.verdict,
+            block.offset,
+            strides=block.strides,
+            dtype=block.dtype,
+            sharding=_mesh_sharding(job.like[block.leaves[0]]),
+        )
+        parts = layouts.unpack(block, result, old, job.like)
+        for i, leaf in zip(block.leaves, parts, strict=True):
+            merged[i] = leaf
+    found = dict(zip(job.layout.paths, merged, strict=True)) | job.copied
+    return tree.unflatten({path: found[path] for path in job.paths})
+
+
+def _check_arguments(base, experts, method: Method) -> Method:
+    """Refuse what is wrong before any work; return the method, weights in order."""
+    if not isinstance(experts, Mapping) or not experts:
+        raise UserError("experts must be a mapping of at least one name to parameters.")
+    strange = [repr(name) for name in experts if not isinstance(name, str)]
+    if strange:
+        raise UserError(f"expert names must be strings, not {', '.join(strange)}.")
+    if base is None and method.needs_base:
+        raise UserError(f"{method.name} merges task vectors: it needs the base.")
+    if method.weights is None:
+        return method
+    if len(method.weights) != len(experts):
+        raise UserError(
+            f"{len(method.weights)} weights for {len(experts)} experts "
+            f"({', '.join(experts)}): give one for each, in that order."
+        )
+    weight = dict(zip(experts, method.weights, strict=True))
+    return dataclasses.replace(method, weights=tuple(weight[n] for n in sorted(weight)))
+
+
+def _copy_discrete(flat: Mapping[str, Mapping], paths: list[str]) -> dict[str, Array]:
+    """Return copies of the integer and boolean leaves, which must all be equal."""
+    (first, template), *rest = flat.items()
+    wrong = []
+    for path in paths:
+        kind = tree.dtype_class(template[path])
+        if kind not in ("integer", "bool"):
+            wrong.append(f"{path}: {kind} leaves cannot be merged")
+            continue
+        wrong += [
+            f"{path}: {name!r} differs from {first!r}"
+            for name, leaves in rest
+            if not bool(jnp.array_equal(leaves[path], template[path]))
+        ]
+    if wrong:
+        raise UserError(
+            "integer and boolean leaves must be equal in all models, and are copied; "
+            "leave these out of the merge:\n  " + "\n  ".join(wrong)
+        )
+    return {path: jnp.array(template[path]) for path in paths}
+
+
+def _on_device(leaf: Any) -> Array:
+    # A copy: memory that NumPy owns must not be written over.
+    return leaf if isinstance(leaf, Array) else jnp.array(leaf)
+
+
+def _align(leaves: list[Array], like: list[Array]) -> list[Array]:
+    """Return the leaves in the first model's layouts."""
+    return [
+        x
+        if x.sharding == y.sharding or x.sharding.is_equivalent_to(y.sharding, y.ndim)
+        else jax.device_put(x, y.sharding)
+        for x, y in zip(leaves, like, strict=True)
+    ]
+
+
+def _require_finite(layout, blocks, arrays, leaves) -> None:
+    """Raise a UserError that names every leaf and model with a NaN or Inf."""
+    checks = {name: [numerics.all_finite(x) for x in of] for name, of in arrays.items()}
+    wrong = [
+        f"{layout.paths[i]} in {name!r}"
+        for name, fine in jax.device_get(checks).items()
+        for block, ok in zip(blocks, fine, strict=True)
+        if not ok
+        for i in block.leaves
+        if not numerics.all_finite(leaves[name][i])
+    ]
+    if wrong:
+        raise UserError("NaN or Inf in the weights of:\n  " + "\n  ".join(wrong))
+
+
+def _to_write_over(job: _Job) -> list[Array]:
+    """Return the base's leaves, copied where something else needs the same buffer."""
+    seen = {id(x) for expert in job.experts for x in expert}
+    old = []
+    for leaf in job.like:
+        old.append(jnp.copy(leaf) if id(leaf) in seen else leaf)
+        seen.add(id(leaf))
+    return old
+
+
+def _mesh_sharding(leaf: Array) -> NamedSharding | None:
+    return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+
+
+def _states_of(job: _Job, block: Block) -> list[list[Any]]:
+    return [[block.spread(state) for state in states] for states in job.states]
+
+
+def _find_states(job: _Job, arrays: list[Array], name: str, seed: int) -> list[Any]:
+    """Return the states of the method's transforms for one expert, in order."""
+    states: list[Any] = []
+    for i, transform in enumerate(job.method.transforms):
+        counter = _Counter(job, arrays, job.method.transforms[:i], tuple(states))
+        inquiry = transform.inquire(job.layout, name, seed, counter.sample)
+        states.append(_drive(inquiry, counter.count))
+    return states
+
+
+def _drive(inquiry: Generator, answer: Callable[[Any], Any]) -> Any:
+    """Answer a statistic's questions until it returns its state."""
+    reply = None
+    while True:
+        try:
+            question = inquiry.send(reply)
+        except StopIteration as stop:
+            return stop.value
+        reply = answer(question)
+
+
+class _Counter:
+    """Counts magnitudes of one expert's Δ as the transforms before a trim leave it.
+
+    On a CPU the keys are made once and counted by NumPy, which is several times
+    faster at it than a compiled reduction. Elsewhere, and for leaves that are cut
+    over devices, each question is one reduction on the devices and stores nothing.
+    """
+
+    def __init__(self, job: _Job, arrays, transforms, states):
+        self.job, self.arrays = job, arrays
+        self.transforms, self.states = transforms, states
+        self.key_dtype = jnp.dtype(jnp.uint64 if job.layout.wide else jnp.uint32)
+        self.on_host = [
+            block.rows is not None or _on_one_cpu(job.like[block.leaves[0]])
+            for block in job.blocks
+        ]
+
+    @functools.cached_property
+    def keys(self) -> dict[int, np.ndarray]:
+        """Each host leaf's magnitude keys, flat."""
+        made = {}
+        for b, block in enumerate(self.job.blocks):
+            if self.on_host[b]:
+                keys = _keys(
+                    *self._inputs(b), strides=block.strides, dtype=self.key_dtype
+                )
+                flat = np.asarray(keys).reshape(-1)
+                for leaf, start, stop in block.segments(self.job.layout.sizes):
+                    made[leaf] = flat[start:stop]
+        return made
+
+    @property
+    def sample(self) -> Callable[[int, int], np.ndarray] | None:
+        """A first guess, where reading some of the keys costs nothing."""
+        if not all(self.on_host):
+            return None
+        return lambda leaf, stride: self.keys[leaf][::stride]
+
+    def count(self, question: Kept) -> np.ndarray:
+        """Answer the question: int64 [leaves, trials]."""
+        counts = np.zeros(question.threshold.shape, np.int64)
+        waiting = {}
+        for b, block in enumerate(self.job.blocks):
+            if not self.on_host[b] and (question.threshold[block.leaves[0]] >= 0).any():
+                waiting[block.leaves[0]] = self._count_on_devices(b, question)
+        for leaf, keys in self.keys.items():
+            for trial in np.flatnonzero(question.threshold[leaf] >= 0):
+                threshold = question.threshold[leaf, trial]
+                cutoff = question.cutoff[leaf, trial]
+                counts[leaf, trial] = _count_on_host(keys, threshold, cutoff)
+        for leaf, parts in waiting.items():
+            parts = np.asarray(parts, np.int64)
+            counts[leaf] = parts.reshape(len(parts), -1).sum(axis=1)
+        return counts
+
+    def _count_on_devices(self, b: int, question: Kept) -> Array:
+        block, leaf = self.job.blocks[b], self.job.blocks[b].leaves[0]
+        threshold = np.maximum(question.threshold[leaf], 0).astype(self.key_dtype)
+        size = int(self.job.layout.sizes[leaf])
+        cutoff = numerics.as_index(question.cutoff[leaf], size)
+        return _count(*self._inputs(b), threshold, cutoff, strides=block.strides)
+
+    def _inputs(self, b: int) -> tuple:
+        block = self.job.blocks[b]
+        states = [block.spread(state) for state in self.states]
+        base = self.job.base[b]
+        return self.transforms, base, self.arrays[b], states, block.offset
+
+
+def _on_one_cpu(leaf: Array) -> bool:
+    devices = leaf.sharding.device_set
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def _count_on_host(keys: np.ndarray, threshold: int, cutoff: int) -> int:
+    threshold = keys.dtype.type(threshold)
+    if cutoff >= keys.size:
+        return np.count_nonzero(keys >= threshold)
+    early = np.count_nonzero(keys[:cutoff] == threshold)
+    return np.count_nonzero(keys > threshold) + early
+
+
+def _count_ballot(job: _Job) -> int:
+    """Answer `Ballot`: elements with a positive sum of votes, less those negative."""
+    parts = []
+    for b, block in enumerate(job.blocks):
+        experts = [expert[b] for expert in job.experts]
+        states = _states_of(job, block)
+        parts.append(
+            _ballot(
+                job.method,
+                job.base[b],
+                experts,
+                states,
+                block.offset,
+                strides=block.strides,
+            )
+        )
+    return sum(int(np.asarray(part, np.int64).sum()) for part in parts)
+
+
+def _merge_block(
+    base, method, experts, states, verdict, offset, *, strides, dtype, sharding
+):
+    index = numerics.element_index(experts[0].shape, strides, offset)
+    merged = methods.merge_block(method, base, experts, states, verdict, index, dtype)
+    if sharding is None:
+        return merged
+    return jax.lax.with_sharding_constraint(merged, sharding)
+
+
+_STATIC = ("strides", "dtype", "sharding")
+_merge = jax.jit(_merge_block, static_argnames=_STATIC)
+# An average does not read the base, whose buffers are to be reused all the same.
+_merge_over = jax.jit(
+    _merge_block, static_argnames=_STATIC, donate_argnums=0, keep_unused=True
+)
+
+
+@partial(jax.jit, static_argnames=("strides", "dtype"))
+def _keys(transforms, base, expert, states, offset, *, strides, dtype):
+    index = numerics.element_index(expert.shape, strides, offset)
+    return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
+
+
+@partial(jax.jit, static_argnames="strides")
+def _count(transforms, base, expert, states, offset, threshold, cutoff, *, strides):
+    index = numerics.element_index(expert.shape, strides, offset)
+    return methods.count_kept(
+        transforms, base, expert, states, index, threshold, cutoff
+    )
+
+
+@partial(jax.jit, static_argnames="strides")
+def _ballot(method, base, experts, states, offset, *, strides):
+    index = numerics.element_index(experts[0].shape, strides, offset)
+    return methods.count_votes(method, base, experts, states, index)
