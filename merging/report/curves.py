@@ -112,15 +112,16 @@ def fits(grid: Grid) -> Table:
     for size, base, method, raw, share in _every_gain(grid):
         own = spread(raw.saturations)
         fit = raw.fit
+        means = {K: spread(seeds.values()).mean for K, seeds in raw.by_seed.items()}
         rows.append(
             (size, grid.sizes[size], base, method, fit.status, fit.points)
             + (fit.asymptote, share.fit.asymptote if share else None)
             + (fit.constant, fit.saturation, own.low, own.high, own.count)
-            + (fit.r_squared, fit.rmse)
+            + (fit.r_squared, fit.rmse, max(means, key=means.get))
         )
     columns = ("size", "params", "base", "method", "fit", "points", "a (raw gain)")
     columns += ("a (share of gap)", "c (experts)", "saturation K", "lowest seed")
-    columns += ("highest seed", "seeds with one", "R2", "rmse")
+    columns += ("highest seed", "seeds with one", "R2", "rmse", "best K")
     title = "Fits of gain(K) = a (1 - exp(-K/c)) and the K that reaches 90 % of a"
     return Table("F6_fit", title, columns, tuple(rows))
 

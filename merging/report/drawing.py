@@ -245,7 +245,7 @@ def finish(canvas, name: str, title: str, caption: str, handles: Sequence) -> Fi
         frameon=False,
     )
     # Laid out once, not once per format: it is half the time of drawing.
-    canvas.draw_without_rendering()
+    canvas.get_layout_engine().execute(canvas)
     canvas.set_layout_engine("none")
     png, svg = io.BytesIO(), io.BytesIO()
     canvas.savefig(png, format="png", metadata={"Software": None})

@@ -216,10 +216,9 @@ def _gains(grid: Grid, name: str, score: str, unit: str) -> Figure | None:
         "Mean over all held-in datasets, merged or not, above the unmerged base (K = "
         f"0), as {unit}. Upper rows: the gain; lower rows: the gain per expert added "
         "since the point before, drawn half-way between them. Lines are fits of "
-        "a (1 - exp(-K/c)) and their slopes; a black ring marks the saturation point, "
+        "a (1 - exp(-K/c)) and their slopes; a ring marks the saturation point, "
         "90 % of a, where the fit is good and reaches it within the range. Where no "
-        "line is drawn the fit failed or gained nothing (table F6_fit says which)."
-        + _BARS
+        "line is drawn nothing could be fitted (table F6_fit says which)." + _BARS
     )
     title = f"Gain and marginal gain per added expert ({unit}), all held-in datasets"
     handles = [*_handles(grid.methods), _ring_handle()]
@@ -252,7 +251,8 @@ def _gain_curve(above, below, curve: Gains, style: Look, shift: float) -> None:
     inside = [K for K in fine if K >= middles[0]]
     below.plot(inside, [fit.marginal(K) for K in inside], color=style.color)
     if fit.saturation is not None and fit.saturation <= counts[-1]:
-        above.plot([fit.saturation], [fit.gain(fit.saturation)], **_RING)
+        ring = _RING | {"markeredgecolor": style.color}
+        above.plot([fit.saturation], [fit.gain(fit.saturation)], **ring)
 
 
 def _ring_handle():

@@ -23,7 +23,6 @@ STRAIGHT = "no saturation seen: a straight line fits as well"
 POOR = "poor fit: gains do not follow a saturating curve"
 FALLING = "no gain over the base"
 FEW = "too few values of K"
-FAILED = "the fit did not converge"
 
 
 class Fit(NamedTuple):
@@ -67,10 +66,7 @@ def fit(gains: Mapping[int, float]) -> Fit:
     if max(values) <= 0:
         return Fit(FALLING, points=len(counts))
     shortest, longest = counts[0] / 10, counts[-1] * 10
-    found = _least_squares(counts, values, shortest, longest)
-    if found is None:
-        return Fit(FAILED, points=len(counts))
-    asymptote, constant = found
+    asymptote, constant = _least_squares(counts, values, shortest, longest)
     curve = Fit(FITTED, asymptote, constant, points=len(counts))
     errors = [curve.gain(K) - v for K, v in zip(counts, values, strict=True)] + [0.0]
     total = sum((v - statistics.fmean([*values, 0])) ** 2 for v in (*values, 0.0))
@@ -91,28 +87,37 @@ def fit(gains: Mapping[int, float]) -> Fit:
 
 def _least_squares(
     counts: Sequence[int], values: Sequence[float], shortest: float, longest: float
-) -> tuple[float, float] | None:
+) -> tuple[float, float]:
+    """The a and c, with c within bounds, of the least squared error."""
     # Imported late: the command line must start quickly.
-    import numpy as np
-    from scipy.optimize import least_squares
+    from scipy.optimize import minimize_scalar
 
-    K, gain = np.asarray(counts, float), np.asarray(values, float)
-    top = float(np.max(np.abs(gain)))
+    def best_asymptote(log_c: float) -> float:
+        # The curve is linear in a: for a given c the best a has a closed form, and
+        # one bounded search over c is left, which cannot run away or stall.
+        shape = [-math.expm1(-K / math.exp(log_c)) for K in counts]
+        products = sum(s * v for s, v in zip(shape, values, strict=True))
+        return products / sum(s * s for s in shape)
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        # In units of the largest gain, so that the solver's tolerances mean something.
-        return -x[0] * np.expm1(-K / x[1]) - gain / top
-
-    # The asymptote may not run off: a straight line has none, and c's bound says so.
-    limit = 2 * longest / counts[-1]
-    best = None
-    for start in (counts[0] / 2, counts[-1] / 3, float(counts[-1])):
-        solution = least_squares(
-            residuals, [1.0, start], bounds=([-limit, shortest], [limit, longest])
+    def squared_error(log_c: float) -> float:
+        curve = Fit(FITTED, best_asymptote(log_c), math.exp(log_c))
+        return sum(
+            (curve.gain(K) - v) ** 2 for K, v in zip(counts, values, strict=True)
         )
-        if solution.success and (best is None or solution.cost < best.cost):
-            best = solution
-    return None if best is None else (float(best.x[0]) * top, float(best.x[1]))
+
+    # The error can have two valleys; a coarse scan finds the deeper one.
+    low, high = math.log(shortest), math.log(longest)
+    step = (high - low) / 24
+    scan = [low + i * step for i in range(25)]
+    start = min(scan, key=squared_error)
+    found = minimize_scalar(
+        squared_error,
+        bounds=(max(low, start - step), min(high, start + step)),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    log_c = min((float(found.x), start), key=squared_error)
+    return best_asymptote(log_c), math.exp(log_c)
 
 
 class Gains(NamedTuple):
