@@ -54,7 +54,7 @@ def _sentence(rng: random.Random, n: int) -> str:
 
 
 def _draw(dataset: str, rng: random.Random) -> dict:
-    text = _sentence(rng, rng.randint(1, 5))
+    text = _sentence(rng, rng.randint(3, 5))
     words = text.split()
     if dataset in ("colour", "pair"):
         choices = rng.sample(COLOURS, 3 if dataset == "colour" else 2)

@@ -14,8 +14,9 @@ from merging.errors import UserError
 
 def test_the_facts_of_a_suite_need_no_tensorflow():
     program = (
-        "import sys; from merging import evaluation, tasks; s = tasks.suite('miniworld')"
-        "; print(len(s.datasets), len(s.categories), 'tensorflow' in sys.modules)"
+        "import sys; from merging import evaluation, tasks;"
+        "s = tasks.suite('miniworld');"
+        "print(len(s.datasets), len(s.categories), 'tensorflow' in sys.modules)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
