@@ -1,4 +1,4 @@
-"""From wanted steps to finished ones: what is left, who does it, how far along it is."""
+"""From wanted steps to finished ones: what is left, and how far along it is."""
 
 import copy
 import sys

@@ -68,9 +68,9 @@ class Store:
                 return
             if held is not None:
                 raise UserError(
-                    f"{self.workdir} holds the run of another config ({held[:12]}, and"
-                    f" this one is {config_hash[:12]}).\nTo continue that run, give its"
-                    f" config (it is in {path}); for this one, choose another --workdir."
+                    f"{self.workdir} holds the run of another config ({held}, and this"
+                    f" one is {config_hash}).\nTo continue that run, give its config"
+                    f" (it is in {path}); for this one, choose another --workdir."
                 )
         elif self.workdir.is_dir() and any(self.workdir.iterdir()):
             raise UserError(

@@ -15,6 +15,7 @@ from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 
+BATCH = 128  # rows of an evaluation batch
 Tick = Callable[..., None]
 Scores = dict[str, float]
 
@@ -156,15 +157,20 @@ def _score(config, params, settings, store, split: str, step: Step) -> Scores:
 
 
 def _evaluate(config, params, settings, store, split: str, wanted: set[str]) -> Scores:
-    sets = _eval_sets(settings.suite, split, store.data)
-    chosen = _batches(tuple(s for s in sets if s.dataset in wanted))
-    predict = models.predictor(config).bind(params)
-    return {s.dataset: s.value for s in evaluation.evaluate(chosen, predict)}
+    batches = _batches(settings.suite, split, store.data, frozenset(wanted))
+    bound = (functools.partial(call, params) for call in models.predictor(config))
+    metric = {d.name: d.metric for d in settings.suite.datasets}
+    return {
+        score.dataset: score.value
+        for score in evaluation.evaluate(batches, models.Predictor(*bound))
+        if score.metric == metric[score.dataset]
+    }
 
 
-@functools.lru_cache(maxsize=None)
-def _batches(sets: tuple) -> tuple:
-    return sets
+@functools.lru_cache(maxsize=64)
+def _batches(suite: tasks.Suite, split: str, cache_dir: Path, wanted: frozenset):
+    sets = [s for s in _eval_sets(suite, split, cache_dir) if s.dataset in wanted]
+    return evaluation.prepare(sets, batch_size=BATCH)
 
 
 @functools.lru_cache(maxsize=4)

@@ -63,9 +63,9 @@ def dream(world: World, rng: random.Random) -> Drawn:
 def cosmos_qa(world: World, rng: random.Random) -> Drawn:
     """Multiple choice of a person; half the questions reword the text."""
     facts, said, i = _facts(world, rng)
-    others = rng.sample([n for n in NAMES if n != facts[i].name], 2)
-    others[: len(facts) - 1] = [f.name for f in facts if f is not facts[i]][:2]
-    choices = shuffled(rng, [facts[i].name, *others[:2]])
+    people = [f.name for f in facts]
+    absent = rng.sample([n for n in NAMES if n not in people], 3 - len(people))
+    choices = shuffled(rng, people + absent)
     verb = rng.choice(world.verbs[facts[i].attribute])
     asked = world.say(rng, said[i][2], 0.5)
     options = " , ".join(choices)
