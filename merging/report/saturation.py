@@ -19,8 +19,10 @@ GOOD_FIT = 0.5  # smallest R² whose saturation point is quoted
 # What `Fit.status` can say; only the first two quote a saturation point.
 FITTED = "fitted"
 BEYOND = "extrapolated: saturates beyond the largest K"
+EARLY = "saturates before the smallest K: where cannot be told"
 STRAIGHT = "no saturation seen: a straight line fits as well"
 POOR = "poor fit: gains do not follow a saturating curve"
+PEAKED = "gains rise and fall again: no saturating curve"
 FALLING = "no gain over the base"
 FEW = "too few values of K"
 
@@ -46,7 +48,7 @@ class Fit(NamedTuple):
     @property
     def quotable(self) -> bool:
         """Whether the curve may be drawn: it rises and describes the points."""
-        return self.status in (FITTED, BEYOND, STRAIGHT)
+        return self.status in (FITTED, BEYOND, EARLY, STRAIGHT)
 
     def gain(self, K: float) -> float:
         """The fitted gain over the base at K experts."""
@@ -77,10 +79,14 @@ def fit(gains: Mapping[int, float]) -> Fit:
     saturation = -constant * math.log(1 - SATURATED)
     if asymptote <= 0:
         return curve._replace(status=FALLING)
+    if values[-1] < SATURATED * max(values):
+        return curve._replace(status=PEAKED)
     if curve.r_squared < GOOD_FIT:
         return curve._replace(status=POOR)
     if constant > 0.99 * longest:
         return curve._replace(status=STRAIGHT)
+    if saturation < counts[0]:
+        return curve._replace(status=EARLY)
     status = FITTED if saturation <= counts[-1] else BEYOND
     return curve._replace(status=status, saturation=saturation)
 

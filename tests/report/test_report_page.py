@@ -1,0 +1,160 @@
+"""The written report: complete, self-contained, the same every time."""
+
+import csv
+import html.parser
+import io
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from merging import report
+from merging.report import drawing, figures
+from merging.report.summaries import Spread, summarise
+
+FIGURES = ("F1", "F1_recovered", "F2", "F3", "F4", "F5", "F6", "F6_share")
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("report")
+    (directory / "figures").mkdir()
+    (directory / "figures" / "F1_old.png").write_bytes(b"of an earlier run")
+    (directory / "figures" / "mine.png").write_bytes(b"the user's")
+    rows = run(("1x", "8x"), ("it",), ("average", "ties"), (2, 4, 8), seeds=2)
+    return report.write_report(reversed(rows), directory)
+
+
+def test_every_figure_is_there_as_png_and_svg(written):
+    folder = written.parent / "figures"
+    assert {p.name for p in folder.iterdir()} == {
+        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
+    } | {"mine.png"}
+    for name in FIGURES:
+        width, height = struct.unpack(
+            ">II", (folder / f"{name}.png").read_bytes()[16:24]
+        )
+        assert width >= 600 and height >= 300
+        root = ET.parse(folder / f"{name}.svg").getroot()
+        assert root.tag.endswith("svg")
+
+
+def test_tables_hold_what_the_figures_draw(written):
+    tables = written.parent / "tables"
+    names = {p.stem for p in tables.iterdir()}
+    assert {"F1", "F2", "F3", "F4", "F5_held_in", "F5_held_out", "F6", "F6_fit"} < names
+    assert {"scores", "models", "datasets", "baselines", "verdicts"} < names
+    with (tables / "F2.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 1 * 2 * 3
+    assert {line["models"] for line in lines} == {"2"}
+    assert all(
+        float(li["min"]) <= float(li["mean"]) <= float(li["max"]) for li in lines
+    )
+
+
+class _Page(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.sources, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_one_wellformed_file_without_scripts_or_links(written):
+    text = written.read_text("utf-8")
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert "script" not in page.tags and "link" not in page.tags
+    assert page.tags.count("img") == len(FIGURES)
+    assert all(s.startswith("data:image/svg+xml;base64,") for s in page.sources)
+    order = ["What was run", "How to read it", "Verdicts", "Figures", "Scores"]
+    positions = [text.index(f"<h2>{heading}</h2>") for heading in order]
+    assert positions == sorted(positions)
+
+
+def test_same_rows_same_bytes(written, run, tmp_path):
+    rows = run(("1x", "8x"), ("it",), ("average", "ties"), (2, 4, 8), seeds=2)
+    again = report.write_report(rows, tmp_path).parent
+    files = [p.relative_to(again) for p in again.rglob("*") if p.is_file()]
+    assert len(files) > 2 * len(FIGURES)
+    for file in files:
+        assert (again / file).read_bytes() == (written.parent / file).read_bytes(), file
+
+
+def test_a_run_without_merges_is_reported_without_figures(model, tmp_path):
+    flat = [lambda d: 0.5] * 3
+    rows = model("1x", "pt", "base", (), 0, *flat)
+    path = report.write_report(rows, tmp_path)
+    assert "not tested" in path.read_text("utf-8")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_holes_leave_no_empty_panel(run):
+    rows = run(("1x", "8x"), ("pt", "it"), ("ties",), (2,), seeds=1)
+    rows = [r for r in rows if (r.size, r.base) != ("8x", "it")]
+    rows = [r for r in rows if not r.method.startswith("multitask")]
+    drawn = {figure.name: figure for figure in figures.draw(summarise(rows))}
+    # One method has no spread of methods, no multitask model no F5.
+    assert set(drawn) == set(FIGURES) - {"F4", "F5"}
+    # The missing panel's background is not in the picture.
+    assert drawn["F2"].svg.count(b'<g id="axes_') == 3
+
+
+def test_text_summary_holds_verdicts_and_every_cell(run):
+    rows = run(("1x",), ("it",), ("average", "ties"), (2, 8), seeds=2)
+    text = report.summary_text(rows)
+    assert "VERDICTS" in text
+    assert sum(line.startswith("1x") for line in text.splitlines()) == 2 * 2 + 2
+    assert "Larger models merge better (MS)" in text
+
+
+def test_methods_look_the_same_whoever_is_beside_them():
+    alone = drawing.look("ties", ("ties",))
+    assert alone == drawing.look("ties", ("average", "new", "ties"))
+    others = ("average", "task_arithmetic", "ties", "dare", "dare_ties", "rht")
+    looks = [drawing.look(m, others) for m in (*others, "multitask", "multitask_early")]
+    looks += [drawing.look(m, ("slerp", "karcher")) for m in ("slerp", "karcher")]
+    assert len({x.color for x in looks}) == len({x.marker for x in looks}) == 10
+
+
+def test_one_value_gets_no_error_bar_and_several_do():
+    from matplotlib.figure import Figure
+
+    look = drawing.look("ties", ("ties",))
+    for count, bars in ((1, 0), (3, 1)):
+        ax = Figure().subplots()
+        drawing.line(ax, [1, 2], [Spread(0.5, None, 0.4, 0.7, count, 0)] * 2, look)
+        drawn = ax.containers[0].lines[2]
+        assert len(drawn) == bars
+    segment = drawn[0].get_segments()[0]
+    assert segment[:, 1] == pytest.approx([0.4, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(15_740, "15.7K"), (1_040_112, "1.04M"), (64 * 10**9, "64B")]
+)
+def test_parameter_counts_are_read_by_humans(count, text):
+    assert drawing.human(count) == text
+
+
+def test_csv_reads_back(written):
+    data = (written.parent / "tables" / "models.csv").read_text("utf-8")
+    rows = list(csv.reader(io.StringIO(data)))
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_drawing_library_is_imported_only_to_draw():
+    code = "import sys, merging.report; print('matplotlib' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "False", found.stderr
