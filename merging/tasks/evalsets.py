@@ -1,8 +1,7 @@
 """What evaluation needs of a dataset, as arrays; through seqio, or from disk."""
 
 import functools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from merging.errors import UserError, nearest
-from merging.tasks import cache
+from merging.tasks import rows
 from merging.tasks.backend import load_seqio
 from merging.tasks.faults import require_none
 from merging.tasks.metrics import METRICS, rank_target
+from merging.tasks.rows import Row
 from merging.tasks.suites import Suite
 from merging.tasks.words import EOS
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,8 @@ def load(
         postprocess=provider.postprocessor,
         eos_id=vocabulary.eos_id,
     )
-    return _build(_rows(provider, split, count, facts), facts, max_length)
+    table = rows.of_task(provider, split, facts.dataset)
+    return _build(table, split, count, facts, max_length)
 
 
 def load_suite(
@@ -130,7 +129,7 @@ def load_suite(
       count: the first examples of each dataset; all by default.
       datasets: names; all of the suite's by default, in its order.
       max_length: as in ``load``.
-      cache_dir: where to keep the rows.
+      cache_dir: where to keep the rows, of all datasets and examples at once.
 
     Raises:
       UserError: as ``load``.
@@ -138,25 +137,11 @@ def load_suite(
     names = [d.name for d in suite.datasets] if datasets is None else list(datasets)
     every = [_suite_facts(suite, name) for name in names]
     suite.examples(split)
-    path = None
-    if cache_dir is not None:
-        key = cache.key(suite.digest, names, count)
-        path = Path(cache_dir) / f"{suite.prefix}-evaluation-{split}-{key}.npz"
-    stored = cache.read(path) if path else None
-    if stored is None:
-        from merging.tasks.registration import as_written, register, seqio
-
-        register(suite)
-        tables = []
-        for facts in every:
-            task = seqio.TaskRegistry.get(suite.evaluation(facts.dataset))
-            tables.append(as_written(_rows)(task, split, count, facts))
-        if path:
-            cache.write(path, _pack(tables))
-    else:
-        tables = _unpack(stored)
-    pairs = zip(tables, every, strict=True)
-    return [_build(rows, facts, max_length) for rows, facts in pairs]
+    tables = rows.of_suite(suite, split, names, cache_dir)
+    return [
+        _build(tables[facts.dataset], split, count, facts, max_length)
+        for facts in every
+    ]
 
 
 def _suite_facts(suite: Suite, name: str) -> _Facts:
@@ -172,57 +157,18 @@ def _suite_facts(suite: Suite, name: str) -> _Facts:
     )
 
 
-def _rows(task, split: str, count: int | None, facts: _Facts) -> list[Row]:
-    """Read a Task's rows, those of the first ``count`` examples."""
-    if split not in task.splits:
-        raise nearest(f"split of {facts.dataset}", split, task.splits)
-    # A batch at a time: an element at a time costs TensorFlow half a millisecond.
-    batches = task.get_dataset(split=split, shuffle=False).ragged_batch(4096)
-    rows = [row for batch in batches for row in _unbatched(batch)]
-    if not rows:
-        raise UserError(f"dataset {facts.dataset} ({split}) is empty")
-    if facts.ranked:
-        missing = {"idx", "is_correct"} - set(rows[0])
-        if missing:
-            raise UserError(
-                f"task {task.name} has metrics on scores but no {sorted(missing)}: "
-                "give it the preprocessor rank_classification"
-            )
-        rows.sort(key=lambda row: tuple(row["idx"]))
-        _, groups = np.unique([row["idx"][0] for row in rows], return_inverse=True)
-    else:
-        groups = np.arange(len(rows))
-    if count is not None and not 1 <= count <= groups[-1] + 1:
-        raise UserError(
-            f"dataset {facts.dataset} ({split}): {count} examples asked for, "
-            f"it has {groups[-1] + 1}"
-        )
-    kept = len(rows) if count is None else int(np.searchsorted(groups, count))
-    return rows[:kept]
-
-
-def _unbatched(batch) -> Iterator[Row]:
-    columns = {}
-    for name, values in batch.items():
-        if hasattr(values, "row_lengths"):
-            cuts = np.cumsum(values.row_lengths().numpy())[:-1]
-            columns[name] = np.split(values.flat_values.numpy(), cuts)
-        else:
-            columns[name] = values.numpy()
-    for row in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, row, strict=True))
-
-
-def _build(rows: list[Row], facts: _Facts, max_length: int | None) -> EvalSet:
-    prompts, prompt_lengths = _padded([row["inputs"] for row in rows])
-    answers = [_without_end(row["targets"], facts.eos_id) for row in rows]
+def _build(
+    table: list[Row],
+    split: str,
+    count: int | None,
+    facts: _Facts,
+    max_length: int | None,
+) -> EvalSet:
+    table, groups = _first(table, split, count, facts)
+    prompts, prompt_lengths = _padded([row["inputs"] for row in table])
+    answers = [_without_end(row["targets"], facts.eos_id) for row in table]
     continuations, continuation_lengths = _padded(answers)
-    if facts.ranked:
-        examples = [int(row["idx"][0]) for row in rows]
-        groups = np.unique(examples, return_inverse=True)[1].astype(np.int32)
-    else:
-        groups = np.arange(len(rows), dtype=np.int32)
-    faults = _faults(rows, facts, groups, continuation_lengths)
+    faults = _faults(table, facts, groups, continuation_lengths)
     totals = prompt_lengths + continuation_lengths
     faults += [
         f"example {groups[i]}: {totals[i]} tokens with its answer, more than the "
@@ -231,7 +177,7 @@ def _build(rows: list[Row], facts: _Facts, max_length: int | None) -> EvalSet:
     ]
     require_none(faults, facts.dataset)
     post = facts.postprocess or (lambda text, **_: text)
-    targets = [post(_target(r, facts), example=r, is_target=True) for r in rows]
+    targets = [post(_target(r, facts), example=r, is_target=True) for r in table]
     # Room for the longest reference and its end mark, in steps of 8 so that sets
     # share a compilation.
     room = 0 if facts.ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
@@ -246,20 +192,46 @@ def _build(rows: list[Row], facts: _Facts, max_length: int | None) -> EvalSet:
         targets=tuple(targets),
         metrics=facts.metrics,
         decode=facts.decode,
-        postprocess=functools.partial(_prediction, facts.postprocess, rows),
+        postprocess=functools.partial(_prediction, facts.postprocess, table),
         eos_id=facts.eos_id,
         max_new_tokens=room,
     )
 
 
-def _faults(rows, facts: _Facts, groups, continuation_lengths) -> list[str]:
+def _first(
+    table: list[Row], split: str, count: int | None, facts: _Facts
+) -> tuple[list[Row], np.ndarray]:
+    """Return the rows of the first ``count`` examples, and which example each is of."""
+    groups = np.arange(len(table), dtype=np.int32)
+    if facts.ranked:
+        missing = {"idx", "is_correct"} - set(table[0])
+        if missing:
+            raise UserError(
+                f"dataset {facts.dataset} has metrics on scores but no "
+                f"{sorted(missing)}: give its task the preprocessor rank_classification"
+            )
+        table = sorted(table, key=lambda row: tuple(row["idx"]))
+        examples = [int(row["idx"][0]) for row in table]
+        groups = np.unique(examples, return_inverse=True)[1].astype(np.int32)
+    available = int(groups[-1]) + 1
+    count = available if count is None else count
+    if not 1 <= count <= available:
+        raise UserError(
+            f"dataset {facts.dataset} ({split}): {count} examples asked for, "
+            f"it has {available}"
+        )
+    kept = int(np.searchsorted(groups, count))
+    return table[:kept], groups[:kept]
+
+
+def _faults(table, facts: _Facts, groups, continuation_lengths) -> list[str]:
     empty = "choice" if facts.ranked else "target"
     faults = [
         f"example {groups[i]}: a {empty} without a token"
         for i in np.flatnonzero(continuation_lengths == 0)
     ]
     if facts.ranked:
-        right = np.bincount(groups, [bool(row["is_correct"]) for row in rows])
+        right = np.bincount(groups, [bool(row["is_correct"]) for row in table])
         for i, choices in enumerate(np.bincount(groups)):
             if choices < 2:
                 faults.append(f"example {i}: {choices} choice, needs 2 or more")
@@ -268,10 +240,10 @@ def _faults(rows, facts: _Facts, groups, continuation_lengths) -> list[str]:
     return faults
 
 
-def _prediction(postprocess, rows: list[Row], row: int, text: str) -> Any:
+def _prediction(postprocess, table: list[Row], row: int, text: str) -> Any:
     if postprocess is None:
         return text
-    return postprocess(text, example=rows[row], is_target=False)
+    return postprocess(text, example=table[row], is_target=False)
 
 
 def _target(row: Row, facts: _Facts) -> str:
@@ -291,42 +263,3 @@ def _padded(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     table = np.zeros((len(sequences), max(lengths.max(), 1)), np.int32)
     table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate(sequences)
     return table, lengths
-
-
-def _pack(tables: list[list[Row]]) -> dict[str, np.ndarray]:
-    """Store rows column by column: sequences end to end beside their lengths."""
-    arrays, kinds = {}, []
-    for i, rows in enumerate(tables):
-        kinds.append({})
-        for name in rows[0]:
-            column = [np.asarray(row[name]) for row in rows]
-            if column[0].dtype.kind in "SO":
-                kinds[i][name] = "text"
-                texts = [bytes(value.item()) for value in column]
-                arrays[f"{i}/{name}"] = np.frombuffer(b"".join(texts), np.uint8)
-                arrays[f"{i}/{name}/size"] = np.array([len(t) for t in texts])
-            elif column[0].ndim:
-                kinds[i][name] = "sequence"
-                arrays[f"{i}/{name}"] = np.concatenate(column)
-                arrays[f"{i}/{name}/size"] = np.array([len(c) for c in column])
-            else:
-                kinds[i][name] = "number"
-                arrays[f"{i}/{name}"] = np.array(column)
-    return arrays | {"kinds": np.array(json.dumps(kinds))}
-
-
-def _unpack(arrays: dict[str, np.ndarray]) -> list[list[Row]]:
-    tables = []
-    for i, kinds in enumerate(json.loads(str(arrays["kinds"]))):
-        columns = {}
-        for name, kind in kinds.items():
-            column = arrays[f"{i}/{name}"]
-            if kind != "number":
-                cuts = np.cumsum(arrays[f"{i}/{name}/size"])[:-1]
-                column = np.split(column, cuts)
-            if kind == "text":
-                column = [part.tobytes() for part in column]
-            columns[name] = column
-        values = zip(*columns.values(), strict=True)
-        tables.append([dict(zip(columns, row, strict=True)) for row in values])
-    return tables
