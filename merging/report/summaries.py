@@ -5,11 +5,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from merging.errors import UserError
-from merging.results import BASELINES, BASES, Row, order
+from merging.report.joining import join, require_one_experiment
+from merging.results import BASELINES, BASES, Row
 
 METHOD_ORDER = ("average", "task_arithmetic", "ties", "dare", "dare_ties", "rht")
 MULTITASK = ("multitask", "multitask_early")
+
+# A base this near to chance on held-out tasks has no skill for a ratio to compare.
+NEAR_CHANCE = 0.03
 
 # A recovered share divides by the base-to-expert gap; below this (raw metric, 0-1)
 # the share is noise, so it is left out and counted.
@@ -159,7 +162,7 @@ def summarise(rows: Iterable[Row]) -> Grid:
         contradict each other.
     """
     rows, notes = join(rows)
-    _require_one_experiment(rows)
+    require_one_experiment(rows)
     everything = frozenset(r.dataset for r in rows)
     held_in = frozenset(r.dataset for r in rows if r.split == "held_in")
     groups: dict[tuple, list[Row]] = {}
@@ -199,77 +202,6 @@ def summarise(rows: Iterable[Row]) -> Grid:
     return dataclasses.replace(grid, notes=(*notes, *_caveats(grid)))
 
 
-def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
-    """Sort rows and keep each (model, dataset) once.
-
-    Returns the rows, and notes on what was dropped: repeats that agree, and repeats
-    of one configuration that differ (two machines need not round alike; the first
-    given is kept).
-
-    Raises:
-      UserError: different configurations gave different values for the same model.
-    """
-    kept: dict[tuple, Row] = {}
-    repeats, unlike, contradictions = 0, 0, []
-    for row in sorted(rows, key=order):
-        first = kept.setdefault(order(row), row)
-        if first is row:
-            continue
-        if _measured(first) == _measured(row):
-            repeats += 1
-        elif first.config_hash == row.config_hash:
-            unlike += 1
-        else:
-            contradictions.append(
-                f"{row.size} {row.base} {row.method} K={row.K} seed {row.seed} "
-                f"{row.dataset}: {first.value:.4g} (config {first.config_hash}) and "
-                f"{row.value:.4g} (config {row.config_hash})"
-            )
-    if contradictions:
-        raise UserError(
-            "these runs had different configurations and evaluated the same models "
-            f"differently ({len(contradictions)} rows); report them one by one:\n"
-            + "\n".join(contradictions[:5])
-        )
-    notes = []
-    if repeats:
-        notes.append(f"{repeats} rows were given twice, alike; each is counted once.")
-    if unlike:
-        notes.append(
-            f"{unlike} rows were given twice with different values by the same "
-            "configuration (two machines?); the first of each is counted."
-        )
-    return list(kept.values()), notes
-
-
-def _measured(row: Row) -> tuple:
-    return row.value, row.value_of_expert, row.value_of_base, row.merged, row.examples
-
-
-def _require_one_experiment(rows: Sequence[Row]) -> None:
-    if not rows:
-        raise UserError("no result rows: nothing to report; run the sweep first")
-    for what in ("suite", "ladder"):
-        if len(names := sorted({getattr(row, what) for row in rows})) > 1:
-            raise UserError(
-                f"rows of several {what}s ({', '.join(names)}) do not share an axis; "
-                "report them one by one"
-            )
-    for key, of in (
-        ("size", ("params",)),
-        ("dataset", ("category", "split", "metric")),
-    ):
-        seen: dict[str, tuple] = {}
-        for row in rows:
-            facts = tuple(getattr(row, name) for name in of)
-            first = seen.setdefault(getattr(row, key), facts)
-            if first != facts:
-                raise UserError(
-                    f"{key} {getattr(row, key)} has two different {'/'.join(of)}: "
-                    f"{first} and {facts}; these runs do not belong together"
-                )
-
-
 def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> ModelScores:
     held_in = [row for row in rows if row.split == "held_in"]
     held_out = [row for row in rows if row.split == "held_out"]
@@ -280,6 +212,7 @@ def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> Mode
     known = [r for r in own if None not in (r.value_of_expert, r.value_of_base)]
     floors = [r for r in comparable if r.value_of_base is not None]
     settings = rows[0].parameters
+    edge = settings.get("scale_at_edge")
     gain, gain_share = _gain(held_in, all_held_in)
     return ModelScores(
         cell=cell,
@@ -299,11 +232,7 @@ def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> Mode
         gain_share=gain_share,
         scale=_number(settings.get("scale")),
         density=_number(settings.get("density")),
-        scale_at_edge=(
-            bool(settings["scale_at_edge"])
-            if settings.get("scale_at_edge") is not None
-            else None
-        ),
+        scale_at_edge=edge if isinstance(edge, bool) else None,
     )
 
 
@@ -370,8 +299,28 @@ def _caveats(grid: Grid) -> list[str]:
             f"λ lies at an end of its grid in {sum(edges)} of {len(edges)} merges: "
             "a wider grid might have served these better."
         )
+    guessing = [
+        f"{size} {base}"
+        for size in grid.sizes
+        for base in grid.bases
+        if _guesses([r for r in grid.rows if (r.size, r.base) == (size, base)])
+    ]
+    if guessing:
+        notes.append(
+            f"The unmerged base is within {NEAR_CHANCE} of chance on held-out tasks, "
+            f"on average, at {', '.join(guessing)}: held-out ratios there compare guesses."
+        )
     if len(grid.seeds) == 1:
         notes.append("One seed: every spread over seeds is unknown.")
     if len({row.config_hash for row in grid.rows}) > 1:
         notes.append("The rows come from several configurations (listed below).")
     return notes
+
+
+def _guesses(rows: Sequence[Row]) -> bool:
+    bottom = {
+        row.dataset: row.value_of_base - row.chance
+        for row in rows
+        if row.split == "held_out" and row.value_of_base is not None
+    }
+    return bool(bottom) and statistics.fmean(bottom.values()) < NEAR_CHANCE

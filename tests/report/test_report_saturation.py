@@ -72,7 +72,9 @@ def rising(model):
 
 
 def test_marginal_gains_are_per_expert_and_per_seed(rising):
-    grid = rising({(0, 2): 0.1, (0, 4): 0.14, (1, 2): 0.2, (1, 4): 0.2, (1, 8): 0.4})
+    one, two = {(0, 2): 0.1, (0, 4): 0.14}, {(1, 2): 0.2, (1, 4): 0.2, (1, 8): 0.4}
+    # Seed 2 has no K = 2 to be compared with.
+    grid = rising(one | two | {(2, 4): 0.5})
     found = gains(grid, "1x", "pt", "ties", "gain")
     marginal = {step: dict(seeds) for step, seeds in found.marginal.items()}
     assert marginal[0, 2] == pytest.approx({0: 0.05, 1: 0.1})

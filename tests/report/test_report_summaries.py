@@ -6,7 +6,8 @@ import pytest
 
 from merging.errors import UserError
 from merging.report import tables
-from merging.report.summaries import Cell, join, spread, summarise
+from merging.report.joining import join
+from merging.report.summaries import Cell, spread, summarise
 
 
 @pytest.fixture
@@ -180,3 +181,11 @@ def test_baselines_table_has_floor_and_own_expert(row):
     assert (line["base model"], line["own expert"]) == pytest.approx((0.2, 0.8))
     assert line["floor"] == pytest.approx(0.25)
     assert line["expert sd"] == pytest.approx(0.2 / 2**0.5)
+
+
+def test_a_guessing_base_is_announced(merge):
+    # Bases score 0.5 and 0.4 on the two held-out tasks.
+    at_chance = [dataclasses.replace(r, chance=0.43) for r in merge()]
+    above = [dataclasses.replace(r, chance=0.41) for r in merge()]
+    assert any("of chance on held-out" in n for n in summarise(at_chance).notes)
+    assert not any("of chance on held-out" in n for n in summarise(above).notes)
