@@ -308,7 +308,8 @@ def _caveats(grid: Grid) -> list[str]:
     if guessing:
         notes.append(
             f"The unmerged base is within {NEAR_CHANCE} of chance on held-out tasks, "
-            f"on average, at {', '.join(guessing)}: held-out ratios there compare guesses."
+            f"on average, at {', '.join(guessing)}: held-out ratios there compare "
+            "guesses."
         )
     if len(grid.seeds) == 1:
         notes.append("One seed: every spread over seeds is unknown.")
