@@ -13,44 +13,30 @@ from merging.telemetry import git_revision
 _BASELINE = {"pretrain": "base", "instruct": "base", "expert": "expert"}
 
 
-def rows(grid: Grid, steps: Iterable[Step], store: Store, config_hash: str):
-    """Return the rows of the finished steps among `steps`.
-
-    A row needs the scores of its base and experts; a step without them gives none.
-    """
+def rows(
+    grid: Grid, steps: Iterable[Step], store: Store, config_hash: str
+) -> list[Row]:
+    """Return the rows of the finished steps among `steps`, a model's rows together."""
     common = {"git_revision": git_revision(), "config_hash": config_hash}
     found = []
     for step in steps:
-        if step.kind == "data" or not store.finished(step):
-            continue
-        references = _references(grid, step)
-        if all(store.finished(reference) for reference in references):
-            found += _rows(grid.settings, step, references, store, common)
+        if step.kind != "data" and store.finished(step):
+            found += _rows(grid, step, store, common)
     return found
 
 
-def _references(grid: Grid, step: Step) -> list[Step]:
-    """Return the base and the experts that a step's scores are compared with."""
-    size, base = step.settings["size"], step.settings["base"]
-    references = [grid.base(size, base)]
-    if step.kind == "merge":
-        return [*step.needs]
-    if step.kind.startswith("multitask"):
-        categories = grid.settings.suite.categories
-        seed = step.settings["seed"]
-        references += [grid.expert(size, base, c, seed) for c in categories]
-    return references
-
-
-def _rows(settings: Settings, step, references, store: Store, common) -> list[Row]:
+def _rows(grid: Grid, step: Step, store: Store, common: dict) -> list[Row]:
+    settings = grid.settings
     suite = settings.suite
     output = store.output(step)
-    base = store.output(references[0])["test"]
+    size, of_base = step.settings["size"], step.settings["base"]
+    base = store.output(grid.base(size, of_base))["test"]
     experts = {}
-    for reference in references[1:]:
-        experts |= store.output(reference)["test"]
-    if step.kind == "expert":
-        experts = output["test"]
+    for category in suite.categories:
+        expert = grid.expert(size, of_base, category, step.settings["seed"])
+        # A part of a grid need not have them all.
+        if store.finished(expert):
+            experts |= store.output(expert)["test"]
     subset = {
         "merge": step.settings.get("subset", ()),
         "expert": (step.settings["what"],) if step.kind == "expert" else (),
@@ -59,9 +45,9 @@ def _rows(settings: Settings, step, references, store: Store, common) -> list[Ro
     of_model = {
         "suite": suite.name,
         "ladder": settings.ladder,
-        "size": step.settings["size"],
+        "size": size,
         "params": models.parameter_count(decoder),
-        "base": step.settings["base"],
+        "base": of_base,
         "method": step.settings.get("method", _BASELINE.get(step.kind, step.kind)),
         "parameters": output.get("parameters", {}),
         "K": len(subset),
@@ -77,7 +63,6 @@ def _rows(settings: Settings, step, references, store: Store, common) -> list[Ro
         value = output["test"][dataset.name]
         of_expert = experts.get(dataset.name)
         held_in = dataset.split == "held_in"
-        of_base = base[dataset.name]
         made.append(
             Row(
                 **of_model,
@@ -89,8 +74,10 @@ def _rows(settings: Settings, step, references, store: Store, common) -> list[Ro
                 merged=held_in and dataset.category in subset,
                 value=value,
                 value_of_expert=of_expert if held_in else None,
-                value_of_base=of_base,
-                normalised=normalise(value, of_expert if held_in else of_base),
+                value_of_base=base[dataset.name],
+                normalised=normalise(
+                    value, of_expert if held_in else base[dataset.name]
+                ),
                 examples=suite.test_examples,
             )
         )

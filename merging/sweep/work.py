@@ -1,6 +1,7 @@
 """What a worker does for each kind of step."""
 
 import functools
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -9,8 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import merging
-from merging import checkpoints, evaluation, methods, models, tasks, training
+from merging import (
+    checkpoints,
+    evaluation,
+    methods,
+    models,
+    resident,
+    tasks,
+    training,
+)
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
@@ -86,42 +94,44 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
 def _merge(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
     config = settings.decoder(step.settings["size"])
     base, *experts = step.needs
+    base = restore(store, base, config)
     ours = {e.settings["what"]: restore(store, e, config) for e in experts}
     theirs = {}
     for expert in experts:
         theirs |= store.output(expert)["validation"]
-
-    def merge(parameters: dict) -> models.Params:
-        method = methods.get(step.settings["method"], **parameters)
-        return merging.merge(
-            restore(store, base, config),
-            ours,
-            method,
-            seed=step.settings["seed"],
-            donate=False,
-        )
-
     candidates = step.settings["candidates"]
     tried = []
     if len(candidates) > 1:
-        wanted = set(theirs)
-        for done, parameters in enumerate(candidates):
-            tick(done / (len(candidates) + 3))
+        for params in _merges(step, base, ours, candidates):
+            tick(len(tried) / (len(candidates) + 3))
             values = _evaluate(
-                config, merge(parameters), settings, store, "validation", wanted
+                config, params, settings, store, "validation", set(theirs)
             )
             ratios = [values[d] / theirs[d] for d in values if theirs[d] > 0]
             tried.append(float(np.mean(ratios)))
     best = int(np.argmax(tried)) if tried else 0
+    (params,) = _merges(step, base, ours, [candidates[best]])
     everything = {d.name for d in settings.suite.datasets}
-    test = _evaluate(
-        config, merge(candidates[best]), settings, store, "test", everything
-    )
     return {
         "parameters": _described(candidates, best),
         "validation": tried,
-        "test": test,
+        "test": _evaluate(config, params, settings, store, "test", everything),
     }
+
+
+def _merges(step: Step, base, experts, candidates: list[dict]):
+    """Yield the merge for each candidate; what λ does not touch is computed once."""
+    name, seed = step.settings["method"], step.settings["seed"]
+    without = [{k: v for k, v in c.items() if k != "scale"} for c in candidates]
+    for rest, group in itertools.groupby(
+        zip(without, candidates, strict=True), key=lambda pair: pair[0]
+    ):
+        scales = [c["scale"] for _, c in group if "scale" in c]
+        method = methods.get(name, **rest)
+        if scales:
+            yield from resident.merge_scales(base, experts, method, scales, seed=seed)
+        else:
+            yield resident.merge(base, experts, method, seed=seed, donate=False)
 
 
 def _described(candidates: list[dict], best: int) -> dict:
