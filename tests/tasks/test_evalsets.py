@@ -7,7 +7,7 @@ import pytest
 import toy_suite
 
 from merging.errors import UserError
-from merging.tasks import load, load_suite
+from merging.tasks import load, load_suite, rows
 from merging.tasks.registration import register, seqio
 
 
@@ -166,6 +166,30 @@ def test_a_score_task_without_choice_indices_is_refused(toy):
             load("toy_0_unranked", "test")
     finally:
         seqio.TaskRegistry.remove("toy_0_unranked")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (lambda row: row | {"is_correct": row["idx"][0] != 1}, "3 right choices"),
+        (lambda row: row | {"is_correct": False}, "example 1: 0 right choices, needs"),
+        (lambda row: row if row["idx"][1] == 0 else None, "example 1: 1 choice, need"),
+    ],
+)
+def test_choices_that_another_preprocessor_spoilt_are_named(
+    toy, monkeypatch, tamper, said
+):
+    """A Task that is not ours has not been through our checks of its source."""
+    register(toy)
+    read = rows.of_task
+
+    def spoilt(*arguments):
+        made = [tamper(row) for row in read(*arguments)]
+        return [row for row in made if row is not None]
+
+    monkeypatch.setattr(rows, "of_task", spoilt)
+    with pytest.raises(UserError, match=f"dataset toy_0_colour_score_eval: .*{said}"):
+        load("toy_0_colour_score_eval", "test")
 
 
 def test_registering_other_settings_takes_the_place_of_the_first(toy):
