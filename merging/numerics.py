@@ -1,12 +1,13 @@
 """Exact magnitude selection and counter-based masks: what every layout must agree on.
 
-Three things here make the same bits come out on any mesh and for any block size:
+Four things here make the same bits come out on any mesh and for any block size:
 
 * an element is known by its **index in the whole leaf** (row-major), computed from
   iotas, so a sharded array is never flattened (that would all-gather it);
 * magnitudes are compared by their **bit pattern**, which orders non-negative floats
   as unsigned integers do, so a threshold is exact and selection needs counts only;
-* random masks are a **hash of the index**, so no generator's state has an order.
+* random masks are a **hash of the index**, so no generator's state has an order;
+* every operation **rounds by itself**: nothing is left to the compiler's discretion.
 """
 
 import math
@@ -91,6 +92,31 @@ def working_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
     """Return what a leaf of these dtypes is computed in: float32, or float64 if any."""
     wide = any(jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def scaled(values: Array, factor: Array) -> Array:
+    """Return values times a finite scalar, rounded before anything else uses it.
+
+    Compilers contract a product and a sum into one fused multiply-add where they see
+    fit, which may differ with shape and layout and changes the last bit. An integer
+    addition between the two keeps them apart: of 0, as a finite factor equals itself,
+    which the compiler cannot know.
+    """
+    factor = jnp.asarray(factor, values.dtype)
+    bits = jnp.uint64 if values.dtype == jnp.float64 else jnp.uint32
+    zero = (factor != factor).astype(bits)
+    product = lax.bitcast_convert_type(values * factor, bits)
+    return lax.bitcast_convert_type(product + zero, values.dtype)
+
+
+def divided(values: Array, divisor: Array) -> Array:
+    """Return values over a scalar, correctly rounded.
+
+    XLA may replace a division by a scalar with a product by its reciprocal, and does
+    so or not depending on the sharding; a divisor that looks like an array prevents it.
+    """
+    divisor = jnp.asarray(divisor, values.dtype)
+    return values / jnp.where(values != values, values, divisor)
 
 
 def key_top(key_dtype: jnp.dtype) -> int:

@@ -49,7 +49,7 @@ def merge(
         integer values, a NaN or Inf in an input; each lists every offender.
     """
     job = _prepare(base, experts, method, seed)
-    return _apply(job, method.scale, donate)
+    return _apply(job, method.scale, donate and base is not None)
 
 
 def merge_scales(
@@ -72,7 +72,21 @@ def merge_scales(
 
 
 class _Job(NamedTuple):
-    """A merge that waits for its scale only; experts in the order of their names."""
+    """A merge that waits for its scale only; experts in the order of their names.
+
+    Attributes:
+      method: its weights in the experts' order.
+      paths: of all leaves, in the order to return them.
+      copied: the integer and boolean leaves.
+      layout: the float leaves.
+      blocks: how they are laid out.
+      like: the base's (or else the first expert's) float leaves.
+      taken: the experts' leaves, which may not be written over.
+      base: θ₀, an array for each block, or Nones if it is not read.
+      experts: θᵢ likewise.
+      states: [expert][transform].
+      verdict: of the combiner.
+    """
 
     method: Method
     paths: list[str]
@@ -80,6 +94,7 @@ class _Job(NamedTuple):
     layout: Layout
     blocks: list[Block]
     like: list[Array]
+    taken: list[Array]
     base: list[Array | None]
     experts: list[list[Array]]
     states: list[list[Any]]
@@ -103,6 +118,7 @@ def _prepare(
     leaves = {n: [_on_device(of[p]) for p in floats] for n, of in flat.items()}
     like = next(iter(leaves.values()))
     leaves = {n: _align(arrays, like) for n, arrays in leaves.items()}
+    taken = [x for n, of in leaves.items() if n != "base" for x in of]
     if not method.needs_base:
         leaves.pop("base", None)
     working = [
@@ -117,7 +133,17 @@ def _prepare(
     start = arrays.pop("base", [None] * len(blocks))
     ready = list(arrays.values())
     job = _Job(
-        method, list(template), copied, layout, blocks, like, start, ready, [], None
+        method,
+        list(template),
+        copied,
+        layout,
+        blocks,
+        like,
+        taken,
+        start,
+        ready,
+        [],
+        None,
     )
     for name, of in zip(names, ready, strict=True):
         job.states.append(_find_states(job, of, name, seed))
@@ -226,7 +252,7 @@ def _require_finite(layout, blocks, arrays, leaves) -> None:
 
 def _to_write_over(job: _Job) -> list[Array]:
     """Return the base's leaves, copied where something else needs the same buffer."""
-    seen = {id(x) for expert in job.experts for x in expert}
+    seen = {id(x) for x in job.taken}
     old = []
     for leaf in job.like:
         old.append(jnp.copy(leaf) if id(leaf) in seen else leaf)

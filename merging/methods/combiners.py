@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from merging import numerics
 from merging.errors import UserError, nearest
 from merging.methods import statistics
 
@@ -68,7 +69,7 @@ class Mean:
     def combine(self, values, weights, state):
         """Add, in order, then divide once."""
         divisor = len(values) if weights is None else _add(weights)
-        return _add(_weighted(values, weights)) / jnp.asarray(divisor, values[0].dtype)
+        return numerics.divided(_add(_weighted(values, weights)), divisor)
 
 
 @jax.tree_util.register_static
@@ -169,7 +170,7 @@ def elect_sign(
 def _weighted(values: Sequence[Array], weights: Sequence[Array] | None) -> list[Array]:
     if weights is None:
         return list(values)
-    return [w * value for w, value in zip(weights, values, strict=True)]
+    return [numerics.scaled(value, w) for w, value in zip(weights, values, strict=True)]
 
 
 def _add(values: Sequence[Array]) -> Array:

@@ -131,7 +131,7 @@ def merge_block(
     values = _task_vectors(method, start, experts, states, index)
     merged = method.combiner.combine(values, method.weights, verdict)
     if start is not None:
-        merged = start.astype(merged.dtype) + method.scale * merged
+        merged = start.astype(merged.dtype) + numerics.scaled(merged, method.scale)
     return merged.astype(dtype)
 
 

@@ -131,7 +131,7 @@ class Drop:
     def apply(self, delta, state, index):
         """Zero what the mask drops, and divide the rest by the density."""
         keep = numerics.random_bits(index, state.key) <= state.bound
-        rest = delta / jnp.asarray(self.density, delta.dtype) if self.rescale else delta
+        rest = numerics.divided(delta, self.density) if self.rescale else delta
         return jnp.where(keep, rest, 0)
 
 
@@ -150,7 +150,7 @@ class Rescale:
 
     def apply(self, delta, state, index):
         """Divide."""
-        return delta / jnp.asarray(self.divisor, delta.dtype)
+        return numerics.divided(delta, self.divisor)
 
 
 def trim(density: float, scope: str = "global", ties: str = "keep_all") -> Trim:

@@ -1,0 +1,71 @@
+"""Parameters under which every method is put through the battery, and its models."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from merging import tree
+
+# Every method of the registry has an entry; `test_laws` checks that.
+CASES = {
+    "average": [{}, {"weights": (1.0, 0.5, 2.0)}],
+    "task_arithmetic": [{}, {"scale": 0.7, "weights": (1.0, -0.5, 2.0)}],
+    "ties": [
+        {},
+        {"weights": (1.0, 0.5, 2.0), "scale": 0.3},
+        {"scope": "global", "ties": "exact", "density": 0.5},
+        {"scope": "tensor", "zero": "positive"},
+        {"scope": "row", "density": 0.4},
+        {"scope": "row", "ties": "exact", "density": 0.4},
+    ],
+    "dare": [{}, {"density": 0.5, "rescale": False, "weights": (1.0, 0.5, 2.0)}],
+    "dare_ties": [{}, {"density": 0.6, "trim_density": 0.3, "zero": "positive"}],
+    "rht": [{}, {"density": 0.3, "weights": (1.0, 0.5, 2.0)}],
+}
+ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
+IDS = [
+    name + "".join(f"-{key}={value}" for key, value in parameters.items())
+    for name, parameters in ALL
+]
+SHAPES = {
+    "layers/attention": (2, 16, 24),
+    "layers/norm": (2, 16),
+    "embedding": (40, 16),
+    "one": (1,),
+    "two": (2,),
+    "sixty_three": (63,),
+    "scalar": (),
+}
+
+
+def models(count=3, seed=0, dtype=jnp.float32, shapes=None):
+    """Return (base, experts) whose task vectors are exact in bfloat16 and often tie.
+
+    Task vectors are odd multiples of 2**-8 from a small pool and the base multiples
+    of 2**-7 below 1/8, so every difference is exact, three never sum to zero, and
+    many magnitudes are equal.
+    """
+    shapes = SHAPES if shapes is None else shapes
+    rng = np.random.default_rng(seed)
+    base = {p: rng.integers(-15, 16, s) / 128 for p, s in shapes.items()}
+
+    def expert():
+        return {
+            p: base[p] + (2 * rng.integers(0, 6, s) + 1) * rng.choice([-1, 1], s) / 256
+            for p, s in shapes.items()
+        }
+
+    experts = {name: expert() for name in ("law", "code", "math", "chat")[:count]}
+
+    def params(leaves):
+        return tree.unflatten({p: jnp.asarray(x, dtype) for p, x in leaves.items()})
+
+    return params(base), {name: params(e) for name, e in experts.items()}
+
+
+def as_float64(params):
+    return {p: np.asarray(x, np.float64) for p, x in tree.flatten(params).items()}
+
+
+def bits(params):
+    """Return every leaf's raw bytes, to compare without tolerance."""
+    return {p: np.asarray(x).tobytes() for p, x in tree.flatten(params).items()}

@@ -1,0 +1,164 @@
+"""Each method in NumPy float64, from the formula alone: sorts, loops, whole vectors.
+
+Models are ``{path: float64 array}``. Nothing of the package is imported.
+"""
+
+import math
+import zlib
+
+import numpy as np
+
+MASK64 = 2**64 - 1
+
+
+def average(base, experts, seed, weights, **_):
+    del base, seed
+    total = sum(weights)
+    return {
+        path: sum(w * e[path] for w, e in zip(weights, experts.values(), strict=True))
+        / total
+        for path in next(iter(experts.values()))
+    }
+
+
+def task_arithmetic(base, experts, seed, weights, scale):
+    del seed
+    return _add(base, _weighted_sum(_deltas(base, experts), weights), scale)
+
+
+def ties(base, experts, seed, weights, density, scale, scope, ties, zero):
+    del seed
+    kept = [trim(d, density, scope, ties) for d in _deltas(base, experts)]
+    merged = disjoint_mean(kept, weights, zero, divide_by="weight")
+    return _add(base, merged, scale)
+
+
+def dare(base, experts, seed, weights, density, scale, rescale):
+    dropped = _drop(base, experts, seed, density, rescale)
+    return _add(base, _weighted_sum(dropped, weights), scale)
+
+
+def dare_ties(
+    base, experts, seed, weights, density, scale, trim_density, rescale, zero
+):
+    dropped = _drop(base, experts, seed, density, rescale)
+    if trim_density is not None:
+        dropped = [trim(d, trim_density, "global", "keep_all") for d in dropped]
+    merged = disjoint_mean(dropped, weights, zero, divide_by="weight")
+    return _add(base, merged, scale)
+
+
+def rht(base, experts, seed, weights, density, scale):
+    del seed
+    kept = [trim(d, density, "tensor", "exact") for d in _deltas(base, experts)]
+    kept = [{path: x / density for path, x in d.items()} for d in kept]
+    merged = disjoint_mean(kept, weights, "positive", divide_by="count")
+    return _add(base, merged, scale)
+
+
+def trim(delta, density, scope, ties):
+    """Zero all but the largest magnitudes of each set that `scope` names."""
+    paths = sorted(delta)
+    if scope == "global":
+        flat = np.concatenate([delta[path].ravel() for path in paths])
+        flat = _trim_vector(flat, density, ties)
+        ends = np.cumsum([delta[path].size for path in paths])[:-1]
+        parts = zip(paths, np.split(flat, ends), strict=True)
+        return {path: part.reshape(delta[path].shape) for path, part in parts}
+    if scope == "tensor":
+        return {
+            p: _trim_vector(x.ravel(), density, ties).reshape(x.shape)
+            for p, x in delta.items()
+        }
+    trimmed = {}
+    for path, x in delta.items():
+        rows = x.reshape(-1, x.shape[-1] if x.ndim else 1)
+        done = [_trim_vector(row, density, ties) for row in rows]
+        trimmed[path] = np.array(done).reshape(x.shape)
+    return trimmed
+
+
+def _trim_vector(x, density, ties):
+    n = x.size
+    k = math.floor(density * n)
+    magnitude = np.abs(x)
+    if ties == "keep_all":
+        # The (n - k)-th smallest, counted from 1; density 1 keeps all.
+        threshold = np.sort(magnitude)[n - k - 1] if k < n else 0
+        return np.where(magnitude >= threshold, x, 0)
+    largest_first = np.lexsort((np.arange(n), -magnitude))
+    out = np.zeros_like(x)
+    out[largest_first[:k]] = x[largest_first[:k]]
+    return out
+
+
+def disjoint_mean(deltas, weights, zero, divide_by):
+    """Elect signs by mass, then average the experts that agree, element by element."""
+    sign = {path: np.sign(sum(d[path] for d in deltas)) for path in deltas[0]}
+    majority = 1 if sum(s.sum() for s in sign.values()) >= 0 else -1
+    merged = {}
+    for path, s in sign.items():
+        s = np.where(s == 0, majority if zero == "majority" else 1, s)
+        top, bottom = np.zeros_like(s), np.zeros_like(s)
+        for w, d in zip(weights, deltas, strict=True):
+            agrees = d[path] * s > 0
+            top += np.where(agrees, w * d[path], 0)
+            bottom += np.where(agrees, w if divide_by == "weight" else 1, 0)
+        merged[path] = top / np.where(bottom == 0, 1, bottom)
+    return merged
+
+
+def keep_mask(seed, expert, path, size, density):
+    """The random mask, in Python integers: see `numerics.random_bits`."""
+    names = zlib.crc32(expert.encode()) << 32 | zlib.crc32(path.encode())
+    key = _splitmix(_splitmix(seed & MASK64) ^ names)
+    bound = min(max(round(density * 2**32), 1), 2**32)
+    hashes = [hash_index(i, key & 0xFFFFFFFF, key >> 32) for i in range(size)]
+    return np.array([h < bound for h in hashes], bool)
+
+
+def hash_index(index, key0, key1):
+    high, low = index >> 32, index & 0xFFFFFFFF
+    stages = [(17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)]
+
+    def mix(x, between):
+        for i, (shift, factor) in enumerate(stages):
+            x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+            if i == 0:
+                x ^= between
+        return x ^ (x >> 14)
+
+    return mix(low ^ key0, key1 ^ mix(high, 0))
+
+
+def _splitmix(x):
+    x = (x + 0x9E3779B97F4A7C15) & MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
+    return x ^ (x >> 31)
+
+
+def _drop(base, experts, seed, density, rescale):
+    dropped = []
+    for (name, _), delta in zip(experts.items(), _deltas(base, experts), strict=True):
+        one = {}
+        for path, x in delta.items():
+            mask = keep_mask(seed, name, path, x.size, density).reshape(x.shape)
+            one[path] = np.where(mask, x / density if rescale else x, 0)
+        dropped.append(one)
+    return dropped
+
+
+def _deltas(base, experts):
+    return [{p: e[p] - base[p] for p in base} for e in experts.values()]
+
+
+def _weighted_sum(deltas, weights):
+    return {
+        path: sum(w * d[path] for w, d in zip(weights, deltas, strict=True))
+        for path in deltas[0]
+    }
+
+
+def _add(base, merged, scale):
+    return {path: base[path] + scale * merged[path] for path in base}

@@ -1,0 +1,253 @@
+"""The laws of METHODS.md, over the whole registry."""
+
+import inspect
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from merging import blocks, methods, numerics, resident, tree
+from merging.resident import merge
+
+every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
+every_method = pytest.mark.parametrize("name", methods.names())
+scaled = pytest.mark.parametrize("name", [n for n in methods.names() if n != "average"])
+
+
+def expected(name, parameters, base, experts, seed=0):
+    entry = next(e for e in methods.catalogue() if e.name == name)
+    full = {**entry.parameters, **parameters}
+    if full["weights"] is None:
+        full["weights"] = (1.0,) * len(experts)
+    experts64 = {n: cases.as_float64(e) for n, e in experts.items()}
+    return getattr(references, name)(
+        base=cases.as_float64(base), experts=experts64, seed=seed, **full
+    )
+
+
+def assert_agrees(merged, reference, tolerance):
+    for path, leaf in tree.flatten(merged).items():
+        np.testing.assert_allclose(
+            np.asarray(leaf, np.float64),
+            reference[path],
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=path,
+        )
+
+
+def test_the_battery_covers_the_registry():
+    assert list(cases.CASES) == methods.names()
+
+
+@every_case
+def test_agrees_with_the_float64_reference(name, parameters):
+    base, experts = cases.models()
+    merged = merge(base, experts, methods.get(name, **parameters), donate=False)
+    assert_agrees(merged, expected(name, parameters, base, experts), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("average", {}),
+        ("ties", {"density": 1.0}),
+        ("dare_ties", {"density": 1.0}),
+        ("rht", {"density": 1.0}),
+        ("task_arithmetic", {"scale": 1.0, "weights": (0.25, 0.5, 0.25)}),
+    ],
+)
+def test_copies_of_one_model_merge_to_that_model(name, parameters):
+    base, experts = cases.models(1)
+    copies = dict.fromkeys("abc", experts["law"])
+    merged = merge(base, copies, methods.get(name, **parameters), donate=False)
+    assert_agrees(merged, cases.as_float64(experts["law"]), 1e-7)
+
+
+@scaled
+def test_a_scale_of_zero_gives_the_base(name):
+    base, experts = cases.models()
+    merged = merge(base, experts, methods.get(name, scale=0), donate=False)
+    assert cases.bits(merged) == cases.bits(base)
+
+
+@every_case
+def test_zero_task_vectors_give_the_base(name, parameters):
+    base, _ = cases.models()
+    merged = merge(
+        base,
+        dict.fromkeys("abc", base),
+        methods.get(name, **parameters),
+        donate=False,
+    )
+    assert_agrees(merged, cases.as_float64(base), 1e-7)
+
+
+@every_case
+def test_the_order_of_experts_and_leaves_changes_no_bit(name, parameters):
+    base, experts = cases.models()
+    weights = parameters.get("weights")
+    method = methods.get(name, **parameters)
+    turned = {n: experts[n] for n in ("math", "law", "code")}
+    turned_base = dict(reversed(base.items()))
+    if weights:
+        weights = (weights[2], weights[0], weights[1])
+        parameters = {**parameters, "weights": weights}
+    merged = merge(base, experts, method, donate=False)
+    again = merge(turned_base, turned, methods.get(name, **parameters), donate=False)
+    assert list(again) == list(turned_base)
+    assert cases.bits(again) == cases.bits(merged)
+
+
+def mesh_layouts():
+    """Yield (description, params -> params laid out over eight devices)."""
+    for shape, axes in (((8,), ("x",)), ((2, 4), ("x", "y"))):
+        mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))
+        for where in ("first", "last"):
+
+            def spec(leaf, where=where, axes=axes, mesh=mesh):
+                names = [None] * leaf.ndim
+                order = range(leaf.ndim) if where == "first" else range(leaf.ndim)[::-1]
+                free = list(axes)
+                for axis in order:
+                    if free and leaf.shape[axis] % mesh.shape[free[0]] == 0:
+                        names[axis] = free.pop(0)
+                return NamedSharding(mesh, P(*names))
+
+            yield (
+                f"{shape} {where}",
+                lambda params, spec=spec: jax.tree.map(
+                    lambda x: jax.device_put(x, spec(x)), params
+                ),
+            )
+
+
+@every_case
+def test_sharded_and_unsharded_and_unpacked_agree_bit_for_bit(
+    name, parameters, monkeypatch
+):
+    shapes = {"a/w": (8, 16, 24), "b": (40, 16), "norm": (16,), "odd": (63,)}
+    base, experts = cases.models(shapes=shapes)
+    rng = np.random.default_rng(3)
+    experts = {
+        n: jax.tree.map(lambda x: x + rng.normal(size=x.shape) * 1e-2, e)
+        for n, e in experts.items()
+    }
+    method = methods.get(name, **parameters)
+    packed = cases.bits(merge(base, experts, method, donate=False))
+    monkeypatch.setattr(blocks, "PACKED_LEAF", 0)
+    assert cases.bits(merge(base, experts, method, donate=False)) == packed
+    layouts = list(mesh_layouts())
+    for label, place in layouts if parameters == {} else layouts[-1:]:
+        sharded = place(base)
+        merged = merge(
+            sharded, {n: place(e) for n, e in experts.items()}, method, donate=False
+        )
+        assert cases.bits(merged) == packed, label
+        for path, leaf in tree.flatten(merged).items():
+            given = tree.flatten(sharded)[path].sharding
+            assert leaf.sharding.is_equivalent_to(given, leaf.ndim), path
+
+
+@every_case
+def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
+    base, experts = cases.models(shapes={"w": (12, 10)})
+    method = methods.get(name, **parameters)
+    job = resident._prepare(base, experts, method, 0)
+    whole = np.asarray(merge(base, experts, method, donate=False)["w"])
+    models = [
+        np.asarray(p["w"]) for p in (base, *(experts[n] for n in sorted(experts)))
+    ]
+    states = [[jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states]
+    rows, columns = whole.shape
+    sizes = (1, 5, 12) if method.cut == "row" else (1, 7, 30, 120)
+    step_of = columns if method.cut == "row" else 1
+    for size in sizes:
+        parts = []
+        for start in range(0, whole.size, size * step_of):
+            piece = slice(start, min(start + size * step_of, whole.size))
+            shape = (-1, columns) if method.cut == "row" else (-1,)
+            cut = [m.reshape(-1)[piece].reshape(shape) for m in models]
+            strides = (columns, 1) if method.cut == "row" else (1,)
+            index = numerics.element_index(
+                cut[0].shape, strides, numerics.as_index(start, whole.size)
+            )
+            parts.append(
+                methods.merge_block(
+                    job.method, cut[0], cut[1:], states, job.verdict, index, jnp.float32
+                ).ravel()
+            )
+        np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
+
+
+@every_case
+def test_bfloat16_is_merged_in_float32_and_rounded_once(name, parameters):
+    base, experts = cases.models(dtype=jnp.bfloat16)
+    method = methods.get(name, **parameters)
+
+    def widen(params):
+        return jax.tree.map(lambda x: x.astype(jnp.float32), params)
+
+    merged = merge(base, experts, method, donate=False)
+    widened = merge(widen(base), {n: widen(e) for n, e in experts.items()}, method)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), widened)
+    assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
+    assert cases.bits(merged) == cases.bits(rounded)
+
+
+@every_case
+def test_float64_stays_float64_where_x64_is_on(name, parameters):
+    with jax.enable_x64(True):
+        base, experts = cases.models(dtype=jnp.float64)
+        experts = {
+            n: jax.tree.map(lambda x: x * (1 + 2.0**-40), e) for n, e in experts.items()
+        }
+        merged = merge(base, experts, methods.get(name, **parameters), donate=False)
+        assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype(jnp.float64)}
+        assert_agrees(merged, expected(name, parameters, base, experts), 1e-14)
+
+
+@pytest.mark.parametrize("density", [1e-9, 1 / 63, 0.5, 62 / 63, 1 - 1e-12, 1.0])
+@every_method
+def test_tiny_leaves_and_densities_at_the_edges(name, density):
+    if "density" not in inspect.signature(getattr(methods, name)).parameters:
+        pytest.skip("has no density")
+    shapes = {"one": (1,), "two": (2,), "sixty_three": (63,)}
+    base, experts = cases.models(shapes=shapes)
+    parameters = {"density": density}
+    merged = merge(base, experts, methods.get(name, **parameters), donate=False)
+    reference = expected(name, parameters, base, experts)
+    assert_agrees(merged, reference, 2e-6)
+
+
+@every_method
+def test_a_leaf_without_elements_is_merged_to_one(name):
+    base, experts = cases.models(shapes={"none": (0, 4), "two": (2,)})
+    merged = merge(base, experts, methods.get(name), donate=False)
+    assert merged["none"].shape == (0, 4)
+
+
+@every_method
+def test_one_expert_is_enough(name):
+    base, experts = cases.models(1)
+    merged = merge(base, experts, methods.get(name), donate=False)
+    assert_agrees(merged, expected(name, {}, base, experts), 2e-6)
+
+
+@every_method
+def test_structure_and_dtypes_are_the_bases(name):
+    base, experts = cases.models()
+    base["layers"]["norm"] = base["layers"]["norm"].astype(jnp.bfloat16)
+    base["steps"] = jnp.arange(3)
+    experts = {n: {**e, "steps": jnp.arange(3)} for n, e in experts.items()}
+    merged = merge(base, experts, methods.get(name), donate=False)
+    assert list(tree.flatten(merged)) == list(tree.flatten(base))
+    assert tree.differences({"base": base, "merged": merged}) == []
+    for path, leaf in tree.flatten(merged).items():
+        assert leaf.dtype == tree.flatten(base)[path].dtype
+    np.testing.assert_array_equal(merged["steps"], base["steps"])

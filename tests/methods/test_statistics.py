@@ -1,0 +1,146 @@
+"""The search for a threshold, answered from data and from formulas."""
+
+import numpy as np
+import pytest
+
+from merging.methods import Kept, Layout, statistics
+
+TOP = Layout((), ()).key_top
+
+
+def drive(inquiry, answer):
+    questions, reply = 0, None
+    while True:
+        try:
+            question = inquiry.send(reply)
+        except StopIteration as stop:
+            return stop.value, questions
+        questions += 1
+        reply = answer(question)
+
+
+def counted(leaves):
+    """Answer `Kept` for uint32 key vectors by comparing every element."""
+
+    def answer(question):
+        assert isinstance(question, Kept)
+        counts = np.zeros(question.threshold.shape, np.int64)
+        for i, keys in enumerate(leaves):
+            place = np.arange(len(keys))
+            for j, (t, c) in enumerate(
+                zip(question.threshold[i], question.cutoff[i], strict=True)
+            ):
+                counts[i, j] = ((keys > t) | ((keys == t) & (place < c))).sum()
+        return counts
+
+    return answer
+
+
+def keep(leaves, density, scope, ties, sample=None):
+    layout = Layout(
+        tuple(f"leaf{i}" for i in range(len(leaves))), tuple(x.shape for x in leaves)
+    )
+    inquiry = statistics.magnitude_cut(layout, density, scope, ties, sample)
+    (threshold, cutoff), questions = drive(inquiry, counted(leaves))
+    kept = [
+        (x > t) | ((x == t) & (np.arange(len(x)) < c))
+        for x, t, c in zip(leaves, threshold, cutoff, strict=True)
+    ]
+    return kept, questions
+
+
+def sorted_out(keys, density, ties):
+    """The same from a sort of one vector."""
+    n, k = len(keys), int(density * len(keys))
+    if ties == "keep_all":
+        return keys >= (np.sort(keys)[n - k - 1] if k < n else 0)
+    chosen = np.lexsort((np.arange(n), -keys.astype(np.int64)))[:k]
+    return np.isin(np.arange(n), chosen)
+
+
+def keys_of(values):
+    return np.abs(np.asarray(values, np.float32)).view(np.uint32)
+
+
+def data(kind, rng):
+    sizes = (1, 2, 63, 1000)
+    if kind == "normal":
+        return [keys_of(rng.normal(size=n)) for n in sizes]
+    if kind == "tied":
+        return [keys_of(rng.integers(0, 4, n) * 2.0**-9) for n in sizes]
+    if kind == "zeros":
+        return [keys_of(np.where(rng.random(n) < 0.9, 0, 1)) for n in sizes]
+    if kind == "equal":
+        return [keys_of(np.full(n, 0.1)) for n in sizes]
+    octaves = [rng.normal(size=n) * 2.0 ** rng.integers(-120, 120, n) for n in sizes]
+    return [keys_of(x) for x in octaves]
+
+
+@pytest.mark.parametrize("ties", ["keep_all", "exact"])
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("kind", ["normal", "tied", "zeros", "equal", "octaves"])
+def test_the_kept_set_is_that_of_a_sort(kind, scope, ties):
+    leaves = data(kind, np.random.default_rng(0))
+    for density in (1e-9, 0.01, 0.2, 0.5, 0.9, 0.999, 1.0):
+        for guess in (None, lambda leaf, stride: leaves[leaf][::stride]):
+            found, questions = keep(leaves, density, scope, ties, guess)
+            if scope == "global":
+                found = [np.concatenate(found)]
+                wanted = [sorted_out(np.concatenate(leaves), density, ties)]
+            else:
+                wanted = [sorted_out(x, density, ties) for x in leaves]
+            for ours, theirs in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(ours, theirs, err_msg=f"{density}")
+            assert questions <= 40
+
+
+def test_a_guess_saves_questions_and_changes_nothing():
+    leaves = [keys_of(np.random.default_rng(1).normal(size=100_000))]
+    blind, many = keep(leaves, 0.2, "global", "exact")
+    guided, few = keep(
+        leaves, 0.2, "global", "exact", lambda leaf, stride: leaves[leaf][::stride]
+    )
+    np.testing.assert_array_equal(blind[0], guided[0])
+    assert few < many and few <= 8
+
+
+def test_the_count_is_the_authors():
+    # k = int(density * n); the threshold is the (n - k)-th smallest, so k + 1 stay.
+    keys = keys_of(np.arange(1, 11))
+    assert keep([keys], 0.2, "global", "keep_all")[0][0].sum() == 3
+    assert keep([keys], 0.2, "global", "exact")[0][0].sum() == 2
+    assert keep([keys], 1.0, "global", "keep_all")[0][0].sum() == 10
+    assert statistics.kept_count(0.29, 100) == int(0.29 * 100) == 28
+
+
+def test_ties_across_leaves_go_to_the_lowest_path_then_index():
+    leaves = [keys_of([1, 2, 1]), keys_of([1, 1, 1]), keys_of([3, 1, 1])]
+    kept, _ = keep(leaves, 5.5 / 9, "global", "exact")
+    assert [k.tolist() for k in kept] == [[True] * 3, [1, 0, 0], [1, 0, 0]]
+
+
+def test_totals_beyond_int32_are_exact():
+    # Two leaves, never allocated: element e of leaf i has the key size - 1 - e // copies.
+    size = 10**10
+    layout = Layout(("a", "b"), ((size,), (size,)), wide=True)
+
+    def answer(question):
+        counts = []
+        for i, copies in enumerate((1, 2)):
+            key = np.minimum(question.threshold[i], size)
+            first = (size - 1 - key) * copies  # the first element with this key
+            above = np.clip(first, 0, size)
+            end = np.minimum(question.cutoff[i], first + copies)
+            counts.append(above + np.clip(np.minimum(end, size) - above, 0, copies))
+        return np.array(counts, np.int64)
+
+    inquiry = statistics.magnitude_cut(layout, 0.25 + 1e-10, "global", "exact", None)
+    (threshold, cutoff), _ = drive(inquiry, answer)
+    kept = answer(Kept(threshold[:, None], cutoff[:, None]))
+    # Per key one of a and two of b; the two left over are the lowest path's and b's.
+    assert kept.ravel().tolist() == [1666666668, 3333333334]
+
+
+def test_an_even_majority_is_positive():
+    assert drive(statistics.majority_sign(), lambda question: 0)[0] is True
+    assert drive(statistics.majority_sign(), lambda question: -(2**40))[0] is False
