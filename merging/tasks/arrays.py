@@ -49,6 +49,14 @@ def materialise(
         a sequence longer than ``length``, with the examples' numbers.
     """
     name = suite.training(what)
+    members = suite.members(what)
+    if members and count is None:
+        # A dataset is in two mixtures: read and kept once.
+        parts = [
+            materialise(suite, member, split, length, cache_dir=cache_dir)
+            for member in members
+        ]
+        return TokenArrays(*map(np.concatenate, zip(*parts, strict=True)))
     if cache_dir is None:
         return _read(suite, name, what, split, length, count)
     key = cache.key(suite.digest, split, length, count)
@@ -67,16 +75,13 @@ def _read(suite, name, what, split, length, count) -> TokenArrays:
     mixture = seqio.get_mixture_or_task(name)
     if split not in mixture.splits:
         raise nearest(f"split of {what}", split, mixture.splits)
-    if count is None:
-        tasks = seqio.get_subtasks(mixture)
-        parts = [as_written(t.get_dataset)(split=split, shuffle=False) for t in tasks]
-    else:
-        # A Mixture repeats its datasets without end unless told otherwise.
-        repeated = as_written(mixture.get_dataset)(
-            split=split, shuffle=False, seed=0, num_epochs=None
-        )
-        parts = [repeated.take(count)]
-    batches = [b for part in parts for b in part.ragged_batch(4096)]
+    # A mixture that is sampled repeats its datasets without end.
+    epochs = 1 if count is None else None
+    read = as_written(mixture.get_dataset)(
+        split=split, shuffle=False, seed=0, num_epochs=epochs
+    )
+    read = read if count is None else read.take(count)
+    batches = list(read.ragged_batch(4096))
     if not batches:
         raise UserError(f"dataset {what} ({split}) is empty")
     return _joined(batches, length, f"{what} ({split})")

@@ -42,10 +42,8 @@ def register(suite: Suite) -> None:
             _add_choices(suite, dataset, vocabulary)
     for what in ("pretrain", "instruct"):
         _add_corpus(suite, what, vocabulary)
-    held_in = [d for d in suite.datasets if d.split == "held_in"]
-    mixtures = {c: [d for d in held_in if d.category == c] for c in suite.categories}
-    for what, datasets in (mixtures | {"multitask": held_in}).items():
-        tasks = [suite.training(d.name) for d in datasets]
+    for what in (*suite.categories, "multitask"):
+        tasks = [suite.training(name) for name in suite.members(what)]
         seqio.MixtureRegistry.add(suite.training(what), tasks, default_rate=1.0)
     _registered[suite.prefix] = suite
 

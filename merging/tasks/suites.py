@@ -135,6 +135,11 @@ class Suite:
             raise nearest("training data", what, names)
         return names[what]
 
+    def members(self, what: str) -> tuple[str, ...]:
+        """Return the datasets that a category or "multitask" mixes; () for the rest."""
+        held_in = [d for d in self.datasets if d.split == "held_in"]
+        return tuple(d.name for d in held_in if what in (d.category, "multitask"))
+
     def evaluation(self, dataset: str) -> str:
         """Return the name of the seqio Task that evaluates a dataset."""
         ranked = self.dataset(dataset).metric == "accuracy"

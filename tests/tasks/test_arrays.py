@@ -55,6 +55,7 @@ def test_a_mixture_holds_each_of_its_datasets_once(toy):
     parts = [materialise(toy, d, "train", LENGTH).tokens for d in ("colour", "pair")]
     tokens = materialise(toy, "pick", "train", LENGTH).tokens
     np.testing.assert_array_equal(tokens, np.concatenate(parts))
+    assert toy.members("multitask") == ("colour", "pair", "copy", "bag")
     assert materialise(toy, "multitask", "test", LENGTH).tokens.shape[0] == 4 * 7
 
 
