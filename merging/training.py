@@ -251,6 +251,9 @@ def loss(
     length = tokens.shape[1]
     hidden, _ = model(models.shift_right(tokens), causal(config, length))
     logits = model.logits(hidden)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    # A comparison, not a gather: no scatter in the gradient, no gather of a vocabulary
+    # that is split over devices.
+    target = jnp.arange(logits.shape[-1]) == tokens[..., None]
+    chosen = jnp.sum(logits, axis=-1, where=target)
     surprise = jax.nn.logsumexp(logits, axis=-1) - chosen
     return jnp.sum(surprise * weights) / jnp.maximum(jnp.sum(weights), 1e-6)

@@ -52,6 +52,7 @@ def _tiny(size: str, vocab_size: int, mlp_width: int) -> DecoderConfig:
         kv_heads=1,
         head_dim=head_dim,
         mlp_width=mlp_width,
+        unroll=layers,
         max_length=128,
     )
 
