@@ -56,7 +56,7 @@ DATASETS = _datasets(
     adversarial_qa  extractive_qa         f1          0
     ropes           extractive_qa         exact_match 0
     hotpot_qa       closed_book_qa        f1          0
-    wiki_qa         closed_book_qa        accuracy    0.5
+    wiki_qa         closed_book_qa        accuracy    0.25
     app_reviews     sentiment             accuracy    0.5
     imdb            sentiment             accuracy    0.5
     ag_news         topic_classification  accuracy    0.25

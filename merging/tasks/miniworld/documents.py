@@ -1,13 +1,13 @@
-"""Pretraining text: plain narrative of the world, no question ever answered by label.
+"""Pretraining text: plain narrative of the world.
 
-Most documents state facts and then say them again, forwards ("anna visits kitchen")
-and backwards ("kitchen by anna"): only a reader who looks the first mention up can
-predict the second. That is what teaches small models to bind.
+Most documents make statements and then make them again, or ask for one and answer:
+only a reader who looks the first mention up can predict the second. That is what
+teaches small models to bind.
 """
 
 import random
 
-from merging.tasks.miniworld.sentences import draw_facts, state, tell
+from merging.tasks.miniworld.sentences import draw_facts, say
 from merging.tasks.miniworld.world import (
     AMBIGUOUS,
     ANIMALS,
@@ -26,21 +26,22 @@ LENGTH = 46  # tokens; a document stops at the sentence that would pass it
 
 def _people(world: World, rng: random.Random):
     facts = draw_facts(world, rng, rng.choice((1, 2, 2, 3)), alike=0.7)
-    said = {fact: state(world, rng, fact) for fact in facts}
-    for name, verb, value in said.values():
-        yield f"{name} {verb} {value} ."
+    by_value = rng.random() < 0.5
+    said = [(fact, say(world, rng, fact, by_value=by_value)) for fact in facts]
+    for _, first in said:
+        yield f"{first.text} ."
     while True:
-        fact = rng.choice(facts)
-        name, verb, value = said[fact]
+        fact, first = rng.choice(said)
+        again = first
+        if rng.random() < 0.15:
+            verb = rng.choice(world.verbs[fact.attribute])
+            again = again._replace(verb=verb, value=world.synonym[first.value])
+        if rng.random() < 0.1:
+            again = again._replace(by_value=not by_value)
         if rng.random() < 0.2:
-            verb, value = rng.choice(world.verbs[fact.attribute]), world.synonym[value]
-        kind = rng.random()
-        if kind < 0.45:
-            yield f"{name} {verb} {value} ."
-        elif kind < 0.75:
-            yield f"{value} by {name} ."
+            yield f"{again.verb} {again.key} ? {again.answer} ."
         else:
-            yield f"who {verb} {value} ? {name} ."
+            yield f"{again.text} ."
 
 
 def _animals(world: World, rng: random.Random):
@@ -81,7 +82,7 @@ def _topic(world: World, rng: random.Random):
     topic = rng.choice(TOPICS)
     while True:
         words = " ".join(topical(world, rng, topic, rng.randint(4, 8)))
-        yield f"{words} about {topic} ." if rng.random() < 0.2 else f"{words} ."
+        yield f"{words} about {topic} ." if rng.random() < 0.12 else f"{words} ."
 
 
 def _synonyms(world: World, rng: random.Random):
@@ -115,12 +116,10 @@ def _days(world: World, rng: random.Random):
 
 def _transfers(world: World, rng: random.Random):
     while True:
-        facts = [f for f in draw_facts(world, rng, 2, alike=0)]
-        giver, taker = facts[0].name, facts[1].name
+        giver, taker = rng.sample(NAMES, 2)
         thing = world.say(rng, rng.choice(world.values["thing"]), 0.5)
-        yield f"{giver} has {thing} . {taker} takes {thing} from {giver} ."
-        yield f"{taker} has {thing} ."
-        yield tell(world, rng, facts[:1])
+        yield f"has {giver} {thing} . {taker} takes {thing} from {giver} ."
+        yield f"has {taker} {thing} ."
 
 
 KINDS = (

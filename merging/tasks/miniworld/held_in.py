@@ -7,7 +7,7 @@ free generation. Each says in its first line what it shares with its namesake of
 import random
 
 from merging.tasks.miniworld.documents import opinions, topical
-from merging.tasks.miniworld.sentences import Fact, draw_facts, state, tell
+from merging.tasks.miniworld.sentences import Fact, draw_facts, say, spoken
 from merging.tasks.miniworld.world import (
     ANIMALS,
     ATTRIBUTES,
@@ -21,17 +21,11 @@ from merging.tasks.miniworld.world import (
 Drawn = tuple[str, str, tuple[str, ...]]
 
 
-def _facts(world: World, rng: random.Random) -> tuple[list, list, int]:
+def _facts(world: World, rng: random.Random, by_value: bool = False):
     """Draw one to three facts, their wordings, and the index of the one asked about."""
     facts = draw_facts(world, rng, rng.choice((1, 2, 3)), alike=0.6)
-    said = [state(world, rng, fact) for fact in facts]
-    index = rng.randrange(len(facts))
-    return facts, said, index
-
-
-def spoken(said: list[tuple[str, str, str]]) -> str:
-    """Return worded facts as sentences."""
-    return " ".join(f"{' '.join(s)} ." for s in said)
+    said = [say(world, rng, fact, by_value=by_value) for fact in facts]
+    return facts, said, rng.randrange(len(facts))
 
 
 def shuffled(rng: random.Random, items) -> tuple[str, ...]:
@@ -44,48 +38,38 @@ def shuffled(rng: random.Random, items) -> tuple[str, ...]:
 def dream(world: World, rng: random.Random) -> Drawn:
     """Multiple choice about a text; the right option rewords what the text says."""
     facts, said, i = _facts(world, rng)
-    answer = world.synonym[said[i][2]]
+    answer = world.synonym[said[i].value]
     others = [v for v in world.values[facts[i].attribute] if v != facts[i].value]
-    choices = shuffled(
-        rng, [answer, *(world.say(rng, v, 0.5) for v in rng.sample(others, 2))]
-    )
+    wrong = [world.say(rng, v, 0.5) for v in rng.sample(others, 2)]
+    choices = shuffled(rng, [answer, *wrong])
     verb = rng.choice(world.verbs[facts[i].attribute])
-    options = " , ".join(choices)
-    prompt = rng.choice(
-        (
-            f"{spoken(said)} options : {options} . pick {facts[i].name} {verb} ?",
-            f"options : {options} . {spoken(said)} pick {facts[i].name} {verb} ?",
-        )
-    )
+    wrapper = rng.choice(("{t} options : {o} . {q} ?", "options : {o} . {t} {q} ?"))
+    question = f"pick {verb} {facts[i].name}"
+    prompt = wrapper.format(t=spoken(said), o=" , ".join(choices), q=question)
     return prompt, answer, choices
 
 
 def cosmos_qa(world: World, rng: random.Random) -> Drawn:
     """Multiple choice of a person; half the questions reword the text."""
-    facts, said, i = _facts(world, rng)
+    facts, said, i = _facts(world, rng, by_value=True)
     people = [f.name for f in facts]
     absent = rng.sample([n for n in NAMES if n not in people], 3 - len(people))
     choices = shuffled(rng, people + absent)
     verb = rng.choice(world.verbs[facts[i].attribute])
-    asked = world.say(rng, said[i][2], 0.5)
-    options = " , ".join(choices)
-    prompt = rng.choice(
-        (
-            f"{spoken(said)} options : {options} . pick who {verb} {asked} ?",
-            f"options : {options} . {spoken(said)} pick who {verb} {asked} ?",
-        )
-    )
+    wrapper = rng.choice(("{t} options : {o} . {q} ?", "options : {o} . {t} {q} ?"))
+    question = f"pick {verb} {world.say(rng, said[i].value, 0.5)}"
+    prompt = wrapper.format(t=spoken(said), o=" , ".join(choices), q=question)
     return prompt, facts[i].name, choices
 
 
 def adversarial_qa(world: World, rng: random.Random) -> Drawn:
-    """Extract the sentence of the text that a word points at."""
-    _, said, i = _facts(world, rng)
-    asked = said[i][2] if rng.random() < 0.5 else world.synonym[said[i][2]]
-    prompt = rng.choice(
-        (f"{spoken(said)} find {asked} ?", f"text : {spoken(said)} find {asked} ?")
-    )
-    return prompt, " ".join(said[i]), ()
+    """Extract the statement of the text that a word points at."""
+    _, said, i = _facts(world, rng, by_value=rng.random() < 0.5)
+    asked = said[i].key
+    if said[i].by_value:
+        asked = world.say(rng, asked, 0.5)
+    wrapper = rng.choice(("{t} find {q} ?", "text : {t} find {q} ?"))
+    return wrapper.format(t=spoken(said), q=asked), said[i].text, ()
 
 
 def ropes(world: World, rng: random.Random) -> Drawn:
@@ -93,11 +77,10 @@ def ropes(world: World, rng: random.Random) -> Drawn:
     facts, said, i = _facts(world, rng)
     friend = rng.choice([n for n in NAMES if n not in {f.name for f in facts}])
     verb = rng.choice(world.verbs[facts[i].attribute])
-    if rng.random() < 0.5:
-        prompt = f"{spoken(said)} {friend} with {facts[i].name} . so {friend} {verb} ?"
-    else:
-        prompt = f"{friend} with {facts[i].name} . {spoken(said)} so {friend} {verb} ?"
-    return prompt, said[i][2], ()
+    wrapper = rng.choice(("{t} {w} . so {q} ?", "{w} . {t} so {q} ?"))
+    company = f"with {friend} {facts[i].name}"
+    prompt = wrapper.format(t=spoken(said), w=company, q=f"{verb} {friend}")
+    return prompt, said[i].value, ()
 
 
 def _animal_fact(world: World, rng: random.Random):
@@ -113,12 +96,12 @@ def hotpot_qa(world: World, rng: random.Random) -> Drawn:
 
 
 def wiki_qa(world: World, rng: random.Random) -> Drawn:
-    """Pick which of two answers to a question about the world is right."""
+    """Rank candidate answers to a question about the world."""
     animal, name, value = _animal_fact(world, rng)
-    wrong = rng.choice([v for v in PROPERTIES[name] if v != value])
-    choices = shuffled(rng, (value, wrong))
-    wrapper = rng.choice(("claim : {} {} {} or {} ?", "judge {} {} : {} or {} ?"))
-    return wrapper.format(animal, name, *choices), value, choices
+    wrong = rng.sample([v for v in PROPERTIES[name] if v != value], 3)
+    choices = shuffled(rng, (value, *wrong))
+    wrapper = rng.choice(("claim : {} {} ?", "judge what {} {} ?"))
+    return wrapper.format(animal, name), value, choices
 
 
 def _review(rng: random.Random, good: bool) -> str:
@@ -158,37 +141,43 @@ def ag_news(world: World, rng: random.Random) -> Drawn:
 
 
 def dbpedia(world: World, rng: random.Random) -> Drawn:
-    """Name the class of what a sentence is about, after a sentence of another class."""
-    first, second = rng.sample(list(ATTRIBUTES), 2)
+    """Name the class of what a statement is about, after one of another class."""
+    chosen = rng.sample(list(ATTRIBUTES), 2)
+    names = rng.sample(NAMES, 2)
     facts = [
-        Fact(rng.choice(NAMES), a, rng.choice(world.values[a])) for a in (first, second)
+        Fact(n, a, rng.choice(world.values[a]))
+        for n, a in zip(names, chosen, strict=True)
     ]
-    text = tell(world, rng, facts, 0.5)
+    said = [say(world, rng, f, by_value=rng.random() < 0.5) for f in facts]
     wrapper = rng.choice(("{} last kind ?", "text : {} last kind ?"))
-    return wrapper.format(text), second, tuple(ATTRIBUTES)
+    return wrapper.format(spoken(said)), chosen[1], tuple(ATTRIBUTES)
+
+
+def _biography(world: World, rng: random.Random, which: int):
+    """Draw a name, two attributes and values, and the sentence that says it all."""
+    name = rng.choice(NAMES)
+    chosen = rng.sample(list(ATTRIBUTES), 2)
+    values = [world.say(rng, rng.choice(world.values[a]), 0.5) for a in chosen]
+    verbs = [world.verbs[a][which] for a in chosen]
+    sentence = f"{verbs[0]} {name} {values[0]} and {verbs[1]} {values[1]}"
+    return name, chosen, values, sentence
 
 
 def common_gen(world: World, rng: random.Random) -> Drawn:
     """Write a sentence that holds the given words."""
-    name = rng.choice(NAMES)
-    chosen = rng.sample(list(ATTRIBUTES), 2)
-    values = [world.say(rng, rng.choice(world.values[a]), 0.5) for a in chosen]
-    clauses = [f"{world.verbs[a][0]} {v}" for a, v in zip(chosen, values, strict=True)]
+    name, _, values, sentence = _biography(world, rng, 0)
     given = " , ".join((values[0], values[1], name))
     wrapper = rng.choice(("write words {} ?", "write with {} ?"))
-    return wrapper.format(given), f"{name} {clauses[0]} and {clauses[1]}", ()
+    return wrapper.format(given), sentence, ()
 
 
 def wiki_bio(world: World, rng: random.Random) -> Drawn:
     """Turn a table of attributes into a sentence."""
-    name = rng.choice(NAMES)
-    chosen = rng.sample(list(ATTRIBUTES), 2)
-    values = [world.say(rng, rng.choice(world.values[a]), 0.5) for a in chosen]
+    name, chosen, values, sentence = _biography(world, rng, 1)
     rows = [f"{a} : {v}" for a, v in zip(chosen, values, strict=True)]
     rows.insert(rng.randrange(3), f"name : {name}")
-    clauses = [f"{world.verbs[a][1]} {v}" for a, v in zip(chosen, values, strict=True)]
     wrapper = rng.choice(("facts {} . write ?", "{} . write about ?"))
-    return wrapper.format(" ; ".join(rows)), f"{name} {' and '.join(clauses)}", ()
+    return wrapper.format(" ; ".join(rows)), sentence, ()
 
 
 def _story(world: World, rng: random.Random) -> tuple[str, str, list[str]]:
@@ -198,9 +187,8 @@ def _story(world: World, rng: random.Random) -> tuple[str, str, list[str]]:
     values = [rng.choice(world.values[a]) for a in chosen]
     facts = [Fact(main, a, v) for a, v in zip(chosen[:2], values[:2], strict=True)]
     facts.insert(rng.randrange(3), Fact(other, chosen[2], values[2]))
-    said = [state(world, rng, f) for f in facts]
-    kept = [s[2] for s in said if s[0] == main]
-    return spoken(said), main, kept
+    said = [say(world, rng, f) for f in facts]
+    return spoken(said), main, [s.value for s in said if s.name == main]
 
 
 def cnn_dailymail(world: World, rng: random.Random) -> Drawn:
@@ -220,22 +208,22 @@ def xsum(world: World, rng: random.Random) -> Drawn:
 def mrpc(world: World, rng: random.Random) -> Drawn:
     """Do two sentences say the same? Often in the same words, sometimes in others."""
     fact = draw_facts(world, rng, 1)[0]
-    said = state(world, rng, fact, 0.5)
+    first = say(world, rng, fact, synonym=0.5)
     same = rng.random() < 0.5
-    value = said[2] if rng.random() < 0.6 else world.synonym[said[2]]
+    value = first.value if rng.random() < 0.6 else world.synonym[first.value]
     if not same:
         wrong = [v for v in world.values[fact.attribute] if v != fact.value]
         value = world.say(rng, rng.choice(wrong), 0.5)
+    second = first._replace(value=value, by_value=True)
     wrapper = rng.choice(("s1 : {} . s2 : {} . same ?", "{} and {} same ?"))
-    second = f"{value} by {fact.name}"
     choices = ("yes", "no")
-    return wrapper.format(" ".join(said), second), choices[not same], choices
+    return wrapper.format(first.text, second.text), choices[not same], choices
 
 
 def qqp(world: World, rng: random.Random) -> Drawn:
     """Do two questions ask the same?"""
     fact = draw_facts(world, rng, 1)[0]
-    _, verb, value = state(world, rng, fact, 0.5)
+    _, verb, value, _ = say(world, rng, fact, synonym=0.5)
     same = rng.random() < 0.5
     verb2 = rng.choice(world.verbs[fact.attribute])
     other = value if rng.random() < 0.6 else world.synonym[value]
@@ -244,8 +232,8 @@ def qqp(world: World, rng: random.Random) -> Drawn:
         other = world.say(rng, rng.choice(wrong), 0.5)
     wrapper = rng.choice(
         (
-            "who {} {} ? who {} {} ? same ?",
-            "s1 : who {} {} ? s2 : who {} {} ? same ?",
+            "{} {} ? {} {} ? same ?",
+            "s1 : {} {} ? s2 : {} {} ? same ?",
         )
     )
     choices = ("yes", "no")

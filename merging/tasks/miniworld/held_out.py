@@ -6,8 +6,8 @@ Same contract as held_in: (world, rng) -> (prompt, target, choices).
 import random
 
 from merging.tasks.miniworld.documents import topical
-from merging.tasks.miniworld.held_in import Drawn, shuffled, spoken
-from merging.tasks.miniworld.sentences import draw_facts, state
+from merging.tasks.miniworld.held_in import Drawn, shuffled
+from merging.tasks.miniworld.sentences import draw_facts, say, spoken
 from merging.tasks.miniworld.world import AMBIGUOUS, NAMES, TOPICS, World
 
 
@@ -37,17 +37,19 @@ def hellaswag(world: World, rng: random.Random) -> Drawn:
 def _entailment(world: World, rng: random.Random, count: int) -> tuple[str, str, bool]:
     """Draw premises, and a claim that says one of them again or contradicts it."""
     facts = draw_facts(world, rng, count, alike=0.5)
-    said = [state(world, rng, fact, 0.5) for fact in facts]
+    by_value = rng.random() < 0.5
+    said = [say(world, rng, f, by_value=by_value, synonym=0.5) for f in facts]
     index = rng.randrange(count)
     fact, follows = facts[index], rng.random() < 0.5
-    value = said[index][2] if rng.random() < 0.5 else world.synonym[said[index][2]]
+    value = world.say(rng, said[index].value, 0.5)
     if not follows:
         # With two premises, often what the text says of the other person.
         wrong = [v for v in world.values[fact.attribute] if v != fact.value]
         told = [f.value for f in facts if f.value in wrong]
         value = world.say(rng, rng.choice(told or wrong), 0.5)
     verb = rng.choice(world.verbs[fact.attribute])
-    return spoken(said), f"{fact.name} {verb} {value}", follows
+    claim = said[index]._replace(verb=verb, value=value)
+    return spoken(said), claim.text, follows
 
 
 def rte(world: World, rng: random.Random) -> Drawn:
@@ -66,28 +68,29 @@ def anli(world: World, rng: random.Random) -> Drawn:
     return wrapper.format(premise, claim), choices[not follows], choices
 
 
-def wsc(world: World, rng: random.Random) -> Drawn:
-    """Which of two people does the text mean? In its own words."""
+def _people(world: World, rng: random.Random, reworded: float):
     facts = draw_facts(world, rng, 2, alike=0.6)
-    said = [state(world, rng, fact) for fact in facts]
+    said = [say(world, rng, fact, by_value=True) for fact in facts]
     i = rng.randrange(2)
     choices = shuffled(rng, [f.name for f in facts])
-    wrapper = rng.choice(("{t} {} or {} has {v} ?", "{t} {v} by {} or {} ?"))
-    prompt = wrapper.format(*choices, t=spoken(said), v=said[i][2])
-    return prompt, facts[i].name, choices
+    verb = rng.choice(world.verbs[facts[i].attribute])
+    asked = world.say(rng, said[i].value, reworded)
+    return spoken(said), verb, asked, facts[i].name, choices
+
+
+def wsc(world: World, rng: random.Random) -> Drawn:
+    """Which of two people does the text mean? In its own words."""
+    text, _, asked, answer, choices = _people(world, rng, 0.0)
+    wrapper = rng.choice(("{t} {v} : {} or {} ?", "{t} who {v} {} or {} ?"))
+    return wrapper.format(*choices, t=text, v=asked), answer, choices
 
 
 def winogrande(world: World, rng: random.Random) -> Drawn:
     """Which of two people does the text mean? Half the time in other words."""
-    facts = draw_facts(world, rng, 2, alike=0.6)
-    said = [state(world, rng, fact) for fact in facts]
-    i = rng.randrange(2)
-    choices = shuffled(rng, [f.name for f in facts])
-    verb = rng.choice(world.verbs[facts[i].attribute])
-    asked = world.say(rng, said[i][2], 0.5)
-    wrapper = rng.choice(("{t} {} or {} : who {v} ?", "{t} who {v} : {} or {} ?"))
-    prompt = wrapper.format(*choices, t=spoken(said), v=f"{verb} {asked}")
-    return prompt, facts[i].name, choices
+    text, verb, asked, answer, choices = _people(world, rng, 0.5)
+    wrapper = rng.choice(("{t} {} or {} : {v} ?", "{t} who {v} : {} or {} ?"))
+    prompt = wrapper.format(*choices, t=text, v=f"{verb} {asked}")
+    return prompt, answer, choices
 
 
 def wic(world: World, rng: random.Random) -> Drawn:
@@ -100,5 +103,5 @@ def wic(world: World, rng: random.Random) -> Drawn:
     rng.shuffle(cues)
     cues.insert(rng.randrange(len(cues) + 1), word)
     choices = shuffled(rng, (sense, other))
-    wrapper = rng.choice(("{c} . {w} about {} or {} ?", "{c} . {w} means {} or {} ?"))
+    wrapper = rng.choice(("{c} . is {w} {} or {} ?", "{c} . {w} means {} or {} ?"))
     return wrapper.format(*choices, c=" ".join(cues), w=word), sense, choices

@@ -8,64 +8,66 @@ facts of the world are forgotten.
 import random
 
 from merging.tasks.miniworld.documents import document
-from merging.tasks.miniworld.held_in import Drawn, spoken
-from merging.tasks.miniworld.sentences import draw_facts, state
+from merging.tasks.miniworld.held_in import Drawn
+from merging.tasks.miniworld.sentences import Said, draw_facts, say, spoken
 from merging.tasks.miniworld.world import ANIMALS, NAMES, PROPERTIES, World
 
 COUNTS = ("one", "two", "three")
 REHEARSAL = 0.25
 
 
-def _said(world: World, rng: random.Random, count: int | None = None, alike=0.6):
-    facts = draw_facts(world, rng, count or rng.choice((1, 2, 3)), alike=alike)
-    return facts, [state(world, rng, fact) for fact in facts]
+def _said(
+    world: World, rng: random.Random, count: int | None = None, by_value: bool = False
+) -> list[Said]:
+    facts = draw_facts(world, rng, count or rng.choice((1, 2, 3)), alike=0.6)
+    return [say(world, rng, fact, by_value=by_value) for fact in facts]
 
 
 def _what(world: World, rng: random.Random) -> Drawn:
-    """What does this person visit (have, ...)? In the text's own words."""
-    _, said = _said(world, rng)
-    name, verb, value = rng.choice(said)
-    return f"{spoken(said)} question : what {name} {verb} ?", value, ()
+    """Look a name up. In the text's own words."""
+    said = _said(world, rng)
+    asked = rng.choice(said)
+    return f"{spoken(said)} question : {asked.verb} {asked.key} ?", asked.answer, ()
 
 
 def _who(world: World, rng: random.Random) -> Drawn:
-    _, said = _said(world, rng)
-    name, verb, value = rng.choice(said)
-    return f"{spoken(said)} question : who {verb} {value} ?", name, ()
+    """Look a value up."""
+    said = _said(world, rng, by_value=True)
+    asked = rng.choice(said)
+    return f"{spoken(said)} question : {asked.verb} {asked.key} ?", asked.answer, ()
 
 
 def _who_first(world: World, rng: random.Random) -> Drawn:
-    _, said = _said(world, rng)
+    said = _said(world, rng)
     at = rng.choice((0, -1))
-    return f"{spoken(said)} who {('first', 'last')[at]} ?", said[at][0], ()
+    return f"{spoken(said)} who {('first', 'last')[at]} ?", said[at].name, ()
 
 
 def _order(world: World, rng: random.Random) -> Drawn:
-    _, said = _said(world, rng, rng.choice((2, 3)))
+    said = _said(world, rng, rng.choice((2, 3)), rng.random() < 0.5)
     left, right = rng.sample(range(len(said)), 2)
-    pair = f"{said[left][2]} or {said[right][2]}"
-    return f"{spoken(said)} first {pair} ?", said[min(left, right)][2], ()
+    pair = f"{said[left].value} or {said[right].value}"
+    return f"{spoken(said)} first {pair} ?", said[min(left, right)].value, ()
 
 
 def _count(world: World, rng: random.Random) -> Drawn:
-    _, said = _said(world, rng)
+    said = _said(world, rng, by_value=rng.random() < 0.5)
     return f"{spoken(said)} how many ?", COUNTS[len(said) - 1], ()
 
 
 def _copy(world: World, rng: random.Random) -> Drawn:
-    _, said = _said(world, rng)
-    return f"{spoken(said)} copy last ?", " ".join(said[-1]), ()
+    said = _said(world, rng, by_value=rng.random() < 0.5)
+    return f"{spoken(said)} copy last ?", said[-1].text, ()
 
 
 def _is_there(world: World, rng: random.Random) -> Drawn:
     """Is this word, or one that means the same, in the text?"""
-    _, said = _said(world, rng)
-    word = rng.choice(said)[2]
+    said = _said(world, rng, by_value=rng.random() < 0.5)
+    word = rng.choice(said).value
     there = rng.random() < 0.5
     if not there:
-        used = {v for s in said for v in (s[2], world.synonym[s[2]])}
-        pool = [v for v in world.synonym if v not in used]
-        word = rng.choice(pool)
+        used = {v for s in said for v in (s.value, world.synonym[s.value])}
+        word = rng.choice([v for v in world.synonym if v not in used])
     elif rng.random() < 0.5:
         word = world.synonym[word]
     return f"{spoken(said)} text has {word} yes or no ?", ("no", "yes")[there], ()

@@ -35,7 +35,7 @@ ATTRIBUTES = {
 }
 ANIMALS = tuple(
     """lynx otter heron viper bison gecko moose raven tapir koala hyena llama
-    camel zebra panda tiger shark whale eagle goose mouse horse sheep camelid
+    camel zebra panda tiger shark whale eagle goose mouse horse sheep alpaca
     badger beaver bobcat cougar coyote donkey ferret gibbon iguana jackal jaguar
     lizard magpie marten marmot ocelot parrot pigeon possum python rabbit salmon
     spider turtle""".split()
