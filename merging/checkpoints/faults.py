@@ -1,0 +1,64 @@
+"""What can be wrong with a checkpoint, and with the disk it goes to."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from merging.errors import UserError
+
+
+class CorruptCheckpoint(UserError):
+    """A checkpoint that is damaged or was only half written.
+
+    Attributes:
+      path: where it is.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, path: object, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return (
+            f"the checkpoint {self.path} is damaged or half written: {self.reason}\n"
+            "Delete it and make it again, or name another."
+        )
+
+
+class MissingCheckpoint(UserError, FileNotFoundError):
+    """There is no checkpoint where one was named."""
+
+    def __init__(self, path: object):
+        super().__init__(path)
+        self.path = str(path)
+
+    def __str__(self) -> str:
+        return f"there is no checkpoint at {self.path}."
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn whatever a damaged folder makes Orbax raise into `CorruptCheckpoint`."""
+    try:
+        yield
+    except (UserError, PermissionError, MemoryError):
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:300]
+        raise CorruptCheckpoint(path, f"{type(error).__name__}: {first}") from error
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Name a full disk; Orbax passes it on in several disguises."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error) or "quota exceeded" in str(error):
+            raise UserError(
+                f"the disk is full: {path} was not written. What was finished before "
+                "stays usable; make room and start again."
+            ) from error
+        raise

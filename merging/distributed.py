@@ -1,0 +1,96 @@
+"""Several processes as one program: start, meet, and agree on what process 0 decides.
+
+Every function also works, and costs nothing, when there is one process only.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from merging.errors import UserError
+
+# Set by Slurm inside a job step, and by Open MPI: the number of processes.
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_OURS = ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS")
+
+
+def initialize() -> bool:
+    """Join the other processes, when there are any; call before anything uses JAX.
+
+    Told by MERGING_COORDINATOR (host:port), MERGING_PROCESSES and MERGING_PROCESS, or
+    detected on TPU pods, in Slurm job steps and under Open MPI.
+
+    Returns:
+      Whether this is now one process of several.
+
+    Raises:
+      UserError: only some of the three variables are set, or one is no number.
+    """
+    told = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
+    if told:
+        jax.distributed.initialize(*_told(told))
+    elif _detected():
+        jax.distributed.initialize()
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Return whether this is process 0, the one that decides and reports."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here; ``name`` must be the same on all of them."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def decide(question: Callable[[], Any]) -> Any:
+    """Return process 0's answer on every process.
+
+    A clock, a directory listing or a random draw may differ between processes; a
+    program whose collectives depend on one would hang.
+
+    Args:
+      question: called on process 0 only; its answer must be plain JSON.
+    """
+    if jax.process_count() == 1:
+        return question()
+    answer = json.dumps(question()).encode() if is_first() else b""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(answer))))
+    buffer = np.zeros(length, np.uint8)
+    if is_first():
+        buffer[:] = np.frombuffer(answer, np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))))
+
+
+def _told(told: dict[str, str]) -> tuple[str, int, int]:
+    if missing := [name for name in _OURS if name not in told]:
+        raise UserError(
+            f"{', '.join(told)} is set but {', '.join(missing)} is not: set all of "
+            f"{', '.join(_OURS)}, or none."
+        )
+    coordinator, processes, process = (told[name] for name in _OURS)
+    if not (processes.isdigit() and process.isdigit()):
+        raise UserError(
+            "MERGING_PROCESSES and MERGING_PROCESS must be numbers, got "
+            f"{processes!r} and {process!r}."
+        )
+    if int(process) >= int(processes):
+        raise UserError(
+            f"MERGING_PROCESS is {process}, but counts from 0 and MERGING_PROCESSES is "
+            f"{processes}."
+        )
+    return coordinator, int(processes), int(process)
+
+
+def _detected() -> bool:
+    tasks = (os.environ.get(name, "1") for name in _TASKS)
+    return any(n.isdigit() and int(n) > 1 for n in tasks) or (
+        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    )
