@@ -26,7 +26,7 @@ from merging.methods.presets import (
     ties,
 )
 from merging.methods.statistics import Ballot, Kept, Layout
-from merging.methods.transforms import drop, rescale, trim
+from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
     "Ballot",
@@ -34,6 +34,7 @@ __all__ = [
     "Kept",
     "Layout",
     "Method",
+    "Transform",
     "average",
     "catalogue",
     "compose",

@@ -120,7 +120,7 @@ def test_ties_across_leaves_go_to_the_lowest_path_then_index():
 
 
 def test_totals_beyond_int32_are_exact():
-    # Two leaves, never allocated: element e of leaf i has the key size - 1 - e // copies.
+    # Two leaves that exist as formulas: element e has the key size - 1 - e // copies.
     size = 10**10
     layout = Layout(("a", "b"), ((size,), (size,)), wide=True)
 

@@ -1,22 +1,20 @@
 """Merge models that are in memory: whole, or sharded over a mesh."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from merging import blocks as layouts
 from merging import methods, numerics, tree
-from merging.blocks import Block
 from merging.errors import UserError
-from merging.methods import Kept, Layout, Method
+from merging.methods import Layout, Method
+from merging.resident import blocks as layouts
+from merging.resident.blocks import Block
+from merging.resident.counting import Counter, count_ballot, drive
 from merging.tree import Tree
 
 
@@ -146,8 +144,12 @@ def _prepare(
         None,
     )
     for name, of in zip(names, ready, strict=True):
-        job.states.append(_find_states(job, of, name, seed))
-    verdict = _drive(method.combiner.inquire(), lambda _: _count_ballot(job))
+        counter = Counter(layout, blocks, start, of)
+        job.states.append(counter.states(method.transforms, name, seed))
+    verdict = drive(
+        method.combiner.inquire(),
+        lambda _: count_ballot(method, blocks, start, ready, job.states),
+    )
     return job._replace(verdict=verdict)
 
 
@@ -164,7 +166,7 @@ def _apply(job: _Job, scale: float | None, donate: bool) -> dict[str, Any]:
             base,
             method,
             [expert[b] for expert in job.experts],
-            _states_of(job, block),
+            [[block.spread(state) for state in states] for states in job.states],
             job.verdict,
             block.offset,
             strides=block.strides,
@@ -264,132 +266,6 @@ def _mesh_sharding(leaf: Array) -> NamedSharding | None:
     return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
 
 
-def _states_of(job: _Job, block: Block) -> list[list[Any]]:
-    return [[block.spread(state) for state in states] for states in job.states]
-
-
-def _find_states(job: _Job, arrays: list[Array], name: str, seed: int) -> list[Any]:
-    """Return the states of the method's transforms for one expert, in order."""
-    states: list[Any] = []
-    for i, transform in enumerate(job.method.transforms):
-        counter = _Counter(job, arrays, job.method.transforms[:i], tuple(states))
-        inquiry = transform.inquire(job.layout, name, seed, counter.sample)
-        states.append(_drive(inquiry, counter.count))
-    return states
-
-
-def _drive(inquiry: Generator, answer: Callable[[Any], Any]) -> Any:
-    """Answer a statistic's questions until it returns its state."""
-    reply = None
-    while True:
-        try:
-            question = inquiry.send(reply)
-        except StopIteration as stop:
-            return stop.value
-        reply = answer(question)
-
-
-class _Counter:
-    """Counts magnitudes of one expert's Δ as the transforms before a trim leave it.
-
-    On a CPU the keys are made once and counted by NumPy, which is several times
-    faster at it than a compiled reduction. Elsewhere, and for leaves that are cut
-    over devices, each question is one reduction on the devices and stores nothing.
-    """
-
-    def __init__(self, job: _Job, arrays, transforms, states):
-        self.job, self.arrays = job, arrays
-        self.transforms, self.states = transforms, states
-        self.key_dtype = jnp.dtype(jnp.uint64 if job.layout.wide else jnp.uint32)
-        self.on_host = [
-            block.rows is not None or _on_one_cpu(job.like[block.leaves[0]])
-            for block in job.blocks
-        ]
-
-    @functools.cached_property
-    def keys(self) -> dict[int, np.ndarray]:
-        """Each host leaf's magnitude keys, flat."""
-        made = {}
-        for b, block in enumerate(self.job.blocks):
-            if self.on_host[b]:
-                keys = _keys(
-                    *self._inputs(b), strides=block.strides, dtype=self.key_dtype
-                )
-                flat = np.asarray(keys).reshape(-1)
-                for leaf, start, stop in block.segments(self.job.layout.sizes):
-                    made[leaf] = flat[start:stop]
-        return made
-
-    @property
-    def sample(self) -> Callable[[int, int], np.ndarray] | None:
-        """A first guess, where reading some of the keys costs nothing."""
-        if not all(self.on_host):
-            return None
-        return lambda leaf, stride: self.keys[leaf][::stride]
-
-    def count(self, question: Kept) -> np.ndarray:
-        """Answer the question: int64 [leaves, trials]."""
-        counts = np.zeros(question.threshold.shape, np.int64)
-        waiting = {}
-        for b, block in enumerate(self.job.blocks):
-            if not self.on_host[b] and (question.threshold[block.leaves[0]] >= 0).any():
-                waiting[block.leaves[0]] = self._count_on_devices(b, question)
-        for leaf, keys in self.keys.items():
-            for trial in np.flatnonzero(question.threshold[leaf] >= 0):
-                threshold = question.threshold[leaf, trial]
-                cutoff = question.cutoff[leaf, trial]
-                counts[leaf, trial] = _count_on_host(keys, threshold, cutoff)
-        for leaf, parts in waiting.items():
-            parts = np.asarray(parts, np.int64)
-            counts[leaf] = parts.reshape(len(parts), -1).sum(axis=1)
-        return counts
-
-    def _count_on_devices(self, b: int, question: Kept) -> Array:
-        block, leaf = self.job.blocks[b], self.job.blocks[b].leaves[0]
-        threshold = np.maximum(question.threshold[leaf], 0).astype(self.key_dtype)
-        size = int(self.job.layout.sizes[leaf])
-        cutoff = numerics.as_index(question.cutoff[leaf], size)
-        return _count(*self._inputs(b), threshold, cutoff, strides=block.strides)
-
-    def _inputs(self, b: int) -> tuple:
-        block = self.job.blocks[b]
-        states = [block.spread(state) for state in self.states]
-        base = self.job.base[b]
-        return self.transforms, base, self.arrays[b], states, block.offset
-
-
-def _on_one_cpu(leaf: Array) -> bool:
-    devices = leaf.sharding.device_set
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
-
-
-def _count_on_host(keys: np.ndarray, threshold: int, cutoff: int) -> int:
-    threshold = keys.dtype.type(threshold)
-    if cutoff >= keys.size:
-        return np.count_nonzero(keys >= threshold)
-    early = np.count_nonzero(keys[:cutoff] == threshold)
-    return np.count_nonzero(keys > threshold) + early
-
-
-def _count_ballot(job: _Job) -> int:
-    """Answer `Ballot`: elements with a positive sum of votes, less those negative."""
-    parts = []
-    for b, block in enumerate(job.blocks):
-        experts = [expert[b] for expert in job.experts]
-        states = _states_of(job, block)
-        parts.append(
-            _ballot(
-                job.method,
-                job.base[b],
-                experts,
-                states,
-                block.offset,
-                strides=block.strides,
-            )
-        )
-    return sum(int(np.asarray(part, np.int64).sum()) for part in parts)
-
-
 def _merge_block(
     base, method, experts, states, verdict, offset, *, strides, dtype, sharding
 ):
@@ -406,23 +282,3 @@ _merge = jax.jit(_merge_block, static_argnames=_STATIC)
 _merge_over = jax.jit(
     _merge_block, static_argnames=_STATIC, donate_argnums=0, keep_unused=True
 )
-
-
-@partial(jax.jit, static_argnames=("strides", "dtype"))
-def _keys(transforms, base, expert, states, offset, *, strides, dtype):
-    index = numerics.element_index(expert.shape, strides, offset)
-    return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
-
-
-@partial(jax.jit, static_argnames="strides")
-def _count(transforms, base, expert, states, offset, threshold, cutoff, *, strides):
-    index = numerics.element_index(expert.shape, strides, offset)
-    return methods.count_kept(
-        transforms, base, expert, states, index, threshold, cutoff
-    )
-
-
-@partial(jax.jit, static_argnames="strides")
-def _ballot(method, base, experts, states, offset, *, strides):
-    index = numerics.element_index(experts[0].shape, strides, offset)
-    return methods.count_votes(method, base, experts, states, index)
