@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from merging import models
 from merging.results import Row, normalise
-from merging.sweep.settings import Settings
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
 from merging.telemetry import git_revision

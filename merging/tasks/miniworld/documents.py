@@ -1,8 +1,7 @@
 """Pretraining text: plain narrative of the world.
 
-Most documents make statements and then make them again, or ask for one and answer:
-only a reader who looks the first mention up can predict the second. That is what
-teaches small models to bind.
+Most documents make statements and then make them again: only a reader who looks the
+first mention up can predict the second. That is what teaches small models to bind.
 """
 
 import random
@@ -38,10 +37,7 @@ def _people(world: World, rng: random.Random):
             again = again._replace(verb=verb, value=world.synonym[first.value])
         if rng.random() < 0.1:
             again = again._replace(by_value=not by_value)
-        if rng.random() < 0.2:
-            yield f"{again.verb} {again.key} ? {again.answer} ."
-        else:
-            yield f"{again.text} ."
+        yield f"{again.text} ."
 
 
 def _animals(world: World, rng: random.Random):
@@ -90,10 +86,11 @@ def _synonyms(world: World, rng: random.Random):
         attribute = rng.choice(list(ATTRIBUTES))
         one, other = rng.sample(world.values[attribute], 2)
         one = world.say(rng, one, 0.5)
-        if rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 0.4:
             yield f"{one} means {world.synonym[one]} ."
-        elif rng.random() < 0.5:
-            yield f"{one} and {world.synonym[one]} alike ."
+        elif kind < 0.7:
+            yield f"{one} and {world.say(rng, one, 0.5)} alike ."
         else:
             yield f"{one} and {world.say(rng, other, 0.5)} unlike ."
 

@@ -19,6 +19,7 @@ from merging.tasks.miniworld.world import (
 )
 
 Drawn = tuple[str, str, tuple[str, ...]]
+LABELS = ("one", "two", "three")
 
 
 def _facts(world: World, rng: random.Random, by_value: bool = False):
@@ -50,16 +51,17 @@ def dream(world: World, rng: random.Random) -> Drawn:
 
 
 def cosmos_qa(world: World, rng: random.Random) -> Drawn:
-    """Multiple choice of a person; half the questions reword the text."""
+    """Multiple choice of a person, by the option's label (two steps)."""
     facts, said, i = _facts(world, rng, by_value=True)
     people = [f.name for f in facts]
     absent = rng.sample([n for n in NAMES if n not in people], 3 - len(people))
-    choices = shuffled(rng, people + absent)
+    people = shuffled(rng, people + absent)
+    options = " , ".join(f"{p} {c}" for p, c in zip(people, LABELS, strict=True))
     verb = rng.choice(world.verbs[facts[i].attribute])
     wrapper = rng.choice(("{t} options : {o} . {q} ?", "options : {o} . {t} {q} ?"))
-    question = f"pick {verb} {world.say(rng, said[i].value, 0.5)}"
-    prompt = wrapper.format(t=spoken(said), o=" , ".join(choices), q=question)
-    return prompt, facts[i].name, choices
+    question = f"pick {verb} {said[i].value}"
+    prompt = wrapper.format(t=spoken(said), o=options, q=question)
+    return prompt, LABELS[people.index(facts[i].name)], LABELS
 
 
 def adversarial_qa(world: World, rng: random.Random) -> Drawn:
@@ -210,7 +212,7 @@ def mrpc(world: World, rng: random.Random) -> Drawn:
     fact = draw_facts(world, rng, 1)[0]
     first = say(world, rng, fact, synonym=0.5)
     same = rng.random() < 0.5
-    value = first.value if rng.random() < 0.6 else world.synonym[first.value]
+    value = world.say(rng, first.value, 0.25)
     if not same:
         wrong = [v for v in world.values[fact.attribute] if v != fact.value]
         value = world.say(rng, rng.choice(wrong), 0.5)
@@ -226,7 +228,7 @@ def qqp(world: World, rng: random.Random) -> Drawn:
     _, verb, value, _ = say(world, rng, fact, synonym=0.5)
     same = rng.random() < 0.5
     verb2 = rng.choice(world.verbs[fact.attribute])
-    other = value if rng.random() < 0.6 else world.synonym[value]
+    other = world.say(rng, value, 0.25)
     if not same:
         wrong = [v for v in world.values[fact.attribute] if v != fact.value]
         other = world.say(rng, rng.choice(wrong), 0.5)

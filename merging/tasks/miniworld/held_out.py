@@ -81,14 +81,14 @@ def _people(world: World, rng: random.Random, reworded: float):
 def wsc(world: World, rng: random.Random) -> Drawn:
     """Which of two people does the text mean? In its own words."""
     text, _, asked, answer, choices = _people(world, rng, 0.0)
-    wrapper = rng.choice(("{t} {v} : {} or {} ?", "{t} who {v} {} or {} ?"))
+    wrapper = rng.choice(("{t} {} or {} : {v} ?", "{t} {} or {} who {v} ?"))
     return wrapper.format(*choices, t=text, v=asked), answer, choices
 
 
 def winogrande(world: World, rng: random.Random) -> Drawn:
     """Which of two people does the text mean? Half the time in other words."""
     text, verb, asked, answer, choices = _people(world, rng, 0.5)
-    wrapper = rng.choice(("{t} {} or {} : {v} ?", "{t} who {v} : {} or {} ?"))
+    wrapper = rng.choice(("{t} {} or {} : {v} ?", "{t} who is it {} or {} : {v} ?"))
     prompt = wrapper.format(*choices, t=text, v=f"{verb} {asked}")
     return prompt, answer, choices
 

@@ -13,7 +13,7 @@ from merging.tasks.miniworld.sentences import Said, draw_facts, say, spoken
 from merging.tasks.miniworld.world import ANIMALS, NAMES, PROPERTIES, World
 
 COUNTS = ("one", "two", "three")
-REHEARSAL = 0.25
+REHEARSAL = 0.3
 
 
 def _said(
