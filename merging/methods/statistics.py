@@ -46,12 +46,16 @@ class Layout(NamedTuple):
 class Kept(NamedTuple):
     """The question "how many elements would `numerics.kept` keep?", for trial rules.
 
-    The answer is int64 [leaves, trials]. Both fields are int64 [leaves, trials];
-    trials with a negative threshold need no counting.
+    The answer is int64 of the threshold's shape.
+
+    Attributes:
+      threshold: int64 [leaves, trials]; or [1, trials], the same for every leaf, to
+        be answered with the total over all of them. A negative one needs no counting.
+      cutoff: int64 likewise, or None to count all that is on the threshold.
     """
 
     threshold: np.ndarray
-    cutoff: np.ndarray
+    cutoff: np.ndarray | None
 
 
 class Ballot(NamedTuple):
@@ -96,17 +100,14 @@ def magnitude_cut(
     Returns:
       (threshold keys, cutoff indices), both int64 [leaves], as `numerics.kept` wants.
     """
-    sizes, leaves = layout.sizes, len(layout.paths)
-    group = np.zeros(leaves, int) if scope == "global" else np.arange(leaves)
-    groups = int(group.max(initial=-1)) + 1
-    elements = _by_group(sizes, group, groups)
+    sizes = layout.sizes
+    group = np.zeros(len(sizes), int) if scope == "global" else np.arange(len(sizes))
+    elements = sizes.sum(keepdims=True) if scope == "global" else sizes
     ranks = np.array([trim_rank(density, int(n), ties) for n in elements], np.int64)
     guesses = _guess(ranks, elements, group, sample) if sample else None
 
     def ask(trials: np.ndarray):
-        everything = np.broadcast_to(sizes[:, None], (leaves, trials.shape[1]))
-        counts = yield Kept(trials[group], everything)
-        return _by_group(counts, group, groups)
+        return (yield Kept(trials, None))
 
     found = yield from _descend(ask, ranks, elements, layout.key_top, guesses)
     threshold, cutoff = found.low[group], sizes.copy()
@@ -211,17 +212,17 @@ def _guess(ranks, elements, group, sample: Sample) -> np.ndarray:
     """Return three trials for each unit that a sample says lie around its rank."""
     guesses = []
     for unit, (rank, n) in enumerate(zip(ranks, elements, strict=True)):
-        stride = int(n) // 4096 | 1  # odd, to keep out of step with rows
+        stride = int(n) // 2**14 | 1  # odd, to keep out of step with rows
         seen = [sample(int(leaf), stride) for leaf in np.flatnonzero(group == unit)]
-        keys = np.sort(np.concatenate([np.zeros(1, np.uint32), *seen]))[::-1]
+        keys = np.concatenate([np.zeros(1, np.uint32), *seen]).astype(np.int64)
+        keys.sort()
+        keys = keys[::-1]
+        if stride == 1:  # everything was seen: this settles it
+            exact = keys[max(rank - 1, 0)]
+            guesses.append([exact, exact + 1, exact + 1])
+            continue
         place = rank / max(n, 1)
-        error = 3 * math.sqrt(len(keys) * place * (1 - place)) if stride > 1 else 0
-        at = [place * len(keys) + e for e in (error + 1, 0, -error - 1)]
-        guesses.append(keys[np.clip(at, 0, len(keys) - 1).astype(int)].astype(np.int64))
+        error = 3 * math.sqrt(len(keys) * place * (1 - place)) + 1
+        at = [place * len(keys) + e for e in (error, 0, -error)]
+        guesses.append(keys[np.clip(at, 0, len(keys) - 1).astype(int)])
     return np.array(guesses, np.int64).reshape(-1, 3)
-
-
-def _by_group(values: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
-    sums = np.zeros((groups, *values.shape[1:]), np.int64)
-    np.add.at(sums, group, values)
-    return sums

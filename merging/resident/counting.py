@@ -1,5 +1,6 @@
 """Answers to a method's statistics (`methods.statistics`) from arrays in memory."""
 
+import functools
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
@@ -78,6 +79,12 @@ class Counter:
             for block, array in zip(blocks, expert, strict=True)
         ]
 
+        self._where = {
+            leaf: (b, start, stop)
+            for b, block in enumerate(blocks)
+            for leaf, start, stop in block.segments(layout.sizes)
+        }
+
     def states(
         self, transforms: tuple[methods.Transform, ...], name: str, seed: int
     ) -> list[Any]:
@@ -90,37 +97,73 @@ class Counter:
             found.append(drive(inquiry, before.count))
         return found
 
-    def host_keys(self, transforms, states) -> dict[int, np.ndarray]:
-        """Return the magnitude keys of each leaf that is counted here, flat."""
-        made = {}
-        for b, block in enumerate(self._blocks):
-            if self._on_host[b]:
-                keys = _keys(
+    def host_keys(self, transforms, states) -> list[np.ndarray | None]:
+        """Return the magnitude keys of each block that is counted here, flat."""
+        return [
+            np.asarray(
+                _keys(
                     *self._inputs(b, transforms, states),
                     strides=block.strides,
                     dtype=self._key_dtype,
                 )
-                flat = np.asarray(keys).reshape(-1)
-                for leaf, start, stop in block.segments(self._layout.sizes):
-                    made[leaf] = flat[start:stop]
-        return made
+            ).reshape(-1)
+            if self._on_host[b]
+            else None
+            for b, block in enumerate(self._blocks)
+        ]
 
-    def device_counts(self, transforms, states, question: Kept) -> dict[int, Array]:
-        """Return the counts of each leaf that is counted on its devices."""
-        counts = {}
+    def leaf_keys(self, keys: list[np.ndarray | None], leaf: int) -> np.ndarray:
+        """Return one leaf's part of `host_keys`."""
+        b, start, stop = self._where[leaf]
+        return keys[b][start:stop]
+
+    def count_on_host(
+        self, keys: list[np.ndarray | None], question: Kept
+    ) -> np.ndarray:
+        """Return the counts of what is counted here: int64 [leaves or 1, trials]."""
+        counts = np.zeros(question.threshold.shape, np.int64)
+        for (row, start, stop), flat in self._pieces(keys, len(counts)):
+            for trial in np.flatnonzero(question.threshold[row] >= 0):
+                cutoff = (
+                    None if question.cutoff is None else question.cutoff[row, trial]
+                )
+                threshold = question.threshold[row, trial]
+                counts[row, trial] += _count_kept(flat[start:stop], threshold, cutoff)
+        return counts
+
+    def count_on_devices(self, transforms, states, question: Kept) -> dict[int, list]:
+        """Return, not yet waited for, the counts of the other blocks by row."""
+        counts: dict[int, list] = {}
         for b, block in enumerate(self._blocks):
             leaf = block.leaves[0]
-            if self._on_host[b] or (question.threshold[leaf] < 0).all():
+            row = leaf if len(question.threshold) > 1 else 0
+            if self._on_host[b] or (question.threshold[row] < 0).all():
                 continue
-            threshold = np.maximum(question.threshold[leaf], 0).astype(self._key_dtype)
+            threshold = np.maximum(question.threshold[row], 0).astype(self._key_dtype)
             size = int(self._layout.sizes[leaf])
-            counts[leaf] = _count(
+            cutoff = np.full(len(threshold), size)
+            if question.cutoff is not None:
+                cutoff = question.cutoff[row]
+            found = _count(
                 *self._inputs(b, transforms, states),
                 threshold,
-                numerics.as_index(question.cutoff[leaf], size),
+                numerics.as_index(cutoff, size),
                 strides=block.strides,
             )
+            counts.setdefault(row, []).append(found)
         return counts
+
+    def _pieces(self, keys, rows: int):
+        """Yield ((row, start, stop), flat keys): each leaf, or each block for a total.
+
+        A packed block's padding is 0 and no trial is, so it may be counted whole.
+        """
+        for block, flat in zip(self._blocks, keys, strict=True):
+            if flat is not None and rows == 1:
+                yield (0, 0, flat.size), flat
+            elif flat is not None:
+                for segment in block.segments(self._layout.sizes):
+                    yield segment, flat
 
     def _inputs(self, b: int, transforms, states) -> tuple:
         block = self._blocks[b]
@@ -133,30 +176,24 @@ class _Before:
 
     def __init__(self, counter: Counter, transforms, states):
         self._counter, self._inputs = counter, (transforms, states)
-        self._made: dict[int, np.ndarray] | None = None
 
-    def _keys(self) -> dict[int, np.ndarray]:
-        if self._made is None:
-            self._made = self._counter.host_keys(*self._inputs)
-        return self._made
+    @functools.cached_property
+    def _keys(self) -> list[np.ndarray | None]:
+        return self._counter.host_keys(*self._inputs)
 
     def sample(self, leaf: int, stride: int) -> np.ndarray:
         """Return every stride-th key of a leaf."""
-        return self._keys()[leaf][::stride]
+        return self._counter.leaf_keys(self._keys, leaf)[::stride]
 
     def count(self, question: Kept) -> np.ndarray:
-        """Answer the question: int64 [leaves, trials]."""
-        counts = np.zeros(question.threshold.shape, np.int64)
+        """Answer the question."""
         # The devices are set to work before the host is.
-        waiting = self._counter.device_counts(*self._inputs, question)
-        for leaf, keys in self._keys().items():
-            for trial in np.flatnonzero(question.threshold[leaf] >= 0):
-                threshold = question.threshold[leaf, trial]
-                cutoff = question.cutoff[leaf, trial]
-                counts[leaf, trial] = _count_on_host(keys, threshold, cutoff)
-        for leaf, parts in waiting.items():
-            parts = np.asarray(parts, np.int64)
-            counts[leaf] = parts.reshape(len(parts), -1).sum(axis=1)
+        waiting = self._counter.count_on_devices(*self._inputs, question)
+        counts = self._counter.count_on_host(self._keys, question)
+        for row, found in waiting.items():
+            for parts in found:
+                parts = np.asarray(parts, np.int64)
+                counts[row] += parts.reshape(len(parts), -1).sum(axis=1)
         return counts
 
 
@@ -165,9 +202,9 @@ def _on_one_cpu(leaf: Array) -> bool:
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
-def _count_on_host(keys: np.ndarray, threshold: int, cutoff: int) -> int:
+def _count_kept(keys: np.ndarray, threshold: int, cutoff: int | None) -> int:
     threshold = keys.dtype.type(threshold)
-    if cutoff >= keys.size:
+    if cutoff is None or cutoff >= keys.size:
         return np.count_nonzero(keys >= threshold)
     early = np.count_nonzero(keys[:cutoff] == threshold)
     return np.count_nonzero(keys > threshold) + early

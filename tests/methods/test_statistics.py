@@ -25,12 +25,16 @@ def counted(leaves):
     def answer(question):
         assert isinstance(question, Kept)
         counts = np.zeros(question.threshold.shape, np.int64)
-        for i, keys in enumerate(leaves):
-            place = np.arange(len(keys))
+        total = len(counts) == 1
+        cutoff = question.cutoff
+        if cutoff is None:
+            cutoff = np.full(counts.shape, 2**62)
+        for leaf, keys in enumerate(leaves):
+            place, i = np.arange(len(keys)), 0 if total else leaf
             for j, (t, c) in enumerate(
-                zip(question.threshold[i], question.cutoff[i], strict=True)
+                zip(question.threshold[i], cutoff[i], strict=True)
             ):
-                counts[i, j] = ((keys > t) | ((keys == t) & (place < c))).sum()
+                counts[i, j] += ((keys > t) | ((keys == t) & (place < c))).sum()
         return counts
 
     return answer
@@ -127,12 +131,15 @@ def test_totals_beyond_int32_are_exact():
     def answer(question):
         counts = []
         for i, copies in enumerate((1, 2)):
-            key = np.minimum(question.threshold[i], size)
+            row = 0 if len(question.threshold) == 1 else i
+            key = np.minimum(question.threshold[row], size)
             first = (size - 1 - key) * copies  # the first element with this key
             above = np.clip(first, 0, size)
-            end = np.minimum(question.cutoff[i], first + copies)
+            cutoff = size if question.cutoff is None else question.cutoff[row]
+            end = np.minimum(cutoff, first + copies)
             counts.append(above + np.clip(np.minimum(end, size) - above, 0, copies))
-        return np.array(counts, np.int64)
+        counts = np.array(counts, np.int64)
+        return counts if len(question.threshold) > 1 else counts.sum(0, keepdims=True)
 
     inquiry = statistics.magnitude_cut(layout, 0.25 + 1e-10, "global", "exact", None)
     (threshold, cutoff), _ = drive(inquiry, answer)
