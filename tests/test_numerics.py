@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from merging import numerics
 from merging.numerics import Index
 
 N = 2**17
+ROOT = Path(__file__).parents[1]
 
 
 def hashes(seed=0, expert="law", path="w", start=0, count=N):
@@ -60,7 +62,7 @@ def test_a_mask_is_the_same_in_every_process():
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONHASHSEED": "12", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
+        env={"PYTHONHASHSEED": "12", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     )
     assert run.stdout.strip() == str(numerics.mask_key(3, "law", "a/b"))
     # Written down once, so that a merge of today can be had again tomorrow.
@@ -179,12 +181,25 @@ def test_counts_past_int32_are_left_in_parts(monkeypatch):
     assert numerics.count(mask).tolist() == [3, 2]
 
 
-def test_products_and_quotients_round_by_themselves():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 8, 1024)).astype(np.float32)
-    factor = np.float32(0.1)
-    fused = jax.jit(lambda x, y, f: y + numerics.scaled(x, f))
-    np.testing.assert_array_equal(fused(x, y, factor), y + x * factor)
-    np.testing.assert_array_equal(jax.jit(numerics.divided)(x, factor), x / factor)
-    by_three = jax.jit(lambda x: numerics.divided(x, 3))
-    np.testing.assert_array_equal(by_three(x), x / np.float32(3))
+ROUNDING = """
+import jax, numpy as np
+from merging import numerics
+x, y = np.random.default_rng(0).normal(size=(2, 8, 1024)).astype(np.float32)
+factor = np.float32(0.1)
+ours = jax.jit(lambda x, y, f: y + numerics.scaled(x, f))(x, y, factor)
+assert np.array_equal(ours, y + x * factor), "contracted"
+assert np.array_equal(jax.jit(numerics.divided)(x, factor), x / factor), "reciprocal"
+thirds = jax.jit(lambda x: numerics.divided(x, 3))(x)
+assert np.array_equal(thirds, x / np.float32(3)), "reciprocal of a constant"
+"""
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_backend_optimization_level=0"])
+def test_products_and_quotients_round_by_themselves_whatever_the_optimiser(flags):
+    run = subprocess.run(
+        [sys.executable, "-c", ROUNDING],
+        capture_output=True,
+        text=True,
+        env={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr
