@@ -123,8 +123,19 @@ class Decoder(nnx.Module):
 
         if c.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
-        x, cache = jax.lax.scan(layer, x, (weights, cache), unroll=c.unroll)
+        x, cache = self._through(layer, x, (weights, cache))
         return rms_norm(x, self.final_norm[...], c.norm_eps), cache
+
+    def _through(self, layer, x, leaves):
+        """Scan the layers; few small ones run faster written out (see `unroll`)."""
+        layers = self.config.layers
+        if self.config.unroll < layers:
+            return jax.lax.scan(layer, x, leaves, unroll=self.config.unroll)
+        caches = []
+        for i in range(layers):
+            x, cache = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], leaves))
+            caches.append(cache)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return float32 logits [..., vocab_size] of hidden [..., width]."""
