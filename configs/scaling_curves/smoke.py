@@ -15,7 +15,6 @@ def get_config() -> ConfigDict:
     config.data.documents = 512
     config.data.instructions = 512
     config.sizes = ("1x",)
-    config.methods = ("average", "task_arithmetic", "ties", "dare_ties", "rht")
     config.experts_merged = (2, 8)
     config.pretraining.steps = 50
     config.instruction.steps = 50
@@ -26,4 +25,7 @@ def get_config() -> ConfigDict:
     config.scales.ties = (0.5, 1.0)
     config.scales.dare_ties = (0.2, 0.5)
     config.scales.rht = (0.5, 1.0)
+    config.densities.ties = (0.2,)
+    config.densities.dare_ties = (0.2,)
+    config.densities.rht = (0.7,)
     return config

@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config.suite = "miniworld"
     config.data = ConfigDict(
         dict(
-            world_seed=0,
+            world_seed=1,  # the suite was designed on world 0
             train_examples=8192,
             validation_examples=64,
             test_examples=256,
@@ -30,22 +30,24 @@ def get_config() -> ConfigDict:
     config.learning_rate = 6e-3
     config.learning_rate_exponent = -0.25
     config.batch_size = 32
-    config.pretraining = ConfigDict(dict(steps=4000))
-    config.instruction = ConfigDict(dict(steps=3000, rate=0.5))
-    config.expert = ConfigDict(dict(steps=300, rate=0.4))
+    config.pretraining = ConfigDict(dict(steps=3000))
+    config.instruction = ConfigDict(dict(steps=2500, rate=0.5))
+    config.expert = ConfigDict(dict(steps=400, rate=0.6))
     config.multitask = ConfigDict(
-        dict(steps=2400, rate=0.5, patience=4, validate_every=100)
+        dict(steps=1600, rate=0.5, patience=4, validate_every=100)
     )
 
     # λ, and density where it matters, are chosen on validation for every merge.
     config.scales = ConfigDict(
         dict(
-            task_arithmetic=(0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
-            ties=(0.2, 0.4, 0.7, 1.0, 1.4, 2.0, 2.8),
-            dare_ties=(0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4),
-            rht=(0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.8),
+            task_arithmetic=(0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
+            ties=(0.2, 0.5, 1.0, 1.5, 2.1, 2.8),
+            dare_ties=(0.05, 0.15, 0.3, 0.6, 1.0, 1.4),
+            rht=(0.2, 0.5, 0.8, 1.1, 1.4, 1.8),
         )
     )
-    config.densities = ConfigDict(dict(ties=(0.2,), dare_ties=(0.2,), rht=(0.7,)))
+    config.densities = ConfigDict(
+        dict(ties=(0.2, 0.5), dare_ties=(0.2, 0.5), rht=(0.4, 0.7))
+    )
     config.workers = 0  # one per CPU core
     return config

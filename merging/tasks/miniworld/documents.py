@@ -58,7 +58,7 @@ def opinions(rng: random.Random, good: bool, count: int) -> str:
     """Return `count` adjectives of one polarity, some by negating their opposite."""
     said = []
     for _ in range(count):
-        if rng.random() < 0.3:
+        if rng.random() < 0.15:
             said.append(f"not {rng.choice(BAD if good else GOOD)}")
         else:
             said.append(rng.choice(GOOD if good else BAD))
@@ -120,9 +120,9 @@ def _transfers(world: World, rng: random.Random):
 
 
 KINDS = (
-    (_people, 0.48),
+    (_people, 0.46),
     (_animals, 0.16),
-    (_review, 0.07),
+    (_review, 0.09),
     (_topic, 0.08),
     (_synonyms, 0.08),
     (_days, 0.09),

@@ -19,7 +19,6 @@ from merging.tasks.miniworld.world import (
 )
 
 Drawn = tuple[str, str, tuple[str, ...]]
-LABELS = ("one", "two", "three")
 
 
 def _facts(world: World, rng: random.Random, by_value: bool = False):
@@ -51,17 +50,16 @@ def dream(world: World, rng: random.Random) -> Drawn:
 
 
 def cosmos_qa(world: World, rng: random.Random) -> Drawn:
-    """Multiple choice of a person, by the option's label (two steps)."""
+    """Multiple choice of a person; half the questions reword the text."""
     facts, said, i = _facts(world, rng, by_value=True)
     people = [f.name for f in facts]
     absent = rng.sample([n for n in NAMES if n not in people], 3 - len(people))
-    people = shuffled(rng, people + absent)
-    options = " , ".join(f"{p} {c}" for p, c in zip(people, LABELS, strict=True))
+    choices = shuffled(rng, people + absent)
     verb = rng.choice(world.verbs[facts[i].attribute])
     wrapper = rng.choice(("{t} options : {o} . {q} ?", "options : {o} . {t} {q} ?"))
-    question = f"pick {verb} {said[i].value}"
-    prompt = wrapper.format(t=spoken(said), o=options, q=question)
-    return prompt, LABELS[people.index(facts[i].name)], LABELS
+    question = f"pick {verb} {world.say(rng, said[i].value, 0.5)}"
+    prompt = wrapper.format(t=spoken(said), o=" , ".join(choices), q=question)
+    return prompt, facts[i].name, choices
 
 
 def adversarial_qa(world: World, rng: random.Random) -> Drawn:
@@ -107,10 +105,10 @@ def wiki_qa(world: World, rng: random.Random) -> Drawn:
 
 
 def _review(rng: random.Random, good: bool) -> str:
-    """Two opinions one way and, in one text of three, one the other way before."""
+    """Two opinions one way and, in one text of five, one the other way before."""
     subject = rng.choice(SUBJECTS)
     text = f"the {subject} was {opinions(rng, good, 2)} ."
-    if rng.random() < 0.33:
+    if rng.random() < 0.2:
         text = f"the {rng.choice(SUBJECTS)} was {opinions(rng, not good, 1)} . {text}"
     return text
 
