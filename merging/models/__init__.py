@@ -13,6 +13,7 @@ from merging.models.functional import (
 )
 from merging.models.ladders import ladder, size
 from merging.models.predictor import Predictor, predictor
+from merging.models.rules import rules
 
 __all__ = [
     "BOS",
@@ -26,6 +27,7 @@ __all__ = [
     "ladder",
     "parameter_count",
     "predictor",
+    "rules",
     "shift_right",
     "size",
 ]

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Cache, causal, positions
 from merging.models.functional import BOS, bind, shift_right
+from merging.sharding import place_batch
 
 
 class Predictor(NamedTuple):
@@ -33,13 +35,27 @@ class Predictor(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def predictor(config: DecoderConfig) -> Predictor:
-    """Return the functions for a decoder; the same object for an equal config."""
-    return Predictor(
-        score=jax.jit(functools.partial(_score, config)),
-        score_choices=jax.jit(functools.partial(_score_choices, config)),
-        generate=jax.jit(functools.partial(_generate, config), static_argnums=3),
-    )
+def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
+    """Return the functions for a decoder; the same object for equal arguments.
+
+    Args:
+      config: the decoder.
+      mesh: devices to split the rows over; the parameters stay where they are.
+    """
+    score = jax.jit(functools.partial(_score, config))
+    choose = jax.jit(functools.partial(_score_choices, config))
+    generate = jax.jit(functools.partial(_generate, config), static_argnums=3)
+    if mesh is None:
+        return Predictor(score, choose, generate)
+
+    def over_mesh(function):
+        def placed(params, *arguments):
+            rows = (place_batch(mesh, argument) for argument in arguments)
+            return function(params, *rows)
+
+        return placed
+
+    return Predictor(over_mesh(score), over_mesh(choose), over_mesh(generate))
 
 
 def _score(config, params, tokens, prompt_lengths, lengths):

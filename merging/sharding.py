@@ -1,0 +1,142 @@
+"""Where arrays live: a mesh, and ordered rules from leaf paths to its axes.
+
+Axes: ``data`` holds whole copies and splits the batch; ``fsdp`` splits the batch and
+the weights; ``tensor`` splits heads, MLPs and the vocabulary.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from merging import tree
+from merging.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Return a mesh of named axes, whose shardings the compiler propagates.
+
+    Args:
+      axes: ``{name: size}``; one size may be -1, for all devices that are left.
+      devices: those to use; all by default.
+
+    Raises:
+      UserError: an unknown axis, two unknown sizes, or a product that is not the
+        number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if strange := [name for name in axes if name not in AXES]:
+        raise UserError(f"unknown mesh axes {strange}; valid: {', '.join(AXES)}.")
+    sizes = list(axes.values())
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if not sizes or min(sizes) < 1 or math.prod(sizes) != len(devices):
+        raise UserError(
+            f"mesh {dict(axes)} does not use {len(devices)} devices exactly; give "
+            "sizes whose product is that, or one of them as -1."
+        )
+    auto = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(sizes, tuple(axes), axis_types=auto, devices=devices)
+
+
+def specs(params: tree.Tree, rules: Rules) -> dict[str, PartitionSpec]:
+    """Return ``{path: spec}``, each from the first rule whose regex is in the path.
+
+    Raises:
+      UserError: leaves that no rule matches, all of them.
+    """
+    found, unmatched = {}, []
+    for path in tree.flatten(params):
+        matching = (spec for pattern, spec in rules if re.search(pattern, path))
+        spec = next(matching, None)
+        if spec is None:
+            unmatched.append(path)
+        found[path] = spec
+    if unmatched:
+        raise UserError(
+            f"no sharding rule matches {', '.join(unmatched)}; add one, such as "
+            "('.*', PartitionSpec()) to replicate what is left."
+        )
+    return found
+
+
+def shardings(params: tree.Tree, rules: Rules, mesh: Mesh) -> dict[str, Any]:
+    """Return the tree of NamedShardings; axes the mesh doesn't have split nothing.
+
+    Args:
+      params: arrays or abstract arrays.
+      rules: ordered ``(regex, PartitionSpec)``.
+      mesh: the devices.
+
+    Raises:
+      UserError: leaves that no rule matches, that have fewer dimensions than their
+        rule, or a dimension that the mesh does not divide; all of them.
+    """
+    chosen = specs(params, rules)
+    wrong = []
+    for path, leaf in tree.flatten(params).items():
+        chosen[path] = _present(chosen[path], mesh)
+        wrong += _misfits(path, tree.shape(leaf), chosen[path], mesh)
+    if wrong:
+        raise UserError(
+            "these leaves do not fit the mesh; change its axes, the model's sizes or "
+            "the rules:\n  " + "\n  ".join(wrong)
+        )
+    return tree.unflatten({p: NamedSharding(mesh, s) for p, s in chosen.items()})
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Return how a batch is split: rows over data and fsdp, after ``leading`` axes."""
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, axes or None))
+
+
+def place_batch(mesh: Mesh | None, array: Any, leading: int = 0) -> Any:
+    """Return the array [.., B, ..] split over the mesh; untouched without a mesh.
+
+    Raises:
+      UserError: the mesh does not divide the batch.
+    """
+    if mesh is None or not np.ndim(array):
+        return array
+    rows, parts = np.shape(array)[leading], batch_parts(mesh)
+    if rows % parts:
+        raise UserError(f"a batch of {rows} does not divide over {parts} devices.")
+    return jax.device_put(array, batch_sharding(mesh, leading))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Return over how many parts of the mesh a batch is split."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+
+
+def _present(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+    return PartitionSpec(
+        *(tuple(a for a in _names(p) if a in mesh.shape) for p in spec)
+    )
+
+
+def _misfits(path: str, shape: tuple, spec: PartitionSpec, mesh: Mesh) -> list[str]:
+    if len(spec) > len(shape):
+        return [f"{path}: shape {shape} has fewer dimensions than its rule {spec}"]
+    return [
+        f"{path}: dimension {i} of {shape} does not divide by {parts} "
+        f"({' x '.join(names)})"
+        for i, names in enumerate(spec)
+        if names
+        and shape[i] % (parts := math.prod(mesh.shape[a] for a in _names(names)))
+    ]
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    if part is None:
+        return ()
+    return (part,) if isinstance(part, str) else tuple(part)

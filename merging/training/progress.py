@@ -1,0 +1,132 @@
+"""Checkpoints of a training run: written whole, found again, checked to be its own."""
+
+import logging
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from merging import checkpoints, distributed, tree
+from merging.errors import UserError
+from merging.training.batches import Examples
+
+KEPT = 2  # the newest, and the one before should the newest be damaged
+_STEP = re.compile(r"step_(\d+)")
+
+
+class Progress(NamedTuple):
+    """Everything a run is, after some steps.
+
+    Attributes:
+      state: parameters and optimizer.
+      best: the best parameters so far; those of the state without early stopping.
+      losses: float32 [steps so far].
+      validations: float32 [validations so far, 2], step and loss.
+    """
+
+    state: Any
+    best: Any
+    losses: np.ndarray
+    validations: np.ndarray
+
+    @property
+    def step(self) -> int:
+        """Steps so far."""
+        return len(self.losses)
+
+
+def fingerprint(identity: Any, examples: Examples) -> int:
+    """Return a number that tells this run from one of another recipe or other data."""
+    crc = zlib.crc32(repr(identity).encode())
+    for array in examples:
+        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+    return crc
+
+
+def save(workdir: os.PathLike, progress: Progress, identity: int) -> Path:
+    """Write a checkpoint, then forget all but the newest ones; return its path."""
+    path = Path(workdir) / f"step_{progress.step:08d}"
+    record = {
+        "identity": np.asarray(identity, np.uint32),
+        "state": _named(progress.state),
+        "losses": progress.losses,
+    }
+    if progress.best is not progress.state.params:
+        record["best"] = progress.best
+    if len(progress.validations):
+        record["validations"] = progress.validations
+    checkpoints.save(path, record)
+    if distributed.is_first():
+        for old in _steps(workdir)[:-KEPT]:
+            shutil.rmtree(Path(workdir) / f"step_{old:08d}", ignore_errors=True)
+    return path
+
+
+def restore(
+    workdir: os.PathLike, state: Any, identity: int
+) -> tuple[Progress, Path] | None:
+    """Return the newest checkpoint that can be read, or None where there is none.
+
+    Args:
+      workdir: where they are.
+      state: a state of the right structure and shardings.
+      identity: the run's fingerprint.
+
+    Raises:
+      UserError: the newest one belongs to another recipe, model or data.
+    """
+    for step in reversed(distributed.decide(lambda: _steps(workdir))):
+        path = Path(workdir) / f"step_{step:08d}"
+        try:
+            return _read(path, state, identity), path
+        except checkpoints.CorruptCheckpoint as error:
+            logging.getLogger(__name__).warning("%s Going one back.", error)
+    return None
+
+
+def _read(path: Path, state: Any, identity: int) -> Progress:
+    stored = checkpoints.open_checkpoint(path).abstract
+    params = tree.map_named(lambda _, leaf: leaf, state.params)
+    like = {"identity": stored.get("identity"), "losses": stored.get("losses")}
+    like["state"] = _named(state)
+    like |= {"best": params} if "best" in stored else {}
+    like |= {k: stored[k] for k in ("validations",) if k in stored}
+    if None in like.values() or tree.differences({"run": like, "stored": stored}):
+        raise _another(path)
+    record = checkpoints.restore(path, like)
+    if int(record["identity"]) != identity:
+        raise _another(path)
+    leaves = tree.flatten(record["state"])
+    leaves = [leaves[name] for name in tree.flatten(_named(state))]
+    state = jax.tree.unflatten(jax.tree.structure(state), leaves)
+    return Progress(
+        state,
+        record.get("best", state.params),
+        np.asarray(record["losses"]),
+        np.asarray(record.get("validations", np.zeros((0, 2), np.float32))),
+    )
+
+
+def _another(path: Path) -> UserError:
+    return UserError(
+        f"{path} is of a training with another recipe, model or examples; continue "
+        "that one, or choose another workdir."
+    )
+
+
+def _named(state: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
+    return tree.unflatten({name(path): leaf for path, leaf in leaves})
+
+
+def _steps(workdir: os.PathLike) -> list[int]:
+    if not Path(workdir).is_dir():
+        return []
+    found = map(_STEP.fullmatch, os.listdir(workdir))
+    return sorted(int(match[1]) for match in found if match)

@@ -1,0 +1,160 @@
+"""The jitted part: the loss, AdamW, and many steps in one call."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from merging import models, sharding, tree
+from merging.models.decoder import causal
+from merging.training.recipe import Recipe
+
+Params = dict[str, Any]
+
+
+class State(NamedTuple):
+    """What a step changes: the parameters and optax's own state."""
+
+    params: Params
+    optimizer: Any
+
+
+class Numbers(NamedTuple):
+    """The recipe's numbers that are traced, as float32 scalars."""
+
+    steps: Any
+    learning_rate: Any
+    warmup_steps: Any
+    final_learning_rate_fraction: Any
+    b1: Any
+    b2: Any
+    weight_decay: Any
+    clip_norm: Any
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Numbers":
+        """Return a recipe's."""
+        return cls(*(np.float32(getattr(recipe, name)) for name in cls._fields))
+
+
+class Program(NamedTuple):
+    """The jitted functions of one model on one mesh.
+
+    Attributes:
+      start: ``(params, numbers) -> State``, on copies.
+      run: ``(state, tokens [K, B, T], weights, n, numbers) -> (state, losses [K])``:
+        the first n of K steps; the state's buffers are reused.
+      total: ``(params, tokens [B, T], weights) -> (sum of losses, sum of weights)``.
+      finite: ``(params) -> bool``.
+    """
+
+    start: Callable[..., State]
+    run: Callable[..., tuple[State, jax.Array]]
+    total: Callable[..., tuple[jax.Array, jax.Array]]
+    finite: Callable[..., jax.Array]
+
+
+def loss(
+    config: models.DecoderConfig, params: Params, tokens: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Return the weighted mean cross entropy in nats a token.
+
+    Args:
+      config: the decoder.
+      params: its parameters.
+      tokens: ids [B, T] without BOS, right-padded with 0.
+      weights: [B, T], the weight of predicting each token.
+    """
+    total, weight = _total(config, params, tokens, weights)
+    return total / jnp.maximum(weight, 1e-6)
+
+
+@functools.lru_cache(maxsize=64)
+def program(config: models.DecoderConfig, dtype: str, mesh: Mesh | None) -> Program:
+    """Return the jitted functions, the same ones for an equal model and mesh."""
+    config = dataclasses.replace(config, dtype=dtype)
+
+    def start(params, numbers):
+        params = jax.tree.map(jnp.copy, params)
+        return _placed(config, mesh, State(params, _adamw(numbers).init(params)))
+
+    def run(state, tokens, weights, n, numbers):
+        optimizer = _adamw(numbers)
+
+        def step(i, carry):
+            (params, moments), losses = carry
+            value, gradients = jax.value_and_grad(loss, 1)(
+                config, params, tokens[i], weights[i]
+            )
+            updates, moments = optimizer.update(gradients, moments, params)
+            state = State(optax.apply_updates(params, updates), moments)
+            return _placed(config, mesh, state), losses.at[i].set(value)
+
+        # n is traced: a last, shorter call is the same program, so the same bits.
+        return jax.lax.fori_loop(0, n, step, (state, jnp.zeros(len(tokens))))
+
+    def finite(params):
+        return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+    return Program(
+        jax.jit(start),
+        jax.jit(run, donate_argnums=0),
+        jax.jit(functools.partial(_total, config)),
+        jax.jit(finite),
+    )
+
+
+def state_shardings(config: models.DecoderConfig, mesh: Mesh, state: Any) -> Any:
+    """Return the tree of shardings; AdamW's moments lie where their parameters do."""
+    rules = models.rules(config)
+    of = tree.flatten(sharding.shardings(models.abstract(config), rules, mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(path, _):
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return of.get("/".join(keys), everywhere)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _placed(config, mesh, state):
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_shardings(config, mesh, state))
+
+
+def _total(config, params, tokens, weights):
+    model = models.bind(config, params)
+    hidden, _ = model(models.shift_right(tokens), causal(config, tokens.shape[1]))
+    logits = model.logits(hidden)
+    # A comparison, not a gather: no scatter in the gradient, and no gather of a
+    # vocabulary that is split over devices.
+    target = jnp.arange(logits.shape[-1]) == tokens[..., None]
+    chosen = jnp.sum(logits, axis=-1, where=target)
+    surprise = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.sum(surprise * weights), jnp.sum(weights)
+
+
+def _adamw(n: Numbers) -> optax.GradientTransformation:
+    def rate(count):
+        warm = (count + 1) / jnp.maximum(n.warmup_steps, 1)
+        span = jnp.maximum(n.steps - n.warmup_steps, 1)
+        progress = jnp.clip((count - n.warmup_steps) / span, 0, 1)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        last = n.final_learning_rate_fraction
+        return n.learning_rate * jnp.minimum(warm, last + (1 - last) * cosine)
+
+    return optax.chain(
+        optax.clip_by_global_norm(n.clip_norm),
+        optax.adamw(rate, n.b1, n.b2, weight_decay=n.weight_decay, mask=_matrices),
+    )
+
+
+def _matrices(params: Params) -> Params:
+    return tree.map_named(lambda path, _: not path.endswith("norm"), params)
