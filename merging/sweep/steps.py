@@ -75,7 +75,7 @@ class Grid:
     def data(self) -> Step:
         """The training arrays and evaluation sets, read through seqio."""
         digest = {"digest": self.settings.suite.digest}
-        return self._step("data", "data", digest, (), 30.0)
+        return self._step("data", "data", digest, (), 60.0)
 
     def base(self, size: str, base: str) -> Step:
         """The pretrained model, or the instruction-tuned one made from it."""
