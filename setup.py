@@ -33,7 +33,7 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
         "bench": ["pytest>=8"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -3,6 +3,7 @@
 Clocks, terminals and processes are read here and nowhere below.
 """
 
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -35,8 +36,9 @@ class EventLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         line = json.dumps(record | {"event": event} | fields) + "\n"
-        # One write to a file opened for appending: lines of processes never mix.
         with open(self._path, "a+b", buffering=0) as file:
+            # Looking at the last byte and writing must not be parted by a neighbour.
+            fcntl.flock(file, fcntl.LOCK_EX)
             if file.seek(0, 2) and _last_byte(file) != b"\n":
                 line = "\n" + line  # a process was killed in the middle of its line
             file.write(line.encode())
