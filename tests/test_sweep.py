@@ -19,7 +19,7 @@ from merging.sweep.store import Broken, Store
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "scaling_curves" / "smoke.py"
-# Eight steps: data, a base, two experts, two multitask models, two merges.
+# Seven steps: data, a base, two experts, a multitask model, two merges.
 SMALL = {
     "bases": "pt",
     "methods": "average,ties",

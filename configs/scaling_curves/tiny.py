@@ -33,9 +33,8 @@ def get_config() -> ConfigDict:
     config.pretraining = ConfigDict(dict(steps=3000))
     config.instruction = ConfigDict(dict(steps=2500, rate=0.5))
     config.expert = ConfigDict(dict(steps=400, rate=0.6))
-    config.multitask = ConfigDict(
-        dict(steps=1600, rate=0.5, patience=4, validate_every=100)
-    )
+    # As many steps as the eight experts have together.
+    config.multitask = ConfigDict(dict(steps=3200, rate=0.5, validate_every=200))
 
     # λ, and density where it matters, are chosen on validation for every merge.
     config.scales = ConfigDict(

@@ -19,15 +19,24 @@ def rows(
     common = {"git_revision": git_revision(), "config_hash": config_hash}
     found = []
     for step in steps:
-        if step.kind != "data" and store.finished(step):
-            found += _rows(grid, step, store, common)
+        if step.kind == "data" or not store.finished(step):
+            continue
+        output = store.output(step)
+        method = step.settings.get("method", _BASELINE.get(step.kind, step.kind))
+        found += _rows(grid, step, store, common, output, method, output["test"])
+        if "best_test" in output:
+            early = f"{method}_early"
+            found += _rows(
+                grid, step, store, common, output, early, output["best_test"]
+            )
     return found
 
 
-def _rows(grid: Grid, step: Step, store: Store, common: dict) -> list[Row]:
+def _rows(
+    grid: Grid, step: Step, store: Store, common: dict, output, method: str, test
+) -> list[Row]:
     settings = grid.settings
     suite = settings.suite
-    output = store.output(step)
     size, of_base = step.settings["size"], step.settings["base"]
     base = store.output(grid.base(size, of_base))["test"]
     experts = {}
@@ -36,10 +45,7 @@ def _rows(grid: Grid, step: Step, store: Store, common: dict) -> list[Row]:
         # A part of a grid need not have them all.
         if store.finished(expert):
             experts |= store.output(expert)["test"]
-    subset = {
-        "merge": step.settings.get("subset", ()),
-        "expert": (step.settings["what"],) if step.kind == "expert" else (),
-    }.get(step.kind, suite.categories if step.kind.startswith("multi") else ())
+    subset = _subset(step, suite.categories)
     decoder = settings.decoder(step.settings["size"])
     of_model = {
         "suite": suite.name,
@@ -47,7 +53,7 @@ def _rows(grid: Grid, step: Step, store: Store, common: dict) -> list[Row]:
         "size": size,
         "params": models.parameter_count(decoder),
         "base": of_base,
-        "method": step.settings.get("method", _BASELINE.get(step.kind, step.kind)),
+        "method": method,
         "parameters": output.get("parameters", {}),
         "K": len(subset),
         "subset": tuple(subset),
@@ -57,9 +63,9 @@ def _rows(grid: Grid, step: Step, store: Store, common: dict) -> list[Row]:
     }
     made = []
     for dataset in suite.datasets:
-        if dataset.name not in output["test"]:
+        if dataset.name not in test:
             continue
-        value = output["test"][dataset.name]
+        value = test[dataset.name]
         of_expert = experts.get(dataset.name)
         held_in = dataset.split == "held_in"
         made.append(
@@ -81,6 +87,15 @@ def _rows(grid: Grid, step: Step, store: Store, common: dict) -> list[Row]:
             )
         )
     return made
+
+
+def _subset(step: Step, categories: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the categories that went into a model beside its base's data."""
+    if step.kind == "merge":
+        return tuple(step.settings["subset"])
+    if step.kind == "expert":
+        return (step.settings["what"],)
+    return categories if step.kind == "multitask" else ()
 
 
 def standard_error(value: float, examples: int) -> float:

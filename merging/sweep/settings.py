@@ -17,13 +17,11 @@ class Phase:
     Attributes:
       steps: optimizer steps, for every size.
       rate: learning rate as a share of the size's pretraining rate.
-      patience: validations without improvement before stopping (0: never stop).
-      validate_every: steps between validations.
+      validate_every: steps between validations, the best of which is kept; 0: none.
     """
 
     steps: int
     rate: float = 1.0
-    patience: int = 0
     validate_every: int = 0
 
 

@@ -63,7 +63,7 @@ class Grid:
         for size in s.sizes:
             for base in s.bases:
                 steps.append(self.base(size, base))
-                steps += [self.multitask(size, base, early) for early in (False, True)]
+                steps.append(self.multitask(size, base))
                 for seed in range(s.seeds):
                     steps += [
                         self.merge(size, base, method, count, seed)
@@ -89,11 +89,14 @@ class Grid:
         before = self.base(size, base)
         return self._training("expert", size, before, category, seed, base)
 
-    def multitask(self, size: str, base: str, early: bool) -> Step:
-        """A base trained on all held-in categories, with or without early stopping."""
+    def multitask(self, size: str, base: str) -> Step:
+        """A base trained on all held-in categories for as long as all their experts.
+
+        One training gives both baselines: the last parameters, and with early
+        stopping those of the lowest validation loss.
+        """
         before = self.base(size, base)
-        kind = "multitask_early" if early else "multitask"
-        return self._training(kind, size, before, "multitask", 0, base)
+        return self._training("multitask", size, before, "multitask", 0, base)
 
     def direct(self, size: str, base: str, dataset: str) -> Step:
         """A base fine-tuned on one dataset: is the dataset learnable?"""
@@ -124,15 +127,11 @@ class Grid:
         self, kind: str, size: str, before: Step, what: str, seed: int, base: str = ""
     ) -> Step:
         s = self.settings
-        early = kind == "multitask_early"
         phase = {
             "pretrain": s.pretraining,
             "instruct": s.instruction,
-            "expert": s.expert,
-            "direct": s.expert,
-        }.get(kind, s.multitask)
-        if not early:
-            phase = dataclasses.replace(phase, patience=0, validate_every=0)
+            "multitask": s.multitask,
+        }.get(kind, s.expert)
         decoder = s.decoder(size)
         settings = {
             "size": size,
@@ -160,7 +159,6 @@ class Grid:
             "learning_rate": self.settings.peak_rate(size) * phase.rate,
             "warmup_steps": max(10, phase.steps // 20),
             "seed": seed,
-            "patience": phase.patience,
             "validate_every": phase.validate_every,
         }
 

@@ -85,6 +85,9 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
         "loss": float(np.mean(trained.losses[-100:])),
         "test": _score(config, trained.params, settings, store, "test", step),
     }
+    if recipe.validate_every:
+        best = _score(config, trained.best, settings, store, "test", step)
+        output |= {"best_step": trained.best_step, "best_test": best}
     if step.kind == "expert":
         scores = _score(config, trained.params, settings, store, "validation", step)
         output["validation"] = scores

@@ -104,7 +104,7 @@ def _validate(run: Program, now, validation, recipe, mesh):
     value = np.float32(total / weight)
     better = not len(now.validations) or value < now.validations[:, 1].min()
     best = now.best
-    if recipe.patience and better:
+    if better:
         best = jax.tree.map(lambda leaf: leaf.copy(), now.state.params)
     entry = np.array([[now.step, value]], np.float32)
     validations = np.concatenate([now.validations, entry])
@@ -134,7 +134,8 @@ def _result(now: Progress, recipe: Recipe) -> Trained:
     if len(now.validations):
         best = int(now.validations[np.argmin(now.validations[:, 1]), 0])
     return Trained(
-        params=now.best if recipe.patience else now.state.params,
+        params=now.state.params,
+        best=now.best if len(now.validations) else now.state.params,
         losses=now.losses,
         steps=now.step,
         stopped_early=stopped,

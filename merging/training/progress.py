@@ -24,7 +24,7 @@ class Progress(NamedTuple):
 
     Attributes:
       state: parameters and optimizer.
-      best: the best parameters so far; those of the state without early stopping.
+      best: the best parameters so far; those of the state without validation.
       losses: float32 [steps so far].
       validations: float32 [validations so far, 2], step and loss.
     """

@@ -84,7 +84,8 @@ class Trained:
     """What training returns.
 
     Attributes:
-      params: the last parameters; where training may stop early, the best ones.
+      params: the last parameters.
+      best: those of the lowest validation loss; the last ones without validation.
       losses: float32 [steps], the training loss of each step.
       steps: optimizer steps taken.
       stopped_early: the validation loss had stopped improving.
@@ -93,6 +94,7 @@ class Trained:
     """
 
     params: Params
+    best: Params
     losses: np.ndarray
     steps: int
     stopped_early: bool
