@@ -1,0 +1,19 @@
+"""The gates of miniworld at the newcomer's sizes, on a world no one has looked at.
+
+    pytest -n 0 -s tests/benchmarks/test_gates.py
+
+About ten minutes on two idle cores; set MERGING_WORKDIR to keep or continue the run.
+"""
+
+import os
+from pathlib import Path
+
+from merging import config, sweep
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "configs" / "scaling_curves" / "tiny.py"
+
+
+def test_every_dataset_passes_its_gates(tmp_path):
+    workdir = Path(os.environ.get("MERGING_WORKDIR", tmp_path))
+    assert sweep.gates(config.load(str(TINY), {"data.world_seed": "2"}), workdir)
