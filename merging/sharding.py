@@ -129,7 +129,7 @@ def _misfits(path: str, shape: tuple, spec: PartitionSpec, mesh: Mesh) -> list[s
         return [f"{path}: shape {shape} has fewer dimensions than its rule {spec}"]
     return [
         f"{path}: dimension {i} of {shape} does not divide by {parts} "
-        f"({' x '.join(names)})"
+        f"({' x '.join(_names(names))})"
         for i, names in enumerate(spec)
         if names
         and shape[i] % (parts := math.prod(mesh.shape[a] for a in _names(names)))

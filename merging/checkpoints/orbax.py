@@ -110,6 +110,8 @@ def describe(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
         if not exists(path):
             raise ValueError(f"no {_OURS} in it")
         found = ocp.metadata(path)
+        if found.metadata is None:  # Orbax only logs what it could not read
+            raise ValueError("its list of leaves can't be read")
         stored = tree.map_named(
             lambda _, leaf: jax.ShapeDtypeStruct(tree.shape(leaf), tree.dtype(leaf)),
             found.metadata,

@@ -1,6 +1,6 @@
 """Named families of decoders, from smallest to largest."""
 
-from merging.errors import UserError, nearest
+from merging.errors import nearest
 from merging.models.config import DecoderConfig
 from merging.models.functional import parameter_count
 
@@ -18,7 +18,7 @@ def ladder(name: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
     size is given, the others' MLPs are made as wide as their share asks for.
 
     Raises:
-      UserError: an unknown ladder, or a vocabulary that leaves no room for an MLP.
+      UserError: an unknown ladder.
     """
     if name != "tiny":
         raise nearest("ladder", name, ["tiny"])
@@ -61,10 +61,4 @@ def _mlp_width(size: str, vocab_size: int, unit: int) -> int:
     """Return the multiple of 8 nearest to a total of ``unit`` times the share."""
     narrow, wide = (parameter_count(_tiny(size, vocab_size, w)) for w in (8, 16))
     slope = (wide - narrow) / 8
-    width = 8 * round(((int(size[:-1]) * unit - narrow) / slope + 8) / 8)
-    if width < 8:
-        raise UserError(
-            f"vocab_size {vocab_size} leaves size {size} of ladder 'tiny' no room for "
-            "an MLP; use a smaller vocabulary."
-        )
-    return width
+    return 8 * round(((int(size[:-1]) * unit - narrow) / slope + 8) / 8)

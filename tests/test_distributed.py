@@ -1,0 +1,103 @@
+"""One program of two real processes, and what may be said wrongly about them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from merging import distributed
+from merging.errors import UserError
+
+PROGRAM = """
+import os, sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from merging import checkpoints, distributed, sharding
+assert distributed.initialize()
+me = os.environ["MERGING_PROCESS"]
+assert distributed.is_first() == (me == "0")
+assert distributed.decide(lambda: {"from": me, "n": [1, 2.5]}) == {
+    "from": "0", "n": [1, 2.5]}
+mesh = sharding.make_mesh({"fsdp": -1})
+split = sharding.batch_sharding(mesh)
+data = np.arange(32, dtype=np.float32).reshape(4, 8)
+x = jax.make_array_from_callback((4, 8), split, lambda i: data[i])
+for add in (0, 1):
+    checkpoints.save(sys.argv[1], {"x": x + add})
+like = {"x": jax.ShapeDtypeStruct((4, 8), np.float32, sharding=split)}
+back = checkpoints.restore(sys.argv[1], like)["x"]
+for shard in back.addressable_shards:
+    np.testing.assert_array_equal(shard.data, data[shard.index] + 1)
+distributed.barrier("done")
+print("fine", me)
+"""
+
+
+def test_two_processes_agree_and_share_a_checkpoint(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "MERGING_COORDINATOR": f"localhost:{port}",
+        "MERGING_PROCESSES": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "c")],
+            env={**told, "MERGING_PROCESS": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for i, output in enumerate(outputs):
+        assert f"fine {i}" in output, output
+
+
+def test_alone_it_decides_itself_and_waits_for_no_one(monkeypatch):
+    for name in ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not distributed.initialize()
+    assert distributed.is_first()
+    assert distributed.decide(lambda: (1, 2)) == (1, 2)
+    distributed.barrier("alone")
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"MERGING_PROCESS": "0"}, "MERGING_COORDINATOR, MERGING_PROCESSES is not"),
+        (
+            {
+                "MERGING_COORDINATOR": "a:1",
+                "MERGING_PROCESSES": "two",
+                "MERGING_PROCESS": "0",
+            },
+            "must be numbers",
+        ),
+        (
+            {
+                "MERGING_COORDINATOR": "a:1",
+                "MERGING_PROCESSES": "2",
+                "MERGING_PROCESS": "2",
+            },
+            "counts from 0",
+        ),
+    ],
+)
+def test_half_said_clusters_are_refused(monkeypatch, told, words):
+    for name in ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        distributed.initialize()
