@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from merging.sweep.store import Broken, Store
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "scaling_curves" / "smoke.py"
-# Seven steps: data, a base, two experts, a multitask model, two merges.
+# Eight steps: two of data, a base, two experts, a multitask model, two merges.
 SMALL = {
     "bases": "pt",
     "methods": "average,ties",
@@ -93,6 +94,9 @@ def test_a_finished_sweep_does_nothing_and_says_so(finished):
 
 def test_a_killed_sweep_continues_to_the_same_rows(finished, tmp_path):
     workdir = tmp_path / "killed"
+    # What reads the suite takes longest, and is tested with the rest of it.
+    shutil.copytree(finished / "data", workdir / "data")
+    shutil.copy(finished / "config.json", workdir)
     process = subprocess.Popen(
         command(workdir),
         cwd=ROOT,

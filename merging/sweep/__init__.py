@@ -33,8 +33,11 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
     every = grid.targets()
     finish(part(every, *shard), settings, store, "sweep")
     found = rows(grid, with_needs(every), store, config_hash)
+    page = store.workdir / "report" / "index.html"
+    before = store.results.read_bytes() if page.exists() else None
     results.write(store.results, found)
-    page = report.write_report(found, store.workdir / "report")
+    if store.results.read_bytes() != before:
+        report.write_report(found, store.workdir / "report")
     print(report.summary_text(found))
     print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
     return page

@@ -1,7 +1,9 @@
 """The grid as steps: what each depends on, and the key that follows from it.
 
-    data ── pretrain(size) ── instruct(size) ── expert(size, base, category, seed)
-                    └───────────┴─ multitask(size, base)      └── merge(…)
+    data/bases ── pretrain(size) ── instruct(size)
+                        └──────┬──────────┘
+    data/experts ───────┬──────┴── multitask(size, base)
+                        └───────── expert(size, base, category, seed) ── merge(…)
 
 A step's key is the hash of everything its output depends on, through all steps before
 it. Equal key, equal output: that is what makes a sweep resumable and its parts
@@ -72,15 +74,16 @@ class Grid:
                     ]
         return steps
 
-    def data(self) -> Step:
-        """The training arrays and evaluation sets, read through seqio."""
-        digest = {"digest": self.settings.suite.digest}
-        return self._step("data", "data", digest, (), 60.0)
+    def data(self, what: str) -> Step:
+        """Arrays read through seqio: all that "bases" or all that "experts" need."""
+        digest = {"digest": self.settings.suite.digest, "what": what}
+        return self._step("data", f"data/{what}", digest, (), 40.0)
 
     def base(self, size: str, base: str) -> Step:
         """The pretrained model, or the instruction-tuned one made from it."""
         if base == "pt":
-            return self._training("pretrain", size, self.data(), "pretrain", seed=0)
+            texts = self.data("bases")
+            return self._training("pretrain", size, texts, "pretrain", seed=0)
         before = self.base(size, "pt")
         return self._training("instruct", size, before, "instruct", seed=0)
 
@@ -150,7 +153,10 @@ class Grid:
         parts = [kind, size, base, what if kind in ("expert", "direct") else ""]
         name = "/".join([p for p in parts if p] + [f"seed{seed}"])
         cost += self._scoring(size, scored)
-        return self._step(kind, name, settings, (before,), cost)
+        needs = (before,)
+        if kind in ("expert", "multitask", "direct"):
+            needs += (self.data("experts"),)
+        return self._step(kind, name, settings, needs, cost)
 
     def _recipe(self, size: str, phase: Phase, seed: int) -> dict[str, Any]:
         return {

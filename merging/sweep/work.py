@@ -47,13 +47,16 @@ def execute(step: Step, settings: Settings, store: Store, tick: Tick) -> None:
 
 def _data(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
     suite = settings.suite
-    wanted = ["pretrain", "instruct", "multitask", *suite.categories]
-    for done, what in enumerate(wanted):
-        tick(done / len(wanted), f"preparing {what}")
-        _examples(settings, store, what, "train")
-    _examples(settings, store, "multitask", "validation")
-    for split in ("validation", "test"):
-        _eval_sets(suite, split, store.data)
+    wanted = [("pretrain", "train"), ("instruct", "train")]
+    if step.settings["what"] == "experts":
+        wanted = [("multitask", "train"), ("multitask", "validation")]
+        wanted += [(category, "train") for category in suite.categories]
+    for done, (what, split) in enumerate(wanted):
+        tick(done / (len(wanted) + 2), f"preparing {what}")
+        _examples(settings, store, what, split)
+    if step.settings["what"] == "bases":
+        for split in ("validation", "test"):
+            _eval_sets(suite, split, store.data)
     return {}
 
 
