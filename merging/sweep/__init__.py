@@ -34,7 +34,8 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
     finish(part(every, *shard), settings, store, "sweep")
     found = rows(grid, with_needs(every), store, config_hash)
     page = store.workdir / "report" / "index.html"
-    before = store.results.read_bytes() if page.exists() else None
+    drawn = page.exists() and store.results.exists()
+    before = store.results.read_bytes() if drawn else None
     results.write(store.results, found)
     if store.results.read_bytes() != before:
         report.write_report(found, store.workdir / "report")
