@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
+from merging.errors import UserError
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
@@ -85,6 +86,8 @@ def _schedule(pool, workers: int, waiting: list[Step], store, progress, ticks):
                 waiting[:0] = [redo, step]
                 progress.total += redo.cost
                 continue
+            except UserError as error:
+                raise UserError(f"{step.name}: {error}") from error
             shown.finish(step)
 
 

@@ -102,7 +102,7 @@ class Trained:
     validation_losses: dict[int, float]
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError):
     """The loss or the parameters became NaN or infinite.
 
     Attributes:
