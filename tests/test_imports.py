@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "merging"
 # Imports go down, or sideways to a public name.
 LAYERS = {
     0: "errors tree numerics distributed telemetry config results",
-    1: "blocks methods sharding checkpoints models",
+    1: "methods sharding checkpoints models",
     2: "resident tasks training evaluation",
     3: "sweep report",
     4: "main __main__",
