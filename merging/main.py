@@ -155,7 +155,7 @@ def _takes_shard(parser: argparse.ArgumentParser) -> None:
         type=_shard,
         default=(0, 1),
         metavar="i/n",
-        help="do the i-th of n equal parts of the grid, i from 0 to n-1",
+        help="do the i-th of n parts of the grid, i from 0 to n-1",
     )
 
 

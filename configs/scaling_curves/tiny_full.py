@@ -2,8 +2,9 @@
 
     merging sweep --config configs/scaling_curves/tiny_full.py --workdir full
 
-480 merges and their baselines. Each of the three runs trains experts of its own from
-other examples and merges other subsets. Split it over machines with --shard i/n.
+480 merges and their baselines. Each of the three runs trains experts of its own and
+merges other subsets. Cost: an estimated 60 to 90 minutes of two idle cores; it has not
+been run to its end. Split it over machines with --shard i/n.
 """
 
 import tiny

@@ -1,9 +1,10 @@
 """Rows of several runs, put together or refused."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 from merging.errors import UserError
-from merging.results import Row, order
+from merging.results import Row, normalise, order
 
 
 def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
@@ -18,7 +19,7 @@ def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
     """
     kept: dict[tuple, Row] = {}
     repeats, unlike, contradictions = 0, 0, []
-    for row in sorted(rows, key=order):
+    for row in sorted(_with_experts(list(rows)), key=order):
         first = kept.setdefault(order(row), row)
         if first is row:
             continue
@@ -47,6 +48,29 @@ def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
             "configuration (two machines?); the first of each is counted."
         )
     return list(kept.values()), notes
+
+
+def _with_experts(rows: list[Row]) -> list[Row]:
+    """Give rows the expert's value that only another part of the grid has."""
+
+    def key(row: Row) -> tuple:
+        return (row.suite, row.ladder, row.size, row.base, row.seed, row.dataset)
+
+    experts = {
+        key(row): row.value
+        for row in rows
+        if row.method == "expert" and row.split == "held_in"
+    }
+
+    def complete(row: Row) -> Row:
+        value = experts.get(key(row))
+        if row.split != "held_in" or row.value_of_expert is not None or value is None:
+            return row
+        return dataclasses.replace(
+            row, value_of_expert=value, normalised=normalise(row.value, value)
+        )
+
+    return [complete(row) for row in rows]
 
 
 def _measured(row: Row) -> tuple:

@@ -22,7 +22,7 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
       shard: (i, n): do the i-th of n parts of the grid only.
 
     Returns:
-      The report's page.
+      The report's page; the workdir where the part is empty.
 
     Raises:
       UserError: a config that can't be run, or another config's workdir.
@@ -31,13 +31,21 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
     grid = Grid(settings)
     store, config_hash = open_store(config, workdir)
     every = grid.targets()
-    finish(part(every, *shard), settings, store, "sweep")
-    found = rows(grid, with_needs(every), store, config_hash)
-    page = store.workdir / "report" / "index.html"
-    drawn = page.exists() and store.results.exists()
-    before = store.results.read_bytes() if drawn else None
-    results.write(store.results, found)
-    if store.results.read_bytes() != before:
+    chosen = part(every, *shard)
+    if not chosen:
+        print(f"part {shard[0]} of {shard[1]} of this grid is empty: nothing to do.")
+        return store.workdir
+    try:
+        finish(chosen, settings, store, "sweep")
+    finally:
+        # What is finished stays usable when the rest fails.
+        found = rows(grid, with_needs(every), store, config_hash)
+        page = store.workdir / "report" / "index.html"
+        before = store.results.read_bytes() if store.results.exists() else b""
+        results.write(store.results, found)
+        if store.results.read_bytes() != before:
+            page.unlink(missing_ok=True)
+    if not page.exists():
         report.write_report(found, store.workdir / "report")
     print(report.summary_text(found))
     print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")

@@ -10,8 +10,10 @@ from merging import config as configs
 from merging.sweep import pool
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step, with_needs
-from merging.sweep.store import Store
+from merging.sweep.store import Broken, Store
 from merging.telemetry import EventLog, Progress, duration
+
+_BASES = ("pretrain", "instruct")
 
 
 def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:
@@ -55,16 +57,25 @@ def finish(
 
 
 def _pending(targets: Sequence[Step], store: Store) -> list[Step]:
-    """Return the unfinished steps, leaving out what only finished ones need."""
-    needed = []
-    front = list(targets)
-    seen = set()
+    """Return the unfinished steps, leaving out what only finished ones need.
+
+    A finished step whose record can't be read is forgotten, with a warning.
+    """
+    ordered = with_needs(targets)
+    for step in ordered:
+        if store.finished(step):
+            try:
+                store.output(step)
+            except Broken as broken:
+                print(f"warning: {broken}; doing that step again", file=sys.stderr)
+                store.discard(step)
+    front, wanted = list(targets), set()
     while front:
         step = front.pop()
-        if step.key in seen or store.finished(step):
-            continue
-        seen.add(step.key)
-        needed.append(step)
-        front += step.needs
-    order = {step.key: at for at, step in enumerate(with_needs(targets))}
-    return sorted(needed, key=lambda step: order[step.key])
+        if step.key not in wanted and not store.finished(step):
+            wanted.add(step.key)
+            front += step.needs
+    # Rows compare every model with its base.
+    bases = {n.key for s in ordered for n in s.needs if n.kind in _BASES}
+    wanted |= {s.key for s in ordered if s.key in bases and not store.finished(s)}
+    return [step for step in ordered if step.key in wanted]

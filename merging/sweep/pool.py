@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import queue
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -19,6 +20,7 @@ from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 from merging.telemetry import Progress
 
+RETRIES = 5  # of a step whose needs turn out broken
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 _state: dict = {}
 
@@ -63,6 +65,8 @@ def run(
 def _schedule(pool, workers: int, waiting: list[Step], store, progress, ticks):
     running: dict[Future, Step] = {}
     shown = _Shown(progress)
+    spoiled: Counter[str] = Counter()
+    redone: set[str] = set()
     while waiting or running:
         unfinished = {s.key for s in waiting} | {s.key for s in running.values()}
         ready = [s for s in waiting if not unfinished & {n.key for n in s.needs}]
@@ -79,12 +83,20 @@ def _schedule(pool, workers: int, waiting: list[Step], store, progress, ticks):
             try:
                 future.result()
             except Broken as broken:
+                spoiled[step.key] += 1
+                if spoiled[step.key] > RETRIES:
+                    raise
                 shown.restart(step)
+                waiting.insert(0, step)
                 redo = _spoiled(step, broken.key)
-                progress.message(f"warning: {broken}; doing that step again")
-                store.discard(redo)
-                waiting[:0] = [redo, step]
-                progress.total += redo.cost
+                # Several steps may find the same one broken; it is redone once.
+                if redo.key not in redone:
+                    redone.add(redo.key)
+                    progress.message(f"warning: {broken}; doing that step again")
+                    store.discard(redo)
+                    shown.counted.pop(redo.key, None)
+                    progress.total += redo.cost
+                    waiting.insert(0, redo)
                 continue
             except UserError as error:
                 raise UserError(f"{step.name}: {error}") from error
@@ -119,7 +131,8 @@ class _Shown:
                 break
             latest[key] = (cost, share, note)
         for key, (cost, share, note) in latest.items():
-            if key in self.counted or share < 1:
+            # A late tick must not take back what is finished.
+            if cost * share > self.counted.get(key, 0.0):
                 self._count(key, cost * share, note)
         self.progress.tick()
 

@@ -7,7 +7,6 @@ from merging import models
 from merging.results import Row, normalise
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
-from merging.telemetry import git_revision
 
 _BASELINE = {"pretrain": "base", "instruct": "base", "expert": "expert"}
 
@@ -16,12 +15,15 @@ def rows(
     grid: Grid, steps: Iterable[Step], store: Store, config_hash: str
 ) -> list[Row]:
     """Return the rows of the finished steps among `steps`, a model's rows together."""
-    common = {"git_revision": git_revision(), "config_hash": config_hash}
     found = []
     for step in steps:
         if step.kind == "data" or not store.finished(step):
             continue
+        base = grid.base(step.settings["size"], step.settings["base"])
+        if not store.finished(base):
+            continue
         output = store.output(step)
+        common = {"git_revision": output["git_revision"], "config_hash": config_hash}
         method = step.settings.get("method", _BASELINE.get(step.kind, step.kind))
         found += _rows(grid, step, store, common, output, method, output["test"])
         if "best_test" in output:

@@ -152,7 +152,10 @@ def _check_numbers(settings: Settings) -> None:
         faults.append(f"workers = {settings.workers} must be 0 (automatic) or more")
     for name in ("pretraining", "instruction", "expert", "multitask"):
         phase = getattr(settings, name)
-        if phase.steps < 1 or phase.rate <= 0:
-            faults.append(f"{name} needs steps ≥ 1 and rate > 0, not {phase}")
+        if phase.steps < 1 or not 0 < phase.rate < 1e6 or phase.validate_every < 0:
+            faults.append(
+                f"{name} needs steps ≥ 1, a positive rate and validate_every ≥ 0, not "
+                f"{phase}"
+            )
     if faults:
         raise UserError("this sweep cannot be run:\n" + "\n".join(faults))

@@ -72,7 +72,7 @@ class Store:
                     f" one is {config_hash}).\nTo continue that run, give its config"
                     f" (it is in {path}); for this one, choose another --workdir."
                 )
-        elif self.workdir.is_dir() and any(self.workdir.iterdir()):
+        elif any(not p.name.endswith(".tmp") for p in self.workdir.glob("*")):
             raise UserError(
                 f"{self.workdir} is not empty and holds no sweep; choose another "
                 "--workdir."
@@ -144,8 +144,11 @@ def _folder(step: Step) -> str:
 def _write_json(path: Path, value: Any) -> None:
     """Write, flush to the disk, and only then take the final name."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(fresh, "w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    try:
+        with open(fresh, "w") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from merging import (
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
+from merging.telemetry import git_revision
 
 BATCH = 128  # rows of an evaluation batch
 Tick = Callable[..., None]
@@ -42,6 +43,7 @@ def execute(step: Step, settings: Settings, store: Store, tick: Tick) -> None:
         make = {"data": _data, "merge": _merge}.get(step.kind, _train)
         output = make(step, settings, store, folder, tick)
         output["wall_seconds"] = round(time.monotonic() - begin, 3)
+        output["git_revision"] = git_revision()
         store.publish(step, output)
 
 
@@ -82,7 +84,6 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
         ),
     )
     checkpoints.save(folder / "checkpoint", trained.params)
-    shutil.rmtree(folder / "training", ignore_errors=True)
     output = {
         "steps": int(trained.steps),
         "loss": float(np.mean(trained.losses[-100:])),
@@ -94,6 +95,7 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
     if step.kind == "expert":
         scores = _score(config, trained.params, settings, store, "validation", step)
         output["validation"] = scores
+    shutil.rmtree(folder / "training", ignore_errors=True)
     return output
 
 

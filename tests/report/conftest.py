@@ -144,3 +144,9 @@ def model():
 @pytest.fixture(scope="session")
 def run():
     return experiment
+
+
+@pytest.fixture(name="make_row")
+def row_maker():
+    """`make_row`, for tests that build rows one by one."""
+    return make_row

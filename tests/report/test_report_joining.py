@@ -1,0 +1,24 @@
+"""Parts of a grid, put together, say what the whole would have said."""
+
+from merging.report.joining import join
+
+
+def test_a_part_without_experts_gets_their_scores_from_another(make_row):
+    expert = make_row(method="expert", K=1, value=0.8, value_of_expert=0.8)
+    merge = make_row(K=2, subset=("skill0", "skill1"), value=0.4, value_of_expert=None)
+    other_seed = make_row(
+        K=2, subset=("skill0", "skill1"), seed=1, value_of_expert=None
+    )
+    rows, notes = join([merge, other_seed, expert])
+    assert notes == []
+    by_seed = {row.seed: row for row in rows if row.method == "ties"}
+    assert by_seed[0].value_of_expert == 0.8 and by_seed[0].normalised == 0.5
+    assert by_seed[1].value_of_expert is None and by_seed[1].normalised is None
+
+
+def test_a_base_of_two_parts_counts_once_whichever_part_had_its_expert(make_row):
+    base = dict(method="base", K=0, subset=(), merged=False, value=0.2)
+    expert = make_row(method="expert", value=0.8, value_of_expert=0.8)
+    without = make_row(**base, value_of_expert=None)
+    rows, notes = join([without, make_row(**base, value_of_expert=0.8), expert])
+    assert len(rows) == 2 and len(notes) == 1 and "alike" in notes[0]
