@@ -104,9 +104,13 @@ def test_new_numbers_compile_nothing():
         ("dare_ties", {"weights": (1, 2, 3)}, {"weights": (3, 2, 1), "density": 0.3}),
         ("rht", {"scale": 0.1}, {"scale": 0.2, "density": 0.1}),
     ):
-        merge(base, experts, methods.get(name, **first), donate=False)
-        with jax.no_tracing():
-            merge(base, experts, methods.get(name, **second), seed=5, donate=False)
+        before = merge(base, experts, methods.get(name, **first), donate=False)
+        with jax.no_tracing():  # raises where something would be compiled
+            method = methods.get(name, **second)
+            after = merge(base, experts, method, seed=5, donate=False)
+        # And the new numbers were not ignored.
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        assert any((a != b).any() for a, b in pairs)
 
 
 def mesh_of(*shape):

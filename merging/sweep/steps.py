@@ -7,7 +7,7 @@
 
 A step's key is the hash of everything its output depends on, through all steps before
 it. Equal key, equal output: that is what makes a sweep resumable and its parts
-shareable, and a changed setting redo exactly what it touches.
+shareable.
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ class Grid:
         return self._training("expert", size, before, category, seed, base)
 
     def multitask(self, size: str, base: str) -> Step:
-        """A base trained on all held-in categories for as long as all their experts.
+        """A base trained on all held-in categories together.
 
         One training gives both baselines: the last parameters, and with early
         stopping those of the lowest validation loss.
