@@ -210,7 +210,7 @@ def _read_items(text: str, like: tuple | list) -> list:
         return [*items]
     if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1]
-    items = [item.strip().strip("'\"") for item in text.split(",")]
+    items = [item.strip().strip("'\"") for item in _split(text)]
     if items[-1] == "":  # "()" and the comma of "(1x,)"
         items.pop()
     if "" in items:
@@ -219,6 +219,18 @@ def _read_items(text: str, like: tuple | list) -> list:
         return [_literal(item) for item in items]
     sample = kinds.pop()()  # int(), float(), str(), bool(): a value of the kind
     return [_read(item, sample) for item in items]
+
+
+def _split(text: str) -> list[str]:
+    """Return the parts between commas; those inside brackets part nothing."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _literal(text: str) -> Any:

@@ -5,7 +5,7 @@ Every function also works, and costs nothing, when there is one process only.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def process() -> int:
+    """Return this process's number, from 0."""
+    return jax.process_index()
+
+
+def processes() -> int:
+    """Return how many processes there are."""
+    return jax.process_count()
+
+
 def barrier(name: str) -> None:
     """Wait until every process is here; ``name`` must be the same on all of them."""
     if jax.process_count() > 1:
@@ -58,15 +68,38 @@ def decide(question: Callable[[], Any]) -> Any:
 
     Args:
       question: called on process 0 only; its answer must be plain JSON.
+
+    Raises:
+      UserError: the question raised one on process 0; on every process.
     """
     if jax.process_count() == 1:
         return question()
-    answer = json.dumps(question()).encode() if is_first() else b""
+    answer = b""
+    if is_first():
+        try:
+            answer = json.dumps({"answer": question()}).encode()
+        except UserError as error:
+            answer = json.dumps({"refused": str(error)}).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(answer))))
     buffer = np.zeros(length, np.uint8)
     if is_first():
         buffer[:] = np.frombuffer(answer, np.uint8)
-    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))))
+    heard = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))))
+    if "refused" in heard:
+        raise UserError(heard["refused"])
+    return heard["answer"]
+
+
+def total(arrays: Sequence[np.ndarray]) -> None:
+    """Add up, in place, the int64 arrays that every process holds alike in shape."""
+    if jax.process_count() == 1:
+        return
+    for array in arrays:
+        # As words: without x64, JAX would cut an int64 in half.
+        words = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
+        gathered = np.asarray(multihost_utils.process_allgather(words))
+        parts = gathered.reshape(jax.process_count(), -1).view(np.int64)
+        array[...] = parts.sum(axis=0).reshape(array.shape)
 
 
 def _told(told: dict[str, str]) -> tuple[str, int, int]:

@@ -73,6 +73,35 @@ def _run(argv: list[str]) -> int:
     return COMMANDS[arguments.command].run(arguments)
 
 
+def _merge(arguments: argparse.Namespace) -> int:
+    from merging import config, stream
+
+    if arguments.manifest:
+        if arguments.config or not arguments.output:
+            raise UserError("--manifest goes with --output, and without --config.")
+        print(f"Merged: {stream.repeat(arguments.manifest, arguments.output)}")
+        return 0
+    if not arguments.config or arguments.output:
+        raise UserError(
+            "merging merge needs --config FILE.py, with --config.output=DIR; or"
+            " --manifest FILE with --output DIR."
+        )
+    loaded = config.load(arguments.config, arguments.overrides)
+    stream.run(loaded, dry_run=arguments.dry_run)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from merging import stream
+
+    wrong = stream.verify(arguments.output)
+    if wrong:
+        print("\n".join(wrong))
+        return 1
+    print(f"{arguments.output} is what was written.")
+    return 0
+
+
 def _sweep(arguments: argparse.Namespace) -> int:
     config, workdir = _config_and_workdir(arguments)
     from merging import sweep
@@ -132,6 +161,30 @@ def _config_and_workdir(arguments: argparse.Namespace) -> tuple:
     return loaded, arguments.workdir or default
 
 
+def _takes_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE.py[:arg]",
+        help="a Python file with get_config(), such as configs/merge/ties.py; its"
+        " values are changed with --config.key=value",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the plan (blocks, passes, bytes, memory) and stop",
+    )
+    parser.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="repeat the merge it records"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to, with --manifest only"
+    )
+
+
+def _takes_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="DIR", help="a merged checkpoint")
+
+
 def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
@@ -178,6 +231,39 @@ def _takes_format(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
+    "merge": Command(
+        "merge checkpoints of any size into a new one, resumably",
+        """\
+        Merge checkpoints on disk, safetensors or Orbax folders, into a new one: block
+        by block under a memory budget, with statistics over the whole model, and the
+        same bytes for any budget and any number of devices and processes. Stop it at
+        any time; the same command continues. The output appears when it is complete.
+
+        examples:
+          merging merge --config configs/merge/ties.py --config.base=BASE \\
+              --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
+          merging merge --config configs/merge/ties.py --config.base=BASE \\
+              --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
+          merging merge --config configs/merge/average.py \\
+              --config.merge_yaml=mergekit.yml --config.output=MERGED
+          merging merge --manifest MERGED/manifest.json --output AGAIN
+        """,
+        _takes_merge,
+        _merge,
+        resumable=True,
+    ),
+    "verify": Command(
+        "check a merged checkpoint against its manifest",
+        """\
+        Read every leaf of a merged checkpoint and hold its SHA-256 against the
+        manifest beside it. Status 1 if any byte has changed.
+
+        examples:
+          merging verify MERGED
+        """,
+        _takes_output,
+        _verify,
+    ),
     "sweep": Command(
         "train, merge, evaluate and report a whole grid, resumably",
         """\

@@ -224,5 +224,7 @@ def _guess(ranks, elements, group, sample: Sample) -> np.ndarray:
         place = rank / max(n, 1)
         error = 3 * math.sqrt(len(keys) * place * (1 - place)) + 1
         at = [place * len(keys) + e for e in (error, 0, -error)]
-        guesses.append(keys[np.clip(at, 0, len(keys) - 1).astype(int)])
+        around = keys[np.clip(at, 0, len(keys) - 1).astype(int)]
+        # The last one above what may be a heap of equal magnitudes.
+        guesses.append(around + [0, 0, 1])
     return np.array(guesses, np.int64).reshape(-1, 3)
