@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from merging import checkpoints, methods, models, tasks
     from merging.checkpoints import open_checkpoint
     from merging.resident import merge
+    from merging.stream import merge_checkpoints
 
 # What this page promises, and the module each name lives in.
 _FUNCTIONS = {
     "merge": "merging.resident",
+    "merge_checkpoints": "merging.stream",
     "open_checkpoint": "merging.checkpoints",
 }
 _PACKAGES = ("checkpoints", "methods", "models", "tasks")
@@ -27,6 +29,7 @@ __all__ = [
     "UserError",
     "checkpoints",
     "merge",
+    "merge_checkpoints",
     "methods",
     "models",
     "open_checkpoint",

@@ -13,14 +13,14 @@ PACKAGE = Path(__file__).parents[1] / "merging"
 # Imports go down, or sideways to a public name.
 LAYERS = {
     0: "errors tree numerics distributed telemetry config results",
-    1: "methods sharding checkpoints models",
-    2: "resident tasks training evaluation",
-    3: "sweep report",
+    1: "methods sharding checkpoints models rules",
+    2: "resident plan tasks training evaluation",
+    3: "stream sweep report",
     4: "main __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-# `merging/__init__.py` offers names of layers 1 and 2, and only when asked for them.
-LAYER_OF["__init__"] = 3
+# `merging/__init__.py` offers names of layers 1 to 3, and only when asked for them.
+LAYER_OF["__init__"] = 4
 
 # Packages that may use less of ours than their layer allows.
 ONLY = {"methods": {"tree", "numerics", "errors"}}

@@ -289,7 +289,7 @@ def test_experts_and_weights_that_do_not_fit_are_refused():
     base = one_leaf([0.0])
     with pytest.raises(UserError, match="at least one"):
         merge(base, {}, methods.average())
-    with pytest.raises(UserError, match=r"2 weights for 1 experts \(e\)"):
+    with pytest.raises(UserError, match="2 weights for 1 experts"):
         merge(base, {"e": base}, methods.average(weights=(1, 2)))
     with pytest.raises(UserError, match="names must be strings, not 3"):
         merge(base, {3: base}, methods.average())

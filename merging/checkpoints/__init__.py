@@ -1,15 +1,38 @@
-"""The border to disk: Orbax folders in and out, nothing inside knows the format."""
+"""The border to disk: checkpoints in and out; nothing inside knows a file format."""
+
+import importlib
+from typing import TYPE_CHECKING
 
 from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
-from merging.checkpoints.orbax import exists, restore, save
-from merging.checkpoints.source import Source, open_checkpoint
+from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
+from merging.checkpoints.names import tensor_names
+from merging.checkpoints.safetensors import companions
+from merging.checkpoints.source import Source, SourceFile
+from merging.checkpoints.writer import Writer
+
+if TYPE_CHECKING:
+    from merging.checkpoints.orbax import exists, restore, save
 
 __all__ = [
+    "FORMATS",
     "CorruptCheckpoint",
     "MissingCheckpoint",
     "Source",
+    "SourceFile",
+    "Writer",
+    "companions",
+    "create",
     "exists",
+    "granularity",
     "open_checkpoint",
     "restore",
     "save",
+    "tensor_names",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Orbax is slow to import, and a merge of safetensors does without.
+    if name in ("exists", "restore", "save"):
+        return getattr(importlib.import_module("merging.checkpoints.orbax"), name)
+    raise AttributeError(f"module 'merging.checkpoints' has no attribute {name!r}")

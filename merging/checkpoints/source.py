@@ -1,15 +1,23 @@
-"""A checkpoint as something to read from: its abstract tree, then any of its leaves."""
+"""A checkpoint as something to read from: its abstract tree, then any part of it."""
 
-import os
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
-from orbax.checkpoint import v1 as ocp
+import numpy as np
 
-from merging import tree
-from merging.checkpoints import orbax
-from merging.errors import UserError, nearest
+# A digest reads so many places of a file, and so much at each.
+_PLACES, _SAMPLE = 16, 2**16
+_SMALL = 2**21
+
+
+class SourceFile(NamedTuple):
+    """A file of a checkpoint: its name in the folder, its bytes, and its digest."""
+
+    name: str
+    size: int
+    digest: str
 
 
 class Source(Protocol):
@@ -17,10 +25,12 @@ class Source(Protocol):
 
     Attributes:
       uri: where it is.
+      format: `safetensors` or `orbax`.
       abstract: its nested dict of ShapeDtypeStruct; no weight has been read for it.
     """
 
     uri: str
+    format: str
     abstract: dict[str, Any]
 
     def read(
@@ -28,52 +38,34 @@ class Source(Protocol):
     ) -> dict[str, jax.Array]:
         """Return ``{path: array}``, each leaf straight to its sharding."""
 
-
-def open_checkpoint(uri: str | os.PathLike) -> Source:
-    """Open a checkpoint and read its abstract tree.
-
-    Raises:
-      MissingCheckpoint: nothing has that name.
-      CorruptCheckpoint: its metadata can't be read.
-    """
-    return OrbaxSource(os.fspath(uri))
-
-
-class OrbaxSource:
-    """An Orbax folder opened for reading."""
-
-    def __init__(self, uri: str):
-        self.uri = uri
-        self.abstract, _ = orbax.describe(uri)
-
-    def read(
-        self,
-        paths: Iterable[str],
-        shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-    ) -> dict[str, jax.Array]:
-        """Return ``{path: array}``; only those leaves are read.
+    def read_into(self, path: str, start: int, out: np.ndarray) -> None:
+        """Fill `out` with elements [start, start + len) of a leaf, row-major.
 
         Args:
-          paths: the leaves, their keys joined by ``/``.
-          shardings: by path; a leaf without one goes to the first local device.
-
-        Raises:
-          UserError: a path the checkpoint doesn't hold, with the nearest ones.
-          CorruptCheckpoint: a leaf can't be read.
+          path: of the leaf.
+          start: the first element.
+          out: one-dimensional, of the leaf's dtype.
         """
-        leaves, wanted = tree.flatten(self.abstract), list(paths)
-        for path in wanted:
-            if path not in leaves:
-                raise nearest(f"leaf of {self.uri}", path, leaves)
-        if not wanted:
-            raise UserError("name at least one leaf to read.")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        targets = dict.fromkeys(leaves, ocp.PLACEHOLDER)
-        for path in wanted:
-            targets[path] = jax.ShapeDtypeStruct(
-                leaves[path].shape,
-                leaves[path].dtype,
-                sharding=(shardings or {}).get(path, here),
-            )
-        found = tree.flatten(orbax.load(self.uri, tree.unflatten(targets)))
-        return {path: found[path] for path in wanted}
+
+    def files(self) -> list[SourceFile]:
+        """Return its files, with digests that tell one checkpoint from another."""
+
+
+def sampled_digest(size: int, header: bytes, read: Callable[[int, int], bytes]) -> str:
+    """Return the SHA-256 of a file's size, header, and 16 places spread over it.
+
+    Of the whole file if it is small. It tells checkpoints apart without reading them;
+    it does not prove that no byte has changed.
+
+    Args:
+      size: of the file.
+      header: its first bytes, known already.
+      read: gives (position, length) of it.
+    """
+    found = hashlib.sha256(size.to_bytes(8, "little") + header)
+    if size <= _SMALL:
+        found.update(read(0, size))
+    else:
+        for place in range(_PLACES):
+            found.update(read((size - _SAMPLE) * place // (_PLACES - 1), _SAMPLE))
+    return f"sampled-sha256:{found.hexdigest()}"

@@ -11,6 +11,7 @@ from merging.methods.method import (
     count_votes,
     magnitude_keys,
     merge_block,
+    task_vectors,
     transform_block,
 )
 from merging.methods.presets import (
@@ -51,6 +52,7 @@ __all__ = [
     "rescale",
     "rht",
     "task_arithmetic",
+    "task_vectors",
     "ties",
     "transform_block",
     "trim",

@@ -6,6 +6,7 @@ equal by value. The same value serves a merge in memory and a streaming one: bot
 the states (`statistics`), then call `merge_block` on blocks of any size.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,44 @@ class Method:
     def needs_base(self) -> bool:
         """Whether it merges task vectors."""
         return self.scale is not None
+
+    def of(self, expert: int) -> tuple[Transform, ...]:
+        """Return the transforms of one expert, whose numbers may be its own."""
+        return tuple(
+            dataclasses.replace(t, **{name: getattr(t, name)[expert]})
+            if (name := _per_expert(t))
+            else t
+            for t in self.transforms
+        )
+
+    def reordered(self, order: Sequence[int]) -> "Method":
+        """Return it for experts in another order: the i-th was the order[i]-th.
+
+        Raises:
+          UserError: weights, or other numbers per expert, are not as many.
+        """
+        wrong = [
+            f"{len(values)} {name} for {len(order)} experts"
+            for name, values in self._numbers_per_expert()
+            if len(values) != len(order)
+        ]
+        if wrong:
+            raise UserError(f"{', '.join(wrong)}: give one for each, in their order.")
+        transforms = tuple(
+            dataclasses.replace(t, **{name: _permuted(getattr(t, name), order)})
+            if (name := _per_expert(t))
+            else t
+            for t in self.transforms
+        )
+        weights = None if self.weights is None else _permuted(self.weights, order)
+        return dataclasses.replace(self, transforms=transforms, weights=weights)
+
+    def _numbers_per_expert(self) -> list[tuple[str, tuple]]:
+        found = [] if self.weights is None else [("weights", self.weights)]
+        for transform in self.transforms:
+            if name := _per_expert(transform):
+                found.append((f"values of {name}", getattr(transform, name)))
+        return found
 
     @property
     def cut(self) -> str:
@@ -128,7 +167,7 @@ def merge_block(
       dtype: of the result.
     """
     start = base if method.needs_base else None
-    values = _task_vectors(method, start, experts, states, index)
+    values = task_vectors(method, start, experts, states, index)
     merged = method.combiner.combine(values, method.weights, verdict)
     if start is not None:
         merged = start.astype(merged.dtype) + numerics.scaled(merged, method.scale)
@@ -170,13 +209,30 @@ def count_votes(
     index: Index,
 ) -> Array:
     """Answer `statistics.Ballot` for one block: int32 scalar or [leading]."""
-    values = _task_vectors(method, base, experts, states, index)
+    values = task_vectors(method, base, experts, states, index)
     votes = method.combiner.votes(values, method.weights)
     return numerics.total(jnp.sign(votes).astype(jnp.int32))
 
 
-def _task_vectors(method, base, experts, states, index) -> list[Array]:
+def task_vectors(
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    index: Index,
+) -> list[Array]:
+    """Return each expert's transformed task vector, in float32 (or float64)."""
     return [
-        transform_block(method.transforms, base, expert, state, index)
-        for expert, state in zip(experts, states, strict=True)
+        transform_block(method.of(i), base, expert, state, index)
+        for i, (expert, state) in enumerate(zip(experts, states, strict=True))
     ]
+
+
+def _per_expert(transform: Transform) -> str | None:
+    """Return the name of a transform's number that is one for each expert."""
+    names = (field.name for field in dataclasses.fields(transform))
+    return next((n for n in names if isinstance(getattr(transform, n), tuple)), None)
+
+
+def _permuted(values: Sequence[Any], order: Sequence[int]) -> tuple:
+    return tuple(values[i] for i in order)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from merging.errors import nearest
 from merging.methods import combiners
 from merging.methods.method import Method, compose
-from merging.methods.transforms import drop, rescale, trim
+from merging.methods.transforms import Fraction, drop, rescale, trim
 
 Weights = Sequence[float] | None
 
@@ -58,7 +58,7 @@ def task_arithmetic(scale: float = 0.4, weights: Weights = None) -> Method:
     "trim Δᵢ to the top density by magnitude, elect a sign, mean of those that agree",
 )
 def ties(
-    density: float = 0.2,
+    density: Fraction = 0.2,
     scale: float = 1.0,
     weights: Weights = None,
     scope: str = "global",
@@ -84,7 +84,7 @@ def ties(
     "Δ̂ᵢ = m ⊙ Δᵢ / density, m ~ Bernoulli(density); θ = θ₀ + λ Σ wᵢΔ̂ᵢ",
 )
 def dare(
-    density: float = 0.1,
+    density: Fraction = 0.1,
     scale: float = 0.4,
     weights: Weights = None,
     rescale: bool = True,
@@ -104,10 +104,10 @@ def dare(
     "DARE's drop and rescale, then TIES' election and disjoint mean",
 )
 def dare_ties(
-    density: float = 0.1,
+    density: Fraction = 0.1,
     scale: float = 1.0,
     weights: Weights = None,
-    trim_density: float | None = None,
+    trim_density: Fraction | None = None,
     rescale: bool = True,
     zero: str = "majority",
 ) -> Method:
@@ -131,7 +131,7 @@ def dare_ties(
     "Wang et al. 2025, arXiv 2505.21226",
     "exactly the top density of each tensor / density, sign election, disjoint mean",
 )
-def rht(density: float = 0.7, scale: float = 1.0, weights: Weights = None) -> Method:
+def rht(density: Fraction = 0.7, scale: float = 1.0, weights: Weights = None) -> Method:
     """Reparameterized Heavy-Tailed: DARE-TIES with magnitude in place of chance.
 
     As its authors' code has it: each tensor's top k = ⌊density·n⌋, lowest index first

@@ -23,6 +23,9 @@ from merging.methods import statistics
 from merging.methods.statistics import Layout, Sample
 from merging.numerics import Index
 
+# A fraction kept: one for all experts, or one for each of them, in their order.
+Fraction = float | tuple[float, ...]
+
 SCOPES = ("global", "tensor", "row")
 TIES = ("keep_all", "exact")
 
@@ -72,7 +75,7 @@ class MaskKey(NamedTuple):
 class Trim:
     """Keep the largest magnitudes; see `trim`."""
 
-    density: float
+    density: Fraction
     scope: str
     ties: str
 
@@ -116,7 +119,7 @@ class Trim:
 class Drop:
     """Keep a random fraction of the elements; see `drop`."""
 
-    density: float
+    density: Fraction
     rescale: bool
     cut = "element"
 
@@ -140,7 +143,7 @@ class Drop:
 class Rescale:
     """Divide by a number; see `rescale`."""
 
-    divisor: float
+    divisor: Fraction
     cut = "element"
 
     def inquire(self, layout, expert, seed, sample=None):
@@ -153,14 +156,14 @@ class Rescale:
         return numerics.divided(delta, self.divisor)
 
 
-def trim(density: float, scope: str = "global", ties: str = "keep_all") -> Trim:
+def trim(density: Fraction, scope: str = "global", ties: str = "keep_all") -> Trim:
     """Keep the largest magnitudes of each task vector and zero the rest.
 
     With n elements in scope and k = ⌊density·n⌋, the threshold is the (n − k)-th
     smallest magnitude (density 1 keeps all). TIES-Merging, Yadav et al. 2023, §3.
 
     Args:
-      density: fraction kept, in (0, 1].
+      density: fraction kept, in (0, 1], or one for each expert.
       scope: the set that is ranked: the whole model (``global``), each leaf
         (``tensor``), or each row (the last axis; a 1-D leaf is one row).
       ties: ``keep_all`` keeps every magnitude ≥ the threshold; ``exact`` keeps
@@ -175,7 +178,7 @@ def trim(density: float, scope: str = "global", ties: str = "keep_all") -> Trim:
     return Trim(fraction("density", density), scope, ties)
 
 
-def drop(density: float, rescale: bool = True) -> Drop:
+def drop(density: Fraction, rescale: bool = True) -> Drop:
     """Keep each element with probability `density`, and divide it by `density`.
 
     The mask is a pure function of (seed, expert name, leaf path, element index).
@@ -189,13 +192,15 @@ def drop(density: float, rescale: bool = True) -> Drop:
     return Drop(fraction("density", density), rescale)
 
 
-def rescale(divisor: float) -> Rescale:
+def rescale(divisor: Fraction) -> Rescale:
     """Divide each task vector by a number in (0, 1], such as the density kept."""
     return Rescale(fraction("divisor", divisor))
 
 
-def fraction(name: str, value: float) -> float:
-    """Return `value` as a float in (0, 1], or raise a UserError that names it."""
+def fraction(name: str, value: Fraction) -> Fraction:
+    """Return `value`, or one for each expert, as floats in (0, 1], or a UserError."""
+    if isinstance(value, (tuple, list)) and value:
+        return tuple(fraction(name, item) for item in value)
     if number(name, value) <= 0 or value > 1:
         raise UserError(f"{name} must be in (0, 1] (the fraction kept), not {value!r}.")
     return float(value)

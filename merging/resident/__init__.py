@@ -143,9 +143,9 @@ def _prepare(
         [],
         None,
     )
-    for name, of in zip(names, ready, strict=True):
+    for i, (name, of) in enumerate(zip(names, ready, strict=True)):
         counter = Counter(layout, blocks, start, of)
-        job.states.append(counter.states(method.transforms, name, seed))
+        job.states.append(counter.states(method.of(i), name, seed))
     verdict = drive(
         method.combiner.inquire(),
         lambda _: count_ballot(method, blocks, start, ready, job.states),
@@ -189,15 +189,8 @@ def _check_arguments(base, experts, method: Method) -> Method:
         raise UserError(f"expert names must be strings, not {', '.join(strange)}.")
     if base is None and method.needs_base:
         raise UserError(f"{method.name} merges task vectors: it needs the base.")
-    if method.weights is None:
-        return method
-    if len(method.weights) != len(experts):
-        raise UserError(
-            f"{len(method.weights)} weights for {len(experts)} experts "
-            f"({', '.join(experts)}): give one for each, in that order."
-        )
-    weight = dict(zip(experts, method.weights, strict=True))
-    return dataclasses.replace(method, weights=tuple(weight[n] for n in sorted(weight)))
+    given = list(experts)
+    return method.reordered([given.index(name) for name in sorted(given)])
 
 
 def _copy_discrete(flat: Mapping[str, Mapping], paths: list[str]) -> dict[str, Array]:

@@ -1,0 +1,28 @@
+"""Average checkpoints: θ = Σ wᵢθᵢ / Σ wᵢ (Wortsman et al. 2022).
+
+    merging merge --config configs/merge/average.py \\
+        --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
+
+Every config of this folder has these settings, and differs in its method. Experts (and
+the base, where there is one) are safetensors or Orbax folders of one architecture. One
+pass reads each input once. Cost: about the time to copy the inputs.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.base = ""  # folder of the model that the experts were fine-tuned from
+    config.experts = ()  # their folders, separated by commas
+    config.output = ""  # the folder to make
+    config.method = ConfigDict(dict(name="average", weights=None))
+    # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.
+    config.rules = ()
+    config.seed = 0
+    config.memory_budget = "1GB"
+    config.dtype = ""  # of the merged weights; the base's
+    config.format = ""  # safetensors or orbax; the base's
+    config.shard_size = "5GB"
+    config.companions = ""  # whose tokenizer and config to copy; the base's
+    return config

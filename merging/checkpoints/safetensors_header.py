@@ -1,0 +1,191 @@
+"""The header of a safetensors file, read as something a stranger wrote.
+
+Eight bytes of length, a JSON object {name: dtype, shape, data_offsets}, then the data
+(https://huggingface.co/docs/safetensors, "Format"). Whatever is not exactly that is
+refused before a byte of it is used.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from merging.checkpoints.faults import CorruptCheckpoint
+from merging.errors import UserError
+
+LARGEST_HEADER = 100_000_000
+METADATA = "__metadata__"
+
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies: its bytes begin at `start` of the file."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+def parse(path: object, length: bytes, text: bytes, size: int) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, in the order of their bytes.
+
+    Args:
+      path: the file's, for messages.
+      length: its first eight bytes.
+      text: the header that follows.
+      size: of the file.
+
+    Raises:
+      CorruptCheckpoint: it is cut short or malformed.
+      UserError: dtypes that this package does not read; lists them all.
+    """
+    try:
+        entries = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(path, f"its header is no JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise CorruptCheckpoint(path, "its header is no JSON object")
+    entries.pop(METADATA, None)
+    room = size - len(length) - len(text)
+    found, unknown = {}, []
+    for name, entry in entries.items():
+        kind, shape, (start, stop) = _fields(path, name, entry)
+        if kind not in DTYPES:
+            unknown.append(f"{name}: {kind}")
+            continue
+        expected = math.prod(shape) * DTYPES[kind].itemsize
+        if not 0 <= start <= stop <= room:
+            raise CorruptCheckpoint(
+                path, f"{name} lies at bytes {start}-{stop} of {room}: the file is cut"
+            )
+        if stop - start != expected:
+            raise CorruptCheckpoint(
+                path, f"{name} has {stop - start} bytes, its shape needs {expected}"
+            )
+        found[name] = Tensor(DTYPES[kind], shape, start)
+    if unknown:
+        raise UserError(
+            f"{path} holds dtypes that cannot be merged; convert it to bfloat16, "
+            "float16 or float32 first:\n  " + "\n  ".join(unknown)
+        )
+    return _in_order(path, found, len(length) + len(text), size)
+
+
+def header_length(path: object, first: bytes, size: int) -> int:
+    """Return the length that a file's first eight bytes state.
+
+    Raises:
+      CorruptCheckpoint: there are fewer, or it is longer than the file or the format.
+    """
+    if len(first) < 8:
+        raise CorruptCheckpoint(path, f"it has only {len(first)} bytes")
+    length = int.from_bytes(first, "little")
+    if length > min(size - 8, LARGEST_HEADER):
+        raise CorruptCheckpoint(
+            path, f"its header of {length} bytes does not fit in a file of {size}"
+        )
+    return length
+
+
+def build(leaves: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
+    """Return a file's first bytes, header included, and where each tensor begins.
+
+    The header is filled up with blanks, so that the data are aligned to 64 bytes.
+
+    Args:
+      leaves: {name: shape and dtype}, in the order of their bytes.
+    """
+    entries: dict[str, Any] = {METADATA: {"format": "pt"}}
+    starts, at = {}, 0
+    for name, leaf in leaves.items():
+        size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        entries[name] = {
+            "dtype": dtype_name(leaf.dtype),
+            "shape": list(leaf.shape),
+            "data_offsets": [at, at + size],
+        }
+        starts[name], at = at, at + size
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    begin = 8 + len(text)
+    return (
+        len(text).to_bytes(8, "little") + text,
+        {name: begin + start for name, start in starts.items()},
+    )
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the format's name of a dtype.
+
+    Raises:
+      UserError: it has none.
+    """
+    name = _NAMES.get(np.dtype(dtype))
+    if name is None:
+        raise UserError(f"safetensors files cannot hold {dtype}.")
+    return name
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{', '.join(twice[:5])} given twice")
+    return found
+
+
+def _fields(path: object, name: str, entry: Any) -> tuple[str, tuple, tuple]:
+    """Return an entry's dtype, shape and offsets, or refuse it."""
+    wrong = CorruptCheckpoint(path, f"the entry of {name!r} is malformed")
+    if not isinstance(entry, dict) or not name or re.search(r"[\x00-\x1f]", name):
+        raise wrong
+    kind, shape = entry.get("dtype"), entry.get("shape")
+    offsets = entry.get("data_offsets")
+    for values in (shape, offsets):
+        if not isinstance(values, list) or not all(type(v) is int for v in values):
+            raise wrong
+    if not isinstance(kind, str) or len(offsets) != 2 or min(shape, default=0) < 0:
+        raise wrong
+    return kind, tuple(shape), tuple(offsets)
+
+
+def _in_order(
+    path: object, found: dict[str, Tensor], begin: int, size: int
+) -> dict[str, Tensor]:
+    """Return the tensors with offsets in the file, if they fill it without overlap."""
+    at, ordered = 0, {}
+    sizes = {n: math.prod(t.shape) * t.dtype.itemsize for n, t in found.items()}
+    # An empty tensor begins where the next one does, and goes before it.
+    for name in sorted(found, key=lambda name: (found[name].start, sizes[name])):
+        tensor = found[name]
+        if tensor.start != at:
+            how = "overlaps another" if tensor.start < at else "leaves a hole before it"
+            raise CorruptCheckpoint(path, f"{name} {how}")
+        at += sizes[name]
+        ordered[name] = tensor._replace(start=begin + tensor.start)
+    if begin + at != size:
+        raise CorruptCheckpoint(
+            path, f"it has {size} bytes, and its header speaks of {begin + at}"
+        )
+    return ordered

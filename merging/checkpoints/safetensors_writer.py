@@ -1,0 +1,190 @@
+"""Writing safetensors folders piece by piece, in any order, from any process.
+
+All files are made at their full size, with their headers, before the first piece: a
+full disk is noticed before any work, and a piece has one place, so the bytes do not
+depend on who writes it or when.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from merging import distributed
+from merging.checkpoints import faults
+from merging.checkpoints import safetensors_header as headers
+from merging.checkpoints.names import tensor_names
+from merging.checkpoints.safetensors import INDEX, SINGLE
+from merging.errors import UserError
+
+PARTIAL = ".partial"
+
+
+class SafetensorsWriter:
+    """A safetensors folder that is being written, as `uri` + ".partial".
+
+    Args:
+      uri: the folder that it will be.
+      abstract: {path: shape and dtype}, in the order to store them.
+      shard_bytes: the most data in one file; a larger leaf has a file of its own.
+
+    Raises:
+      UserError: the disk is full, or the folder holds another layout.
+    """
+
+    def __init__(
+        self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
+    ):
+        self.uri, self.folder = uri, uri + PARTIAL
+        names = tensor_names(abstract)
+        shards = _shards(abstract, shard_bytes)
+        self._index: dict[str, Any] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._dtypes = {path: np.dtype(leaf.dtype) for path, leaf in abstract.items()}
+        begun: dict[Path, tuple[bytes, int]] = {}
+        for number, paths in enumerate(shards):
+            name = _file_name(number, len(shards))
+            first, starts = headers.build({names[p]: abstract[p] for p in paths})
+            file = Path(self.folder) / name
+            sizes = [_bytes(abstract[p]) for p in paths]
+            begun[file] = (first, len(first) + sum(sizes))
+            for path in paths:
+                self._places[path] = (file, starts[names[path]])
+                self._index[names[path]] = name
+        self._total = sum(map(_bytes, abstract.values()))
+        self._several = len(shards) > 1
+        distributed.decide(lambda: self._make(begun))
+        self._descriptors = {file: os.open(file, os.O_RDWR) for file in begun}
+
+    def granularity(self, path: str) -> int:
+        """Return 1: any piece can be written by itself."""
+        return 1
+
+    def write(self, path: str, start: int, values: np.ndarray) -> None:
+        """Write elements of a leaf, from `start` on; safe from several threads."""
+        file, begin = self._places[path]
+        at = begin + start * self._dtypes[path].itemsize
+        rest = np.ascontiguousarray(values).view(np.uint8)
+        with faults.writing(self.folder):
+            while len(rest):
+                done = os.pwrite(self._descriptors[file], rest, at)
+                rest, at = rest[done:], at + done
+
+    def read_into(self, path: str, start: int, out: np.ndarray) -> None:
+        """Read back what was written."""
+        file, begin = self._places[path]
+        at = begin + start * self._dtypes[path].itemsize
+        rest = out.view(np.uint8)
+        while len(rest):
+            done = os.preadv(self._descriptors[file], [rest], at)
+            if not done:
+                raise faults.CorruptCheckpoint(file, f"{path} was cut short")
+            rest, at = rest[done:], at + done
+
+    def finish(self, extra_files: Mapping[str, bytes]) -> None:
+        """Add files, flush everything, and give the folder its name; all processes."""
+        for descriptor in self._descriptors.values():
+            os.fsync(descriptor)
+            os.close(descriptor)
+        self._descriptors = {}
+        distributed.barrier(f"{self.uri} is flushed")
+        distributed.decide(lambda: self._publish(extra_files))
+
+    def _make(self, begun: Mapping[Path, tuple[bytes, int]]) -> None:
+        folder = Path(self.folder)
+        with faults.writing(self.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            have = {p for p in folder.iterdir() if p.suffix == ".safetensors"}
+            if have - set(begun):
+                raise _other_layout(self.folder)
+            for file, (first, size) in begun.items():
+                if file in have and file.stat().st_size == size:
+                    with open(file, "rb") as stream:
+                        if stream.read(len(first)) == first:
+                            continue
+                    raise _other_layout(self.folder)
+                # A file of another size was being made when something stopped it.
+                fresh = file.with_suffix(".new")
+                with open(fresh, "wb") as stream:
+                    _allocate(stream.fileno(), size)
+                    stream.write(first)
+                fresh.rename(file)
+
+    def _publish(self, extra_files: Mapping[str, bytes]) -> None:
+        folder = Path(self.folder)
+        files = dict(extra_files)
+        if self._several:
+            index = {
+                "metadata": {"total_size": self._total},
+                "weight_map": dict(sorted(self._index.items())),
+            }
+            files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        with faults.writing(self.folder):
+            for name, content in files.items():
+                if name != os.path.basename(name) or name.endswith(".safetensors"):
+                    raise ValueError(f"{name!r} is no name for a file beside weights")
+                with open(folder / name, "wb") as stream:
+                    stream.write(content)
+                    os.fsync(stream.fileno())
+            for inside in folder.iterdir():
+                if inside.is_dir():
+                    shutil.rmtree(inside)
+            os.rename(folder, self.uri)
+            _sync_folder(Path(self.uri).absolute().parent)
+
+
+def _shards(
+    abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
+) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for path, leaf in abstract.items():
+        size = _bytes(leaf)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(path)
+        room -= size
+    return shards
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _file_name(number: int, count: int) -> str:
+    if count == 1:
+        return SINGLE
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Reserve the bytes, so that a full disk is noticed now."""
+    try:
+        os.posix_fallocate(descriptor, 0, max(size, 1))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(descriptor, size)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _other_layout(folder: str) -> UserError:
+    return UserError(
+        f"{folder} holds the unfinished output of another merge, laid out differently. "
+        "Delete it to start anew, or choose another output."
+    )

@@ -1,0 +1,166 @@
+"""Answers to a method's statistics from blocks that pass by once.
+
+A question asks how many elements a few trial rules would keep, and the next question
+depends on the answer. A pass over checkpoints is dear, so it counts more than was
+asked: the trials lie close together around the threshold, and a pass takes the whole
+histogram of the magnitudes between them, key by key. The questions that follow fall
+inside it and are answered from memory; one that does not takes another pass.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from merging.methods import Kept
+
+# Bins of all histograms together, 8 bytes each.
+BINS = 2**23
+# Keys on either side of the trials; 2**23 are an octave.
+MARGIN = 2**14
+# Elements that NumPy works on at a time, to stay in the cache.
+CHUNK = 2**16
+
+
+class _Window(NamedTuple):
+    """Keys [low, low + len(counts)): how often each occurs, and how many lie above."""
+
+    low: int
+    counts: np.ndarray
+    above: np.ndarray
+
+    def holds(self, trials: np.ndarray) -> np.ndarray:
+        """Return which trials can be answered from it."""
+        return (trials >= self.low) & (trials < self.low + len(self.counts))
+
+
+class Census:
+    """What one pass finds out for one expert, to answer one question and more.
+
+    Args:
+      question: magnitudes at trial thresholds, one row of trials for all leaves
+        together or for each leaf; with cutoffs, the elements on the thresholds.
+      units: rows of this and all other questions of the pass, which share `BINS`.
+      key_dtype: of the magnitude keys.
+    """
+
+    def __init__(self, question: Kept, units: int, key_dtype: np.dtype):
+        self.question = question
+        self._rows = len(question.threshold)
+        self._type = np.dtype(key_dtype).type
+        self._windows: dict[int, _Window] = {}
+        self._counts = np.zeros(question.threshold.shape, np.int64)
+        if question.cutoff is None:
+            for row, trials in enumerate(question.threshold):
+                if (trials >= 0).all():
+                    self._windows[row] = _window(trials, BINS // units)
+
+    def add(self, leaf: int, start: int, keys: np.ndarray) -> None:
+        """Count a piece: the keys of elements [start, start + len) of a leaf."""
+        row = leaf if self._rows > 1 else 0
+        window = self._windows.get(row)
+        for at in range(0, len(keys), CHUNK):
+            chunk = keys[at : at + CHUNK]
+            if window is not None:
+                self._fill(window, chunk)
+            for trial, threshold in enumerate(self.question.threshold[row]):
+                if threshold >= 0 and (window is None or not window.holds(threshold)):
+                    self._counts[row, trial] += self._count(
+                        row, trial, start + at, chunk
+                    )
+
+    def totals(self) -> list[np.ndarray]:
+        """Return the arrays that processes add up, in place; all of one dtype."""
+        windows = [a for w in self._windows.values() for a in (w.counts, w.above)]
+        return [self._counts, *windows]
+
+    def finish(self) -> None:
+        """Make ready to answer, when everything is counted and added up."""
+        for row, window in self._windows.items():
+            # How many lie on a key or above it.
+            sums = np.cumsum(window.counts[::-1])[::-1] + window.above[0]
+            self._windows[row] = window._replace(counts=sums)
+
+    def answers(self, question: Kept) -> bool:
+        """Return whether everything that is asked was counted."""
+        if question is self.question:
+            return True
+        if question.cutoff is not None or len(question.threshold) != self._rows:
+            return False
+        return all(
+            row in self._windows and self._windows[row].holds(trials).all()
+            for row, trials in enumerate(question.threshold)
+            if (trials >= 0).all()
+        )
+
+    def answer(self, question: Kept) -> np.ndarray:
+        """Return the counts: int64 of the thresholds' shape."""
+        known = question is self.question
+        counts = self._counts.copy() if known else np.zeros_like(self._counts)
+        for row, window in self._windows.items():
+            trials = question.threshold[row]
+            held = window.holds(trials)
+            counts[row, held] = window.counts[trials[held] - window.low]
+        return counts
+
+    def _fill(self, window: _Window, keys: np.ndarray) -> None:
+        # What lies below the window wraps around to the far end.
+        above = np.subtract(keys, self._type(window.low))
+        inside = above[above < self._type(len(window.counts))]
+        np.add.at(window.counts, inside, 1)
+        last = self._type(window.low + len(window.counts) - 1)
+        window.above[0] += np.count_nonzero(keys > last)
+
+    def _count(self, row: int, trial: int, start: int, keys: np.ndarray) -> int:
+        cutoff = self.question.cutoff
+        early = None if cutoff is None else int(cutoff[row, trial]) - start
+        return _kept(keys, self.question.threshold[row, trial], early)
+
+
+def _window(trials: np.ndarray, most: int) -> _Window:
+    """Return a window around the middle trial, wider than the trials if it may be.
+
+    Trials may all be one key: narrow dtypes leave few magnitudes, far apart.
+    """
+    low, *_, high = ordered = sorted(int(trial) for trial in trials)
+    middle = ordered[len(ordered) // 2]
+    margin = max(high - low, MARGIN)
+    low = max(low - margin, middle - most // 2, 1)
+    bins = min(high + margin, middle + most // 2) - low + 1
+    return _Window(low, np.zeros(bins, np.int64), np.zeros(1, np.int64))
+
+
+class Direct:
+    """Answers for leaves that are in memory whole.
+
+    Args:
+      leaves: the keys of each leaf, flat.
+    """
+
+    def __init__(self, leaves: Sequence[np.ndarray]):
+        self._leaves = leaves
+
+    def sample(self, leaf: int, stride: int) -> np.ndarray:
+        """Return every stride-th key of a leaf."""
+        return self._leaves[leaf][::stride]
+
+    def count(self, question: Kept) -> np.ndarray:
+        """Answer the question."""
+        counts = np.zeros(question.threshold.shape, np.int64)
+        for leaf, keys in enumerate(self._leaves):
+            row = leaf if len(counts) > 1 else 0
+            for trial, threshold in enumerate(question.threshold[row]):
+                cutoff = question.cutoff
+                early = None if cutoff is None else int(cutoff[row, trial])
+                if threshold >= 0:
+                    counts[row, trial] += _kept(keys, threshold, early)
+        return counts
+
+
+def _kept(keys: np.ndarray, threshold: int, early: int | None) -> int:
+    """Count the keys above the threshold, and those on it among the first `early`."""
+    threshold = keys.dtype.type(threshold)
+    if early is None or early >= len(keys):
+        return np.count_nonzero(keys >= threshold)
+    tied = np.count_nonzero(keys[: max(early, 0)] == threshold)
+    return np.count_nonzero(keys > threshold) + tied

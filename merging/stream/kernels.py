@@ -1,0 +1,72 @@
+"""What is computed for one block on the devices: the compiled functions.
+
+A block is an array [rows, columns] for each model; what holds of a leaf (a threshold,
+a mask's key) is a column [rows, 1], and so is the index of each row's first element.
+Each function returns one large array: XLA on CPUs computes everything twice for two.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from merging import methods, numerics
+
+# What `votes` says of an element.
+POSITIVE, NEGATIVE, CANCELLED = 1, -1, 2
+
+
+@partial(jax.jit, static_argnames="dtype")
+def merge(method, base, experts, states, offset, verdict, *, dtype) -> Array:
+    """Return the merged block; NaN wherever any input is NaN or infinite.
+
+    Args:
+      method: name left out, so that only its structure compiles.
+      base: [rows, columns], or None.
+      experts: of each expert, likewise.
+      states: [expert][transform].
+      offset: each row's first element, as `numerics.Index`.
+      verdict: of the combiner.
+      dtype: of the result.
+    """
+    index = _index(experts[0], offset)
+    merged = methods.merge_block(method, base, experts, states, verdict, index, dtype)
+    # x − x is 0 for a finite x and NaN for any other.
+    sound = sum((x - x) for x in _widened(base, experts)) == 0
+    return jnp.where(sound, merged, jnp.nan)
+
+
+@jax.jit
+def votes(method, base, experts, states, offset) -> Array:
+    """Return, as int8, each element's elected sign: POSITIVE, NEGATIVE, 0, CANCELLED.
+
+    0 where all experts are zero; CANCELLED where their votes, not all zero, sum to
+    zero, so that the model's majority decides.
+    """
+    index = _index(experts[0], offset)
+    values = methods.task_vectors(method, base, experts, states, index)
+    sums = method.combiner.votes(values, method.weights)
+    anything = sum(jnp.abs(value) for value in values) > 0
+    return jnp.where(
+        (sums == 0) & anything, jnp.int8(CANCELLED), jnp.sign(sums).astype(jnp.int8)
+    )
+
+
+@partial(jax.jit, static_argnames="dtype")
+def keys(transforms, base, expert, states, offset, *, dtype) -> Array:
+    """Return the magnitude keys of one expert's Δ after some transforms."""
+    index = _index(expert, offset)
+    return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
+
+
+def _index(like: Array, offset: numerics.Index) -> numerics.Index:
+    # Columns have stride 1; rows begin where the offset says.
+    return numerics.element_index(like.shape, (0, 1), offset)
+
+
+def _widened(base: Any, experts: Any) -> list[Array]:
+    inputs = experts if base is None else [base, *experts]
+    dtype = numerics.working_dtype(*(x.dtype for x in inputs))
+    return [x.astype(dtype) for x in inputs]

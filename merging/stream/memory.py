@@ -1,0 +1,58 @@
+"""Memory that the process really gives back, and aligned buffers to read into."""
+
+import ctypes
+import re
+
+import numpy as np
+
+from merging.errors import UserError
+
+# JAX takes a NumPy array on a CPU as it is, without a copy, if it is aligned so.
+ALIGNMENT = 64
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def give_back() -> None:
+    """Make glibc return freed blocks of a MiB and more to the system at once.
+
+    Otherwise what threads free stays in their arenas, and no bound on what is in use
+    bounds what the process holds. Where there is no glibc, nothing is changed.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in (
+        (_M_MMAP_THRESHOLD, 33554432),
+        (_M_TRIM_THRESHOLD, 67108864),
+        (_M_ARENA_MAX, 4),
+    ):
+        mallopt(option, value)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Return the bytes of `1GB`, `500 MB`, `2GiB` or a number.
+
+    Raises:
+      UserError: it is none of these, or not positive.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.I)
+    if not found or not float(found[1]):
+        raise UserError(f"memory_budget {text!r} is no size; write 1GB, 500MB, 2GiB.")
+    unit = _UNITS[found[2].upper()]
+    if found[3]:
+        unit = 2 ** (10 * list(_UNITS.values()).index(unit))
+    return int(float(found[1]) * unit)
+
+
+def aligned(size: int) -> np.ndarray:
+    """Return `size` bytes that begin at a multiple of `ALIGNMENT`."""
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size]
+
+
+def padded(size: int) -> int:
+    """Return the size rounded up to the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
