@@ -21,10 +21,10 @@ from merging.methods import Layout, Method
 ROW = 1024
 # Larger blocks gain nothing; smaller ones cost calls.
 LARGEST, SMALLEST = 2**22, 2**18
-# Blocks in all, at least, so that they can be dealt out evenly.
-FINENESS = 256
-# Sets of blocks in memory at a time: one is read, one is merged, one is written.
-IN_FLIGHT = 3
+# Blocks in all, at least, so that four processes' shares differ by no more than 2 %.
+FINENESS = 128
+# Blocks that are worked on at a time, while one more is being read.
+WORKERS = 3
 # Bytes per element of what a merge or a count computes in between.
 SCRATCH = 16
 
@@ -62,6 +62,11 @@ class Group(NamedTuple):
         """Bytes read and written for one element."""
         return sum(d.itemsize for d in self.read) + self.dtype.itemsize
 
+    def bytes_in_memory(self, workers: int) -> int:
+        """Return the memory that one element of each block in flight takes."""
+        inputs = sum(d.itemsize for d in self.read)
+        return (workers + 1) * inputs + workers * (self.dtype.itemsize + SCRATCH)
+
 
 class Block(NamedTuple):
     """Pieces of one group, one below the other in an array [rows, columns].
@@ -82,6 +87,11 @@ class Block(NamedTuple):
     def counts(self) -> list[int]:
         """Rows of each piece."""
         return [-(-(p.stop - p.start) // self.columns) for p in self.pieces]
+
+    @property
+    def size(self) -> int:
+        """Elements of the array, the ends of rows that nothing fills included."""
+        return sum(self.counts) * self.columns
 
     @property
     def elements(self) -> int:
@@ -183,20 +193,28 @@ def make_plan(
     return plan._replace(blocks=tuple(blocks))
 
 
-def _largest(group: Group, budget: int) -> int:
-    """Return the most elements that may be in one block: only two are then in memory.
+def workers(plan: Plan, budget: int) -> int:
+    """Return how many blocks can be worked on at a time, one at least."""
+    for count in range(WORKERS, 1, -1):
+        if all(
+            plan.groups[block.group].bytes_in_memory(count) * block.size <= budget
+            for block in plan.blocks
+        ):
+            return count
+    return 1
 
-    The next one is read while this one is merged, and waits for its turn.
-    """
-    return budget // (2 * group.bytes_per_element + SCRATCH)
+
+def _largest(group: Group, budget: int) -> int:
+    """Return the most elements that may be in one block, worked on by itself."""
+    return budget // group.bytes_in_memory(1)
 
 
 def _capacity(plan: Plan, group: Group, budget: int, total: int) -> int:
-    fits = budget // (IN_FLIGHT * group.bytes_per_element + SCRATCH)
+    fits = budget // group.bytes_in_memory(WORKERS)
     fine = min(LARGEST, max(SMALLEST, total // FINENESS))
     capacity = min(fits, fine) // ROW * ROW
     if capacity < ROW:
-        least = (IN_FLIGHT * group.bytes_per_element + SCRATCH) * ROW
+        least = group.bytes_in_memory(WORKERS) * ROW
         raise UserError(
             f"a memory budget of {budget} bytes does not hold one block of each model; "
             f"give at least {least} (memory_budget)."
@@ -235,7 +253,7 @@ class _Cutter:
                 waiting.append(Piece(leaf, 0, size))
                 room -= -(-size // ROW) * ROW
             else:
-                blocks += self._cut(leaf, size, ROW, self._step(leaf, ROW))
+                blocks += self._cut(leaf, size, ROW)
         if waiting:
             blocks.append(Block(self._number, tuple(waiting), ROW, False))
         return blocks
@@ -248,9 +266,10 @@ class _Cutter:
         """Return a leaf's own blocks: one, if its statistics can be found in it."""
         if self._scope == "tensor" and -(-size // columns) * columns <= self._largest:
             return [Block(self._number, (Piece(leaf, 0, size),), columns, True)]
-        return self._cut(leaf, size, columns, self._step(leaf, columns))
+        return self._cut(leaf, size, columns)
 
-    def _cut(self, leaf: int, size: int, columns: int, step: int) -> list[Block]:
+    def _cut(self, leaf: int, size: int, columns: int) -> list[Block]:
+        step = self._step(leaf, size, columns)
         return [
             Block(
                 self._number,
@@ -261,18 +280,25 @@ class _Cutter:
             for start in range(0, size, step)
         ]
 
-    def _step(self, leaf: int, columns: int) -> int:
-        """Return how many elements of a leaf one block takes."""
+    def _step(self, leaf: int, size: int, columns: int) -> int:
+        """Return how many elements of a leaf one block takes, all about as many.
+
+        Blocks of one size are one program to compile.
+        """
         path = self._plan.paths[leaf]
         unit = self._grain(path)
         if self._rows_stay_whole:
             unit = math.lcm(unit, columns)
-        unit = min(unit, math.prod(self._plan.shapes[leaf]))
+        elif unit == 1:
+            unit = ROW
+        unit = min(unit, size)
         if unit > self._largest:
-            need = unit * (2 * self._group.bytes_per_element + SCRATCH)
+            need = unit * self._group.bytes_in_memory(1)
             raise UserError(
                 f"{path}: {unit} elements of it must be in memory together (whole rows "
                 f"or chunks), which takes a memory budget of {need} bytes; raise "
                 "memory_budget."
             )
-        return max(self._capacity // unit, 1) * unit
+        most = max(self._capacity // unit, 1)
+        units = -(-size // unit)
+        return -(-units // -(-units // most)) * unit

@@ -10,7 +10,7 @@ import pytest
 
 from merging import methods
 from merging.errors import UserError
-from merging.plan import ROW, make_plan
+from merging.plan import ROW, make_plan, workers
 
 SHAPES = {
     "embed": (5000, 300),
@@ -65,10 +65,11 @@ def test_every_element_is_in_one_block(method, budget):
 
 def test_blocks_stay_under_the_budget():
     plan = planned(methods.ties(), 10**6)
-    largest = max(sum(block.counts) * block.columns for block in plan.blocks)
-    per_element = plan.groups[0].bytes_per_element
-    assert per_element == 3 * 2 + 2
-    assert 3 * per_element * largest <= 10**6
+    largest = max(block.size for block in plan.blocks)
+    assert plan.groups[0].bytes_per_element == 3 * 2 + 2
+    # Three are worked on and a fourth is read; each worker needs 18 bytes more.
+    assert (4 * 6 + 3 * 18) * largest <= 10**6
+    assert workers(plan, 10**6) == 3
 
 
 def test_rows_are_never_cut_where_magnitudes_are_ranked_in_them():

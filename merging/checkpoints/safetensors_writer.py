@@ -10,7 +10,9 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from merging.checkpoints.safetensors import INDEX, SINGLE
 from merging.errors import UserError
 
 PARTIAL = ".partial"
+# Bytes written between two requests to store them.
+STORE_AFTER = 2**27
 
 
 class SafetensorsWriter:
@@ -62,6 +66,8 @@ class SafetensorsWriter:
         self._several = len(shards) > 1
         distributed.decide(lambda: self._make(begun))
         self._descriptors = {file: os.open(file, os.O_RDWR) for file in begun}
+        self._disk, self._lock = ThreadPoolExecutor(1, "disk"), threading.Lock()
+        self._unstored = 0
 
     def granularity(self, path: str) -> int:
         """Return 1: any piece can be written by itself."""
@@ -76,6 +82,17 @@ class SafetensorsWriter:
             while len(rest):
                 done = os.pwrite(self._descriptors[file], rest, at)
                 rest, at = rest[done:], at + done
+        self._store(values.nbytes)
+
+    def _store(self, written: int) -> None:
+        """Have the disk store what is written, from time to time, beside the work."""
+        with self._lock:
+            self._unstored += written
+            if self._unstored < STORE_AFTER:
+                return
+            self._unstored = 0
+        for descriptor in self._descriptors.values():
+            self._disk.submit(os.fdatasync, descriptor)
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Read back what was written."""
@@ -90,6 +107,7 @@ class SafetensorsWriter:
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add files, flush everything, and give the folder its name; all processes."""
+        self._disk.shutdown(cancel_futures=True)
         for descriptor in self._descriptors.values():
             os.fsync(descriptor)
             os.close(descriptor)

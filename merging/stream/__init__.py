@@ -125,7 +125,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
     Raises:
       UserError: as `merge_checkpoints`.
     """
-    memory.give_back()
+    memory.settle_process()
     distributed.initialize()
     values = config.to_dict()
     arguments = _arguments(values)

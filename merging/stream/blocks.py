@@ -2,10 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,12 +13,9 @@ from merging.methods import Method
 from merging.plan import Block, Group, Plan
 from merging.stream import kernels
 from merging.stream.inputs import BASE
-from merging.stream.journal import Journal, crc32
-from merging.stream.pipeline import Columns, Loaded, Pipeline, each_piece
+from merging.stream.journal import Journal
+from merging.stream.pipeline import Columns, Few, Loaded, Pipeline, each_piece, marked
 from merging.stream.statistics import Section, Surveyor
-
-# Blocks that are being written at a time.
-WRITERS = 2
 
 
 class Ready(NamedTuple):
@@ -56,24 +51,12 @@ class BlockMerger:
         self._plan, self._pipeline, self._surveyor = plan, pipeline, surveyor
         self._sections, self._writer, self._journal = sections, writer, journal
         self._names = names
-        self._threads = ThreadPoolExecutor(WRITERS, "write")
 
     def run(self, numbers: Sequence[int], advance: Callable[[int, str], None]) -> None:
         """Merge these blocks of the plan."""
-        writing: list[Future] = []
-        try:
-            with self._pipeline.blocks(numbers, self._models) as blocks:
-                for loaded in blocks:
-                    if len(writing) == WRITERS:
-                        writing.pop(0).result()
-                    job = self._merge(loaded)
-                    writing.append(self._threads.submit(job))
-                    size = self._plan.bytes_of(loaded.block)
-                    advance(size, self._plan.paths[loaded.block.pieces[0].leaf])
-            for job in writing:
-                job.result()
-        finally:
-            self._threads.shutdown()
+        for block in self._pipeline.each(numbers, self._models, self._merge):
+            path = self._plan.paths[block.pieces[0].leaf]
+            advance(self._plan.bytes_of(block), path)
 
     def _models(self, group: Group) -> list[int]:
         """Return which models a group's blocks are read from."""
@@ -82,54 +65,51 @@ class BlockMerger:
             return everything
         return [i for i in everything if self._names[i] != BASE]
 
-    def _merge(self, loaded: Loaded) -> Callable[[], None]:
+    def _merge(self, loaded: Loaded) -> None:
         group = self._plan.groups[loaded.block.group]
         if group.method is None:
             self._require_equal(loaded)
-            merged = _pieces(loaded.block, loaded.models[0].astype(group.dtype))
-            return lambda: self._write(loaded, merged, 0, _NONE, merged[0][:0])
+            self._write(loaded, loaded.models[0].astype(group.dtype), 0, _NONE, _NONE)
+            return
         ready = self._sections(loaded.block)
         states = ready.states
         if states is None:
             states = self._surveyor.states_in_memory(ready.section, loaded)
         columns = Columns(ready.section.layout, ready.section.leaves, loaded)
-        inputs = self._inputs(ready.section.method, columns, loaded, states)
+        host = _inputs(ready.section.method, columns, loaded, states)
+        inputs = self._pipeline.on_devices(host)
         method = dataclasses.replace(ready.section.method, name="")
+        dtype = jnp.dtype(group.dtype)
         # Elements whose votes cancel are merged as if the majority were positive, and
         # again below as if it were negative; which it is, is known at the end.
-        merged = np.asarray(
-            kernels.merge(method, *inputs, True, dtype=jnp.dtype(group.dtype))
-        )
-        self._require_finite(loaded, merged)
-        ballot, positions, values = 0, _NONE, merged.reshape(-1)[:0]
+        merged = np.asarray(kernels.merge(method, *inputs, True, dtype=dtype))
+        if _has_nonfinite(merged):
+            self._refuse_nonfinite(loaded, merged)
+        ballot, positions, values = 0, _NONE, _NONE
         if asks_majority(method):
             codes = np.asarray(kernels.votes(method, *inputs)).reshape(-1)
-            ballot = int(np.count_nonzero(codes == kernels.POSITIVE))
-            ballot -= int(np.count_nonzero(codes == kernels.NEGATIVE))
-            positions = np.flatnonzero(codes == kernels.CANCELLED).astype(np.uint32)
+            ballot = np.count_nonzero(codes == kernels.POSITIVE)
+            ballot -= np.count_nonzero(codes == kernels.NEGATIVE)
+            positions = marked(codes, kernels.CANCELLED)
             if len(positions):
-                values = _merged_again(method, inputs, columns, positions, group.dtype)
-        pieces = _pieces(loaded.block, merged)
-        return lambda: self._write(loaded, pieces, ballot, positions, values)
-
-    def _inputs(self, method: Method, columns: Columns, loaded, states) -> tuple:
-        experts = list(loaded.models)
-        base = experts.pop(0) if method.needs_base else None
-        spread = [[columns.spread(state) for state in of] for of in states]
-        return self._pipeline.on_devices((base, experts, spread, columns.offset))
+                few = Few(columns, positions, loaded.block.columns)
+                values = _merged_again(method, host, few, dtype)
+        self._write(loaded, merged, int(ballot), positions, values)
 
     def _write(
         self,
         loaded: Loaded,
-        pieces: list[np.ndarray],
+        merged: np.ndarray,
         ballot: int,
         positions: np.ndarray,
         values: np.ndarray,
     ) -> None:
-        for piece, part in zip(loaded.block.pieces, pieces, strict=True):
+        checksum = 0
+        for piece, part in each_piece(loaded.block, merged):
             self._writer.write(self._plan.paths[piece.leaf], piece.start, part)
-        crc = crc32(pieces)
-        self._journal.keep_block(loaded.number, crc, ballot, positions, values)
+            checksum = _checksum(part, checksum)
+        positions = positions.astype(np.uint32)
+        self._journal.keep_block(loaded.number, checksum, ballot, positions, values)
 
     def _require_equal(self, loaded: Loaded) -> None:
         """Integers are copied, and must be the same in all models."""
@@ -148,9 +128,7 @@ class BlockMerger:
                 "copied; leave these out of the merge:\n  " + "\n  ".join(wrong)
             )
 
-    def _require_finite(self, loaded: Loaded, merged: np.ndarray) -> None:
-        if not _has_nonfinite(merged):
-            return
+    def _refuse_nonfinite(self, loaded: Loaded, merged: np.ndarray) -> None:
         models = self._names[-len(loaded.models) :]
         wrong = [
             f"{self._plan.paths[piece.leaf]} in {name!r}"
@@ -214,7 +192,10 @@ def verified(plan: Plan, writer: Writer, journal: Journal, mine: set[int]) -> se
         parts = [np.empty(p.stop - p.start, dtype) for p in block.pieces]
         for piece, part in zip(block.pieces, parts, strict=True):
             writer.read_into(plan.paths[piece.leaf], piece.start, part)
-        if crc32(parts) == done.crc:
+        checksum = 0
+        for part in parts:
+            checksum = _checksum(part, checksum)
+        if checksum == done.checksum:
             found.add(number)
     return found
 
@@ -225,43 +206,55 @@ def asks_majority(method: Method) -> bool:
 
 
 _NONE = np.zeros(0, np.uint32)
+_PART = 2**17
 
 
 def _pieces(block: Block, array: np.ndarray) -> list[np.ndarray]:
     return [flat for _, flat in each_piece(block, array)]
 
 
+def _inputs(method: Method, columns: Columns, loaded: Loaded, states) -> tuple:
+    """Return what the kernels take: base, experts, states, offset."""
+    experts = list(loaded.models)
+    base = experts.pop(0) if method.needs_base else None
+    spread = [[columns.spread(state) for state in of] for of in states]
+    return base, experts, spread, columns.offset
+
+
 def _merged_again(
-    method: Method,
-    inputs: tuple,
-    columns: Columns,
-    positions: np.ndarray,
-    dtype: np.dtype,
+    method: Method, inputs: tuple, few: Few, dtype: np.dtype
 ) -> np.ndarray:
     """Return what single elements become under a negative majority."""
     base, experts, states, _ = inputs
-    width = experts[0].shape[1]
-    # Few sizes compile; what fills one up is computed for nothing.
-    size = 1 << max(len(positions) - 1, 1).bit_length()
-    row, column = np.divmod(np.resize(positions, size).astype(np.int64), width)
-
-    def elements(array):
-        return np.asarray(array)[row, column][:, None]
-
     merged = kernels.merge(
         method,
-        None if base is None else elements(base),
-        [elements(expert) for expert in experts],
-        jax.tree.map(lambda x: np.asarray(x)[row], states),
-        columns.index(row, column),
+        None if base is None else few.elements(base),
+        [few.elements(expert) for expert in experts],
+        few.rows(states),
+        few.index,
         False,
-        dtype=jnp.dtype(dtype),
+        dtype=dtype,
     )
-    return np.asarray(merged).reshape(-1)[: len(positions)]
+    return few.only(merged)
+
+
+def _checksum(part: np.ndarray, before: int) -> int:
+    """Return a sum over 64-bit words: enough to notice pages that were never stored."""
+    words = part.view(np.uint8)
+    whole = len(words) // 8 * 8
+    found = int(np.add.reduce(words[:whole].view(np.uint64), dtype=np.uint64))
+    rest = int.from_bytes(words[whole:].tobytes(), "little")
+    return (before * 3 + found + rest + 1) % 2**64
 
 
 def _has_nonfinite(array: np.ndarray) -> bool:
-    """Return whether any element is NaN or infinite, from its exponent's bits."""
-    bits = array.view(f"u{array.dtype.itemsize}")
-    exponent = np.array(np.inf, array.dtype).view(bits.dtype)
-    return bool(((bits & exponent) == exponent).any())
+    """Return whether any element is NaN or infinite, from its bits."""
+    unsigned = np.dtype(f"u{array.dtype.itemsize}").type
+    infinity = np.array(np.inf, array.dtype).view(unsigned)
+    magnitude = unsigned(np.iinfo(unsigned).max >> 1)
+    bits = array.reshape(-1).view(unsigned)
+    # In parts that stay in the cache.
+    return any(
+        (bits[at : at + _PART] & magnitude).max() >= infinity
+        for at in range(0, len(bits), _PART)
+    )

@@ -7,6 +7,7 @@ histogram of the magnitudes between them, key by key. The questions that follow 
 inside it and are answered from memory; one that does not takes another pass.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ BINS = 2**23
 # Keys on either side of the trials; 2**23 are an octave.
 MARGIN = 2**14
 # Elements that NumPy works on at a time, to stay in the cache.
-CHUNK = 2**16
+CHUNK = 2**17
 
 
 class _Window(NamedTuple):
@@ -48,6 +49,7 @@ class Census:
         self.question = question
         self._rows = len(question.threshold)
         self._type = np.dtype(key_dtype).type
+        self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
         self._counts = np.zeros(question.threshold.shape, np.int64)
         if question.cutoff is None:
@@ -59,15 +61,38 @@ class Census:
         """Count a piece: the keys of elements [start, start + len) of a leaf."""
         row = leaf if self._rows > 1 else 0
         window = self._windows.get(row)
+        outside = [
+            trial
+            for trial, threshold in enumerate(self.question.threshold[row])
+            if threshold >= 0 and (window is None or not window.holds(threshold))
+        ]
         for at in range(0, len(keys), CHUNK):
             chunk = keys[at : at + CHUNK]
-            if window is not None:
-                self._fill(window, chunk)
-            for trial, threshold in enumerate(self.question.threshold[row]):
-                if threshold >= 0 and (window is None or not window.holds(threshold)):
-                    self._counts[row, trial] += self._count(
-                        row, trial, start + at, chunk
-                    )
+            counts = [self._count(row, t, start + at, chunk) for t in outside]
+            counts = np.array(counts, np.int64)
+            inside, above = (None, 0) if window is None else self._inside(window, chunk)
+            with self._lock:  # several blocks are counted at a time
+                self._counts[row, outside] += counts
+                if window is not None:
+                    np.add.at(window.counts, inside, 1)
+                    window.above[0] += above
+
+    def window(self) -> tuple[int, int] | None:
+        """Return (low, bins) if all that is asked lies in one window of keys."""
+        if self._rows > 1 or 0 not in self._windows:
+            return None
+        window = self._windows[0]
+        if not window.holds(self.question.threshold[0]).all():
+            return None
+        return window.low, len(window.counts)
+
+    def add_windowed(self, inside: np.ndarray, above: int) -> None:
+        """Count keys of the one window, and how many lie above it."""
+        window = self._windows[0]
+        places = np.subtract(inside, self._type(window.low))
+        with self._lock:
+            np.add.at(window.counts, places, 1)
+            window.above[0] += above
 
     def totals(self) -> list[np.ndarray]:
         """Return the arrays that processes add up, in place; all of one dtype."""
@@ -103,13 +128,13 @@ class Census:
             counts[row, held] = window.counts[trials[held] - window.low]
         return counts
 
-    def _fill(self, window: _Window, keys: np.ndarray) -> None:
+    def _inside(self, window: _Window, keys: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the keys in the window, from its start, and how many lie above."""
         # What lies below the window wraps around to the far end.
-        above = np.subtract(keys, self._type(window.low))
-        inside = above[above < self._type(len(window.counts))]
-        np.add.at(window.counts, inside, 1)
+        places = np.subtract(keys, self._type(window.low))
+        inside = places[places < self._type(len(window.counts))]
         last = self._type(window.low + len(window.counts) - 1)
-        window.above[0] += np.count_nonzero(keys > last)
+        return inside, np.count_nonzero(keys > last)
 
     def _count(self, row: int, trial: int, start: int, keys: np.ndarray) -> int:
         cutoff = self.question.cutoff

@@ -131,7 +131,6 @@ def _merge_blocks(job, plan, writer, journal, mine, progress) -> None:
         )
         merger.run(sorted(mine - finished), progress.advance)
     finally:
-        surveyor.close()
         pipeline.close()
 
 

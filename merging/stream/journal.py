@@ -7,7 +7,7 @@ tells the truth; one that a kill cut in half is no line.
 
 import json
 import os
-import zlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,14 +26,14 @@ class Done(NamedTuple):
 
     Attributes:
       number: its place in the plan.
-      crc: CRC-32 of the bytes written.
+      checksum: of the bytes written.
       ballot: elements elected positive less those elected negative.
       ties: how many elements wait for the model's majority.
       file, start: where those are kept.
     """
 
     number: int
-    crc: int
+    checksum: int
     ballot: int
     ties: int
     file: str
@@ -54,6 +54,7 @@ class Journal:
     def __init__(self, output: str | Path, merge: Mapping[str, Any]):
         self._folder = Path(output) / FOLDER
         self._process = distributed.process()
+        self._lock = threading.Lock()
         distributed.decide(lambda: self._begin(merge))
         lines = distributed.decide(lambda: _lines(self._folder / "answers.jsonl"))
         self._answers = {line["name"]: line["answers"] for line in lines}
@@ -94,7 +95,7 @@ class Journal:
     def keep_block(
         self,
         number: int,
-        crc: int,
+        checksum: int,
         ballot: int,
         positions: np.ndarray,
         values: np.ndarray,
@@ -103,17 +104,17 @@ class Journal:
 
         Args:
           number: its place in the plan.
-          crc: of its bytes.
+          checksum: of its bytes.
           ballot: its elements elected positive less negative.
           positions: uint32, in the block.
           values: the output's dtype, one for each position.
         """
         start = 0
         if len(positions):
-            with open(self._folder / self._ties_name, "ab") as file:
+            with self._lock, open(self._folder / self._ties_name, "ab") as file:
                 start = file.tell()
                 file.write(positions.tobytes() + values.tobytes())
-        done = Done(number, crc, ballot, len(positions), self._ties_name, start)
+        done = Done(number, checksum, ballot, len(positions), self._ties_name, start)
         self._append(f"blocks.{self._process}.jsonl", done._asdict())
 
     def ties(self, done: Done, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -170,24 +171,11 @@ class Journal:
 
     def _append(self, name: str, record: Any) -> None:
         line = (json.dumps(record) + "\n").encode()
-        descriptor = os.open(
-            self._folder / name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644
-        )
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        with self._lock, open(self._folder / name, "a+b", buffering=0) as file:
+            size = file.seek(0, 2)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 line = b"\n" + line  # a kill left half a line
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
-
-
-def crc32(parts: Sequence[np.ndarray]) -> int:
-    """Return the CRC-32 of arrays' bytes, one after the other."""
-    found = 0
-    for part in parts:
-        found = zlib.crc32(part.view(np.uint8), found)
-    return found
+            file.write(line)
 
 
 def _lines(path: Path) -> list[Any]:

@@ -15,7 +15,9 @@ from jax import Array
 from merging import methods, numerics
 
 # What `votes` says of an element.
-POSITIVE, NEGATIVE, CANCELLED = 1, -1, 2
+POSITIVE, NEGATIVE, CANCELLED = 1, 2, 4
+# What `windowed` says of one.
+ABOVE, INSIDE = 1, 2
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -40,7 +42,7 @@ def merge(method, base, experts, states, offset, verdict, *, dtype) -> Array:
 
 @jax.jit
 def votes(method, base, experts, states, offset) -> Array:
-    """Return, as int8, each element's elected sign: POSITIVE, NEGATIVE, 0, CANCELLED.
+    """Return, as uint8, each element's elected sign: POSITIVE, NEGATIVE, 0, CANCELLED.
 
     0 where all experts are zero; CANCELLED where their votes, not all zero, sum to
     zero, so that the model's majority decides.
@@ -49,9 +51,9 @@ def votes(method, base, experts, states, offset) -> Array:
     values = methods.task_vectors(method, base, experts, states, index)
     sums = method.combiner.votes(values, method.weights)
     anything = sum(jnp.abs(value) for value in values) > 0
-    return jnp.where(
-        (sums == 0) & anything, jnp.int8(CANCELLED), jnp.sign(sums).astype(jnp.int8)
-    )
+    cancelled = jnp.where(anything, jnp.uint8(CANCELLED), jnp.uint8(0))
+    signed = jnp.where(sums > 0, jnp.uint8(POSITIVE), jnp.uint8(NEGATIVE))
+    return jnp.where(sums == 0, cancelled, signed)
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -59,6 +61,27 @@ def keys(transforms, base, expert, states, offset, *, dtype) -> Array:
     """Return the magnitude keys of one expert's Δ after some transforms."""
     index = _index(expert, offset)
     return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def windowed(transforms, base, expert, states, offset, low, bins, *, dtype) -> Array:
+    """Return, as uint8, where each magnitude key lies: ABOVE a window, INSIDE, or 0.
+
+    Args:
+      transforms: of one expert, before the one that asks.
+      base: [rows, columns].
+      expert: likewise.
+      states: of the transforms.
+      offset: each row's first element.
+      low: the window's first key.
+      bins: its width.
+      dtype: of keys.
+    """
+    found = keys(transforms, base, expert, states, offset, dtype=dtype)
+    # What lies below the window wraps around to the far end.
+    inside = (found - low) < bins
+    above = jnp.where(found >= low, jnp.uint8(ABOVE), jnp.uint8(0))
+    return jnp.where(inside, jnp.uint8(INSIDE), above)
 
 
 def _index(like: Array, offset: numerics.Index) -> numerics.Index:

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import sys
 
 import numpy as np
 
@@ -13,19 +14,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def give_back() -> None:
-    """Make glibc return freed blocks of a MiB and more to the system at once.
+def settle_process() -> None:
+    """Make this process fit for a merge: bounded memory, and threads that take turns.
 
-    Otherwise what threads free stays in their arenas, and no bound on what is in use
-    bounds what the process holds. Where there is no glibc, nothing is changed.
+    glibc keeps what threads free in an arena for each; with a few arenas, given back
+    when much is free, a bound on what is in use bounds what the process holds. And a
+    thread whose result is ready should not wait 5 ms for the interpreter.
     """
+    sys.setswitchinterval(1e-4)
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # no glibc
         return
     for option, value in (
-        (_M_MMAP_THRESHOLD, 33554432),
-        (_M_TRIM_THRESHOLD, 67108864),
+        (_M_MMAP_THRESHOLD, 2**25),
+        (_M_TRIM_THRESHOLD, 2**26),
         (_M_ARENA_MAX, 4),
     ):
         mallopt(option, value)

@@ -1,10 +1,10 @@
-"""Blocks from disk to the devices: block i+1 is read while block i is computed.
+"""Blocks from disk to the devices: some are read while others are computed or written.
 
 Buffers are made once and used again. On a CPU the devices compute on them in place,
 so a buffer is free again only when everything that was computed from it is done.
 """
 
-import contextlib
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from merging import numerics
 from merging.checkpoints import Source
 from merging.methods import Layout
 from merging.numerics import Index
-from merging.plan import Block, Group, Piece, Plan
+from merging.plan import Block, Group, Piece, Plan, workers
 from merging.stream import memory
 
 READERS = 2
@@ -52,57 +52,56 @@ class Pipeline:
         sharding = PartitionSpec("rows")
         self._sharding = NamedSharding(Mesh(self._devices, ("rows",)), sharding)
         slot = max((self._bytes(block) for block in plan.blocks), default=0)
-        count = min(max(budget * 3 // 4 // max(slot, 1), 2), 3)
-        self._slots = [memory.aligned(slot) for _ in range(count)]
+        count = workers(plan, budget)
+        self._slots = [memory.aligned(slot) for _ in range(count + 1)]
+        self._workers = ThreadPoolExecutor(count, "work")
         self._readers = ThreadPoolExecutor(READERS, "read")
 
     def close(self) -> None:
-        """Stop the readers."""
+        """Stop the threads."""
         self._readers.shutdown(cancel_futures=True)
+        self._workers.shutdown(cancel_futures=True)
 
-    @contextlib.contextmanager
-    def blocks(
-        self, numbers: Sequence[int], wanted: Callable[[Group], Sequence[int]]
-    ) -> Iterator[Iterator[Loaded]]:
-        """Give an iterator of blocks; each is valid until the next one is asked for.
+    def each(
+        self,
+        numbers: Sequence[int],
+        wanted: Callable[[Group], Sequence[int]],
+        work: Callable[[Loaded], None],
+    ) -> Iterator[Block]:
+        """Read blocks in order, work on several at a time, and yield each when done.
 
         Args:
           numbers: places in the plan, in the order to read them.
           wanted: which models of a group to read, by their places among the sources.
+          work: called in a thread; what it was given is valid until it returns.
         """
-        waiting: list[tuple[np.ndarray, Loaded, list[Future]]] = []
-        remaining = iter(numbers)
-
-        def each() -> Iterator[Loaded]:
-            while True:
-                while self._slots and (number := next(remaining, None)) is not None:
-                    block = self._plan.blocks[number]
-                    models = wanted(self._plan.groups[block.group])
-                    slot = self._slots.pop()
-                    waiting.append(self._read_into(slot, number, block, models))
-                if not waiting:
-                    return
-                slot, loaded, jobs = waiting[0]
-                for job in jobs:
-                    job.result()
-                yield loaded
-                waiting.pop(0)
-                self._slots.append(slot)
-
+        waiting: collections.deque[tuple[Block, Future]] = collections.deque()
         try:
-            yield each()
+            for number in numbers:
+                if not self._slots:
+                    block, job = waiting.popleft()
+                    self._slots.append(job.result())
+                    yield block
+                block = self._plan.blocks[number]
+                models = wanted(self._plan.groups[block.group])
+                slot = self._slots.pop()
+                loaded, reads = self._read_into(slot, number, block, models)
+                job = self._workers.submit(_after, reads, work, loaded, slot)
+                waiting.append((block, job))
+            while waiting:
+                block, job = waiting.popleft()
+                self._slots.append(job.result())
+                yield block
         finally:
-            for slot, _, jobs in waiting:
-                wait([job for job in jobs if not job.cancel()])
-                self._slots.append(slot)
+            wait([job for _, job in waiting if not job.cancel()])
 
     def load(self, block: Block) -> Loaded:
         """Read a block of all models, which need not be one of the plan's."""
         buffer = memory.aligned(self._bytes(block))
         models = range(len(self._sources))
-        _, loaded, jobs = self._read_into(buffer, -1, block, models)
-        for job in jobs:
-            job.result()
+        loaded, reads = self._read_into(buffer, -1, block, models)
+        for read in reads:
+            read.result()
         return loaded
 
     def on_devices(self, tree: Any) -> Any:
@@ -127,7 +126,7 @@ class Pipeline:
 
     def _read_into(
         self, slot: np.ndarray, number: int, block: Block, models: Sequence[int]
-    ) -> tuple[np.ndarray, Loaded, list[Future]]:
+    ) -> tuple[Loaded, list[Future]]:
         read = self._plan.groups[block.group].read
         shape = (self._rows(block), block.columns)
         arrays, jobs, at = [], [], 0
@@ -137,7 +136,7 @@ class Pipeline:
             at += memory.padded(size)
             arrays.append(flat.reshape(shape))
             jobs.append(self._readers.submit(self._read, model, block, flat))
-        return slot, Loaded(number, block, arrays), jobs
+        return Loaded(number, block, arrays), jobs
 
     def _read(self, model: int, block: Block, flat: np.ndarray) -> None:
         row = 0
@@ -178,6 +177,60 @@ class Columns:
     def spread(self, state: Any) -> Any:
         """Return a state's entries as columns [rows, 1]."""
         return jax.tree.map(lambda x: np.asarray(x)[self._leaves][:, None], state)
+
+
+class Few:
+    """A few elements of a block, as arrays [elements, 1] that are computed on alone.
+
+    Args:
+      columns: the block's.
+      positions: of the elements in the flat block; one at least.
+      width: columns of the block.
+    """
+
+    def __init__(self, columns: Columns, positions: np.ndarray, width: int):
+        # Few sizes compile; what fills one up is computed for nothing.
+        self._count, size = len(positions), 1 << max(len(positions) - 1, 7).bit_length()
+        self._positions = np.resize(positions, size).astype(np.int64)
+        self._row, column = np.divmod(self._positions, width)
+        self.index = columns.index(self._row, column)
+
+    def elements(self, array: np.ndarray) -> np.ndarray:
+        """Return them from a block's array."""
+        return array.reshape(-1).take(self._positions)[:, None]
+
+    def rows(self, tree: Any) -> Any:
+        """Return what holds of them from columns [rows, 1]."""
+        return jax.tree.map(lambda x: x.take(self._row, axis=0), tree)
+
+    def only(self, results: jax.Array) -> np.ndarray:
+        """Return the results, without those that filled up, flat."""
+        return np.asarray(results).reshape(-1)[: self._count]
+
+
+def marked(codes: np.ndarray, mark: int) -> np.ndarray:
+    """Return where the codes, few of which do, have the mark's bit.
+
+    Looks at eight at a time, and then closer where there is one.
+    """
+    codes = np.concatenate([codes, np.zeros(-len(codes) % 8, np.uint8)])
+    eights = codes.view(np.uint64)
+    hit = np.flatnonzero(eights & np.uint64(mark * 0x0101010101010101))
+    near = np.flatnonzero(eights[hit].view(np.uint8) & np.uint8(mark))
+    return hit[near // 8] * 8 + near % 8
+
+
+def _after(
+    reads: list[Future],
+    work: Callable[[Loaded], None],
+    loaded: Loaded,
+    slot: np.ndarray,
+) -> np.ndarray:
+    """Work when everything is read; return the buffers, free again."""
+    for read in reads:
+        read.result()
+    work(loaded)
+    return slot
 
 
 def each_piece(block: Block, array: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:

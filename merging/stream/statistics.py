@@ -4,9 +4,8 @@ Every expert's inquiry goes on at the same time, so that one pass answers them a
 Answers are written down: a merge that was stopped finds them again.
 """
 
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +18,11 @@ from merging.plan import ROW, Block, Piece, Plan
 from merging.stream import kernels
 from merging.stream.census import Census, Direct
 from merging.stream.journal import Journal
-from merging.stream.pipeline import Columns, Loaded, Pipeline, each_piece
+from merging.stream.pipeline import Columns, Few, Loaded, Pipeline, each_piece, marked
 from merging.telemetry import Progress
 
 # A sample: runs of neighbours, evenly spread over all leaves.
 RUN, RUNS = 256, 1024
-# Threads that count; NumPy lets go of the interpreter while it does.
-COUNTERS = 4
 
 
 class Section(NamedTuple):
@@ -77,7 +74,6 @@ class Surveyor:
         self.plan, self._pipeline, self._experts = plan, pipeline, experts
         self._seed, self._journal, self._mine = seed, journal, set(mine)
         self._progress = progress
-        self._counters = ThreadPoolExecutor(COUNTERS, "count")
 
     def states(self, section: Section) -> list[list[Any]]:
         """Return the states [expert][transform] of a section's leaves."""
@@ -175,20 +171,23 @@ class Surveyor:
         ]
         order = sorted(censuses)
         models = [0, *(expert + 1 for expert in order)]
-        with self._pipeline.blocks(numbers, lambda _: models) as blocks:
-            for loaded in blocks:
-                put = self.put(survey, loaded)
-                jobs = [
-                    self._counters.submit(
-                        self._count, survey, put, i + 1, place, censuses[expert], expert
-                    )
-                    for i, expert in enumerate(order)
-                ]
-                for job in jobs:
-                    job.result()
-                read = self.plan.groups[loaded.block.group].read
-                size = sum(read[m].itemsize for m in models) * loaded.block.elements
-                self._progress.advance(size, "counting magnitudes")
+
+        def count(loaded: Loaded) -> None:
+            put = self.put(survey, loaded)
+            for i, expert in enumerate(order):
+                census = censuses[expert]
+                if window := census.window():
+                    found = self._windowed(survey, put, expert, i + 1, window)
+                    census.add_windowed(*found)
+                    continue
+                keys = self.keys(survey, put, expert, model=i + 1)
+                for piece, flat in each_piece(loaded.block, keys):
+                    census.add(place[piece.leaf], piece.start, flat)
+
+        for block in self._pipeline.each(numbers, lambda _: models, count):
+            read = self.plan.groups[block.group].read
+            size = sum(read[m].itemsize for m in models) * block.elements
+            self._progress.advance(size, "counting magnitudes")
         for census in censuses.values():
             distributed.total(census.totals())
             census.finish()
@@ -202,10 +201,38 @@ class Surveyor:
             for question in questions.values()
         )
 
-    def _count(self, survey, put, model, place, census, expert) -> None:
-        keys = self.keys(survey, put, expert, model=model)
-        for piece, flat in each_piece(put.loaded.block, keys):
-            census.add(place[piece.leaf], piece.start, flat)
+    def _windowed(
+        self, survey: "_Survey", put: "_Put", expert: int, model: int, window: tuple
+    ) -> tuple[np.ndarray, int]:
+        """Return the keys inside a window, and how many lie above it."""
+        states = [put.columns.spread(state) for state in survey.states[expert]]
+        dtype = survey.section.key_dtype
+        low, bins = (dtype.type(number) for number in window)
+        codes = kernels.windowed(
+            survey.before[expert],
+            put.models[0],
+            put.models[model],
+            self._pipeline.on_devices(states),
+            put.offset,
+            low,
+            bins,
+            dtype=dtype,
+        )
+        codes = np.asarray(codes).reshape(-1)
+        above = np.count_nonzero(codes == kernels.ABOVE)
+        positions = marked(codes, kernels.INSIDE)
+        if not len(positions):
+            return np.zeros(0, dtype), above
+        few = Few(put.columns, positions, put.loaded.models[0].shape[1])
+        keys = kernels.keys(
+            survey.before[expert],
+            few.elements(put.loaded.models[0]),
+            few.elements(put.loaded.models[model]),
+            few.rows(states),
+            few.index,
+            dtype=dtype,
+        )
+        return few.only(keys), above
 
     def put(self, survey: "_Survey", loaded: Loaded) -> "_Put":
         """Return a block on the devices."""
@@ -232,10 +259,6 @@ class Surveyor:
     def load(self, block: Block) -> Loaded:
         """Read a block of all models at once."""
         return self._pipeline.load(block)
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self._counters.shutdown()
 
 
 class _Put(NamedTuple):
@@ -264,16 +287,20 @@ class _Sample:
     def of(self, expert: int) -> Callable[[int, int], np.ndarray]:
         """Return the function that gives keys of a leaf, for `inquire`."""
 
+        @functools.cache
+        def keys() -> list[np.ndarray]:
+            return self._keys(expert)
+
         def sample(leaf: int, stride: int) -> np.ndarray:
-            return self._keys(expert)[leaf][:: stride if self._everything else 1]
+            return keys()[leaf][:: stride if self._everything else 1]
 
         return sample
 
-    @cached_property
+    @functools.cached_property
     def _everything(self) -> bool:
         return int(self._survey.section.layout.sizes.sum()) <= RUN * RUNS
 
-    @cached_property
+    @functools.cached_property
     def _loaded(self) -> list[Loaded]:
         """The sampled pieces of all models, in a block for each group of dtypes."""
         plan, columns = self._surveyor.plan, ROW if self._everything else RUN
@@ -285,7 +312,7 @@ class _Sample:
                 loaded.append(self._surveyor.load(block))
         return loaded
 
-    @cached_property
+    @functools.cached_property
     def _pieces(self) -> list[Piece]:
         section = self._survey.section
         sizes = section.layout.sizes
