@@ -29,10 +29,11 @@ class _Window(NamedTuple):
     low: int
     counts: np.ndarray
     above: np.ndarray
+    sums: np.ndarray | None = None
 
     def holds(self, trials: np.ndarray) -> np.ndarray:
-        """Return which trials can be answered from it."""
-        return (trials >= self.low) & (trials < self.low + len(self.counts))
+        """Return which trials can be answered from it; its end is one of them."""
+        return (trials >= self.low) & (trials <= self.low + len(self.counts))
 
 
 class Census:
@@ -86,12 +87,19 @@ class Census:
             return None
         return window.low, len(window.counts)
 
-    def add_windowed(self, inside: np.ndarray, above: int) -> None:
-        """Count keys of the one window, and how many lie above it."""
+    def add_windowed(self, inside: np.ndarray | int, above: int) -> None:
+        """Count the keys in the one window, and how many lie above it.
+
+        Args:
+          inside: the keys; of a window of one key, their number.
+          above: a number.
+        """
         window = self._windows[0]
-        places = np.subtract(inside, self._type(window.low))
         with self._lock:
-            np.add.at(window.counts, places, 1)
+            if isinstance(inside, int):
+                window.counts[0] += inside
+            else:
+                np.add.at(window.counts, inside - self._type(window.low), 1)
             window.above[0] += above
 
     def totals(self) -> list[np.ndarray]:
@@ -102,9 +110,10 @@ class Census:
     def finish(self) -> None:
         """Make ready to answer, when everything is counted and added up."""
         for row, window in self._windows.items():
-            # How many lie on a key or above it.
+            # How many lie on a key or above it; last, on the window's end.
             sums = np.cumsum(window.counts[::-1])[::-1] + window.above[0]
-            self._windows[row] = window._replace(counts=sums)
+            sums = np.append(sums, window.above[0])
+            self._windows[row] = window._replace(sums=sums)
 
     def answers(self, question: Kept) -> bool:
         """Return whether everything that is asked was counted."""
@@ -125,7 +134,7 @@ class Census:
         for row, window in self._windows.items():
             trials = question.threshold[row]
             held = window.holds(trials)
-            counts[row, held] = window.counts[trials[held] - window.low]
+            counts[row, held] = window.sums[trials[held] - window.low]
         return counts
 
     def _inside(self, window: _Window, keys: np.ndarray) -> tuple[np.ndarray, int]:
@@ -145,13 +154,14 @@ class Census:
 def _window(trials: np.ndarray, most: int) -> _Window:
     """Return a window around the middle trial, wider than the trials if it may be.
 
-    Trials may all be one key: narrow dtypes leave few magnitudes, far apart.
+    Narrow dtypes leave few magnitudes: then the trials are one heap of equals and the
+    key after it, and counting the heap is enough.
     """
     low, *_, high = ordered = sorted(int(trial) for trial in trials)
     middle = ordered[len(ordered) // 2]
-    margin = max(high - low, MARGIN)
+    margin = max(high - low, MARGIN) if high - low > 1 else 0
     low = max(low - margin, middle - most // 2, 1)
-    bins = min(high + margin, middle + most // 2) - low + 1
+    bins = max(min(high + margin, middle + most // 2) - low, 1)
     return _Window(low, np.zeros(bins, np.int64), np.zeros(1, np.int64))
 
 

@@ -203,8 +203,8 @@ class Surveyor:
 
     def _windowed(
         self, survey: "_Survey", put: "_Put", expert: int, model: int, window: tuple
-    ) -> tuple[np.ndarray, int]:
-        """Return the keys inside a window, and how many lie above it."""
+    ) -> tuple[np.ndarray | int, int]:
+        """Return the keys in a window (or their number), and how many lie above."""
         states = [put.columns.spread(state) for state in survey.states[expert]]
         dtype = survey.section.key_dtype
         low, bins = (dtype.type(number) for number in window)
@@ -220,6 +220,8 @@ class Surveyor:
         )
         codes = np.asarray(codes).reshape(-1)
         above = np.count_nonzero(codes == kernels.ABOVE)
+        if bins == 1:
+            return int(np.count_nonzero(codes == kernels.INSIDE)), above
         positions = marked(codes, kernels.INSIDE)
         if not len(positions):
             return np.zeros(0, dtype), above
