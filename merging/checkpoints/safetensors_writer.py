@@ -123,12 +123,12 @@ class SafetensorsWriter:
             if have - set(begun):
                 raise _other_layout(self.folder)
             for file, (first, size) in begun.items():
-                if file in have and file.stat().st_size == size:
+                if file in have:
                     with open(file, "rb") as stream:
-                        if stream.read(len(first)) == first:
-                            continue
-                    raise _other_layout(self.folder)
-                # A file of another size was being made when something stopped it.
+                        same = stream.read(len(first)) == first
+                    if not same or file.stat().st_size != size:
+                        raise _other_layout(self.folder)
+                    continue
                 fresh = file.with_suffix(".new")
                 with open(fresh, "wb") as stream:
                     _allocate(stream.fileno(), size)

@@ -1,0 +1,260 @@
+"""Safetensors folders: read as a stranger's, written so that any reader takes them."""
+
+import json
+import os
+import subprocess
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from merging import UserError, checkpoints
+from merging.checkpoints import CorruptCheckpoint, MissingCheckpoint
+
+INDEX = "model.safetensors.index.json"
+
+
+def leaves():
+    rng = np.random.default_rng(0)
+    return {
+        "b.weight": rng.standard_normal((30, 7)).astype(jnp.bfloat16),
+        "a": rng.standard_normal((5, 4, 3)).astype(np.float32),
+        "half": rng.standard_normal(9).astype(np.float16),
+        "ids": np.arange(4),
+        "mask": np.array([True, False]),
+        "scalar": np.array(2.5, np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+
+
+def abstract(of):
+    return {p: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for p, leaf in of.items()}
+
+
+def raw(path, entries, data=b"", length=None):
+    """Write a file byte by byte."""
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    length = len(text) if length is None else length
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(length.to_bytes(8, "little") + text + data)
+    return str(path.parent)
+
+
+def entry(start, stop, shape=None, dtype="U8"):
+    shape = [stop - start] if shape is None else shape
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+def sharded(folder):
+    """Write two shards and their index; return the index."""
+    folder.mkdir(parents=True)
+    save_file({"x": np.ones(3)}, folder / "m-1.safetensors")
+    save_file({"y": np.ones(4)}, folder / "m-2.safetensors")
+    index = {"weight_map": {"x": "m-1.safetensors", "y": "m-2.safetensors"}}
+    (folder / INDEX).write_text(json.dumps(index))
+    return index
+
+
+def test_ranges_of_every_dtype_are_read(tmp_path):
+    save_file(leaves(), tmp_path / "model.safetensors")
+    source = checkpoints.open_checkpoint(tmp_path)
+    assert source.format == "safetensors"
+    for path, leaf in leaves().items():
+        assert source.abstract[path].shape == leaf.shape
+        flat = np.array(leaf).reshape(-1)
+        for start in range(min(len(flat), 3)):
+            out = np.empty(len(flat) - start, leaf.dtype)
+            source.read_into(path, start, out)
+            assert out.tobytes() == flat[start:].tobytes()
+
+
+def test_whole_leaves_go_to_their_devices(tmp_path):
+    save_file(leaves(), tmp_path / "model.safetensors")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:5]), ("x",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    source = checkpoints.open_checkpoint(tmp_path / "model.safetensors")
+    found = source.read(["a", "half"], {"a": rows})
+    assert found["a"].sharding == rows
+    assert np.array_equal(found["a"], leaves()["a"])
+    assert np.array_equal(found["half"], leaves()["half"])
+
+
+def test_what_is_written_piece_by_piece_is_what_the_library_reads(tmp_path):
+    output = str(tmp_path / "out")
+    writer = checkpoints.create(output, "safetensors", abstract(leaves()))
+
+    def write(path, leaf):
+        flat = np.array(leaf).reshape(-1)
+        for start in reversed(range(0, len(flat), 4)):
+            writer.write(path, start, flat[start : start + 4])
+
+    threads = [threading.Thread(target=write, args=item) for item in leaves().items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not os.path.exists(output)
+    writer.finish({"notes.json": b"{}"})
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert list(found) != [] and set(found) == set(leaves())
+    for path, leaf in leaves().items():
+        assert found[path].dtype == leaf.dtype
+        assert found[path].tobytes() == leaf.tobytes()
+    assert sorted(os.listdir(output)) == ["model.safetensors", "notes.json"]
+
+
+def test_an_unfinished_folder_is_gone_on_with_only_by_the_same_layout(tmp_path):
+    output, of = str(tmp_path / "out"), abstract(leaves())
+    checkpoints.create(output, "safetensors", of).write("ids", 0, np.arange(4) + 5)
+    again = checkpoints.create(output, "safetensors", of)
+    out = np.empty(4, np.int64)
+    again.read_into("ids", 0, out)
+    assert out.tolist() == [5, 6, 7, 8]
+    with pytest.raises(UserError, match="laid out differently"):
+        checkpoints.create(output, "safetensors", dict(list(of.items())[1:]))
+
+
+def test_orbax_paths_become_names_and_clashes_are_listed(tmp_path):
+    names = checkpoints.tensor_names(["layers/attn/wq", "model.norm.weight"])
+    assert names["layers/attn/wq"] == "layers.attn.wq"
+    assert names["model.norm.weight"] == "model.norm.weight"
+    with pytest.raises(UserError, match="a/b and a.b would both be a.b|a.b and a/b"):
+        checkpoints.tensor_names(["a.b", "a/b"])
+
+
+def test_companions_are_plain_files_of_the_folder(tmp_path):
+    folder, outside = tmp_path / "model", tmp_path / "secret.json"
+    folder.mkdir()
+    outside.write_text("{}")
+    for name in ("config.json", "tokenizer.json", "modeling_x.py", "pytorch_model.bin"):
+        (folder / name).write_text("{}")
+    (folder / "tokenizer_config.json").symlink_to(outside)
+    assert set(checkpoints.companions(str(folder))) == {"config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "data", "length", "words"),
+    [
+        ({"x": entry(0, 8)}, b"1234", None, "x lies at bytes 0-8 of 4: .* cut"),
+        ({"x": entry(0, 4), "y": entry(2, 6)}, b"123456", None, "y overlaps another"),
+        ({"x": entry(0, 2), "y": entry(4, 6)}, b"123456", None, "y leaves a hole"),
+        ({"x": entry(0, 4)}, b"123456", None, "bytes, and its header speaks"),
+        ({"x": entry(0, 4, [3])}, b"1234", None, "x has 4 bytes, its shape needs 3"),
+        ({"x": entry(0, 4, [-4])}, b"1234", None, "entry of 'x' is malformed"),
+        ({"x": entry(0, 4, [2**62, 8])}, b"1234", None, "x has 4 bytes"),
+        ({"x": {"dtype": "U8"}}, b"", None, "entry of 'x' is malformed"),
+        ({"x": [1]}, b"", None, "entry of 'x' is malformed"),
+        ([1, 2], b"", None, "no JSON object"),
+        (b"{nonsense", b"", None, "no JSON"),
+        (b'{"x": 1, "x": 2}', b"", None, "x given twice"),
+        (b"[" * 100_000, b"", None, "no JSON"),
+        ({}, b"", 2**62, "header of .* does not fit"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path, entries, data, length, words):
+    folder = raw(tmp_path / "bad" / "model.safetensors", entries, data, length)
+    with pytest.raises(CorruptCheckpoint, match=words) as caught:
+        checkpoints.open_checkpoint(folder)
+    assert "model.safetensors" in str(caught.value)
+
+
+def test_a_few_bytes_are_no_file(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    with pytest.raises(CorruptCheckpoint, match="only 3 bytes"):
+        checkpoints.open_checkpoint(tmp_path)
+    with pytest.raises(MissingCheckpoint, match="nowhere"):
+        checkpoints.open_checkpoint(tmp_path / "nowhere")
+
+
+def test_unknown_dtypes_are_all_listed(tmp_path):
+    entries = {"x": entry(0, 1, dtype="F8_E4M3"), "y": entry(1, 2, dtype="F4")}
+    folder = raw(tmp_path / "f8" / "model.safetensors", entries, b"12")
+    with pytest.raises(UserError, match="x: F8_E4M3\n  y: F4"):
+        checkpoints.open_checkpoint(folder)
+
+
+def test_a_file_cut_after_it_was_opened_is_named_with_its_leaf(tmp_path):
+    save_file(leaves(), tmp_path / "model.safetensors")
+    source = checkpoints.open_checkpoint(tmp_path)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.truncate(600)
+    with pytest.raises(CorruptCheckpoint, match=r"b\.weight ends \d+ bytes too early"):
+        source.read_into("b.weight", 0, np.empty(210, jnp.bfloat16))
+
+
+def test_shards_are_read_as_one(tmp_path):
+    sharded(tmp_path / "m")
+    source = checkpoints.open_checkpoint(tmp_path / "m")
+    assert sorted(source.abstract) == ["x", "y"]
+    assert [file.name for file in source.files()] == [
+        "m-1.safetensors",
+        "m-2.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "a/b"])
+def test_an_index_leads_nowhere_else(tmp_path, name):
+    index = sharded(tmp_path / "m")
+    save_file({"y": np.ones(4)}, tmp_path / "secret.safetensors")
+    index["weight_map"]["y"] = name
+    (tmp_path / "m" / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="outside its folder"):
+        checkpoints.open_checkpoint(tmp_path / "m")
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    sharded(tmp_path / "m")
+    (tmp_path / "m" / "m-2.safetensors").rename(tmp_path / "secret.safetensors")
+    (tmp_path / "m" / "m-2.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    with pytest.raises(UserError, match="outside its folder"):
+        checkpoints.open_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: (m / "m-2.safetensors").unlink(), "missing shards: m-2"),
+        (lambda m: save_file({"x": np.ones(3)}, m / "m-2.safetensors"), "two shards"),
+        (
+            lambda m: save_file({"z": np.ones(3)}, m / "m-2.safetensors"),
+            "y: not in m-2",
+        ),
+        (lambda m: (m / INDEX).write_text("{}"), "it is no index"),
+        (lambda m: (m / INDEX).write_text('{"weight_map": {"x": 3}}'), "no index"),
+        (lambda m: (m / INDEX).unlink(), "2 safetensors files, and no"),
+    ],
+)
+def test_shards_that_do_not_fit_their_index_are_named(tmp_path, change, words):
+    sharded(tmp_path / "m")
+    change(tmp_path / "m")
+    with pytest.raises(CorruptCheckpoint, match=words):
+        checkpoints.open_checkpoint(tmp_path / "m")
+
+
+def test_a_full_disk_is_noticed_before_any_work(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        big = {"x": jax.ShapeDtypeStruct((5_000_000,), np.uint8)}
+        with pytest.raises(UserError, match="the disk is full"):
+            checkpoints.create(str(disk / "out"), "safetensors", big)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_digests_tell_checkpoints_apart(tmp_path):
+    for name, change in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        tensor = np.full(5_000_000, 7, np.uint8)
+        tensor[2_000_000:3_000_000] += change
+        save_file({"x": tensor}, tmp_path / name / "model.safetensors")
+    a, b, c = (checkpoints.open_checkpoint(tmp_path / n).files() for n in "abc")
+    assert a == b != c
+    assert a[0].size > 5_000_000
+    assert a[0].digest.startswith("sampled-sha256:")
