@@ -24,12 +24,12 @@ class Entry(NamedTuple):
 _PRESETS: dict[str, tuple[Callable[..., Method], Entry]] = {}
 
 
-def _preset(paper: str, definition: str):
+def _preset(paper: str, definition: str, name: str = ""):
     def register(function: Callable[..., Method]) -> Callable[..., Method]:
         signature = inspect.signature(function)
-        defaults = {name: p.default for name, p in signature.parameters.items()}
-        entry = Entry(function.__name__, defaults, paper, definition)
-        _PRESETS[function.__name__] = function, entry
+        defaults = {key: p.default for key, p in signature.parameters.items()}
+        entry = Entry(name or function.__name__, defaults, paper, definition)
+        _PRESETS[entry.name] = function, entry
         return function
 
     return register
@@ -146,6 +146,103 @@ def rht(density: Fraction = 0.7, scale: float = 1.0, weights: Weights = None) ->
         scale=scale,
         weights=weights,
     )
+
+
+# The rules of mergekit 0.1.5, so that who comes from there finds the same numbers
+# first: per tensor, weights inside the election, sums where others have means.
+
+
+@_preset("mergekit 0.1.5, linear", "θ = Σ wᵢθᵢ [/ Σ wᵢ]", name="linear@mergekit")
+def linear_mergekit(weights: Weights = None, normalize: bool = True) -> Method:
+    """Weighted sum of the models, divided by the weights' sum if `normalize`."""
+    combiner = combiners.mean() if normalize else combiners.sum()
+    return compose("linear@mergekit", combiner=combiner, scale=None, weights=weights)
+
+
+@_preset(
+    "mergekit 0.1.5, task_arithmetic",
+    "θ = θ₀ + λ Σ wᵢΔᵢ [/ Σ wᵢ]",
+    name="task_arithmetic@mergekit",
+)
+def task_arithmetic_mergekit(
+    scale: float = 1.0, weights: Weights = None, normalize: bool = False
+) -> Method:
+    """Add the task vectors; their weighted mean if `normalize`."""
+    combiner = combiners.mean() if normalize else combiners.sum()
+    name = "task_arithmetic@mergekit"
+    return compose(name, combiner=combiner, scale=scale, weights=weights)
+
+
+@_preset(
+    "mergekit 0.1.5, ties",
+    "keep exactly max(1, ⌊density·n⌋) of each tensor, elect by weighted mass, 0 is +",
+    name="ties@mergekit",
+)
+def ties_mergekit(
+    density: Fraction = 1.0,
+    scale: float = 1.0,
+    weights: Weights = None,
+    normalize: bool = True,
+) -> Method:
+    """TIES as mergekit has it: the trim is of each tensor, the weights vote too.
+
+    Of equal magnitudes at the threshold mergekit keeps those its sort puts first, and
+    this keeps those of the lowest index. Weights may not be negative.
+    """
+    return compose(
+        "ties@mergekit",
+        trim(density, "tensor", "exact", at_least=1),
+        combiner=_election_of_mergekit(normalize),
+        scale=scale,
+        weights=weights,
+    )
+
+
+@_preset(
+    "mergekit 0.1.5, dare_linear with rescale: false",
+    "θ = θ₀ + λ Σ wᵢ(m ⊙ Δᵢ) [/ Σ wᵢ], m ~ Bernoulli(density)",
+    name="dare_linear@mergekit",
+)
+def dare_linear_mergekit(
+    density: Fraction = 1.0,
+    scale: float = 1.0,
+    weights: Weights = None,
+    normalize: bool = False,
+) -> Method:
+    """Drop at random and add; without mergekit's rescaling by the ratio of L1 norms."""
+    return compose(
+        "dare_linear@mergekit",
+        drop(density, rescale=False),
+        combiner=combiners.mean() if normalize else combiners.sum(),
+        scale=scale,
+        weights=weights,
+    )
+
+
+@_preset(
+    "mergekit 0.1.5, dare_ties with rescale: false",
+    "DARE's drop, then mergekit's election; a sum unless normalize",
+    name="dare_ties@mergekit",
+)
+def dare_ties_mergekit(
+    density: Fraction = 1.0,
+    scale: float = 1.0,
+    weights: Weights = None,
+    normalize: bool = False,
+) -> Method:
+    """Drop and elect; without mergekit's rescaling by the ratio of L1 norms."""
+    return compose(
+        "dare_ties@mergekit",
+        drop(density, rescale=False),
+        combiner=_election_of_mergekit(normalize),
+        scale=scale,
+        weights=weights,
+    )
+
+
+def _election_of_mergekit(normalize: bool) -> combiners.ElectSign:
+    reduce = "mean" if normalize else "sum"
+    return combiners.elect_sign(zero="positive", weighted=True, reduce=reduce)
 
 
 def names() -> list[str]:

@@ -81,7 +81,11 @@ def trim_rank(density: float, elements: int, ties: str) -> int:
 
 
 def magnitude_cut(
-    layout: Layout, density: float, scope: str, ties: str, sample: Sample | None
+    layout: Layout,
+    rank: Callable[[int], int],
+    scope: str,
+    ties: str,
+    sample: Sample | None,
 ) -> Generator[Kept, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Find the rule that keeps the largest magnitudes of each scope, exactly.
 
@@ -92,7 +96,8 @@ def magnitude_cut(
 
     Args:
       layout: the leaves that are ranked.
-      density: fraction kept.
+      rank: gives, for the elements in a scope, the rank from the largest of the
+        smallest magnitude that is kept; 0 keeps nothing.
       scope: ``global`` (one ranking over all leaves) or ``tensor`` (one for each).
       ties: ``keep_all`` or ``exact`` (lowest path, then lowest index, first).
       sample: a guess that saves questions, or None; the result does not depend on it.
@@ -103,7 +108,7 @@ def magnitude_cut(
     sizes = layout.sizes
     group = np.zeros(len(sizes), int) if scope == "global" else np.arange(len(sizes))
     elements = sizes.sum(keepdims=True) if scope == "global" else sizes
-    ranks = np.array([trim_rank(density, int(n), ties) for n in elements], np.int64)
+    ranks = np.array([rank(int(n)) for n in elements], np.int64)
     guesses = _guess(ranks, elements, group, sample) if sample else None
 
     def ask(trials: np.ndarray):

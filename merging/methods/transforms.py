@@ -69,7 +69,7 @@ class MaskKey(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["density"],
-    meta_fields=["scope", "ties"],
+    meta_fields=["scope", "ties", "at_least"],
 )
 @dataclass(frozen=True)
 class Trim:
@@ -78,6 +78,7 @@ class Trim:
     density: Fraction
     scope: str
     ties: str
+    at_least: int = 0
 
     @property
     def cut(self) -> str:
@@ -87,17 +88,18 @@ class Trim:
     def inquire(self, layout, expert, seed, sample=None):
         """Find the threshold (and cutoff) of each leaf, or the rank in its rows."""
         if self.scope == "row":
-            ranks = [
-                statistics.trim_rank(self.density, s[-1] if s else 1, self.ties)
-                for s in layout.shapes
-            ]
+            ranks = [self._rank(s[-1] if s else 1) for s in layout.shapes]
             return RowRank(np.array(ranks, np.int32))
         threshold, cutoff = yield from statistics.magnitude_cut(
-            layout, self.density, self.scope, self.ties, sample
+            layout, self._rank, self.scope, self.ties, sample
         )
         words = np.uint64 if layout.wide else np.uint32
         largest = int(layout.sizes.max(initial=0))
         return Cutoff(threshold.astype(words), numerics.as_index(cutoff, largest))
+
+    def _rank(self, elements: int) -> int:
+        rank = statistics.trim_rank(self.density, elements, self.ties)
+        return max(rank, min(self.at_least, elements))
 
     def apply(self, delta, state, index):
         """Zero what is not kept."""
@@ -156,7 +158,12 @@ class Rescale:
         return numerics.divided(delta, self.divisor)
 
 
-def trim(density: Fraction, scope: str = "global", ties: str = "keep_all") -> Trim:
+def trim(
+    density: Fraction,
+    scope: str = "global",
+    ties: str = "keep_all",
+    at_least: int = 0,
+) -> Trim:
     """Keep the largest magnitudes of each task vector and zero the rest.
 
     With n elements in scope and k = ⌊density·n⌋, the threshold is the (n − k)-th
@@ -168,6 +175,7 @@ def trim(density: Fraction, scope: str = "global", ties: str = "keep_all") -> Tr
         (``tensor``), or each row (the last axis; a 1-D leaf is one row).
       ties: ``keep_all`` keeps every magnitude ≥ the threshold; ``exact`` keeps
         exactly k, lowest index first (``global``: lowest path first).
+      at_least: elements kept however small the density.
 
     Raises:
       UserError: a density out of range, an unknown scope or tie rule.
@@ -175,7 +183,7 @@ def trim(density: Fraction, scope: str = "global", ties: str = "keep_all") -> Tr
     for kind, value, valid in (("scope", scope, SCOPES), ("tie rule", ties, TIES)):
         if value not in valid:
             raise nearest(kind, value, valid)
-    return Trim(fraction("density", density), scope, ties)
+    return Trim(fraction("density", density), scope, ties, at_least)
 
 
 def drop(density: Fraction, rescale: bool = True) -> Drop:

@@ -19,6 +19,14 @@ CASES = {
     "dare": [{}, {"density": 0.5, "rescale": False, "weights": (1.0, 0.5, 2.0)}],
     "dare_ties": [{}, {"density": 0.6, "trim_density": 0.3, "zero": "positive"}],
     "rht": [{}, {"density": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "linear@mergekit": [{"weights": (1.0, 0.5, 2.0)}],
+    "task_arithmetic@mergekit": [{}, {"weights": (1.0, 0.5, 2.0), "normalize": True}],
+    "ties@mergekit": [
+        {"density": 0.3, "weights": (1.0, 0.5, 2.0)},
+        {"density": 0.001, "normalize": False},
+    ],
+    "dare_linear@mergekit": [{"density": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "dare_ties@mergekit": [{"density": 0.5}, {"density": 0.6, "normalize": True}],
 }
 ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
 IDS = [

@@ -56,6 +56,60 @@ def rht(base, experts, seed, weights, density, scale):
     return _add(base, merged, scale)
 
 
+def linear_mergekit(base, experts, seed, weights, normalize):
+    del base, seed
+    models = list(experts.values())
+    return _normalized(_weighted_sum(models, weights), weights, normalize)
+
+
+def task_arithmetic_mergekit(base, experts, seed, weights, scale, normalize):
+    del seed
+    merged = _weighted_sum(_deltas(base, experts), weights)
+    return _add(base, _normalized(merged, weights, normalize), scale)
+
+
+def ties_mergekit(base, experts, seed, weights, density, scale, normalize):
+    del seed
+    kept = []
+    for delta in _deltas(base, experts):
+        one = {}
+        for path, x in delta.items():
+            share = max(1, int(density * x.size)) / x.size
+            one[path] = _trim_vector(x.ravel(), share + 1e-12, "exact").reshape(x.shape)
+        kept.append(one)
+    return _add(base, _elected(kept, weights, normalize), scale)
+
+
+def dare_linear_mergekit(base, experts, seed, weights, density, scale, normalize):
+    dropped = _drop(base, experts, seed, density, rescale=False)
+    merged = _weighted_sum(dropped, weights)
+    return _add(base, _normalized(merged, weights, normalize), scale)
+
+
+def dare_ties_mergekit(base, experts, seed, weights, density, scale, normalize):
+    dropped = _drop(base, experts, seed, density, rescale=False)
+    return _add(base, _elected(dropped, weights, normalize), scale)
+
+
+def _normalized(merged, weights, normalize):
+    divisor = sum(weights) if normalize else 1
+    return {path: x / divisor for path, x in merged.items()}
+
+
+def _elected(deltas, weights, normalize):
+    """Σ over the experts with the sign of Σ wᵢΔᵢ (0 is +), over their weights' sum."""
+    merged = {}
+    for path in deltas[0]:
+        weighted = [w * d[path] for w, d in zip(weights, deltas, strict=True)]
+        sign = np.where(sum(weighted) >= 0, 1, -1)
+        top = sum(np.where(x * sign > 0, x, 0) for x in weighted)
+        bottom = sum(
+            np.where(x * sign > 0, w, 0) for w, x in zip(weights, weighted, strict=True)
+        )
+        merged[path] = top / np.where(bottom == 0, 1, bottom) if normalize else top
+    return merged
+
+
 def trim(delta, density, scope, ties):
     """Zero all but the largest magnitudes of each set that `scope` names."""
     paths = sorted(delta)

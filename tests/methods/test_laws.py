@@ -15,7 +15,8 @@ from merging.resident import blocks, merge
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
 every_method = pytest.mark.parametrize("name", methods.names())
 SPARSE = [e.name for e in methods.catalogue() if "density" in e.parameters]
-scaled = pytest.mark.parametrize("name", [n for n in methods.names() if n != "average"])
+SCALED = [e.name for e in methods.catalogue() if "scale" in e.parameters]
+scaled = pytest.mark.parametrize("name", SCALED)
 
 
 def expected(name, parameters, base, experts, seed=0):
@@ -24,7 +25,7 @@ def expected(name, parameters, base, experts, seed=0):
     if full["weights"] is None:
         full["weights"] = (1.0,) * len(experts)
     experts64 = {n: cases.as_float64(e) for n, e in experts.items()}
-    return getattr(references, name)(
+    return getattr(references, name.replace("@", "_"))(
         base=cases.as_float64(base), experts=experts64, seed=seed, **full
     )
 

@@ -25,7 +25,7 @@ def test_defaults_are_those_of_the_methods_table():
 
 def test_every_entry_says_where_it_comes_from():
     for entry in methods.catalogue():
-        assert "arXiv" in entry.paper
+        assert "arXiv" in entry.paper or "mergekit" in entry.paper
         assert entry.definition and "\n" not in entry.definition
 
 

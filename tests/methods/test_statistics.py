@@ -44,7 +44,11 @@ def keep(leaves, density, scope, ties, sample=None):
     layout = Layout(
         tuple(f"leaf{i}" for i in range(len(leaves))), tuple(x.shape for x in leaves)
     )
-    inquiry = statistics.magnitude_cut(layout, density, scope, ties, sample)
+
+    def rank(elements):
+        return statistics.trim_rank(density, elements, ties)
+
+    inquiry = statistics.magnitude_cut(layout, rank, scope, ties, sample)
     (threshold, cutoff), questions = drive(inquiry, counted(leaves))
     kept = [
         (x > t) | ((x == t) & (np.arange(len(x)) < c))
@@ -141,7 +145,10 @@ def test_totals_beyond_int32_are_exact():
         counts = np.array(counts, np.int64)
         return counts if len(question.threshold) > 1 else counts.sum(0, keepdims=True)
 
-    inquiry = statistics.magnitude_cut(layout, 0.25 + 1e-10, "global", "exact", None)
+    def rank(elements):
+        return statistics.trim_rank(0.25 + 1e-10, elements, "exact")
+
+    inquiry = statistics.magnitude_cut(layout, rank, "global", "exact", None)
     (threshold, cutoff), _ = drive(inquiry, answer)
     kept = answer(Kept(threshold[:, None], cutoff[:, None]))
     # Per key one of a and two of b; the two left over are the lowest path's and b's.
