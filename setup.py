@@ -30,6 +30,7 @@ setup(
         "matplotlib>=3.9",
         "rich",
         "rouge-score>=0.1.2",
+        "pyyaml>=6",
         "safetensors>=0.5",
     ],
     extras_require={

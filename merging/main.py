@@ -244,6 +244,8 @@ COMMANDS = {
               --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
           merging merge --config configs/merge/ties.py --config.base=BASE \\
               --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
+          merging merge --config configs/merge/average.py \\
+              --config.merge_yaml=mergekit.yml --config.output=MERGED
           merging merge --manifest MERGED/manifest.json --output AGAIN
         """,
         _takes_merge,

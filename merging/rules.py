@@ -18,6 +18,7 @@ from merging.methods import Method
 ARROW = "=>"
 BASE = "base"
 _LAYER = re.compile(r"(?:^|[./])(?:layers?|h|blocks?|layer_module)[._/](\d+)(?=[./]|$)")
+EMBEDDINGS = r"(?:embed|wte|wpe)"
 _LARGEST = 10_000
 
 
@@ -40,8 +41,8 @@ class Spec(NamedTuple):
     name: str
     parameters: dict[str, Any]
 
-    def method(self, depth: float | None) -> Method:
-        """Return the method at a depth; None outside of all layers."""
+    def method(self, depth: float) -> Method:
+        """Return the method at a depth, from 0 to 1."""
         return methods.get(
             self.name, **{k: _at(v, depth) for k, v in self.parameters.items()}
         )
@@ -95,7 +96,7 @@ def treatment(
             f"rules that match no leaf: {', '.join(useless)}. Leaves are called "
             f"{', '.join(paths[:3])}, …"
         )
-    made: dict[tuple[int, float | None], Method | None] = {}
+    made: dict[tuple[int, float], Method | None] = {}
     for path in paths:
         number, rule = next(
             (i, rule)
@@ -103,7 +104,7 @@ def treatment(
             if re.search(rule.pattern, path)
         )
         varies = isinstance(rule.then, Spec) and rule.then.by_layer
-        key = (number, depths.get(path) if varies else None)
+        key = (number, depths[path] if varies else 0.0)
         if key not in made:
             is_spec = isinstance(rule.then, Spec)
             made[key] = rule.then.method(key[1]) if is_spec else rule.then
@@ -164,13 +165,16 @@ def parse(text: str) -> Spec:
 
 
 def layer_depths(paths: Iterable[str]) -> dict[str, float]:
-    """Return the depth, 0 to 1, of each leaf that a layer holds.
+    """Return the depth of each leaf: 0 in the first layer, 1 in the last.
 
-    A layer is a number after `layers`, `h` or `blocks` in a path.
+    A layer is a number after `layers`, `h` or `blocks` in a path. Outside of all,
+    embeddings come before the first layer, and the rest after the last.
     """
+    paths = list(paths)
     numbers = {p: int(m[1]) for p in paths if (m := _LAYER.search(p))}
     last = max(numbers.values(), default=0)
-    return {path: number / max(last, 1) for path, number in numbers.items()}
+    outside = {p: 0.0 if re.search(EMBEDDINGS, p) else 1.0 for p in paths}
+    return outside | {path: n / max(last, 1) for path, n in numbers.items()}
 
 
 def _value(node: ast.expr) -> Any:
@@ -193,10 +197,9 @@ def _has_layers(value: Any) -> bool:
     return isinstance(value, tuple) and any(map(_has_layers, value))
 
 
-def _at(value: Any, depth: float | None) -> Any:
-    """Return a value at a depth; leaves outside all layers take the first layer's."""
+def _at(value: Any, depth: float) -> Any:
     if isinstance(value, ByLayer):
-        return value.at(depth or 0.0)
+        return value.at(depth)
     if isinstance(value, tuple):
         return tuple(_at(item, depth) for item in value)
     return value

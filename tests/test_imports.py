@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "merging"
 LAYERS = {
     0: "errors tree numerics distributed telemetry config results",
     1: "methods sharding checkpoints models rules",
-    2: "resident plan tasks training evaluation",
+    2: "resident plan mergekit tasks training evaluation",
     3: "stream sweep report",
     4: "main __main__",
 }

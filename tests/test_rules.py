@@ -6,6 +6,7 @@ from merging import UserError, methods, rules
 
 LEAVES = [
     "model.embed_tokens.weight",
+    "lm_head.weight",
     *(f"model.layers.{i}.mlp.weight" for i in range(5)),
     *(f"model.layers.{i}.norm.weight" for i in range(5)),
 ]
@@ -31,6 +32,7 @@ def test_numbers_go_over_the_depth_in_straight_lines():
     assert scales == [0, 0.5, 1, 0.75, 0.5]
     assert weights == [(1, 2), (1, 2.5), (1, 3), (1, 3.5), (1, 4)]
     assert found["model.embed_tokens.weight"].scale == 0
+    assert found["lm_head.weight"].scale == 0.5
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_a_layer_is_a_number_after_its_word(path):
 
 def test_values_are_read_and_never_run():
     spec = rules.parse("ties( density = (0.2, 0.5), scope='tensor', weights=None )")
-    assert spec.method(None) == methods.ties(density=(0.2, 0.5), scope="tensor")
+    assert spec.method(0.0) == methods.ties(density=(0.2, 0.5), scope="tensor")
     for text in (
         "ties(density=__import__('os'))",
         "ties(density=open('x'))",

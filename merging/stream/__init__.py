@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merging import distributed, rules, tree
+from merging import distributed, mergekit, rules, tree
 from merging.errors import UserError, nearest
 from merging.methods import Method
 from merging.stream import card, job, manifest, memory
@@ -144,12 +144,25 @@ def _arguments(values: dict[str, Any]) -> dict[str, Any]:
     method = values.pop("method")
     name = method.pop("name")
     settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
-    return {
+    arguments = {
         "base": values.pop("base") or None,
         "experts": values.pop("experts"),
         "method": f"{name}({settings})",
-        "output": values.pop("output"),
         "leaf_rules": values.pop("rules"),
+        "dtype": values.pop("dtype") or None,
+    }
+    yaml = values.pop("merge_yaml")
+    if yaml:
+        given = [k for k in ("base", "experts", "leaf_rules") if arguments[k]]
+        if given:
+            raise UserError(
+                f"merge_yaml says what {', '.join(given)} are; leave those out."
+            )
+        asked = mergekit.read(yaml)
+        arguments |= asked._asdict() | {"dtype": arguments["dtype"] or asked.dtype}
+    return {
+        **arguments,
+        "output": values.pop("output"),
         "seed": values.pop("seed"),
         **{key: value or None for key, value in values.items()},
     }
