@@ -80,20 +80,22 @@ class BlockMerger:
         inputs = self._pipeline.on_devices(host)
         method = dataclasses.replace(ready.section.method, name="")
         dtype = jnp.dtype(group.dtype)
+        if not asks_majority(method):
+            merged = np.asarray(kernels.merge(method, *inputs, True, dtype=dtype))
+            self._require_finite(loaded, merged)
+            self._write(loaded, merged, 0, _NONE, _NONE)
+            return
         # Elements whose votes cancel are merged as if the majority were positive, and
         # again below as if it were negative; which it is, is known at the end.
-        merged = np.asarray(kernels.merge(method, *inputs, True, dtype=dtype))
-        if _has_nonfinite(merged):
-            self._refuse_nonfinite(loaded, merged)
-        ballot, positions, values = 0, _NONE, _NONE
-        if asks_majority(method):
-            codes = np.asarray(kernels.votes(method, *inputs)).reshape(-1)
-            ballot = np.count_nonzero(codes == kernels.POSITIVE)
-            ballot -= np.count_nonzero(codes == kernels.NEGATIVE)
-            positions = marked(codes, kernels.CANCELLED)
-            if len(positions):
-                few = Few(columns, positions, loaded.block.columns)
-                values = _merged_again(method, host, few, dtype)
+        packed = np.asarray(kernels.merge_and_vote(method, *inputs, dtype=dtype))
+        merged, codes = kernels.unpacked(packed, dtype)
+        self._require_finite(loaded, merged)
+        ballot = np.count_nonzero(codes == kernels.POSITIVE)
+        ballot -= np.count_nonzero(codes == kernels.NEGATIVE)
+        positions, values = marked(codes, kernels.CANCELLED), _NONE
+        if len(positions):
+            few = Few(columns, positions, loaded.block.columns)
+            values = _merged_again(method, host, few, dtype)
         self._write(loaded, merged, int(ballot), positions, values)
 
     def _write(
@@ -128,7 +130,9 @@ class BlockMerger:
                 "copied; leave these out of the merge:\n  " + "\n  ".join(wrong)
             )
 
-    def _refuse_nonfinite(self, loaded: Loaded, merged: np.ndarray) -> None:
+    def _require_finite(self, loaded: Loaded, merged: np.ndarray) -> None:
+        if not _has_nonfinite(merged):
+            return
         models = self._names[-len(loaded.models) :]
         wrong = [
             f"{self._plan.paths[piece.leaf]} in {name!r}"

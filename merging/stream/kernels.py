@@ -5,17 +5,20 @@ a mask's key) is a column [rows, 1], and so is the index of each row's first ele
 Each function returns one large array: XLA on CPUs computes everything twice for two.
 """
 
+import sys
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 
 from merging import methods, numerics
 
-# What `votes` says of an element.
+# What a vote says of an element, and where its byte is in a packed word.
 POSITIVE, NEGATIVE, CANCELLED = 1, 2, 4
+_CODE_BYTE = 2 if sys.byteorder == "little" else 1
 # What `windowed` says of one.
 ABOVE, INSIDE = 1, 2
 
@@ -40,9 +43,33 @@ def merge(method, base, experts, states, offset, verdict, *, dtype) -> Array:
     return jnp.where(sound, merged, jnp.nan)
 
 
-@jax.jit
-def votes(method, base, experts, states, offset) -> Array:
-    """Return, as uint8, each element's elected sign: POSITIVE, NEGATIVE, 0, CANCELLED.
+@partial(jax.jit, static_argnames="dtype")
+def merge_and_vote(method, base, experts, states, offset, *, dtype) -> Array:
+    """Return the block merged under a positive majority, and each elected sign.
+
+    In one array of unsigned integers, to be taken apart by `unpacked`: of a 16-bit
+    result the sign's code above the bits; of a wider one the codes after all the bits.
+    """
+    merged = merge(method, base, experts, states, offset, True, dtype=dtype)
+    codes = _votes(method, base, experts, states, offset)
+    size = dtype.itemsize * 8
+    bits = lax.bitcast_convert_type(merged, f"uint{size}")
+    if size == 16:
+        return bits.astype(jnp.uint32) | codes.astype(jnp.uint32) << 16
+    return jnp.stack([bits, codes.astype(bits.dtype)])
+
+
+def unpacked(packed: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `merge_and_vote` packed: the merged block, and flat uint8 codes."""
+    if dtype.itemsize == 2:
+        codes = packed.reshape(-1).view(np.uint8)[_CODE_BYTE::4]
+        return packed.astype(np.uint16).view(dtype), np.ascontiguousarray(codes)
+    bits, codes = packed
+    return bits.view(dtype), codes.reshape(-1).astype(np.uint8)
+
+
+def _votes(method, base, experts, states, offset) -> Array:
+    """Return each element's elected sign: POSITIVE, NEGATIVE, 0, or CANCELLED.
 
     0 where all experts are zero; CANCELLED where their votes, not all zero, sum to
     zero, so that the model's majority decides.
