@@ -75,18 +75,20 @@ def read(path: str | Path) -> Merge:
     document = _load(Path(path))
     wrong: list[str] = []
     name = document.get("merge_method")
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         known = ", ".join(_METHODS)
         raise UserError(f"{path}: merge_method {name!r} is not supported; {known} are.")
     for key in sorted(set(document) - _KEYS):
         wrong.append(f"{key}: leave it out, or prepare the models with mergekit")
+    _require_keys(document.get("parameters"), "parameters", wrong)
     parts = _parts(document, wrong)
     base = document.get("base_model")
     experts = _experts(parts, base, name, wrong)
     dtype = document.get("out_dtype") or document.get("dtype")
     if dtype is not None and dtype not in _DTYPES:
         wrong.append(f"dtype {dtype!r}: one of {', '.join(_DTYPES)}")
-    _check_parameters(parts, document, name, wrong)
+    if not wrong:
+        _check_parameters(parts, document, name, wrong)
     if wrong:
         raise UserError(
             f"{path} asks for what is not supported here:\n  " + "\n  ".join(wrong)
@@ -145,10 +147,16 @@ def _parts(document: Mapping[str, Any], wrong: list[str]) -> list[_Part]:
         if extra := set(one) - {"sources", "parameters", "base_model"}:
             wrong.append(f"{where}: {', '.join(sorted(extra))}")
         models = _models(sources, where, wrong)
+        _require_keys(one.get("parameters"), f"{where}: parameters", wrong)
         parts.append(_Part(models, one.get("parameters") or {}, layers))
     if not parts and not wrong:
         wrong.append("slices: a list of at least one")
     return parts
+
+
+def _require_keys(parameters: Any, where: str, wrong: list[str]) -> None:
+    if parameters is not None and not isinstance(parameters, dict):
+        wrong.append(f"{where} must be keys with values")
 
 
 def _is_range(value: Any) -> bool:
@@ -166,10 +174,8 @@ def _models(listed: Any, where: str, wrong: list[str]) -> list[tuple[str, Mappin
             continue
         if "+" in model:
             wrong.append(f"{model}: merge the LoRA into its model first")
+        _require_keys(entry.get("parameters"), f"{model}: parameters", wrong)
         parameters = entry.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            wrong.append(f"{model}: parameters must be keys with values")
-            parameters = {}
         if extra := set(entry) - {"model", "parameters", "layer_range"}:
             wrong.append(f"{model}: {', '.join(sorted(extra))}")
         found.append((model, parameters))
@@ -201,15 +207,10 @@ def _check_parameters(parts, document, name: str, wrong: list[str]) -> None:
         for key, value in parameters.items():
             if key not in (*_PER_MODEL, *_SHARED):
                 wrong.append(f"parameter {key}")
-            elif key == "rescale" and value is True:
-                wrong.append(_RESCALE)
+            elif key == "rescale" and value is True and name == "ties":
+                wrong.append("rescale: true with ties (the default is false)")
             elif key in ("normalize", "rescale") and type(value) is not bool:
                 wrong.append(f"{key}: true or false, the same for all tensors")
-    dare = name.startswith("dare")
-    if dare and not any(
-        "rescale" in p for p in (shared, *(q.parameters for q in parts))
-    ):
-        wrong.append(_RESCALE)
     for part in parts:
         for model, parameters in part.models:
             for key in parameters:
@@ -224,12 +225,6 @@ def _check_parameters(parts, document, name: str, wrong: list[str]) -> None:
                 wrong.append(f"{key}: {parameters[key]!r} is no number or list of them")
             elif sliced and key in parameters and _is_gradient(parameters[key]):
                 wrong.append(f"{key}: a gradient within slices; write it over models")
-
-
-_RESCALE = (
-    "rescale: true, which is mergekit's default for DARE, scales by the ratio of L1 "
-    "norms; write rescale: false, or use this package's dare, which divides by density"
-)
 
 
 def _is_value(value: Any) -> bool:
@@ -308,6 +303,8 @@ def _method(part, document, name, base, condition: str) -> str:
     shared = {**(document.get("parameters") or {}), **part.parameters}
     normalize = shared.get("normalize", defaults["normalize"])
     settings = {"normalize": repr(normalize)}
+    if name.startswith("dare"):
+        settings["rescale"] = repr(shared.get("rescale", True))
     per_model = [
         {**shared, **p} for model, p in part.models if _counts(model, base, name)
     ]

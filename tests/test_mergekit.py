@@ -107,7 +107,7 @@ def test_everything_that_is_not_supported_is_listed_at_once(tmp_path):
             """
 merge_method: dare_ties
 models:
-  - {model: a+lora, parameters: {weight: heavy, gamma: 1}}
+  - {model: a+lora, parameters: 3}
 tokenizer: {source: union}
 dtype: int8
 """,
@@ -115,18 +115,57 @@ dtype: int8
     for words in (
         "tokenizer: leave it out",
         "a+lora: merge the LoRA",
-        "weight: 'heavy' is no number",
-        "a+lora: parameter gamma",
+        "a+lora: parameters must be keys",
         "dare_ties needs base_model",
         "dtype 'int8'",
-        "rescale: true, which is mergekit's default",
     ):
         assert words in str(caught.value)
+
+
+def test_parameters_that_are_not_supported_are_listed_at_once(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read(
+            tmp_path,
+            """
+merge_method: ties
+base_model: base
+models:
+  - {model: a, parameters: {weight: heavy, gamma: 1}}
+parameters: {rescale: true, normalize: [0, 1]}
+""",
+        )
+    for words in (
+        "weight: 'heavy' is no number",
+        "a: parameter gamma",
+        "rescale: true with ties",
+        "normalize: true or false",
+    ):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("said", "expected"), [("", True), ("rescale: false", False)])
+def test_dare_rescales_unless_told_not_to(tmp_path, said, expected):
+    merge = read(
+        tmp_path,
+        f"""
+merge_method: dare_ties
+base_model: base
+parameters: {{{said}}}
+models:
+  - {{model: a, parameters: {{weight: 1.0, density: 0.5}}}}
+  - {{model: b, parameters: {{weight: 1.0, density: 0.4}}}}
+""",
+    )
+    asked = methods.get(
+        "dare_ties@mergekit", density=(0.5, 0.4), weights=(1, 1), rescale=expected
+    )
+    assert set(treated(merge).values()) == {asked}
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("merge_method: [ties]", "is not supported; linear"),
         ("merge_method: slerp", "'slerp' is not supported; linear"),
         ("- 1", "holds no keys"),
         ("a: [", "is no YAML"),

@@ -12,9 +12,10 @@ from etils import epath
 from merging.checkpoints import safetensors
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer
-from merging.errors import nearest
+from merging.errors import UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
+_NOT_READ = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 
 
 def open_checkpoint(uri: str | os.PathLike) -> Source:
@@ -23,10 +24,13 @@ def open_checkpoint(uri: str | os.PathLike) -> Source:
     Raises:
       MissingCheckpoint: nothing has that name.
       CorruptCheckpoint: its metadata can't be read.
+      UserError: its format is not read here.
     """
     uri = os.fspath(uri)
-    if safetensors.holds_safetensors(epath.Path(uri)):
+    path = epath.Path(uri)
+    if safetensors.holds_safetensors(path):
         return safetensors.SafetensorsSource(uri)
+    _refuse_other_formats(path)
     from merging.checkpoints.orbax_source import OrbaxSource
 
     return OrbaxSource(uri)
@@ -59,6 +63,18 @@ def create(
 
         return OrbaxWriter(uri, abstract)
     raise nearest("format", format, FORMATS)
+
+
+def _refuse_other_formats(path: epath.Path) -> None:
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    found = sorted(f.name for f in files if f.suffix in _NOT_READ)
+    if found:
+        raise UserError(
+            f"{path} holds {', '.join(found)}; safetensors and Orbax are read here. "
+            "PyTorch's files are pickles, which can run code when they are opened, and "
+            "GGUF is quantised: save the model as safetensors first "
+            "(save_pretrained of transformers does)."
+        )
 
 
 def granularity(

@@ -199,8 +199,8 @@ def ties_mergekit(
 
 
 @_preset(
-    "mergekit 0.1.5, dare_linear with rescale: false",
-    "θ = θ₀ + λ Σ wᵢ(m ⊙ Δᵢ) [/ Σ wᵢ], m ~ Bernoulli(density)",
+    "mergekit 0.1.5, dare_linear",
+    "θ = θ₀ + λ Σ wᵢ(m ⊙ Δᵢ / density) [/ Σ wᵢ], m ~ Bernoulli(density)",
     name="dare_linear@mergekit",
 )
 def dare_linear_mergekit(
@@ -208,11 +208,16 @@ def dare_linear_mergekit(
     scale: float = 1.0,
     weights: Weights = None,
     normalize: bool = False,
+    rescale: bool = True,
 ) -> Method:
-    """Drop at random and add; without mergekit's rescaling by the ratio of L1 norms."""
+    """Drop at random, rescale, and add.
+
+    The rescaling is the published one, 1 / density; mergekit's is the ratio of the
+    tensor's L1 norms before and after its drop, of which that is the expectation.
+    """
     return compose(
         "dare_linear@mergekit",
-        drop(density, rescale=False),
+        drop(density, rescale),
         combiner=combiners.mean() if normalize else combiners.sum(),
         scale=scale,
         weights=weights,
@@ -220,8 +225,8 @@ def dare_linear_mergekit(
 
 
 @_preset(
-    "mergekit 0.1.5, dare_ties with rescale: false",
-    "DARE's drop, then mergekit's election; a sum unless normalize",
+    "mergekit 0.1.5, dare_ties",
+    "DARE's drop and rescale, then mergekit's election; a sum unless normalize",
     name="dare_ties@mergekit",
 )
 def dare_ties_mergekit(
@@ -229,11 +234,12 @@ def dare_ties_mergekit(
     scale: float = 1.0,
     weights: Weights = None,
     normalize: bool = False,
+    rescale: bool = True,
 ) -> Method:
-    """Drop and elect; without mergekit's rescaling by the ratio of L1 norms."""
+    """Drop, rescale as `dare_linear@mergekit` does, and elect."""
     return compose(
         "dare_ties@mergekit",
-        drop(density, rescale=False),
+        drop(density, rescale),
         combiner=_election_of_mergekit(normalize),
         scale=scale,
         weights=weights,

@@ -14,6 +14,8 @@ from merging.errors import UserError
 
 # What the base is called beside the experts' names.
 BASE = "the base"
+# What Hugging Face's models call their output weights; not there where they are tied.
+_HEAD = "lm_head.weight"
 
 
 class Inputs(NamedTuple):
@@ -61,8 +63,7 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         {name: open_checkpoint(experts[name]) for name in names},
         tuple(given.index(name) for name in names),
     )
-    trees = zip(inputs.names, (s.abstract for s in inputs.sources), strict=True)
-    tree.require_same_structure(dict(trees))
+    _require_same_leaves(inputs)
     _require_known_dtypes(inputs)
     return inputs
 
@@ -113,6 +114,28 @@ def require_free_output(output: str, inputs: Sequence[str]) -> None:
             raise UserError(
                 f"the output {output} lies in the input {uri}; choose a folder outside."
             )
+
+
+def _require_same_leaves(inputs: Inputs) -> None:
+    trees = zip(inputs.names, (s.abstract for s in inputs.sources), strict=True)
+    lines = tree.differences(dict(trees))
+    if not lines:
+        return
+    advice = ["Merge models of one architecture."]
+    heads = [_HEAD in leaves for leaves in inputs.abstracts]
+    if any(heads) and not all(heads):
+        advice.append(
+            f"Where there is no {_HEAD}, the output weights are tied to the embedding:"
+            " save that model with them untied, or the others with them tied."
+        )
+    if any("embed" in line and ": shape" in line for line in lines):
+        advice.append("For vocabularies of two sizes, resize the embeddings first.")
+    raise UserError(
+        "the models do not have the same leaves:\n  "
+        + "\n  ".join(lines)
+        + "\n"
+        + " ".join(advice)
+    )
 
 
 def _require_known_dtypes(inputs: Inputs) -> None:

@@ -92,6 +92,11 @@ def mergekit(folder: Path, method: str, models: Models, output: Path) -> Command
     config = output.with_name(f"{output.name}.yml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(_mergekit_config(CONTESTS[method], models))
+    return mergekit_yaml(folder, config, output)
+
+
+def mergekit_yaml(folder: Path, config: Path, output: Path) -> Command:
+    """Return the command that merges a YAML file with mergekit."""
     program = str(folder / "bin" / "mergekit-yaml")
     options = "--no-copy-tokenizer --no-write-model-card --random-seed 0 --quiet"
     return Command(

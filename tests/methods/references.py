@@ -80,14 +80,18 @@ def ties_mergekit(base, experts, seed, weights, density, scale, normalize):
     return _add(base, _elected(kept, weights, normalize), scale)
 
 
-def dare_linear_mergekit(base, experts, seed, weights, density, scale, normalize):
-    dropped = _drop(base, experts, seed, density, rescale=False)
+def dare_linear_mergekit(
+    base, experts, seed, weights, density, scale, normalize, rescale
+):
+    dropped = _drop(base, experts, seed, density, rescale)
     merged = _weighted_sum(dropped, weights)
     return _add(base, _normalized(merged, weights, normalize), scale)
 
 
-def dare_ties_mergekit(base, experts, seed, weights, density, scale, normalize):
-    dropped = _drop(base, experts, seed, density, rescale=False)
+def dare_ties_mergekit(
+    base, experts, seed, weights, density, scale, normalize, rescale
+):
+    dropped = _drop(base, experts, seed, density, rescale)
     return _add(base, _elected(dropped, weights, normalize), scale)
 
 

@@ -1,11 +1,14 @@
 """Bad input of a streaming merge: one message that names it, before any work."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
 
 from merging import UserError, stream
+from merging.telemetry import Progress
 
 
 def attempt(base, experts, output, method="ties()", **settings):
@@ -43,6 +46,54 @@ def test_models_that_differ_are_listed_leaf_by_leaf(own, tmp_path):
     ):
         assert words in str(caught.value)
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_tied_weights_and_other_vocabularies_are_said_to_be_that(own, tmp_path):
+    def change(leaves):
+        leaves["lm_head.weight"] = leaves["model.embed_tokens.weight"]
+        leaves["model.embed_tokens.weight"] = np.zeros((601, 130), jnp.bfloat16)
+
+    bad = spoiled(tmp_path / "bad", change)
+    with pytest.raises(UserError) as caught:
+        attempt(own[0], [bad], tmp_path / "out")
+    for words in (
+        "lm_head.weight: in 'bad', but not in 'the base'",
+        "tied to the embedding: save",
+        "model.embed_tokens.weight: shape (601, 130) in 'bad', (600, 130)",
+        "resize the embeddings",
+    ):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf"])
+def test_pickles_and_quantised_models_are_not_opened(own, tmp_path, name):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / name).write_bytes(b"cos\nsystem\n(S'touch x'\ntR.")
+    with pytest.raises(UserError, match=f"holds {name}.*save the model as safetensors"):
+        attempt(own[0], [tmp_path / "other"], tmp_path / "out")
+
+
+def test_a_model_that_is_cut_short_during_the_merge_is_named(own, tmp_path):
+    """The second pass meets a file that lost its end after the first one."""
+    torn = own[1]["e1"]
+    weights = Path(torn) / "model.safetensors"
+    whole = weights.read_bytes()
+
+    class Tearing(Progress):
+        def advance(self, amount, note=""):
+            if note == "counting magnitudes":
+                weights.write_bytes(whole[: len(whole) // 2])
+            super().advance(amount, note)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merging.telemetry.Progress", Tearing)
+        with pytest.raises(
+            UserError, match=r"e1.*model\.safetensors.*damaged"
+        ) as caught:
+            attempt(own[0], own[1].values(), tmp_path / "out", memory_budget="700kB")
+    assert "model." in str(caught.value)
+    weights.write_bytes(whole)
+    attempt(own[0], own[1].values(), tmp_path / "out", memory_budget="700kB")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
