@@ -68,16 +68,16 @@ class Pipeline:
         wanted: Callable[[Group], Sequence[int]],
         work: Callable[[Loaded], None],
     ) -> Iterator[Block]:
-        """Read blocks in order, work on several at a time, and yield each when done.
+        """Read blocks, work on several at a time, and yield each when done.
 
         Args:
-          numbers: places in the plan, in the order to read them.
+          numbers: places in the plan, in order.
           wanted: which models of a group to read, by their places among the sources.
           work: called in a thread; what it was given is valid until it returns.
         """
         waiting: collections.deque[tuple[Block, Future]] = collections.deque()
         try:
-            for number in numbers:
+            for number in self._shapes_first(numbers):
                 if not self._slots:
                     block, job = waiting.popleft()
                     self._slots.append(job.result())
@@ -94,6 +94,17 @@ class Pipeline:
                 yield block
         finally:
             wait([job for _, job in waiting if not job.cancel()])
+
+    def _shapes_first(self, numbers: Sequence[int]) -> list[int]:
+        """Put one block of each shape first: then their programs compile together."""
+        blocks = self._plan.blocks
+        first: dict[tuple, int] = {}
+        for number in numbers:
+            block = blocks[number]
+            shape = (block.group, self._rows(block), block.columns)
+            first.setdefault(shape, number)
+        early = set(first.values())
+        return sorted(numbers, key=lambda number: number not in early)
 
     def load(self, block: Block) -> Loaded:
         """Read a block of all models, which need not be one of the plan's."""
