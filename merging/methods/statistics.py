@@ -138,7 +138,7 @@ class _Bracket(NamedTuple):
     at_high: np.ndarray
 
 
-def _descend(ask, ranks, totals, top, guesses=None):
+def _descend(ask, ranks, totals, top, guesses=None, at_top=0):
     """Find for each unit the largest c in [0, top) whose count is at least the rank.
 
     Stops early at a c whose count *is* the rank: it keeps the same elements.
@@ -147,11 +147,12 @@ def _descend(ask, ranks, totals, top, guesses=None):
       ask: generator function from trials [units, 3] to the counts at them.
       ranks: int64 [units].
       totals: the count at 0, int64 [units].
-      top: the count there is known to be 0 (or below the rank); scalar or [units].
+      top: the count there is known to be below the rank; scalar or [units].
       guesses: trials to begin with, or None.
+      at_top: the count there, scalar or [units]; interpolation needs it.
     """
     zeros = np.zeros_like(ranks)
-    bracket = _Bracket(zeros, zeros + top, totals.copy(), zeros)
+    bracket = _Bracket(zeros, zeros + top, totals.copy(), zeros + at_top)
     stalled = np.zeros(ranks.shape, bool)
     while True:
         low, high, at_low, at_high = bracket
@@ -179,7 +180,7 @@ def _trials(bracket: _Bracket, ranks: np.ndarray, stalled: np.ndarray) -> np.nda
     """
     width = bracket.high - bracket.low
     inside = np.maximum(bracket.at_low - bracket.at_high, 1)
-    position = (bracket.at_low - ranks) / inside
+    position = np.clip((bracket.at_low - ranks) / inside, 0, 1)
     spread = np.minimum(2 * np.sqrt(inside * position * (1 - position)) / inside, 0.25)
     around = np.stack([position - spread, position, position + spread], axis=1)
     quarters = np.broadcast_to([0.25, 0.5, 0.75], around.shape)
@@ -209,7 +210,7 @@ def _tie_cutoffs(threshold, sizes, group, places):
         trial = np.where(cuts < 0, -1, threshold[:, None])
         return (yield Kept(trial, sizes[:, None] - np.maximum(cuts, 0)))
 
-    found = yield from _descend(ask, wanted, counts[:, 1], sizes)
+    found = yield from _descend(ask, wanted, counts[:, 1], sizes, at_top=counts[:, 0])
     return np.where(cut_inside, sizes - found.low, cutoff)
 
 

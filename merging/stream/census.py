@@ -4,11 +4,13 @@ A question asks how many elements a few trial rules would keep, and the next que
 depends on the answer. A pass over checkpoints is dear, so it counts more than was
 asked: the trials lie close together around the threshold, and a pass takes the whole
 histogram of the magnitudes between them, key by key. The questions that follow fall
-inside it and are answered from memory; one that does not takes another pass.
+inside it and are answered from memory; one that does not takes another pass. Where
+elements on a threshold are told apart by their index, the places of those between the
+trials are kept in the same way.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,10 @@ from merging.methods import Kept
 BINS = 2**23
 # Keys on either side of the trials; 2**23 are an octave.
 MARGIN = 2**14
+# Bins for a leaf in memory: few, as there is one for each leaf and expert.
+DIRECT_BINS = 2**17
+# Places of elements on a threshold that are kept for one expert, 8 bytes each.
+PLACES = 2**21
 # Elements that NumPy works on at a time, to stay in the cache.
 CHUNK = 2**17
 
@@ -44,23 +50,37 @@ class Census:
         together or for each leaf; with cutoffs, the elements on the thresholds.
       units: rows of this and all other questions of the pass, which share `BINS`.
       key_dtype: of the magnitude keys.
+      bins: of all windows together.
     """
 
-    def __init__(self, question: Kept, units: int, key_dtype: np.dtype):
+    def __init__(
+        self, question: Kept, units: int, key_dtype: np.dtype, bins: int = BINS
+    ):
         self.question = question
         self._rows = len(question.threshold)
         self._type = np.dtype(key_dtype).type
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
         self._counts = np.zeros(question.threshold.shape, np.int64)
-        if question.cutoff is None:
-            for row, trials in enumerate(question.threshold):
-                if (trials >= 0).all():
-                    self._windows[row] = _window(trials, BINS // units)
+        # Of each row, the places of elements on its threshold, between its trials.
+        self._places: dict[int, list[np.ndarray]] = {}
+        self._held = np.zeros(1, np.int64)
+        for row, trials in enumerate(question.threshold):
+            if (trials < 0).any():
+                continue
+            if question.cutoff is None:
+                self._windows[row] = _window(trials, bins // units)
+            else:
+                self._places[row] = []
 
     def add(self, leaf: int, start: int, keys: np.ndarray) -> None:
         """Count a piece: the keys of elements [start, start + len) of a leaf."""
         row = leaf if self._rows > 1 else 0
+        if self.question.cutoff is not None:
+            if row in self._places:
+                for at in range(0, len(keys), CHUNK):
+                    self._add_places(row, start + at, keys[at : at + CHUNK])
+            return
         window = self._windows.get(row)
         outside = [
             trial
@@ -69,8 +89,8 @@ class Census:
         ]
         for at in range(0, len(keys), CHUNK):
             chunk = keys[at : at + CHUNK]
-            counts = [self._count(row, t, start + at, chunk) for t in outside]
-            counts = np.array(counts, np.int64)
+            trials = self.question.threshold[row, outside].astype(self._type)
+            counts = np.array([np.count_nonzero(chunk >= t) for t in trials], np.int64)
             inside, above = (None, 0) if window is None else self._inside(window, chunk)
             with self._lock:  # several blocks are counted at a time
                 self._counts[row, outside] += counts
@@ -105,10 +125,15 @@ class Census:
     def totals(self) -> list[np.ndarray]:
         """Return the arrays that processes add up, in place; all of one dtype."""
         windows = [a for w in self._windows.values() for a in (w.counts, w.above)]
-        return [self._counts, *windows]
+        return [self._counts, self._held, *windows]
 
     def finish(self) -> None:
         """Make ready to answer, when everything is counted and added up."""
+        if self._held[0] > PLACES:
+            self._places.clear()
+        for row, parts in self._places.items():
+            merged = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+            self._places[row] = [np.sort(merged)]
         for row, window in self._windows.items():
             # How many lie on a key or above it; last, on the window's end.
             sums = np.cumsum(window.counts[::-1])[::-1] + window.above[0]
@@ -119,16 +144,36 @@ class Census:
         """Return whether everything that is asked was counted."""
         if question is self.question:
             return True
-        if question.cutoff is not None or len(question.threshold) != self._rows:
+        if len(question.threshold) != self._rows:
             return False
+        asked = [r for r, trials in enumerate(question.threshold) if trials[0] >= 0]
+        if question.cutoff is None:
+            return all(
+                row in self._windows
+                and self._windows[row].holds(question.threshold[row]).all()
+                for row in asked
+            )
         return all(
-            row in self._windows and self._windows[row].holds(trials).all()
-            for row, trials in enumerate(question.threshold)
-            if (trials >= 0).all()
+            row in self._places
+            and (question.threshold[row] == self.question.threshold[row, 0]).all()
+            and question.cutoff[row].min() >= self.question.cutoff[row].min()
+            and question.cutoff[row].max() <= self.question.cutoff[row].max()
+            for row in asked
         )
 
-    def answer(self, question: Kept) -> np.ndarray:
-        """Return the counts: int64 of the thresholds' shape."""
+    def answer(
+        self, question: Kept, total: Callable[[list[np.ndarray]], None]
+    ) -> np.ndarray:
+        """Return the counts: int64 of the thresholds' shape.
+
+        Args:
+          question: one that is answered.
+          total: adds up arrays over the processes, in place.
+        """
+        if question is self.question and question.cutoff is not None:
+            return self._counts.copy()
+        if question.cutoff is not None:
+            return self._from_places(question, total)
         known = question is self.question
         counts = self._counts.copy() if known else np.zeros_like(self._counts)
         for row, window in self._windows.items():
@@ -137,6 +182,27 @@ class Census:
             counts[row, held] = window.sums[trials[held] - window.low]
         return counts
 
+    def _from_places(self, question: Kept, total) -> np.ndarray:
+        """Answer how many are kept before cutoffs that lie between the trials."""
+        counts = np.zeros(question.threshold.shape, np.int64)
+        for row in np.flatnonzero(question.threshold[:, 0] >= 0):
+            counts[row] = np.searchsorted(self._places[row][0], question.cutoff[row])
+        total([counts])
+        first = self.question.cutoff.argmin(axis=1)
+        return counts + self._counts[np.arange(self._rows), first][:, None]
+
+    def _add_places(self, row: int, start: int, keys: np.ndarray) -> None:
+        threshold = self._type(self.question.threshold[row, 0])
+        cutoffs = self.question.cutoff[row]
+        tied = np.flatnonzero(keys == threshold) + start
+        counts = np.count_nonzero(keys > threshold) + np.searchsorted(tied, cutoffs)
+        low, high = np.searchsorted(tied, [cutoffs.min(), cutoffs.max()])
+        with self._lock:
+            self._counts[row] += counts
+            self._held += high - low
+            if self._held[0] <= PLACES:
+                self._places[row].append(tied[low:high])
+
     def _inside(self, window: _Window, keys: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the keys in the window, from its start, and how many lie above."""
         # What lies below the window wraps around to the far end.
@@ -144,11 +210,6 @@ class Census:
         inside = places[places < self._type(len(window.counts))]
         last = self._type(window.low + len(window.counts) - 1)
         return inside, np.count_nonzero(keys > last)
-
-    def _count(self, row: int, trial: int, start: int, keys: np.ndarray) -> int:
-        cutoff = self.question.cutoff
-        early = None if cutoff is None else int(cutoff[row, trial]) - start
-        return _kept(keys, self.question.threshold[row, trial], early)
 
 
 def _window(trials: np.ndarray, most: int) -> _Window:
@@ -166,36 +227,24 @@ def _window(trials: np.ndarray, most: int) -> _Window:
 
 
 class Direct:
-    """Answers for leaves that are in memory whole.
+    """Answers for a leaf that is in memory whole.
 
     Args:
-      leaves: the keys of each leaf, flat.
+      keys: of the leaf, flat.
     """
 
-    def __init__(self, leaves: Sequence[np.ndarray]):
-        self._leaves = leaves
+    def __init__(self, keys: np.ndarray):
+        self._keys = keys
+        self._census: Census | None = None
 
     def sample(self, leaf: int, stride: int) -> np.ndarray:
-        """Return every stride-th key of a leaf."""
-        return self._leaves[leaf][::stride]
+        """Return every stride-th key of the leaf."""
+        return self._keys[::stride]
 
     def count(self, question: Kept) -> np.ndarray:
         """Answer the question."""
-        counts = np.zeros(question.threshold.shape, np.int64)
-        for leaf, keys in enumerate(self._leaves):
-            row = leaf if len(counts) > 1 else 0
-            for trial, threshold in enumerate(question.threshold[row]):
-                cutoff = question.cutoff
-                early = None if cutoff is None else int(cutoff[row, trial])
-                if threshold >= 0:
-                    counts[row, trial] += _kept(keys, threshold, early)
-        return counts
-
-
-def _kept(keys: np.ndarray, threshold: int, early: int | None) -> int:
-    """Count the keys above the threshold, and those on it among the first `early`."""
-    threshold = keys.dtype.type(threshold)
-    if early is None or early >= len(keys):
-        return np.count_nonzero(keys >= threshold)
-    tied = np.count_nonzero(keys[: max(early, 0)] == threshold)
-    return np.count_nonzero(keys > threshold) + tied
+        if self._census is None or not self._census.answers(question):
+            self._census = Census(question, 1, self._keys.dtype, DIRECT_BINS)
+            self._census.add(0, 0, self._keys)
+            self._census.finish()
+        return self._census.answer(question, lambda arrays: None)

@@ -106,7 +106,7 @@ class Surveyor:
                 survey = _Survey(section, [chain[:stage]], [states])
                 put = self.put(survey, loaded)
                 keys = self.keys(survey, put, 0, model=expert + 1)
-                direct = Direct([keys.reshape(-1)[:size]])
+                direct = Direct(keys.reshape(-1)[:size])
                 inquiry = transform.inquire(
                     section.layout, name, self._seed, direct.sample
                 )
@@ -151,7 +151,10 @@ class Surveyor:
         }
         if new:
             censuses |= self._pass(survey, new)
-        return {e: censuses[e].answer(question) for e, question in questions.items()}
+        return {
+            e: censuses[e].answer(question, distributed.total)
+            for e, question in questions.items()
+        }
 
     def _pass(
         self, survey: "_Survey", questions: Mapping[int, Kept]

@@ -15,6 +15,10 @@ def keys(seed=0, n=200_000, kinds=None):
     return values.view(np.uint32)
 
 
+def alone(arrays):
+    """There is no other process to add up with."""
+
+
 def asked(*thresholds, cutoff=None):
     cut = None if cutoff is None else np.array([cutoff], np.int64)
     return Kept(np.array([thresholds], np.int64), cut)
@@ -38,7 +42,7 @@ def test_questions_inside_the_window_are_answered_without_another_pass(kinds, dt
     for question in (first, asked(low + 1, low + 77, high - 3), asked(low, high, high)):
         assert census.answers(question)
         expected = [np.count_nonzero(found >= t) for t in question.threshold[0]]
-        assert census.answer(question)[0].tolist() == expected
+        assert census.answer(question, alone)[0].tolist() == expected
 
 
 def test_a_question_outside_the_window_needs_another_pass():
@@ -58,7 +62,7 @@ def test_trials_too_far_apart_for_a_window_are_counted_themselves():
     census.add(0, 0, found)
     census.finish()
     expected = [np.count_nonzero(found >= t) for t in far.threshold[0]]
-    assert census.answer(far)[0].tolist() == expected
+    assert census.answer(far, alone)[0].tolist() == expected
 
 
 def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
@@ -68,7 +72,7 @@ def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
     for leaf, found in ((0, one), (1, one), (2, other)):
         census.add(leaf, 0, found)
     census.finish()
-    counts = census.answer(census.question)
+    counts = census.answer(census.question, alone)
     for leaf, found in ((0, one), (2, other)):
         expected = [np.count_nonzero(found >= t) for t in trials[leaf]]
         assert counts[leaf].tolist() == expected
@@ -85,8 +89,60 @@ def test_cutoffs_count_what_lies_on_the_threshold_and_early():
     census.finish()
     above, on = np.count_nonzero(found > threshold), found == threshold
     expected = [above + np.count_nonzero(on[:60_000]), above + np.count_nonzero(on)]
-    assert census.answer(question)[0].tolist() == expected
-    assert Direct([found]).count(question)[0].tolist() == expected
+    assert census.answer(question, alone)[0].tolist() == expected
+    assert Direct(found).count(question)[0].tolist() == expected
+
+
+def test_cutoffs_between_the_trials_are_answered_without_another_pass(monkeypatch):
+    found = keys(kinds=20)
+    threshold = int(np.sort(found)[-5000])
+    first = asked(*[threshold] * 3, cutoff=(50_000, 60_000, 90_000))
+
+    def census():
+        made = Census(first, 1, np.dtype(np.uint32))
+        for start in range(0, len(found), 70_000):
+            made.add(0, start, found[start : start + 70_000])
+        made.finish()
+        return made
+
+    inside = asked(*[threshold] * 3, cutoff=(50_000, 61_234, 89_999))
+    expected = [
+        np.count_nonzero(found > threshold) + np.count_nonzero(found[:cut] == threshold)
+        for cut in inside.cutoff[0]
+    ]
+    one = census()
+    assert one.answers(inside)
+    assert one.answer(inside, alone)[0].tolist() == expected
+    assert not one.answers(asked(*[threshold] * 3, cutoff=(49_999, 61_234, 89_999)))
+    assert not one.answers(asked(*[threshold + 1] * 3, cutoff=(50_000, 61_234, 89_999)))
+    monkeypatch.setattr("merging.stream.census.PLACES", 10)  # too many to keep
+    assert not census().answers(inside)
+
+
+def test_places_of_other_processes_are_added():
+    found = keys(kinds=20)
+    threshold = int(np.sort(found)[-5000])
+    first = asked(*[threshold] * 3, cutoff=(10, 100_000, 190_000))
+    halves = [Census(first, 1, np.dtype(np.uint32)) for _ in range(2)]
+    halves[0].add(0, 0, found[:90_000])
+    halves[1].add(0, 90_000, found[90_000:])
+    both = [sum(arrays) for arrays in zip(*(h.totals() for h in halves), strict=True)]
+    for half in halves:
+        for mine, everyone in zip(half.totals(), both, strict=True):
+            mine[...] = everyone
+        half.finish()
+    inside = asked(*[threshold] * 3, cutoff=(20_000, 95_000, 180_000))
+    shared = []
+    halves[1].answer(inside, lambda arrays: shared.append(arrays[0].copy()))
+
+    def add_the_other(arrays):
+        arrays[0] += shared[0]
+
+    expected = [
+        np.count_nonzero(found > threshold) + np.count_nonzero(found[:cut] == threshold)
+        for cut in inside.cutoff[0]
+    ]
+    assert halves[0].answer(inside, add_the_other)[0].tolist() == expected
 
 
 def test_counts_beyond_32_bits_are_exact():
@@ -95,7 +151,7 @@ def test_counts_beyond_32_bits_are_exact():
     for _ in range(3):  # three blocks of 2**31 elements on the threshold
         census.add_windowed(2**31, 2**31 + 1)
     census.finish()
-    assert census.answer(census.question)[0].tolist() == [
+    assert census.answer(census.question, alone)[0].tolist() == [
         3 * 2**32 + 3,
         3 * 2**32 + 3,
         3 * 2**31 + 3,
