@@ -146,6 +146,16 @@ def statistics_scope(method: Method) -> str:
     return "tensor" if method.cut == "tensor" or "tensor" in scopes else "none"
 
 
+def survey_passes(method: Method) -> int:
+    """Return how many passes before the merge find a method's statistics, as a rule.
+
+    A window of magnitudes that misses the threshold costs another. Exact ties cost two
+    more: how many there are, and where the last one that is kept lies.
+    """
+    ranked = [t for t in method.transforms if getattr(t, "scope", "row") != "row"]
+    return sum(3 if getattr(t, "ties", "") == "exact" else 1 for t in ranked)
+
+
 def make_plan(
     abstracts: Sequence[Mapping[str, jax.ShapeDtypeStruct]],
     treatment: Mapping[str, Method | None],

@@ -9,7 +9,7 @@ import numpy as np
 
 from merging import checkpoints, distributed, telemetry
 from merging.methods import Method
-from merging.plan import Block, Plan, make_plan, statistics_scope
+from merging.plan import Block, Plan, make_plan, survey_passes
 from merging.stream import blocks, manifest
 from merging.stream.inputs import Inputs
 from merging.stream.journal import Journal
@@ -224,17 +224,16 @@ def summary(job: Job, plan: Plan) -> str:
         of = [b for b in plan.blocks if b.group == number]
         elements = sum(b.elements for b in of)
         survey = sum(b.elements for b in of if not b.whole)
-        ranked = group.method is not None and statistics_scope(group.method) != "none"
-        passes = 2 if ranked and survey else 1
+        surveys = survey_passes(group.method) if group.method and survey else 0
         used = sum(d.itemsize for d in group.read)
-        read = used * (elements + (survey if passes == 2 else 0))
+        read = used * (elements + surveys * survey)
         lines.append(
             (
                 "kept" if group.method is None else group.method.name,
                 len(group.leaves),
                 f"{elements:,}",
                 len(of),
-                passes,
+                1 + surveys,
                 _bytes(read / processes),
                 _bytes(elements * group.dtype.itemsize / processes),
             )

@@ -109,7 +109,7 @@ def _turn(
     else:
         command = contenders.floor(method, models, output, sync="synced" in name)
     contenders.warm(method, models)
-    (usage,) = measuring.measure([command], options.workdir / "logs")
+    (usage,) = measuring.measure([command], options.workdir / "logs", interval=0.1)
     merge_trials.require(command, usage, output)
     shutil.rmtree(output)
     return usage

@@ -92,7 +92,9 @@ def main() -> int:
     print(contenders.versions(environment))
     rows = []
     for name, (method, models, more) in CASES.items():
-        text = f"merge_method: {method}\nbase_model: {base}\n{models.format(base=base)}"
+        # mergekit's linear would merge the base as well.
+        text = "" if method == "linear" else f"base_model: {base}\n"
+        text += f"merge_method: {method}\n{models.format(base=base)}"
         yaml = workdir / "case.yml"
         yaml.write_text(f"{text}\n{more}\ndtype: float32\n")
         peer = contenders.mergekit_yaml(environment, yaml, workdir / "theirs")

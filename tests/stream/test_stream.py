@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import models
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from merging import UserError, checkpoints, methods, resident, stream, tree
+from merging import UserError, checkpoints, main, methods, resident, stream, tree
+
+ROOT = Path(__file__).parents[2]
 
 ROWS = methods.compose(
     "rows",
@@ -140,6 +143,66 @@ def test_rules_treat_leaves_apart(family, tmp_path):
         delta = first[name].astype(np.float32) - old
         expected = (old + np.float32(scale) * delta).astype(jnp.bfloat16)
         assert leaves[name].tobytes() == expected.tobytes()
+
+
+def test_a_mergekit_yaml_and_rules_are_followed_from_the_command_line(
+    family, tmp_path, capsys
+):
+    base, experts = family
+    config = str(ROOT / "configs" / "merge" / "average.py")
+    listed = "".join(
+        f"  - {{model: {e}, parameters: {{weight: {w}, density: [0.2, 0.9]}}}}\n"
+        for e, w in zip(experts.values(), (1.0, 0.5, 2.0), strict=True)
+    )
+    (tmp_path / "merge.yml").write_text(
+        f"merge_method: ties\nbase_model: {base}\nmodels:\n{listed}"
+    )
+    command = ["merge", "--config", config, f"--config.output={tmp_path / 'out'}"]
+    status = main.main([*command, f"--config.merge_yaml={tmp_path / 'merge.yml'}"])
+    assert status == 0, capsys.readouterr().err
+    by_layer = "by_layer(0.2, 0.9)"
+    densities = f"density=({by_layer}, {by_layer}, {by_layer})"
+    expected = merged(
+        family,
+        f"ties@mergekit({densities}, weights=(1, 0.5, 2))",
+        tmp_path / "expected",
+    )
+    found = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert found == (expected / "model.safetensors").read_bytes()
+
+    command = ["merge", "--config", config, f"--config.output={tmp_path / 'apart'}"]
+    command += [
+        f"--config.base={base}",
+        f"--config.experts={','.join(experts.values())}",
+    ]
+    apart = "--config.rules=mlp => dare(density=0.5, scale=1), norm|scalar => base"
+    assert main.main([*command, apart]) == 0, capsys.readouterr().err
+    rules = json.loads((tmp_path / "apart" / "manifest.json").read_text())
+    assert rules["settings"]["leaf_rules"] == [
+        "mlp => dare(density=0.5, scale=1)",
+        "norm|scalar => base",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"), [("average", 1), ("ties", 2), ("rht", 4)]
+)
+def test_a_dry_run_prints_the_plan_and_makes_nothing(
+    family, tmp_path, capsys, method, passes
+):
+    base, experts = family
+    words = {
+        "base": base,
+        "experts": ",".join(experts.values()),
+        "output": tmp_path / "o",
+    }
+    command = ["merge", "--config", str(ROOT / "configs" / "merge" / f"{method}.py")]
+    command += [f"--config.{key}={word}" for key, word in words.items()]
+    assert main.main([*command, "--config.memory_budget=200kB", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith(method)]
+    assert int(row.split()[4]) == passes
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_manifest_repeats_the_merge_and_verify_notices_a_changed_byte(
