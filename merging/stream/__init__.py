@@ -106,6 +106,8 @@ def repeat(path: str | Path, output: str, **changes: Any) -> Path:
     experts = settings.pop("experts")
     inputs = open_inputs(settings["base"], experts)
     found = manifest.describe_inputs(inputs.names, inputs.sources)
+    if len(found) != len(record["inputs"]):
+        raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
     changed = [
         f"{old['uri']}"
         for old, new in zip(record["inputs"], found, strict=True)

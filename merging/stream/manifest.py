@@ -20,6 +20,17 @@ NAME = "manifest.json"
 VERSION = 1
 # Bytes that are read back at a time.
 PART = 2**23
+_SETTINGS: dict[str, Any] = {
+    "base": str | None,
+    "experts": dict,
+    "method": str,
+    "leaf_rules": list,
+    "seed": int,
+    "dtype": str | None,
+    "format": str,
+    "shard_size": str | int,
+    "companions": str | None,
+}
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 
 
@@ -120,13 +131,26 @@ def read(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"version {manifest['version']!r}")
         for leaf in leaves.values():
             str(leaf["sha256"])
+        for model in manifest["inputs"]:
+            str(model["uri"]), list(model["files"])
+        _require_settings(manifest["settings"])
     except OSError as error:
         raise UserError(f"there is no manifest at {path} ({error.strerror}).") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no manifest of version {VERSION}: {error!r}"
         ) from None
     return manifest
+
+
+def _require_settings(settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless these are a merge's arguments, each of its type."""
+    if settings.keys() != _SETTINGS.keys():
+        raise ValueError(f"settings {sorted(settings)}")
+    wrong = [k for k, of in _SETTINGS.items() if not isinstance(settings[k], of)]
+    words = [*settings["experts"].values(), *settings["leaf_rules"]]
+    if wrong or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"settings of a wrong type: {wrong or words}")
 
 
 def as_bytes(manifest: Mapping[str, Any]) -> bytes:

@@ -230,6 +230,24 @@ def test_a_manifest_is_not_repeated_with_other_inputs(tmp_path):
         stream.repeat(path / "manifest.json", str(tmp_path / "again"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"method": "ties()"}},
+        {"settings": 3},
+        {"inputs": None},
+        {"inputs": []},
+        {"leaves": {"w": "abc"}},
+        {"version": 7},
+    ],
+)
+def test_a_manifest_that_was_tampered_with_is_refused(family, tmp_path, change):
+    path = merged(family, "task_arithmetic()", tmp_path / "out") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        stream.repeat(path, str(tmp_path / "again"))
+
+
 def test_an_expert_given_twice_counts_twice_with_a_warning(family, tmp_path):
     base, experts = family
     with pytest.warns(UserWarning, match="more than once.*e0"):
