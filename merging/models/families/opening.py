@@ -121,10 +121,10 @@ def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
     """
     if "embed" not in found:
         return None
-    expected = tree.flatten(abstract(config))
-    dotted = {path.replace("/", "."): path for path in expected}
+    expected = abstract(config)
+    dotted = {path.replace("/", "."): path for path in tree.flatten(expected)}
     named = {name: dotted.get(name, name) for name in found}
-    ours = {path: found[name] for name, path in named.items()}
+    ours = tree.unflatten({path: found[name] for name, path in named.items()})
     if lines := tree.differences({CONFIG: expected, "the checkpoint": ours}):
         raise UserError(
             f"the leaves are not those of {CONFIG}'s model:\n  " + "\n  ".join(lines)
