@@ -35,7 +35,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
-        "bench": ["pytest>=8", "pytest-xdist>=3.6"],
+        # PyTorch and transformers are what family_parity.py compares with.
+        "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

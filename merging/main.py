@@ -102,6 +102,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from merging import config, convert
+
+    convert.run(config.load(arguments.config, arguments.overrides))
+    return 0
+
+
 def _sweep(arguments: argparse.Namespace) -> int:
     config, workdir = _config_and_workdir(arguments)
     from merging import sweep
@@ -185,7 +192,7 @@ def _takes_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="DIR", help="a merged checkpoint")
 
 
-def _takes_config(parser: argparse.ArgumentParser) -> None:
+def _takes_config_only(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         required=True,
@@ -193,6 +200,10 @@ def _takes_config(parser: argparse.ArgumentParser) -> None:
         help="a Python file with get_config(); its values are changed with"
         " --config.key=value, tuples as --config.key=a,b",
     )
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    _takes_config_only(parser)
     parser.add_argument(
         "--workdir",
         type=Path,
@@ -263,6 +274,24 @@ COMMANDS = {
         """,
         _takes_output,
         _verify,
+    ),
+    "convert": Command(
+        "turn a model of a known family into Orbax, or back into safetensors",
+        """\
+        Read a model with its config.json (Llama, Mistral, Qwen, Gemma, PaLM's shape)
+        and write it again: as Orbax with the decoder's leaves, layers stacked, to train
+        and shard; or as safetensors with the family's names, as transformers reads
+        them. Under a memory budget, whatever the model's size, and without changing a
+        bit of a weight. The output appears when it is complete.
+
+        examples:
+          merging convert --config configs/convert/to_orbax.py \\
+              --config.input=LLAMA --config.output=LLAMA_ORBAX
+          merging convert --config configs/convert/to_safetensors.py \\
+              --config.input=MERGED_ORBAX --config.output=MERGED
+        """,
+        _takes_config_only,
+        _convert,
     ),
     "sweep": Command(
         "train, merge, evaluate and report a whole grid, resumably",

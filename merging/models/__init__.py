@@ -1,6 +1,6 @@
 """One decoder, configured into families: plain dicts of arrays in, logits out."""
 
-from merging.models.config import DecoderConfig
+from merging.models.config import DecoderConfig, RopeScaling
 from merging.models.functional import (
     BOS,
     Params,
@@ -8,6 +8,7 @@ from merging.models.functional import (
     bind,
     forward,
     init,
+    logits,
     parameter_count,
     shift_right,
 )
@@ -20,11 +21,13 @@ __all__ = [
     "DecoderConfig",
     "Params",
     "Predictor",
+    "RopeScaling",
     "abstract",
     "bind",
     "forward",
     "init",
     "ladder",
+    "logits",
     "parameter_count",
     "predictor",
     "rules",

@@ -1,6 +1,7 @@
 """What a decoder is: one record of sizes and switches, checked when it is made."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -8,6 +9,26 @@ from merging.errors import UserError
 
 ACTIVATIONS = ("swiglu", "geglu")
 DTYPES = ("float32", "bfloat16", "float16")
+ROPE_SCALINGS = ("linear", "llama3")
+
+
+class RopeScaling(NamedTuple):
+    """How rotary frequencies are slowed for sequences longer than those trained on.
+
+    Attributes:
+      kind: ``"linear"`` divides all by `factor`; ``"llama3"`` only those that turn
+        less than `low` times within `original_length`, none that turn more than
+        `high` times, and blends in between.
+      factor: how many times longer the sequences are.
+      low, high: turns, for ``"llama3"``.
+      original_length: tokens of the first training's sequences, for ``"llama3"``.
+    """
+
+    kind: str
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original_length: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +45,19 @@ class DecoderConfig:
       mlp_width: hidden dimension of the gated MLP.
       activation: ``"swiglu"`` or ``"geglu"``.
       parallel_block: attention and MLP read the same normalised input (PaLM).
+      attention_bias: queries, keys and values have biases (Qwen 2).
+      qk_norm: each head's query and key are normalised before they are rotated.
+      post_norms: what attention and MLP add to the stream is normalised too (Gemma).
+      centred_gains: norms store their gain less one (Gemma).
+      query_scalar: scores are divided by its square root; `head_dim` if None.
+      attention_softcap: scores are squashed to within plus and minus this; or None.
+      logit_softcap: the same for the logits.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: how they are slowed for long sequences, or None.
+      window: how many tokens a local layer sees, the query's own among them.
+      local_layers: for each layer, whether it sees no further than the window; empty
+        if none does.
+      local_rope_theta: base in local layers, never scaled; None: as everywhere.
       norm_eps: added to the mean square in RMSNorm.
       tied_embeddings: the output projection is the embedding table.
       scaled_embeddings: embeddings enter the first block times sqrt(width).
@@ -34,6 +67,7 @@ class DecoderConfig:
       unroll: layers of one iteration of the scan; small models on a CPU are fastest
         with all of them (a third off a training step), large ones compile fastest at 1.
       max_length: longest sequence the model is meant for, BOS included.
+      bos_id: the token that opens every sequence.
 
     Raises:
       UserError: naming every field with an impossible value.
@@ -48,7 +82,18 @@ class DecoderConfig:
     mlp_width: int
     activation: str = "swiglu"
     parallel_block: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    centred_gains: bool = False
+    query_scalar: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
+    local_layers: tuple[bool, ...] = ()
+    local_rope_theta: float | None = None
     norm_eps: float = 1e-6
     tied_embeddings: bool = True
     scaled_embeddings: bool = True
@@ -57,6 +102,7 @@ class DecoderConfig:
     remat: bool = False
     unroll: int = 1
     max_length: int = 2048
+    bos_id: int = 0
 
     def __post_init__(self):
         if faults := _faults(self):
@@ -88,4 +134,29 @@ def _faults(config: DecoderConfig) -> list[str]:
     for name in ("dtype", "param_dtype"):
         if getattr(config, name) not in DTYPES:
             faults.append(f"{name} {getattr(config, name)!r} is none of {DTYPES}")
+    return faults + _attention_faults(config)
+
+
+def _attention_faults(config: DecoderConfig) -> list[str]:
+    faults = []
+    positive = ("query_scalar", "attention_softcap", "logit_softcap", "rope_theta")
+    for name in (*positive, "window", "local_rope_theta"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            faults.append(f"{name} = {value} must be positive")
+    if config.parallel_block and config.post_norms:
+        faults.append("parallel_block and post_norms exclude each other")
+    if config.local_layers and len(config.local_layers) != config.layers:
+        count = len(config.local_layers)
+        faults.append(f"local_layers speaks of {count} layers of {config.layers}")
+    if any(config.local_layers) and config.window is None:
+        faults.append("local_layers need a window")
+    if not 0 <= config.bos_id < max(config.vocab_size, 1):
+        faults.append(f"bos_id = {config.bos_id} is no token of {config.vocab_size}")
+    scaling = config.rope_scaling
+    if scaling is not None:
+        if scaling.kind not in ROPE_SCALINGS:
+            faults.append(f"rope_scaling {scaling.kind!r} is none of {ROPE_SCALINGS}")
+        if not (scaling.factor > 0 and 0 < scaling.low < scaling.high):
+            faults.append(f"{scaling} needs a positive factor and 0 < low < high")
     return faults

@@ -2,7 +2,9 @@
 
 RMSNorm, rotary positions (arXiv 2104.09864), grouped or multi-query attention (arXiv
 2305.13245), gated MLPs (arXiv 2002.05202), serial or parallel blocks (arXiv
-2204.02311). Outside this file a model is a config and a plain nested dict of arrays.
+2204.02311). What sets families apart is in the config: biases, further norms, soft
+caps, local layers. Outside this file a model is a config and a plain nested dict of
+arrays.
 """
 
 import functools
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from merging.models.config import DecoderConfig
+from merging.models.positions import Positions, rotate
 
 _ACTIVATION = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 
@@ -23,19 +26,6 @@ class Cache(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
-
-
-class Positions(NamedTuple):
-    """Where the tokens of a call stand, shared by all layers.
-
-    ``index`` [B or 1, T] absolute positions; ``sin`` and ``cos`` [B or 1, T, 1,
-    head_dim / 2]; ``mask`` [B or 1, T, S], true where a query may look at a key.
-    """
-
-    index: jax.Array
-    sin: jax.Array
-    cos: jax.Array
-    mask: jax.Array
 
 
 class Block(nnx.Module):
@@ -53,33 +43,74 @@ class Block(nnx.Module):
         self.value, self.output = matrix(width, keys), matrix(queries, width, branch)
         self.gate, self.up = matrix(width, hidden), matrix(width, hidden)
         self.down = matrix(hidden, width, branch)
-        self.attention_norm = _ones(width, config.param_dtype)
+        self.attention_norm = _gain(width, config)
         if not config.parallel_block:
-            self.mlp_norm = _ones(width, config.param_dtype)
+            self.mlp_norm = _gain(width, config)
+        if config.post_norms:
+            self.attention_post_norm = _gain(width, config)
+            self.mlp_post_norm = _gain(width, config)
+        if config.qk_norm:
+            self.query_norm = _gain(config.head_dim, config)
+            self.key_norm = _gain(config.head_dim, config)
+        if config.attention_bias:
+            self.query_bias = _constant(0, queries, config.param_dtype)
+            self.key_bias = _constant(0, keys, config.param_dtype)
+            self.value_bias = _constant(0, keys, config.param_dtype)
 
     def __call__(
-        self, x: jax.Array, where: Positions, cache: Cache | None
+        self,
+        x: jax.Array,
+        where: Positions,
+        cache: Cache | None,
+        local: jax.Array | None,
     ) -> tuple[jax.Array, Cache]:
-        """Return the stream [B, T, width] after this layer, and the layer's cache."""
-        eps = self.config.norm_eps
-        h = rms_norm(x, self.attention_norm[...], eps)
-        attended, cache = self._attend(h, where, cache)
+        """Return the stream [B, T, width] after this layer, and the layer's cache.
+
+        Args:
+          x: the stream before it.
+          where: the tokens' positions.
+          cache: what came before them, or None.
+          local: whether this is a local layer; None if all layers see alike.
+        """
+        h = _norm(self.config, self.attention_norm, x)
+        attended, cache = self._attend(h, where, cache, local)
         if self.config.parallel_block:
             return x + attended + self._mlp(h), cache
+        if self.config.post_norms:
+            attended = _norm(self.config, self.attention_post_norm, attended)
         x = x + attended
-        return x + self._mlp(rms_norm(x, self.mlp_norm[...], eps)), cache
+        out = self._mlp(_norm(self.config, self.mlp_norm, x))
+        if self.config.post_norms:
+            out = _norm(self.config, self.mlp_post_norm, out)
+        return x + out, cache
 
-    def _attend(self, h, where, cache):
-        split = (*h.shape[:2], -1, self.config.head_dim)
-        q = rotate(_apply(self.query, h).reshape(split), where.sin, where.cos)
-        k = rotate(_apply(self.key, h).reshape(split), where.sin, where.cos)
-        v = _apply(self.value, h).reshape(split)
+    def _attend(self, h, where, cache, local):
+        c, view = self.config, where.seen_by(local)
+        q, k, v = self._heads(h)
+        q, k = (rotate(x, view.sin, view.cos) for x in (q, k))
         if cache is not None:
             rows = jnp.arange(len(h))[:, None]
             k = cache.keys.at[rows, where.index].set(k)
             v = cache.values.at[rows, where.index].set(v)
-        out = attention(q, k, v, where.mask)
+        scale = (c.query_scalar or c.head_dim) ** -0.5
+        out = attention(q * scale, k, v, view.mask, softcap=c.attention_softcap)
         return _apply(self.output, out.reshape(*h.shape[:2], -1)), Cache(k, v)
+
+    def _heads(self, h):
+        """Return queries, keys and values, [B, T, heads, head_dim] each."""
+        split = (*h.shape[:2], -1, self.config.head_dim)
+        q, k, v = (_apply(w, h) for w in (self.query, self.key, self.value))
+        if self.config.attention_bias:
+            biases = (self.query_bias, self.key_bias, self.value_bias)
+            q, k, v = (
+                x + bias[...].astype(x.dtype)
+                for x, bias in zip((q, k, v), biases, strict=True)
+            )
+        q, k, v = (x.reshape(split) for x in (q, k, v))
+        if self.config.qk_norm:
+            q = _norm(self.config, self.query_norm, q)
+            k = _norm(self.config, self.key_norm, k)
+        return q, k, v
 
     def _mlp(self, h):
         gate = _ACTIVATION[self.config.activation](_apply(self.gate, h))
@@ -96,7 +127,7 @@ class Decoder(nnx.Module):
         # The last stream is normalised, so logits start at variance one.
         table = functools.partial(_normal, rngs, config.param_dtype, config.width**-0.5)
         self.embed = table(config.vocab_size, config.width)
-        self.final_norm = _ones(config.width, config.param_dtype)
+        self.final_norm = _gain(config.width, config)
         if not config.tied_embeddings:
             self.head = table(config.vocab_size, config.width)
 
@@ -118,13 +149,14 @@ class Decoder(nnx.Module):
         block, weights = nnx.split(self.layers)
 
         def layer(x, leaves):
-            weights, cache = leaves
-            return nnx.merge(block, weights)(x, where, cache)
+            weights, cache, local = leaves
+            return nnx.merge(block, weights)(x, where, cache, local)
 
         if c.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
-        x, cache = self._through(layer, x, (weights, cache))
-        return rms_norm(x, self.final_norm[...], c.norm_eps), cache
+        local = None if where.nearby is None else jnp.array(c.local_layers)
+        x, cache = self._through(layer, x, (weights, cache, local))
+        return _norm(c, self.final_norm, x), cache
 
     def _through(self, layer, x, leaves):
         """Scan the layers; few small ones run faster written out (see `unroll`)."""
@@ -145,27 +177,9 @@ class Decoder(nnx.Module):
             table[...].astype(hidden.dtype).T,
             preferred_element_type=jnp.float32,
         )
+        if self.config.logit_softcap is not None:
+            flat = _squashed(flat, self.config.logit_softcap)
         return flat.reshape(*hidden.shape[:-1], -1)
-
-
-def positions(config: DecoderConfig, index: jax.Array, mask: jax.Array) -> Positions:
-    """Return the rotary tables of absolute positions ``index`` [B or 1, T]."""
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (index[..., None] * frequency)[:, :, None, :]
-    dtype = config.dtype
-    return Positions(
-        index, jnp.sin(angle).astype(dtype), jnp.cos(angle).astype(dtype), mask
-    )
-
-
-def causal(config: DecoderConfig, length: int) -> Positions:
-    """Return the positions of a whole sequence: each sees itself and what precedes.
-
-    Rows are padded on the right, so no real token ever sees padding.
-    """
-    index = jnp.arange(length)[None]
-    return positions(config, index, index[:, :, None] >= index[:, None, :])
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
@@ -175,20 +189,22 @@ def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
     return (y * gain).astype(x.dtype)
 
 
-def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Rotate the two halves of each head of x [B, T, heads, head_dim] (RoPE)."""
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    softcap: float | None = None,
+) -> jax.Array:
     """Grouped-query attention; softmax in float32.
 
     Args:
-      q: [B, T, heads, head_dim].
+      q: [B, T, heads, head_dim], scaled.
       k: [B, S, kv_heads, head_dim].
       v: [B, S, kv_heads, head_dim].
       mask: [B or 1, T, S].
+      softcap: scores s become softcap · tanh(s / softcap).
 
     Returns:
       [B, T, heads, head_dim].
@@ -196,12 +212,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     rows, length, heads, size = q.shape
     kv_heads = k.shape[2]
     # All queries of a key head as one matrix: half the time of the five-axis einsum.
-    stacked = (q * size**-0.5).reshape(rows, length, kv_heads, -1, size)
+    stacked = q.reshape(rows, length, kv_heads, -1, size)
     stacked = stacked.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, size)
     scores = jnp.einsum(
         "bkmd,bskd->bkms", stacked, k, preferred_element_type=jnp.float32
     )
     scores = scores.reshape(rows, kv_heads, heads // kv_heads, length, -1)
+    if softcap is not None:
+        scores = _squashed(scores, softcap)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     weights = weights.reshape(rows, kv_heads, -1, weights.shape[-1])
@@ -225,5 +243,20 @@ def _matrix(rngs, dtype, fan_in, fan_out, gain=1.0) -> nnx.Param:
     return _normal(rngs, dtype, gain * fan_in**-0.5, fan_in, fan_out)
 
 
-def _ones(size, dtype) -> nnx.Param:
-    return nnx.Param(jnp.ones(size, dtype))
+def _norm(config: DecoderConfig, gain: nnx.Param, x: jax.Array) -> jax.Array:
+    scale = gain[...]
+    if config.centred_gains:
+        scale = 1 + scale.astype(jnp.float32)
+    return rms_norm(x, scale, config.norm_eps)
+
+
+def _squashed(x: jax.Array, most: float) -> jax.Array:
+    return most * jnp.tanh(x / most)
+
+
+def _gain(size: int, config: DecoderConfig) -> nnx.Param:
+    return _constant(0 if config.centred_gains else 1, size, config.param_dtype)
+
+
+def _constant(value: float, size: int, dtype) -> nnx.Param:
+    return nnx.Param(jnp.full(size, value, dtype))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from merging.models.config import DecoderConfig
-from merging.models.decoder import Decoder, causal
+from merging.models.decoder import Decoder
+from merging.models.positions import causal
 
 Params = dict[str, Any]
 BOS = 0  # the padding id opens every sequence, as in seqio's feature converters
@@ -39,14 +40,26 @@ def forward(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Arr
       tokens: ids [B, T] without BOS, rows padded on the right with 0. Position t sees
         BOS and ``tokens[:, :t]``, so padding never influences a real token.
     """
+    return logits(config, params, shift_right(tokens, config.bos_id))
+
+
+def logits(config: DecoderConfig, params: Params, inputs: jax.Array) -> jax.Array:
+    """Return logits [B, T, vocab_size] float32; ``[:, t]`` is for what follows t.
+
+    Args:
+      config: the decoder.
+      params: its parameters.
+      inputs: ids [B, T] as the model is to see them, BOS included; rows padded on the
+        right with anything.
+    """
     model = bind(config, params)
-    hidden, _ = model(shift_right(tokens), causal(config, tokens.shape[1]))
+    hidden, _ = model(inputs, causal(config, inputs.shape[1]))
     return model.logits(hidden)
 
 
-def shift_right(tokens: jax.Array) -> jax.Array:
+def shift_right(tokens: jax.Array, bos: int = BOS) -> jax.Array:
     """Return tokens [B, T] moved right by one, opened by BOS: the model's input."""
-    return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+    return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=bos)
 
 
 def bind(config: DecoderConfig, params: Params) -> Decoder:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from merging.models.config import DecoderConfig
-from merging.models.decoder import Cache, causal, positions
-from merging.models.functional import BOS, bind, shift_right
+from merging.models.decoder import Cache
+from merging.models.functional import bind, shift_right
+from merging.models.positions import causal, positions
 from merging.sharding import place_batch
 
 
@@ -61,7 +62,7 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
 def _score(config, params, tokens, prompt_lengths, lengths):
     model = bind(config, params)
     length = tokens.shape[1]
-    hidden, _ = model(shift_right(tokens), causal(config, length))
+    hidden, _ = model(shift_right(tokens, config.bos_id), causal(config, length))
     logits = model.logits(hidden)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -72,7 +73,7 @@ def _score(config, params, tokens, prompt_lengths, lengths):
 
 def _score_choices(config, params, tokens, lengths, choices):
     model = bind(config, params)
-    hidden, _ = model(_open(tokens), causal(config, tokens.shape[1] + 1))
+    hidden, _ = model(_open(config, tokens), causal(config, tokens.shape[1] + 1))
     log_p = jax.nn.log_softmax(model.logits(_at(hidden, lengths)))
     return jnp.take_along_axis(log_p, choices, axis=-1)
 
@@ -85,7 +86,7 @@ def _generate(config, params, tokens, lengths, max_new_tokens, eos_id):
     """
     model = bind(config, params)
     rows, length = tokens.shape
-    hidden, prompt = model(_open(tokens), causal(config, length + 1))
+    hidden, prompt = model(_open(config, tokens), causal(config, length + 1))
     room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
     cache = Cache(*(jnp.pad(leaf, room) for leaf in prompt))
     first = jnp.argmax(model.logits(_at(hidden, lengths)), axis=-1)
@@ -110,8 +111,8 @@ def _generate(config, params, tokens, lengths, max_new_tokens, eos_id):
     return jax.lax.while_loop(unfinished, extend, state)[-1]
 
 
-def _open(tokens: jax.Array) -> jax.Array:
-    return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=BOS)
+def _open(config: DecoderConfig, tokens: jax.Array) -> jax.Array:
+    return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=config.bos_id)
 
 
 def _at(hidden: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ class Recipe:
       final_learning_rate_fraction: share of the full rate that the cosine ends at.
       b1: decay of AdamW's first moment.
       b2: decay of its second moment.
-      weight_decay: decoupled (arXiv 1711.05101); of matrices, not of norms.
+      weight_decay: decoupled (arXiv 1711.05101); of matrices, not of norms or biases.
       clip_norm: bound of the gradient's global norm.
       dtype: of the forward and backward pass; parameters keep their own.
       checkpoint_every: steps between checkpoints; 0 for none.

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging import models, sharding, tree
-from merging.models.decoder import causal
+from merging.models.positions import causal
 from merging.training.recipe import Recipe
 
 Params = dict[str, Any]
@@ -131,7 +131,8 @@ def _placed(config, mesh, state):
 
 def _total(config, params, tokens, weights):
     model = models.bind(config, params)
-    hidden, _ = model(models.shift_right(tokens), causal(config, tokens.shape[1]))
+    inputs = models.shift_right(tokens, config.bos_id)
+    hidden, _ = model(inputs, causal(config, tokens.shape[1]))
     logits = model.logits(hidden)
     # A comparison, not a gather: no scatter in the gradient, and no gather of a
     # vocabulary that is split over devices.
@@ -157,4 +158,5 @@ def _adamw(n: Numbers) -> optax.GradientTransformation:
 
 
 def _matrices(params: Params) -> Params:
-    return tree.map_named(lambda path, _: not path.endswith("norm"), params)
+    plain = ("norm", "bias")
+    return tree.map_named(lambda path, _: not path.endswith(plain), params)

@@ -1,0 +1,24 @@
+"""Open families on the one decoder: their configs, and their tensors' names.
+
+A family is one page; another one is another page and a name in `reading`.
+"""
+
+from merging.models.families.family import Family, Leaf, fitted, leaves
+from merging.models.families.layout import gather, row_size, scatter
+from merging.models.families.opening import Model, load, open_model
+from merging.models.families.reading import FAMILIES, read_config
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Leaf",
+    "Model",
+    "fitted",
+    "gather",
+    "leaves",
+    "load",
+    "open_model",
+    "read_config",
+    "row_size",
+    "scatter",
+]

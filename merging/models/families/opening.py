@@ -1,0 +1,132 @@
+"""A model from a folder: its config.json, and its weights in either layout."""
+
+import dataclasses
+import math
+import os
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from merging import checkpoints, sharding, tree
+from merging.checkpoints import Source
+from merging.errors import UserError, nearest
+from merging.models.config import DTYPES, DecoderConfig
+from merging.models.families.family import Family, Leaf, fitted, leaves
+from merging.models.families.layout import gather
+from merging.models.families.reading import read_config
+from merging.models.functional import Params, abstract
+from merging.models.rules import rules
+
+CONFIG = "config.json"
+
+
+class Model(NamedTuple):
+    """A checkpoint whose config.json is known; no weight of it has been read.
+
+    Attributes:
+      family: what it is.
+      config: as a decoder.
+      leaves: {path: leaf} of the decoder, with the dtypes of the checkpoint.
+      source: its weights.
+      stored: {path: the leaf's path in the source}, if it has the decoder's layout;
+        None if it has the family's.
+    """
+
+    family: Family
+    config: DecoderConfig
+    leaves: dict[str, Leaf]
+    source: Source
+    stored: dict[str, str] | None
+
+    def read_into(self, path: str, start: int, out: np.ndarray) -> None:
+        """Fill `out` with elements [start, start + len) of a decoder's leaf.
+
+        Args:
+          path: of the leaf.
+          start: the first element, at the begin of a row.
+          out: one-dimensional, of the leaf's dtype, whole rows.
+        """
+        if self.stored is None:
+            gather(self.source, self.leaves[path], start, out)
+        else:
+            self.source.read_into(self.stored[path], start, out)
+
+
+def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
+    """Open a checkpoint of a known family, stacked (ours) or as the family has it.
+
+    Args:
+      uri: its folder, safetensors or Orbax.
+      described: the folder with its config.json, if it has none itself.
+
+    Raises:
+      UserError: no config.json, or one that can't be built here; leaves that are
+        missing, extra or of other shapes than it says, all of them listed.
+    """
+    uri = os.fspath(uri)
+    source = checkpoints.open_checkpoint(uri)
+    files = checkpoints.companions(described or uri)
+    if CONFIG not in files:
+        raise UserError(
+            f"{described or uri} holds no {CONFIG}, which says what model it is; name "
+            "a folder of the same model that does (companions)."
+        )
+    family, config = read_config(files[CONFIG].read_bytes())
+    table, found = leaves(family, config), tree.flatten(source.abstract)
+    stored = _stored(found, config)
+    if stored is None:
+        return Model(family, config, fitted(table, found), source, None)
+    dtypes = {path: np.dtype(found[name].dtype) for path, name in stored.items()}
+    table = {p: leaf._replace(dtype=dtypes[p]) for p, leaf in table.items()}
+    return Model(family, config, table, source, stored)
+
+
+def load(
+    uri: str | os.PathLike, *, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[DecoderConfig, Params]:
+    """Return a checkpoint's decoder and its parameters, ready for `forward`.
+
+    Args:
+      uri: the folder, with its config.json.
+      dtype: of the parameters and activations; as stored if None.
+      mesh: devices to shard the parameters over; the first device holds all if None.
+
+    Raises:
+      UserError: as `open_model`, or a mesh that does not divide the leaves.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise nearest("dtype", dtype, DTYPES)
+    model = open_model(uri)
+    shardings = {}
+    if mesh is not None:
+        chosen = sharding.shardings(abstract(model.config), rules(model.config), mesh)
+        shardings = tree.flatten(chosen)
+    params = {}
+    for path, leaf in model.leaves.items():
+        whole = np.empty(math.prod(leaf.shape), leaf.dtype)
+        model.read_into(path, 0, whole)
+        whole = whole.reshape(leaf.shape).astype(dtype or leaf.dtype)
+        params[path] = jax.device_put(whole, shardings.get(path))
+    stored = str(model.leaves["embed"].dtype)
+    both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
+    return dataclasses.replace(model.config, **both), tree.unflatten(params)
+
+
+def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
+    """Return {our path: path in the source}, or None for the family's layout.
+
+    A safetensors file made from an Orbax folder has dots where ours have slashes.
+    """
+    if "embed" not in found:
+        return None
+    expected = abstract(config)
+    dotted = {path.replace("/", "."): path for path in tree.flatten(expected)}
+    named = {name: dotted.get(name, name) for name in found}
+    ours = tree.unflatten({path: found[name] for name, path in named.items()})
+    if lines := tree.differences({CONFIG: expected, "the checkpoint": ours}):
+        raise UserError(
+            f"the leaves are not those of {CONFIG}'s model:\n  " + "\n  ".join(lines)
+        )
+    return {path: name for name, path in named.items()}
