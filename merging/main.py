@@ -117,6 +117,13 @@ def _sweep(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    from merging import sweep
+
+    _print_for_a_pipe(sweep.status(arguments.workdir))
+    return 0
+
+
 def _gates(arguments: argparse.Namespace) -> int:
     config, workdir = _config_and_workdir(arguments)
     from merging import sweep
@@ -237,6 +244,12 @@ def _takes_workdirs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _takes_workdir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workdir", type=Path, required=True, metavar="DIR", help="of a sweep"
+    )
+
+
 def _takes_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -306,10 +319,25 @@ COMMANDS = {
           merging sweep --config configs/scaling_curves/tiny.py \\
               --config.sizes=1x,8x --config.seeds=3 --workdir more
           merging sweep --config FILE.py --workdir DIR --shard 0/4   # one of 4 machines
+        Any number of these may share one workdir, with --shard or without: each takes
+        steps that no other works on, and `merging status --workdir DIR` shows them all.
         """,
         _takes_shard,
         _sweep,
         resumable=True,
+    ),
+    "status": Command(
+        "how far a sweep is: done, running, failed, and the time left",
+        """\
+        Show the grid of a sweep's workdir, whoever works on it and wherever: how many
+        steps are done, running or waiting, who runs them, the first line of each
+        failure, and the time left. Reads only.
+
+        examples:
+          merging status --workdir curves
+        """,
+        _takes_workdir,
+        _status,
     ),
     "report": Command(
         "figures, tables and verdicts from one or several runs",

@@ -232,9 +232,9 @@ def test_subsets_grow_by_adding_experts():
 def test_an_output_of_another_step_is_not_believed(tmp_path):
     grid = Grid(settings())
     store, step = Store(tmp_path), grid.base("1x", "pt")
-    with store.working(step) as folder:
-        assert folder.is_dir()
-        store.publish(step, {"test": {}})
+    claim, folder = store.take(step)
+    store.publish(step, folder, {"test": {}})
+    claim.finish()
     assert store.output(step)["test"] == {}
     (store.path(step) / "output.json").write_text('{"key": "other", "test": {}}')
     with pytest.raises(Broken, match="not this step's"):

@@ -8,9 +8,11 @@ from merging.sweep.driver import finish, open_store
 from merging.sweep.gates import gates
 from merging.sweep.rows import rows
 from merging.sweep.settings import Settings, read
+from merging.sweep.status import status
 from merging.sweep.steps import Grid, part, with_needs
+from merging.sweep.store import Store
 
-__all__ = ["Settings", "gates", "run"]
+__all__ = ["Settings", "gates", "run", "status"]
 
 
 def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
@@ -37,16 +39,30 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
         return store.workdir
     try:
         finish(chosen, settings, store, "sweep")
-    finally:
+    except BaseException:
         # What is finished stays usable when the rest fails.
-        found = rows(grid, with_needs(every), store, config_hash)
-        page = store.workdir / "report" / "index.html"
+        _record(grid, store, config_hash, report_too=False)
+        raise
+    found, page = _record(grid, store, config_hash, report_too=True)
+    print(report.summary_text(found))
+    print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
+    return page
+
+
+def _record(
+    grid: Grid, store: Store, config_hash: str, *, report_too: bool
+) -> tuple[list[results.Row], Path]:
+    """Write the rows of all that is finished, and the report when they changed.
+
+    One process at a time: the last of several that share the workdir sees every row.
+    """
+    page = store.workdir / "report" / "index.html"
+    with store.alone("results"):
+        found = rows(grid, with_needs(grid.targets()), store, config_hash)
         before = store.results.read_bytes() if store.results.exists() else b""
         results.write(store.results, found)
         if store.results.read_bytes() != before:
             page.unlink(missing_ok=True)
-    if not page.exists():
-        report.write_report(found, store.workdir / "report")
-    print(report.summary_text(found))
-    print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
-    return page
+        if report_too and not page.exists():
+            report.write_report(found, store.workdir / "report")
+    return found, page

@@ -9,18 +9,22 @@ import multiprocessing
 import os
 import queue
 import signal
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import NamedTuple
 
 from merging.errors import UserError
+from merging.sweep.claims import Claim
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
-from merging.sweep.store import Broken, Store
+from merging.sweep.store import Broken, Lost, Store
 from merging.telemetry import Progress
 
 RETRIES = 5  # of a step whose needs turn out broken
+LOOK_AGAIN = 2.0  # seconds until a step that another process works on is looked at
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 _state: dict = {}
 
@@ -39,6 +43,9 @@ def run(
 ) -> None:
     """Run the pending steps; those that a broken output spoils are run again.
 
+    Other processes, here or elsewhere, may run steps of the same workdir: what one of
+    them works on is left to it, and what needs that waits.
+
     Args:
       pending: unfinished steps, needs before those that need them.
     """
@@ -52,55 +59,118 @@ def run(
         initializer=_start_worker,
         initargs=(settings, str(store.workdir), ticks, os.getpid()),
     )
+    schedule = _Schedule(pool, workers, list(pending), store, progress)
     try:
-        _schedule(pool, workers, list(pending), store, progress, ticks)
+        schedule.run(ticks)
     except BaseException:
         for worker in multiprocessing.active_children():
             worker.kill()
+        schedule.give_up()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _schedule(pool, workers: int, waiting: list[Step], store, progress, ticks):
-    running: dict[Future, Step] = {}
-    shown = _Shown(progress)
-    spoiled: Counter[str] = Counter()
-    redone: set[str] = set()
-    while waiting or running:
-        unfinished = {s.key for s in waiting} | {s.key for s in running.values()}
-        ready = [s for s in waiting if not unfinished & {n.key for n in s.needs}]
-        # One waiting job per worker is enough to keep it busy; the order of the rest
-        # can still change.
-        room = 2 * workers - len(running)
-        for step in sorted(ready, key=_rank)[: max(0, room)]:
-            waiting.remove(step)
-            running[pool.submit(_run_in_worker, step)] = step
-        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        shown.update(ticks)
-        for future in done:
-            step = running.pop(future)
-            try:
-                future.result()
-            except Broken as broken:
-                spoiled[step.key] += 1
-                if spoiled[step.key] > RETRIES:
-                    raise
-                shown.restart(step)
-                waiting.insert(0, step)
-                redo = _spoiled(step, broken.key)
-                # Several steps may find the same one broken; it is redone once.
-                if redo.key not in redone:
-                    redone.add(redo.key)
-                    progress.message(f"warning: {broken}; doing that step again")
-                    store.discard(redo)
-                    shown.counted.pop(redo.key, None)
-                    progress.total += redo.cost
-                    waiting.insert(0, redo)
+class _Running(NamedTuple):
+    step: Step
+    claim: Claim
+
+
+class _Schedule:
+    """Which steps wait, run here, or are another process's."""
+
+    def __init__(self, pool, workers: int, waiting: list[Step], store, progress):
+        self._pool, self._workers, self._store = pool, workers, store
+        self._waiting = waiting
+        self._running: dict[Future, _Running] = {}
+        self._look_again: dict[str, float] = {}
+        self._progress = progress
+        self._shown = _Shown(progress)
+        self._spoiled: Counter[str] = Counter()
+        self._redone: set[str] = set()
+
+    def run(self, ticks) -> None:
+        """Return when every step is finished, by whomever."""
+        while self._waiting or self._running:
+            self._submit()
+            if self._running:
+                done, _ = wait(self._running, 0.5, FIRST_COMPLETED)
+            else:
+                done = ()
+                time.sleep(0.5)  # others do all that is left
+            self._shown.update(ticks, self._running.values())
+            for future in done:
+                self._settle(future)
+
+    def give_up(self) -> None:
+        """Tell the others that they may go on with what was running here."""
+        for step, claim in self._running.values():
+            claim.give_up("stopped", step.name)
+
+    def _submit(self) -> None:
+        unfinished = {s.key for s in self._waiting}
+        unfinished |= {step.key for step, _ in self._running.values()}
+        ready = [s for s in self._waiting if not unfinished & {n.key for n in s.needs}]
+        for step in sorted(ready, key=_rank):
+            # One waiting job is enough to keep the workers busy. The order of the rest
+            # can still change, and others may take them.
+            if len(self._running) > self._workers:
+                return
+            if self._look_again.get(step.key, 0.0) > time.monotonic():
                 continue
-            except UserError as error:
+            if self._store.finished(step):  # by another process
+                self._waiting.remove(step)
+                self._shown.finish(step)
+                continue
+            taken = self._store.take(step)
+            if taken is None:
+                self._look_again[step.key] = time.monotonic() + LOOK_AGAIN
+                continue
+            claim, folder = taken
+            self._waiting.remove(step)
+            future = self._pool.submit(_run_in_worker, step, folder)
+            self._running[future] = _Running(step, claim)
+
+    def _settle(self, future: Future) -> None:
+        step, claim = self._running.pop(future)
+        try:
+            future.result()
+        except Broken as broken:
+            claim.give_up("stopped", str(broken))
+            self._do_again(step, broken)
+        except Lost:
+            self._shown.restart(step)
+            self._waiting.insert(0, step)
+        except Exception as error:
+            lost = not claim.held()
+            first_line = (str(error) or repr(error)).splitlines()[0]
+            claim.give_up("failed", first_line)
+            if lost:  # its files were moved away under it
+                self._shown.restart(step)
+                self._waiting.insert(0, step)
+                return
+            if isinstance(error, UserError):
                 raise UserError(f"{step.name}: {error}") from error
-            shown.finish(step)
+            raise
+        else:
+            claim.finish()
+            self._shown.finish(step)
+
+    def _do_again(self, step: Step, broken: Broken) -> None:
+        self._spoiled[step.key] += 1
+        if self._spoiled[step.key] > RETRIES:
+            raise broken
+        self._shown.restart(step)
+        self._waiting.insert(0, step)
+        redo = _spoiled(step, broken.key)
+        # Several steps may find the same one broken; it is redone once.
+        if redo.key not in self._redone:
+            self._redone.add(redo.key)
+            self._progress.message(f"warning: {broken}; doing that step again")
+            self._store.discard(redo)
+            self._shown.counted.pop(redo.key, None)
+            self._progress.total += redo.cost
+            self._waiting.insert(0, redo)
 
 
 def _rank(step: Step) -> tuple:
@@ -122,7 +192,7 @@ class _Shown:
         self.progress = progress
         self.counted: dict[str, float] = {}
 
-    def update(self, ticks) -> None:
+    def update(self, ticks, running: Iterable[_Running]) -> None:
         latest: dict[str, tuple[float, float, str]] = {}
         while True:
             try:
@@ -130,6 +200,9 @@ class _Shown:
             except queue.Empty:
                 break
             latest[key] = (cost, share, note)
+        for step, claim in running:
+            if step.key in latest:
+                claim.tell(*latest[step.key][1:])
         for key, (cost, share, note) in latest.items():
             # A late tick must not take back what is finished.
             if cost * share > self.counted.get(key, 0.0):
@@ -179,7 +252,7 @@ def _start_worker(settings: Settings, workdir: str, ticks, parent: int) -> None:
     _state.update(settings=settings, store=Store(Path(workdir)), ticks=ticks)
 
 
-def _run_in_worker(step: Step) -> None:
+def _run_in_worker(step: Step, folder: Path) -> None:
     from merging.sweep import work
 
     ticks = _state["ticks"]
@@ -187,4 +260,4 @@ def _run_in_worker(step: Step) -> None:
     def tick(share: float, note: str = "") -> None:
         ticks.put((step.key, step.cost, share, note or step.name))
 
-    work.execute(step, _state["settings"], _state["store"], tick)
+    work.execute(step, _state["settings"], _state["store"], folder, tick)

@@ -3,21 +3,23 @@
 WORKDIR/config.json            whose run this is
 WORKDIR/data/                  training arrays and evaluation sets
 WORKDIR/steps/KIND/NAME-KEY/   a finished step: checkpoint/, output.json
-WORKDIR/partial/NAME-KEY/      a step being worked on, continued after a kill
+WORKDIR/partial/NAME-KEY.G/    a step being worked on, continued after a kill
+WORKDIR/claims/NAME-KEY.G      who works on it, the G-th to do so (see claims.py)
 WORKDIR/results.jsonl          the rows of all that is finished
 WORKDIR/report/
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from merging.errors import UserError
+from merging.sweep.claims import Claim, Claims, Holder
 from merging.sweep.steps import Step
 
 
@@ -36,11 +38,20 @@ class Broken(RuntimeError):
         return f"{self.name}: {self.reason}"
 
 
+class Lost(RuntimeError):
+    """Another process has taken over the step, since this one seemed to be gone."""
+
+
 class Store:
-    """The finished and unfinished steps of a workdir."""
+    """The finished and unfinished steps of a workdir, which many processes may share.
+
+    Args:
+      workdir: on a file system that all of them see.
+    """
 
     def __init__(self, workdir: Path):
         self.workdir = Path(workdir).absolute()
+        self.claims = Claims(self.workdir / "claims")
 
     @property
     def data(self) -> Path:
@@ -59,6 +70,9 @@ class Store:
           UserError: it holds another config's run.
         """
         path = self.workdir / "config.json"
+        # Looked at first: another process may be starting here, and writes this one
+        # file before any other.
+        others = [p for p in self.workdir.glob("*") if not p.name.endswith(".tmp")]
         if path.exists():
             try:
                 held = json.loads(path.read_text())["config_hash"]
@@ -72,7 +86,7 @@ class Store:
                     f" one is {config_hash}).\nTo continue that run, give its config"
                     f" (it is in {path}); for this one, choose another --workdir."
                 )
-        elif any(not p.name.endswith(".tmp") for p in self.workdir.glob("*")):
+        elif others:
             raise UserError(
                 f"{self.workdir} is not empty and holds no sweep; choose another "
                 "--workdir."
@@ -104,37 +118,80 @@ class Store:
         return output
 
     def discard(self, step: Step) -> None:
-        """Forget a step's output, finished or not."""
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        shutil.rmtree(self._partial(step), ignore_errors=True)
+        """Forget a step's output, finished or not, unless another works on it anew."""
+        claim = self.claims.take(_folder(step))
+        if claim is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            # At once, for those that look; removing takes a while.
+            away = self._partial(step, claim.generation).with_suffix(".broken")
+            away.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.path(step), away)
+            shutil.rmtree(away, ignore_errors=True)
+        for left in self._unfinished(step):
+            shutil.rmtree(left, ignore_errors=True)
+        claim.finish()
+
+    def take(self, step: Step) -> tuple[Claim, Path] | None:
+        """Claim a step; return the claim and the folder to work in.
+
+        The folder holds what an earlier holder left; that one, should it wake up, no
+        longer finds it. None: another process works on the step, or finished it.
+        """
+        claim = self.claims.take(_folder(step))
+        if claim is None:
+            return None
+        if self.finished(step):
+            claim.finish()
+            return None
+        partial = self._partial(step, claim.generation)
+        for left in self._unfinished(step):
+            with contextlib.suppress(OSError):  # it was published, or two were left
+                os.rename(left, partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        return claim, partial
+
+    def holder(self, step: Step) -> tuple[Holder, float] | None:
+        """Return who works or worked on a step, see `Claims.holder`."""
+        return self.claims.holder(_folder(step))
+
+    def publish(self, step: Step, partial: Path, output: dict[str, Any]) -> None:
+        """Record a step's output and make its folder the finished one, at once.
+
+        Raises:
+          Lost: the folder is another process's by now.
+        """
+        path = self.path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_json(partial / "output.json", {"key": step.key, **output})
+            if path.exists() and not self.finished(step):
+                shutil.rmtree(path, ignore_errors=True)
+            os.rename(partial, path)
+        except OSError as error:
+            if self.finished(step) or not partial.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                raise Lost(step.name) from error
+            raise
 
     @contextlib.contextmanager
-    def working(self, step: Step) -> Iterator[Path | None]:
-        """Give the folder to work in, or None when the step is finished already.
+    def alone(self, what: str) -> Iterator[None]:
+        """Let one process at a time do this; the others wait here for their turn."""
+        while (claim := self.claims.take(what)) is None:
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            claim.finish()
 
-        One process at a time works on a step; another waits here, and a killed one
-        leaves its folder for the next to continue.
-        """
-        partial = self._partial(step)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial.with_name(partial.name + ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.finished(step):
-                yield None
-                return
-            partial.mkdir(exist_ok=True)
-            yield partial
+    def _partial(self, step: Step, generation: int) -> Path:
+        return self.workdir / "partial" / f"{_folder(step)}.{generation}"
 
-    def publish(self, step: Step, output: dict[str, Any]) -> None:
-        """Record a step's output and make its folder the finished one, at once."""
-        partial, path = self._partial(step), self.path(step)
-        _write_json(partial / "output.json", {"key": step.key, **output})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-        os.rename(partial, path)
-
-    def _partial(self, step: Step) -> Path:
-        return self.workdir / "partial" / _folder(step)
+    def _unfinished(self, step: Step) -> list[Path]:
+        """Return what is left of those who worked on a step, the latest first."""
+        found = self._partial(step, 0).parent.glob(f"{_folder(step)}.*")
+        numbered = [p for p in found if p.suffix[1:].isdigit()]
+        return sorted(numbered, key=lambda p: -int(p.suffix[1:]))
 
 
 def _folder(step: Step) -> str:

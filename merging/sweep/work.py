@@ -29,22 +29,22 @@ Tick = Callable[..., None]
 Scores = dict[str, float]
 
 
-def execute(step: Step, settings: Settings, store: Store, tick: Tick) -> None:
-    """Do a step and publish its output, unless it is finished already.
+def execute(
+    step: Step, settings: Settings, store: Store, folder: Path, tick: Tick
+) -> None:
+    """Do a step in the folder that it was claimed with, and publish its output.
 
     Raises:
       Broken: the output of a step that this one needs can't be read.
+      Lost: another process has taken over the step.
     """
     tick(0.0)
-    with store.working(step) as folder:
-        if folder is None:
-            return
-        begin = time.monotonic()
-        make = {"data": _data, "merge": _merge}.get(step.kind, _train)
-        output = make(step, settings, store, folder, tick)
-        output["wall_seconds"] = round(time.monotonic() - begin, 3)
-        output["git_revision"] = git_revision()
-        store.publish(step, output)
+    begin = time.monotonic()
+    make = {"data": _data, "merge": _merge}.get(step.kind, _train)
+    output = make(step, settings, store, folder, tick)
+    output["wall_seconds"] = round(time.monotonic() - begin, 3)
+    output["git_revision"] = git_revision()
+    store.publish(step, folder, output)
 
 
 def _data(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
