@@ -96,8 +96,14 @@ run_once() {
         echo "local.sh: process $i ended first, with status $status" >&2
         [ "$i" -eq 0 ] || tail -n 5 "$logs/process.$i.log" >&2
         # The others may be waiting for it; they have a minute to end by themselves.
-        [ ${#pids[@]} -eq 0 ] || kill -TERM "${pids[@]}" 2>/dev/null
-        [ ${#pids[@]} -eq 0 ] || (sleep 60 && kill -KILL "${pids[@]}") 2>/dev/null &
+        [ ${#pids[@]} -gt 0 ] || continue
+        kill -TERM "${pids[@]}" 2>/dev/null
+        (
+          trap 'kill $!; exit' TERM
+          sleep 60 &
+          wait $!
+          kill -KILL "${pids[@]}"
+        ) >/dev/null 2>&1 &
         killer=$!
       fi
     done

@@ -10,10 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from merging import stopping
 from merging.errors import UserError
 
+HEARTBEAT = 30  # seconds of silence after which a process counts as lost
 # Set by Slurm inside a job step, and by Open MPI: the number of processes.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _OURS = ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS")
@@ -23,7 +26,8 @@ def initialize() -> bool:
     """Join the other processes, when there are any; call before anything uses JAX.
 
     Told by MERGING_COORDINATOR (host:port), MERGING_PROCESSES and MERGING_PROCESS, or
-    detected on TPU pods, in Slurm job steps and under Open MPI.
+    detected in TPU slices of GKE, Slurm job steps and under Open MPI, or wherever JAX
+    can, with MERGING_CLUSTER=auto. From then on SIGTERM is heard (see `stopping`).
 
     Returns:
       Whether this is now one process of several.
@@ -32,11 +36,21 @@ def initialize() -> bool:
       UserError: only some of the three variables are set, or one is no number.
     """
     told = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
-    if told:
-        jax.distributed.initialize(*_told(told))
-    elif _detected():
-        jax.distributed.initialize()
+    if not told and not _detected():
+        return False
+    arguments = _told(told) if told else ()
+    # JAX would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=HEARTBEAT)
+    if jax.process_count() > 1:
+        # There is no public way to it.
+        stopping.join_others(global_state.client, jax.process_index())
     return jax.process_count() > 1
+
+
+def preempted() -> bool:
+    """Return whether the job was asked to stop: the same answer on every process."""
+    return decide(stopping.asked)
 
 
 def is_first() -> bool:
@@ -124,6 +138,8 @@ def _told(told: dict[str, str]) -> tuple[str, int, int]:
 
 def _detected() -> bool:
     tasks = (os.environ.get(name, "1") for name in _TASKS)
-    return any(n.isdigit() and int(n) > 1 for n in tasks) or (
-        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return (
+        os.environ.get("MERGING_CLUSTER") == "auto"
+        or any(n.isdigit() and int(n) > 1 for n in tasks)
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     )

@@ -8,6 +8,16 @@ class UserError(ValueError):
     """A mistake in what the user gave: printed without a traceback, exit status 2."""
 
 
+class Preempted(RuntimeError):
+    """The system asked the program to stop (SIGTERM): what is finished is kept.
+
+    The command line exits with `PREEMPTED`, and launchers start the same command again.
+    """
+
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 def nearest(kind: str, name: object, valid: Iterable[str]) -> UserError:
     """Return the error for an unknown name, with its likeliest spellings first.
 

@@ -1,7 +1,8 @@
 """The command line: `merging COMMAND --config FILE.py[:arg] [--config.key=value …]`.
 
 No logic lives here. Exit status: 0; 2 for the user's mistake, with one message and no
-traceback; 1 for ours; 130 when stopped from the keyboard.
+traceback; 1 for ours; 130 when stopped from the keyboard; 75 when stopped by SIGTERM,
+and then launchers run the same command again.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from merging.errors import UserError, nearest
+from merging import stopping
+from merging.errors import PREEMPTED, Preempted, UserError, nearest
 
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
 
@@ -37,21 +39,36 @@ class Command(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    status, reason = _guarded(argv)
+    if status:
+        stopping.end(status, reason)
+    return status
+
+
+def _guarded(argv: list[str]) -> tuple[int, str]:
+    """Run one command; return the exit status, and in a line why it is not 0."""
     try:
-        return _run(argv)
+        return _run(argv), ""
+    except Preempted as stopped:
+        print(f"{stopped}. {_stopped(argv)}", file=sys.stderr)
+        return PREEMPTED, str(stopped)
     except UserError as error:
-        return _complain(str(error))
+        return _complain(str(error)), str(error)
     except KeyboardInterrupt:
         print(f"\n{_stopped(argv)}", file=sys.stderr)
-        return 130
+        return 130, "stopped from the keyboard"
     except SystemExit as done:  # argparse, after --help
-        return int(done.code or 0)
+        return int(done.code or 0), ""
     except Exception as error:
         if refused := _refused_by_the_system(error):
-            return _complain(f"{refused}\nThen: {_again(argv)}")
+            return _complain(f"{refused}\nThen: {_again(argv)}"), refused
+        if stopping.lost(error):
+            reason = f"another process of this job was lost ({_last_line(error)})"
+            print(f"merging: {reason}. {_stopped(argv)}", file=sys.stderr)
+            return PREEMPTED, reason
         traceback.print_exc()
         print("merging: this is a fault in merging, please report it.", file=sys.stderr)
-        return 1
+        return 1, f"{type(error).__name__}: {error}"
 
 
 def _run(argv: list[str]) -> int:
@@ -70,6 +87,8 @@ def _run(argv: list[str]) -> int:
     if overrides and not takes_config:
         raise UserError(f"merging {arguments.command} reads no config.")
     arguments.overrides = overrides
+    if COMMANDS[arguments.command].resumable:
+        stopping.watch()
     return COMMANDS[arguments.command].run(arguments)
 
 
@@ -439,6 +458,10 @@ def _shard(text: str) -> tuple[int, int]:
 def _complain(message: str) -> int:
     print(f"merging: error: {message}", file=sys.stderr)
     return 2
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1]
 
 
 def _again(argv: list[str]) -> str:

@@ -65,6 +65,7 @@ class Progress:
       interval: the least number of seconds between two plain lines.
       stream: where the line goes; standard error, so that results can be piped.
       clock: seconds, for tests.
+      check: called after each step; what it raises ends the run.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Progress:
         interval: float = 5.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], None] | None = None,
     ):
+        self._check = check
         self.total, self.label, self.done = float(total), label, 0.0
         self._skipped = 0.0
         self._note = ""
@@ -113,6 +116,8 @@ class Progress:
             elapsed=round(self.elapsed, 3),
         )
         self.tick()
+        if self._check is not None:
+            self._check()
 
     def skip(self, weight: float) -> None:
         """Count work that an earlier run finished; it says nothing about the rate."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from merging import models, sharding, training
-from merging.errors import UserError
+from merging.errors import Preempted, UserError
 from merging.training import batches, steps
 
 CONFIG = models.DecoderConfig(
@@ -130,6 +130,28 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, plain, newest_is_dama
         report=lambda step, _: seen.append(step),
     )
     assert min(seen) == (10 if newest_is_damaged else 15)
+    assert_same_bits(resumed.losses, plain.losses)
+    assert_same_bits(resumed.params, plain.params)
+
+
+def test_a_preempted_run_saves_its_step_and_continues_to_the_same_bits(
+    tmp_path, plain, monkeypatch
+):
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr("merging.distributed.preempted", lambda: seen[-1] >= 3)
+        with pytest.raises(Preempted, match="SIGTERM at step"):
+            training.train(
+                CONFIG,
+                PARAMS,
+                EXAMPLES,
+                RECIPE,
+                workdir=tmp_path,
+                report=lambda step, _: seen.append(step),
+            )
+    (saved,) = tmp_path.iterdir()
+    assert saved.name == f"step_{seen[-1]:08d}"
+    resumed = training.train(CONFIG, PARAMS, EXAMPLES, RECIPE, workdir=tmp_path)
     assert_same_bits(resumed.losses, plain.losses)
     assert_same_bits(resumed.params, plain.params)
 

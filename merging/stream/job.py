@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging import checkpoints, distributed, telemetry
+from merging import checkpoints, distributed, stopping, telemetry
 from merging.methods import Method
 from merging.plan import Block, Plan, make_plan, survey_passes
 from merging.stream import blocks, manifest
@@ -85,7 +85,7 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
     journal = Journal(writer.folder, _fingerprint(job, plan, described))
     mine = set(plan.share(distributed.process(), distributed.processes()))
     work = sum(plan.bytes_of(plan.blocks[i]) for i in mine)
-    with telemetry.Progress(work, "merge") as progress:
+    with telemetry.Progress(work, "merge", check=stopping.raise_if_asked) as progress:
         _merge_blocks(job, plan, writer, journal, mine, progress)
         distributed.barrier("all blocks are merged")
         _settle_majority(plan, writer, journal, mine)

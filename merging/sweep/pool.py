@@ -16,7 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import NamedTuple
 
-from merging.errors import UserError
+from merging import stopping
+from merging.errors import Preempted, UserError
 from merging.sweep.claims import Claim
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
@@ -24,6 +25,7 @@ from merging.sweep.store import Broken, Lost, Store
 from merging.telemetry import Progress
 
 RETRIES = 5  # of a step whose needs turn out broken
+SAVING = 20.0  # seconds for workers to save what they train
 LOOK_AGAIN = 2.0  # seconds until a step that another process works on is looked at
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 _state: dict = {}
@@ -101,6 +103,19 @@ class _Schedule:
             self._shown.update(ticks, self._running.values())
             for future in done:
                 self._settle(future)
+            if stopping.asked():
+                self._stop()
+
+    def _stop(self) -> None:
+        """Let the workers save the step of training that each is at, and end.
+
+        Raises:
+          Preempted: always.
+        """
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        wait(self._running, SAVING)
+        raise Preempted("stopped by SIGTERM")
 
     def give_up(self) -> None:
         """Tell the others that they may go on with what was running here."""
@@ -141,6 +156,9 @@ class _Schedule:
         except Lost:
             self._shown.restart(step)
             self._waiting.insert(0, step)
+        except Preempted:
+            claim.give_up("stopped", "stopped by SIGTERM")
+            raise
         except Exception as error:
             lost = not claim.held()
             first_line = (str(error) or repr(error)).splitlines()[0]
@@ -249,6 +267,7 @@ def _start_worker(settings: Settings, workdir: str, ticks, parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+    stopping.watch()
     _state.update(settings=settings, store=Store(Path(workdir)), ticks=ticks)
 
 
@@ -259,5 +278,8 @@ def _run_in_worker(step: Step, folder: Path) -> None:
 
     def tick(share: float, note: str = "") -> None:
         ticks.put((step.key, step.cost, share, note or step.name))
+        # A training looks itself, after it has saved its step.
+        if step.kind in ("data", "merge") or not share:
+            stopping.raise_if_asked()
 
     work.execute(step, _state["settings"], _state["store"], folder, tick)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from merging import models, sharding
-from merging.errors import UserError
+from merging import distributed, models, sharding
+from merging.errors import Preempted, UserError
 from merging.training import batches, progress
 from merging.training.batches import Examples
 from merging.training.progress import Progress
@@ -42,6 +42,7 @@ def train(
     Raises:
       UserError: impossible examples or batch; a workdir that holds another training.
       TrainingDiverged: the loss or the parameters are no longer finite.
+      Preempted: the job was asked to stop; the step is saved in the workdir.
     """
     examples = batches.trim(examples, model_config.vocab_size)
     if recipe.validate_every and validation is None:
@@ -70,10 +71,14 @@ def train(
             report(now.step, float(now.losses[-1]))
         if _due(now.step, recipe.validate_every, recipe.steps):
             now = _validate(run, now, validation, recipe, mesh)
-        if workdir is not None and _due(now.step, recipe.checkpoint_every):
+        preempted = distributed.preempted()
+        due = preempted or _due(now.step, recipe.checkpoint_every)
+        if workdir is not None and due:
             if not run.finite(now.state.params):
                 raise TrainingDiverged(now.step, "parameters are not finite", good)
             good = progress.save(workdir, now, identity)
+        if preempted and now.step < recipe.steps:
+            raise Preempted(f"stopped by SIGTERM at step {now.step} of {recipe.steps}")
     return _result(now, recipe)
 
 

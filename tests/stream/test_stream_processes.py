@@ -9,7 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import models
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from merging import errors
 
 ROOT = Path(__file__).parents[2]
 TIES = ROOT / "configs" / "merge" / "ties.py"
@@ -94,17 +99,14 @@ def test_a_block_whose_bytes_were_lost_is_done_again(family, tmp_path, expected)
     assert (output / "model.safetensors").read_bytes() == expected
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_work_and_give_the_same_bytes(
-    family, tmp_path, expected, processes
-):
+def start_together(arguments, processes):
+    """Start processes that are one program; each has the arguments of its place."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    output = tmp_path / "out"
-    started = [
+    return [
         subprocess.Popen(
-            command(family, output),
+            arguments[number],
             env=environment(
                 MERGING_COORDINATOR=f"localhost:{port}",
                 MERGING_PROCESSES=str(processes),
@@ -116,14 +118,103 @@ def test_processes_share_the_work_and_give_the_same_bytes(
         )
         for number in range(processes)
     ]
+
+
+def heard(started, limit=120):
+    """Wait for all, and return what each printed; none outlives the test."""
     try:
-        said = [process.communicate(timeout=120)[0] for process in started]
+        return [process.communicate(timeout=limit)[0] for process in started]
     finally:
         for process in started:
             process.kill()
+
+
+def wait_for_blocks(partial, blocks, process):
+    """Wait until so many blocks are finished, or the process has ended."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        journals = partial.glob(".merge/blocks.*.jsonl")
+        if sum(j.read_bytes().count(b"\n") for j in journals) >= blocks:
+            return
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_work_and_give_the_same_bytes(
+    family, tmp_path, expected, processes
+):
+    output = tmp_path / "out"
+    started = start_together([command(family, output)] * processes, processes)
+    said = heard(started)
     assert [process.returncode for process in started] == [0] * processes, said
     assert (output / "model.safetensors").read_bytes() == expected
     assert sum("Merged:" in text for text in said) == 1
+
+
+def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):
+    output = tmp_path / "out"
+    # Small blocks, so that it is far from the end when the signal comes.
+    settings = {"memory_budget": "300kB"}
+    process = subprocess.Popen(
+        command(family, output, **settings),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_blocks(tmp_path / "out.partial", 1, process)
+    process.send_signal(signal.SIGTERM)
+    (said,) = (process.communicate(timeout=60)[1],)
+    if process.returncode != 0:  # else it was faster than the signal
+        assert process.returncode == errors.PREEMPTED, said
+        assert "stopped by SIGTERM" in said and "to continue" in said
+        assert not output.exists()
+        assert "were finished before" in run(family, output, **settings).stderr
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_preempted_process_ends_them_all(family, tmp_path, expected, number):
+    output = tmp_path / "out"
+    merge = command(family, output, memory_budget="300kB")
+    started = start_together([merge] * 2, 2)
+    wait_for_blocks(tmp_path / "out.partial", 2, started[number])
+    started[number].send_signal(signal.SIGTERM)
+    said = heard(started, limit=60)
+    statuses = [process.returncode for process in started]
+    assert statuses in ([errors.PREEMPTED] * 2, [0, 0]), said
+    if statuses != [0, 0]:
+        again = start_together([merge] * 2, 2)
+        said = heard(again)
+        assert [process.returncode for process in again] == [0, 0], said
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+def test_one_killed_process_ends_them_all_and_they_go_on(family, tmp_path, expected):
+    output = tmp_path / "out"
+    merge = command(family, output, memory_budget="300kB")
+    started = start_together([merge] * 2, 2)
+    wait_for_blocks(tmp_path / "out.partial", 2, started[1])
+    started[1].kill()
+    said = heard(started, limit=90)
+    if started[0].returncode != 0:
+        again = start_together([merge] * 2, 2)
+        said = heard(again)
+        assert [process.returncode for process in again] == [0, 0], said
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+def test_the_first_error_is_named_by_every_process(family, tmp_path):
+    """A NaN lies in a block that only one of two processes reads."""
+    base, experts = family
+    leaves = load_file(f"{experts['e0']}/model.safetensors")
+    leaves["model.layers.1.mlp.up_proj.weight"][-1, -1] = np.nan
+    bad = models.save(tmp_path / "bad", leaves)
+    merge = command((base, experts | {"e0": bad}), tmp_path / "out")
+    started = start_together([merge] * 2, 2)
+    said = heard(started, limit=60)
+    assert [process.returncode for process in started] == [2, 2], said
+    assert all("NaN or Inf in the weights" in text for text in said), said
+    assert sum("failed first" in text for text in said) == 1
 
 
 def test_a_kill_without_warning_leaves_no_output(family, tmp_path):
