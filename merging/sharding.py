@@ -4,6 +4,7 @@ Axes: ``data`` holds whole copies and splits the batch; ``fsdp`` splits the batc
 the weights; ``tensor`` splits heads, MLPs and the vocabulary.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,25 @@ def place_batch(mesh: Mesh | None, array: Any, leading: int = 0) -> Any:
     if rows % parts:
         raise UserError(f"a batch of {rows} does not divide over {parts} devices.")
     return jax.device_put(array, batch_sharding(mesh, leading))
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Return the context in which `split_rows` knows the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def split_rows(array: jax.Array) -> jax.Array:
+    """Keep an array [B, …] split by rows over the mesh that is set (`on`), if any is.
+
+    Weights are split over ``fsdp`` as well, and the compiler, left alone, may follow
+    them: then every device computes all rows of a slice of the features.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+    if not axes:
+        return array
+    rest = (PartitionSpec.UNCONSTRAINED,) * (array.ndim - 1)
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(axes, *rest))
 
 
 def batch_parts(mesh: Mesh) -> int:

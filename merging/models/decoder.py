@@ -17,6 +17,7 @@ from flax import nnx
 
 from merging.models.config import DecoderConfig
 from merging.models.positions import Positions, rotate
+from merging.sharding import split_rows
 
 _ACTIVATION = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 
@@ -150,7 +151,8 @@ class Decoder(nnx.Module):
 
         def layer(x, leaves):
             weights, cache, local = leaves
-            return nnx.merge(block, weights)(x, where, cache, local)
+            x, cache = nnx.merge(block, weights)(split_rows(x), where, cache, local)
+            return split_rows(x), cache
 
         if c.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)

@@ -12,7 +12,7 @@ from merging.models.config import DecoderConfig
 from merging.models.decoder import Cache
 from merging.models.functional import bind, shift_right
 from merging.models.positions import causal, positions
-from merging.sharding import place_batch
+from merging.sharding import on, place_batch
 
 
 class Predictor(NamedTuple):
@@ -51,8 +51,9 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
 
     def over_mesh(function):
         def placed(params, *arguments):
-            rows = (place_batch(mesh, argument) for argument in arguments)
-            return function(params, *rows)
+            rows = [place_batch(mesh, argument) for argument in arguments]
+            with on(mesh):
+                return function(params, *rows)
 
         return placed
 

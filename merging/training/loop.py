@@ -89,7 +89,8 @@ def _advance(run: Program, now, examples, rows, recipe, numbers, mesh, good):
     tokens, weights = (
         sharding.place_batch(mesh, array[rows], leading=1) for array in examples
     )
-    state, losses = run.run(now.state, tokens, weights, np.int32(n), numbers)
+    with sharding.on(mesh):
+        state, losses = run.run(now.state, tokens, weights, np.int32(n), numbers)
     losses = np.asarray(losses)[:n]
     if not np.isfinite(losses).all():
         first = int(np.argmin(np.isfinite(losses)))
@@ -104,7 +105,8 @@ def _validate(run: Program, now, validation, recipe, mesh):
     total = weight = 0.0
     for batch in batches.in_order(validation, recipe.batch_size):
         placed = (sharding.place_batch(mesh, array) for array in batch)
-        sums = run.total(now.state.params, *placed)
+        with sharding.on(mesh):
+            sums = run.total(now.state.params, *placed)
         total, weight = total + float(sums[0]), weight + float(sums[1])
     value = np.float32(total / weight)
     better = not len(now.validations) or value < now.validations[:, 1].min()

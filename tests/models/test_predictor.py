@@ -102,3 +102,23 @@ def test_a_mesh_changes_no_score_and_no_generation():
         many.generate(params, TOKENS, LENGTHS, 4, 1),
         one.generate(PARAMS, TOKENS, LENGTHS, 4, 1),
     )
+
+
+def test_rows_stay_split_where_the_weights_are_split_as_well():
+    """Else every device computes all rows, and the scratch is that of one device."""
+    config = dataclasses.replace(CONFIG, vocab_size=512)
+    mesh = sharding.make_mesh({"fsdp": 8})
+    params = models.abstract(config)
+    places = sharding.shardings(params, models.rules(config), mesh)
+    params, tokens = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        (params, jax.ShapeDtypeStruct((32, 64), np.int32)),
+        (places, sharding.batch_sharding(mesh)),
+    )
+    score = jax.jit(lambda p, x: models.forward(config, p, x).max(axis=(1, 2)))
+    with sharding.on(mesh):
+        used = score.lower(params, tokens).compile().memory_analysis()
+    logits = 32 * 64 * 512 * 4
+    assert used.temp_size_in_bytes < logits / 2
