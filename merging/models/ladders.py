@@ -9,6 +9,16 @@ _TINY = {"1x": (16, 2, 2, 16), "8x": (48, 3, 3, 16), "24x": (96, 3, 6, 16)}
 _TINY["64x"] = (128, 4, 8, 16)
 _TINY_MLP = 48
 
+# The same of PaLM's shape; 8b and 64b are its published 8B and 62B (arXiv 2204.02311,
+# table 1), the others lie on their line. MLPs are four times as wide as the model.
+_PALM = {
+    "1b": (1536, 18, 12, 128),
+    "8b": (4096, 32, 16, 256),
+    "24b": (6144, 42, 24, 256),
+    "64b": (8192, 64, 32, 256),
+}
+LADDERS = ("tiny", "palm")
+
 
 def ladder(name: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
     """Return the decoders of a ladder, smallest first.
@@ -17,11 +27,18 @@ def ladder(name: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
     at any vocabulary, the largest near a million at 400 tokens: the smallest one's
     size is given, the others' MLPs are made as wide as their share asks for.
 
+    ``palm``: 1B, 8B, 24B and 64B in PaLM's shape (parallel blocks, multi-query
+    attention, SwiGLU, tied embeddings), in bfloat16, each block recomputed in the
+    backward pass. At PaLM's 256,000 tokens they have 0.99, 8.63, 23.90 and 62.50
+    billion parameters.
+
     Raises:
       UserError: an unknown ladder.
     """
+    if name == "palm":
+        return {size: _palm(size, vocab_size) for size in _PALM}
     if name != "tiny":
-        raise nearest("ladder", name, ["tiny"])
+        raise nearest("ladder", name, LADDERS)
     smallest = _tiny("1x", vocab_size, _TINY_MLP)
     unit = parameter_count(smallest)
     sizes = {"1x": smallest}
@@ -54,6 +71,24 @@ def _tiny(size: str, vocab_size: int, mlp_width: int) -> DecoderConfig:
         mlp_width=mlp_width,
         unroll=layers,
         max_length=128,
+    )
+
+
+def _palm(size: str, vocab_size: int) -> DecoderConfig:
+    width, layers, heads, head_dim = _PALM[size]
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=1,
+        head_dim=head_dim,
+        mlp_width=4 * width,
+        parallel_block=True,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+        remat=True,
+        max_length=2048,
     )
 
 

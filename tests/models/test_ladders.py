@@ -1,8 +1,11 @@
-"""The tiny ladder keeps its ratios at any vocabulary; wrong names are helped."""
+"""The ladders: ratios and exact counts, slices that they divide over, wrong names."""
 
+import math
+
+import jax
 import pytest
 
-from merging import models
+from merging import models, sharding
 from merging.errors import UserError
 
 
@@ -26,3 +29,36 @@ def test_unknown_names_get_the_nearest_ones():
         models.ladder("tinny", vocab_size=400)
     with pytest.raises(UserError, match="24x"):
         models.size("tiny", "25x", vocab_size=400)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("1b", 994_865_664),
+        ("8b", 8_632_012_800),
+        ("24b", 23_901_505_536),
+        ("64b", 62_495_662_080),
+    ],
+)
+def test_palm_has_its_published_shape_and_exact_counts(size, parameters):
+    config = models.size("palm", size, vocab_size=256_000)
+    assert models.parameter_count(config) == parameters
+    assert config.parallel_block and config.kv_heads == 1 and config.tied_embeddings
+    assert (config.dtype, config.param_dtype, config.remat) == (*["bfloat16"] * 2, True)
+
+
+@pytest.mark.parametrize("size", ["1b", "8b", "24b", "64b"])
+@pytest.mark.parametrize("axes", [{"fsdp": 32, "tensor": 4}, {"fsdp": 128}])
+def test_palm_divides_over_a_slice_of_128_chips(size, axes):
+    config = models.size("palm", size, vocab_size=256_000)
+    mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
+    params = models.abstract(config)
+    placed = sharding.shardings(params, models.rules(config), mesh)
+    per_chip = sum(
+        math.prod(place.shard_shape(leaf.shape))
+        for leaf, place in zip(
+            jax.tree.leaves(params), jax.tree.leaves(placed), strict=True
+        )
+    )
+    # All but norms (and the one key head over `tensor`) is split.
+    assert per_chip < 1.05 * models.parameter_count(config) / 128
