@@ -16,7 +16,7 @@ LAYERS = {
     1: "methods sharding checkpoints models rules",
     2: "resident plan mergekit tasks training evaluation",
     3: "stream convert sweep report",
-    4: "main __main__",
+    4: "commands main __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 # `merging/__init__.py` offers names of layers 1 to 3, and only when asked for them.

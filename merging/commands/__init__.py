@@ -1,0 +1,26 @@
+"""The commands, in the order that `merging --help` lists them: one file each.
+
+A command imports what it needs when it runs: help must not wait for JAX.
+"""
+
+from merging.commands import (
+    convert,
+    gates,
+    merge,
+    methods,
+    report,
+    status,
+    sweep,
+    verify,
+)
+
+COMMANDS = {
+    "merge": merge.COMMAND,
+    "verify": verify.COMMAND,
+    "convert": convert.COMMAND,
+    "sweep": sweep.COMMAND,
+    "status": status.COMMAND,
+    "report": report.COMMAND,
+    "gates": gates.COMMAND,
+    "methods": methods.COMMAND,
+}

@@ -1,0 +1,32 @@
+"""`merging convert`: between a family's safetensors and the decoder's Orbax."""
+
+import argparse
+
+from merging.commands.command import Command, takes_config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from merging import config, convert
+
+    convert.run(config.load(arguments.config, arguments.overrides))
+    return 0
+
+
+COMMAND = Command(
+    "turn a model of a known family into Orbax, or back into safetensors",
+    """\
+    Read a model with its config.json (Llama, Mistral, Qwen, Gemma, PaLM's shape)
+    and write it again: as Orbax with the decoder's leaves, layers stacked, to train
+    and shard; or as safetensors with the family's names, as transformers reads
+    them. Under a memory budget, whatever the model's size, and without changing a
+    bit of a weight. The output appears when it is complete.
+
+    examples:
+      merging convert --config configs/convert/to_orbax.py \\
+          --config.input=LLAMA --config.output=LLAMA_ORBAX
+      merging convert --config configs/convert/to_safetensors.py \\
+          --config.input=MERGED_ORBAX --config.output=MERGED
+    """,
+    takes_config,
+    _run,
+)
