@@ -11,6 +11,7 @@ from merging.commands import (
     report,
     status,
     sweep,
+    train,
     verify,
 )
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "merge": merge.COMMAND,
     "verify": verify.COMMAND,
     "convert": convert.COMMAND,
+    "train": train.COMMAND,
     "sweep": sweep.COMMAND,
     "status": status.COMMAND,
     "report": report.COMMAND,

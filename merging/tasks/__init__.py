@@ -9,15 +9,18 @@ come out of the cache.
 
 from merging.tasks.arrays import TokenArrays, materialise
 from merging.tasks.evalsets import EvalSet, load, load_suite
+from merging.tasks.stored import Stored, store
 from merging.tasks.suites import Suite, names, suite
 
 __all__ = [
     "EvalSet",
+    "Stored",
     "Suite",
     "TokenArrays",
     "load",
     "load_suite",
     "materialise",
     "names",
+    "store",
     "suite",
 ]
