@@ -185,15 +185,6 @@ class Suite:
         """Return the name of the seqio Task of a dataset's prompts and answers."""
         return "_".join(filter(None, [self.prefix, dataset, prompt]))
 
-    def register(self) -> None:
-        """Register its Tasks and Mixtures with seqio; imports TensorFlow.
-
-        A second time changes nothing; a suite of the same prefix is replaced.
-        """
-        from merging.tasks.registration import register
-
-        register(self)
-
 
 def ranked(dataset: Dataset) -> bool:
     """Return whether a dataset is a rank classification."""
