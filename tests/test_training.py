@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from merging import models, sharding, training
+from merging.drawing import permuted
 from merging.errors import Preempted, UserError
 from merging.training import batches, steps
 
@@ -77,7 +78,7 @@ def test_the_first_steps_equal_adamw_by_hand():
         for leaves in (steps.tree.flatten(jax.device_get(PARAMS)), {}, {})
     )
     for i in range(6):
-        rows = batches.rows_of(64, 8, 0, i, i + 1)[0]
+        rows = permuted(0, 0, 64, 8 * i, 8 * i + 8)
         value, g = gradient(
             CONFIG, steps.tree.unflatten(params), tokens[rows], weights[rows]
         )
@@ -94,16 +95,6 @@ def test_the_first_steps_equal_adamw_by_hand():
             update = update / (np.sqrt(v[name] / (1 - 0.98 ** (i + 1))) + 1e-8)
             decay = 0.0 if name.endswith("norm") else 0.1
             params[name] = params[name] - rate * (update + decay * params[name])
-
-
-def test_batches_depend_on_seed_and_step_only_and_cover_every_epoch():
-    whole = batches.rows_of(10, 4, 0, 0, 10)
-    parts = [batches.rows_of(10, 4, 0, s, s + 1)[0] for s in range(10)]
-    np.testing.assert_array_equal(whole, parts)
-    first, second = whole.reshape(-1)[:10], whole.reshape(-1)[10:20]
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert list(first) != list(second)
-    assert not np.array_equal(whole, batches.rows_of(10, 4, 1, 0, 10))
 
 
 def test_columns_that_teach_nothing_are_cut_to_a_multiple_of_16():
@@ -185,7 +176,7 @@ def test_a_new_learning_rate_or_length_does_not_recompile(plain):
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
     """Finite until step 14, whose batch holds the row with the infinite weight."""
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-4, checkpoint_every=4)
-    poisoned = int(batches.rows_of(64, 8, 0, 7, 8)[0, 0])
+    poisoned = int(permuted(0, 0, 64, 56, 64)[0])
     weights = np.array(EXAMPLES.loss_weights, np.float32)
     weights[poisoned] *= 3e38
     examples = training.Examples(EXAMPLES.tokens, weights)

@@ -40,7 +40,8 @@ def materialise(
       suite: whose data.
       what: "pretrain", "instruct", "multitask", a held-in category or a dataset.
       split: "train", "validation" or "test" (the first two have no "test").
-      length: T; every sequence must fit.
+      length: T; a longer sequence is an error, or where a suite's texts are real ones,
+        loses tokens at its begin.
       count: examples to sample from a mixture by its rates, repeating datasets that
         run out; by default each dataset once, one after the other.
       cache_dir: where to keep the arrays; with them there, TensorFlow isn't imported.
@@ -85,7 +86,7 @@ def _read(suite, name, what, split, length, count) -> TokenArrays:
     batches = list(read.ragged_batch(4096))
     if not batches:
         raise UserError(f"dataset {what} ({split}) is empty")
-    return _joined(pairs(batches, length, f"{what} ({split})"), length)
+    return _joined(pairs(suite, batches, length, f"{what} ({split})"), length)
 
 
 class Pairs(NamedTuple):
@@ -97,14 +98,17 @@ class Pairs(NamedTuple):
     sizes: np.ndarray
 
 
-def pairs(batches: Sequence[Any], length: int, dataset: str) -> Pairs:
+def pairs(suite: Suite, batches: Sequence[Any], length: int, dataset: str) -> Pairs:
     """Return the rows of ragged batches, each of at most ``length`` tokens.
 
     Raises:
-      UserError: a longer one, or an answer without a token; with their numbers.
+      UserError: a longer one, unless the suite's texts are cut; an answer without a
+        token; with their numbers.
     """
-    inputs, starts = _ragged([b["inputs"] for b in batches])
     targets, sizes = _ragged([b["targets"] for b in batches])
+    inputs, starts = _ragged([b["inputs"] for b in batches])
+    if suite.material.truncates:
+        inputs, starts = _shortened(inputs, starts, np.maximum(length - sizes, 0))
     ends = starts + sizes
     faults = [
         f"example {i}: {ends[i]} tokens, more than the {length} allowed"
@@ -125,6 +129,12 @@ def _joined(found: Pairs, length: int) -> TokenArrays:
     tokens[position < starts] = found.inputs
     tokens[in_answer] = found.targets
     return TokenArrays(tokens, in_answer)
+
+
+def _shortened(values, sizes, most) -> tuple[np.ndarray, np.ndarray]:
+    """Cut every sequence from the left to the size that it may have."""
+    first = np.repeat(np.cumsum(sizes) - np.minimum(sizes, most), sizes)
+    return values[np.arange(len(values)) >= first], np.minimum(sizes, most)
 
 
 def _ragged(tensors) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Training data too large for memory: written to disk once, read by number ever after.
 
-A mixture is written in parts, each a range of the source's own files (seqio's
+A mixture's tasks are written in parts, each a range of the source's own files (seqio's
 `ShardInfo`) and each by one of the processes. How many parts there are follows from
 the data alone, so example 17 is the same for any number of processes, and any process
 can read it without the others: what a step trains on needs no position to be saved.
@@ -11,44 +11,54 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from merging import distributed
+from merging.drawing import Drawing
 from merging.errors import UserError, nearest
 from merging.tasks import arrays, cache
 from merging.tasks.suites import Suite
 
-MOST_PARTS = 64  # of a dataset
+MOST_PARTS = 64  # of a task
 _PART, _PLAN = "part.json", "plan.json"
 
 
 class Stored:
-    """Examples on disk, in the order of their parts.
+    """A mixture on disk, its tasks one after the other.
 
     Args:
-      folders: of the parts.
+      folders: of each task's parts.
+      rates: of the tasks.
       most: the length that no example exceeds.
 
     Attributes:
       count: examples.
       length: of their rows: the longest example's, rounded up to a multiple of 16.
       largest: the largest token id.
-      digest: CRC-32 of all that was written.
+      digest: CRC-32 of all that was written, and of the rates.
     """
 
-    def __init__(self, folders: Sequence[Path], most: int):
-        self._parts = [_opened(folder) for folder in folders]
+    def __init__(self, folders: list[list[Path]], rates: list[float], most: int):
+        self._parts = [_opened(folder) for parts in folders for folder in parts]
         facts = [part.facts for part in self._parts]
-        self._ends = np.cumsum([fact["count"] for fact in facts])
+        counts = [fact["count"] for fact in facts]
+        first = np.cumsum([0, *map(len, folders)])
+        sizes = [sum(counts[a:b]) for a, b in zip(first, first[1:], strict=False)]
+        self._drawing = Drawing(tuple(sizes), tuple(rates))
+        self._ends = np.cumsum(counts)
         self.count = int(self._ends[-1])
         self.length = min(-(-max(f["longest"] for f in facts) // 16) * 16, most)
         self.largest = max(fact["largest"] for fact in facts)
-        digests = np.array([fact["digest"] for fact in facts], np.uint32)
-        self.digest = zlib.crc32(digests)
+        digests = [fact["digest"] for fact in facts]
+        self.digest = zlib.crc32(repr((digests, rates)).encode())
+
+    def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
+        """Return which examples are the mixture's start-th to the (stop - 1)-th."""
+        return self._drawing.rows(seed, start, stop)
 
     def take(self, rows: np.ndarray) -> arrays.TokenArrays:
         """Return the examples ``rows`` [n], in their order, as arrays [n, length]."""
@@ -75,36 +85,33 @@ def store(
 
     Args:
       suite: whose data.
-      what: "pretrain", "instruct", "multitask", a held-in category or a dataset.
+      what: "pretrain", "instruct", "multitask", a held-in category or a dataset; its
+        datasets under all their wordings are mixed by the suite's rates.
       split: "train", "validation" or "test" (the first two have no "test").
-      length: the most tokens of an example.
+      length: the most tokens of an example, see `materialise`.
       cache_dir: where it is kept, on storage that all processes see.
 
     Raises:
       UserError: an unknown name or split, no examples, an answer without a token, or
         a sequence longer than ``length``.
     """
-    names = [suite.training(what)]
-    if members := suite.members(what):
-        names = [suite.training(member) for member in members]
+    rates = _tasks(suite, what)
     key = cache.key(suite.digest, split, length)
-    folders = [Path(cache_dir) / "stored" / f"{name}-{split}-{key}" for name in names]
+    folders = [Path(cache_dir) / "stored" / f"{name}-{split}-{key}" for name in rates]
     planned = distributed.decide(
-        lambda: [_plan(suite, n, split, f) for n, f in zip(names, folders, strict=True)]
+        lambda: [_plan(suite, n, split, f) for n, f in zip(rates, folders, strict=True)]
     )
     parts = [
-        _Part(name, split, length, number, count, folder)
-        for name, folder, count in zip(names, folders, planned, strict=True)
-        for number in range(count)
+        [_Part(name, split, length, number, count, folder) for number in range(count)]
+        for name, folder, count in zip(rates, folders, planned, strict=True)
     ]
-    for part in parts[distributed.process() :: distributed.processes()]:
+    every = [part for of_task in parts for part in of_task]
+    for part in every[distributed.process() :: distributed.processes()]:
         if not (part.path / _PART).exists():
             _write(suite, part)
     distributed.barrier(f"{what} ({split}) is stored")
-    stored = Stored([part.path for part in parts], length)
-    if not stored.count:
-        raise UserError(f"{what} ({split}) has no examples.")
-    return stored
+    paths = [[part.path for part in of_task] for of_task in parts]
+    return Stored(paths, list(rates.values()), length)
 
 
 class _Part(NamedTuple):
@@ -148,6 +155,20 @@ def _opened(path: Path) -> _Opened:
     return _Opened(tokens, bounds, facts)
 
 
+def _tasks(suite: Suite, what: str) -> dict[str, float]:
+    """Return the seqio Tasks that are mixed, and the rate of each."""
+    datasets = suite.members(what)
+    if what in {d.name for d in suite.datasets}:
+        datasets = (what,)
+    if not datasets:
+        return {suite.training(what): 1.0}
+    return {
+        suite.task(dataset, prompt): suite.material.rate(dataset, prompt)
+        for dataset in datasets
+        for prompt in suite.material.prompts(dataset)
+    }
+
+
 def _plan(suite: Suite, name: str, split: str, folder: Path) -> int:
     """Return the number of parts: the source's files, if they are several."""
     path = folder / _PLAN
@@ -156,7 +177,7 @@ def _plan(suite: Suite, name: str, split: str, folder: Path) -> int:
     from merging.tasks.registration import register, seqio
 
     register(suite)
-    task = seqio.get_mixture_or_task(name)
+    task = seqio.TaskRegistry.get(name)
     if split not in task.splits:
         raise nearest(f"split of {name}", split, task.splits)
     count = min(len(task.source.list_shards(split)), MOST_PARTS)
@@ -207,10 +228,10 @@ def _read(suite: Suite, part: _Part) -> Iterator[arrays.Pairs]:
     from merging.tasks.registration import as_written, register, seqio
 
     register(suite)
-    task = seqio.get_mixture_or_task(part.name)
+    task = seqio.TaskRegistry.get(part.name)
     shard = seqio.ShardInfo(part.number, part.count) if part.count > 1 else None
     read = as_written(task.get_dataset)(
         split=part.split, shuffle=False, seed=0, num_epochs=1, shard_info=shard
     )
     for batch in read.ragged_batch(4096):
-        yield arrays.pairs([batch], part.length, f"{part.name} ({part.split})")
+        yield arrays.pairs(suite, [batch], part.length, f"{part.name} ({part.split})")

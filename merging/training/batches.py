@@ -1,6 +1,5 @@
 """Examples, which of them make up the batch of a step, and reading those in time."""
 
-import functools
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from merging import sharding
+from merging.drawing import permuted
 from merging.errors import UserError
 
 
@@ -40,8 +40,14 @@ class Source(Protocol):
     largest: int
     digest: int
 
+    def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
+        """Return which examples are the start-th to the (stop - 1)-th to learn from.
+
+        A pure function of its arguments, so that a step needs no other to be known.
+        """
+
     def take(self, rows: np.ndarray) -> Examples:
-        """Return the examples ``rows`` [n]; called from another thread."""
+        """Return the examples ``rows`` [n]; it and `draw` run in another thread."""
 
 
 class Held(NamedTuple):
@@ -59,6 +65,10 @@ class Held(NamedTuple):
     def length(self) -> int:
         """T."""
         return self.examples.tokens.shape[1]
+
+    def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
+        """Return examples of permutations of all, one for each epoch."""
+        return permuted(seed, 0, self.count, start, stop)
 
     def take(self, rows: np.ndarray) -> Examples:
         """Return the examples ``rows`` [n]."""
@@ -156,27 +166,8 @@ class Feed:
             yield Examples(*(sharding.place_rows(self._mesh, x, rows) for x in found))
 
     def _read(self, start: int, stop: int) -> Examples:
-        count = self._source.count
-        rows = rows_of(count, self._batch_size, self._seed, start, stop)[:, self._mine]
+        size = self._batch_size
+        drawn = self._source.draw(self._seed, start * size, stop * size)
+        rows = drawn.reshape(-1, size)[:, self._mine]
         found = self._source.take(rows.reshape(-1))
         return Examples(*(array.reshape(*rows.shape, -1) for array in found))
-
-
-def rows_of(
-    count: int, batch_size: int, seed: int, start: int, stop: int
-) -> np.ndarray:
-    """Return the examples [stop - start, batch_size] of steps start … stop - 1.
-
-    Every epoch is a fresh permutation drawn from (seed, epoch), and steps run through
-    the epochs end to end: no example is seen twice as often as another.
-    """
-    first, last = start * batch_size, stop * batch_size
-    epochs = range(first // count, (last - 1) // count + 1)
-    order = np.concatenate([_permutation(seed, e, count) for e in epochs])
-    offset = epochs.start * count
-    return order[first - offset : last - offset].reshape(-1, batch_size)
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
