@@ -1,4 +1,7 @@
-"""`merging train` on one process and on several: the same losses, and no step lost."""
+"""`merging train` on one process and on two: the same losses, and no step lost.
+
+Four, and kills at random moments, are in benchmarks/train_trials.py.
+"""
 
 import json
 import shutil
@@ -18,12 +21,12 @@ OVERRIDES = {
     "size": "1x",
     "data.documents": "64",
     "data.validation_examples": "8",
-    "recipe.steps": "24",
+    "recipe.steps": "16",
     "recipe.batch_size": "8",
     "recipe.warmup_steps": "4",
     "recipe.log_every": "2",
-    "recipe.validate_every": "12",
-    "recipe.checkpoint_every": "8",
+    "recipe.validate_every": "8",
+    "recipe.checkpoint_every": "6",
 }
 
 
@@ -56,12 +59,10 @@ def begun(tmp_path, alone):
     return workdir
 
 
-def run_together(workdir, processes, devices=2):
-    started = together.start(
-        command(workdir), processes, together.environment(devices)
-    )
+def run_two(workdir):
+    started = together.start(command(workdir), 2, together.environment(2))
     said = together.heard(started)
-    assert together.statuses(started) == [0] * processes, said
+    assert together.statuses(started) == [0, 0], said
     return said
 
 
@@ -69,37 +70,27 @@ def run_together(workdir, processes, devices=2):
 def two(alone, tmp_path_factory):
     """Trained by two processes, which nothing disturbed; and what they printed."""
     workdir = begun(tmp_path_factory.mktemp("two"), alone)
-    return workdir, run_together(workdir, 2)
+    return workdir, run_two(workdir)
 
 
 def leaves(workdir, name="checkpoint"):
     return tree.flatten(checkpoints.restore(workdir / name))
 
 
-def assert_as_alone(workdir, alone):
-    assert len(curve(workdir)) == 26
+def test_two_processes_train_as_one_and_the_first_reports(alone, two):
+    workdir, said = two
+    assert len(curve(workdir)) == 18
     np.testing.assert_allclose(curve(workdir), curve(alone), rtol=1e-5)
     for name in ("checkpoint", "best"):
         ours = leaves(workdir, name)
         for path, leaf in leaves(alone, name).items():
             np.testing.assert_allclose(ours[path], leaf, atol=2e-4, err_msg=path)
-
-
-def test_two_processes_train_as_one_and_the_first_reports(alone, two):
-    workdir, said = two
-    assert_as_alone(workdir, alone)
-    assert "Trained:" in said[0] and "24 steps" in said[0]
+    assert "Trained:" in said[0] and "16 steps" in said[0]
     assert "Trained:" not in said[1] and "train pretrain" not in said[1]
     log = workdir / "logs" / "process_1.log"
     assert str(log) in said[1] and "train pretrain 100%" in log.read_text()
     assert not (workdir / "logs" / "process_0.log").exists()
     assert json.loads((workdir / "train.json").read_text())["processes"] == 2
-
-
-def test_four_processes_train_as_one(alone, tmp_path):
-    workdir = begun(tmp_path, alone)
-    run_together(workdir, 4)
-    assert_as_alone(workdir, alone)
 
 
 def test_a_preempted_process_ends_both_and_the_rerun_gives_the_same_bytes(
@@ -109,7 +100,7 @@ def test_a_preempted_process_ends_both_and_the_rerun_gives_the_same_bytes(
     started = together.start(command(workdir), 2, together.environment(2))
     losses, deadline = workdir / "losses.jsonl", time.monotonic() + 60
     while started[1].poll() is None and time.monotonic() < deadline:
-        if losses.exists() and losses.read_text().count("\n") >= 4:
+        if losses.exists() and losses.read_text().count("\n") >= 2:
             break
         time.sleep(0.01)
     started[1].send_signal(signal.SIGTERM)
@@ -117,8 +108,8 @@ def test_a_preempted_process_ends_both_and_the_rerun_gives_the_same_bytes(
     assert together.statuses(started) == [errors.PREEMPTED] * 2, said
     assert "stopped by SIGTERM at step" in said[0] and "to continue" in said[0]
     saved = max(path.name for path in (workdir / "training").iterdir())
-    assert f"at step {int(saved.removeprefix('step_'))} of 24" in said[0]
-    run_together(workdir, 2)
+    assert f"at step {int(saved.removeprefix('step_'))} of 16" in said[0]
+    run_two(workdir)
     assert losses.read_bytes() == (two[0] / "losses.jsonl").read_bytes()
     for name in ("checkpoint", "best"):
         expected = leaves(two[0], name)

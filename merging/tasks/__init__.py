@@ -2,9 +2,9 @@
 
 ``suite(name)`` gives the facts of a suite (datasets, categories, chance) at once;
 ``materialise`` gives a training mixture, ``store`` one that is larger than memory,
-and ``load`` / ``load_suite`` the evaluation sets. Underneath, every dataset is a seqio Task and every mixture a seqio Mixture, so
-TensorFlow is imported when one is read for the first time, and not when the arrays
-come out of the cache.
+and ``load`` / ``load_suite`` the evaluation sets. Underneath, every dataset is a seqio
+Task and every mixture a seqio Mixture, so TensorFlow is imported when one is read for
+the first time, and not when the arrays come out of the cache.
 """
 
 from merging.tasks.arrays import TokenArrays, materialise

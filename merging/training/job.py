@@ -32,7 +32,6 @@ from merging import (
     workdir,
 )
 from merging import config as configs
-from merging.errors import UserError
 from merging.models import families
 from merging.training.loop import train
 from merging.training.progress import Progress
@@ -188,7 +187,7 @@ def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:
 
 
 def _publish(folder: Path, trained: Trained, start: str, recipe: Recipe) -> None:
-    """Write the checkpoints, with the config and tokenizer of what they started from."""
+    """Write the checkpoints, beside them the start's config and tokenizer."""
     kept = {"checkpoint": trained.params}
     if recipe.validate_every:
         kept["best"] = trained.best
@@ -208,9 +207,6 @@ def _record(
         "loss": _short(trained.losses[-1]),
         "stopped_early": bool(trained.stopped_early),
         "best_step": int(trained.best_step),
-        "validation_losses": {
-            str(step): _short(value) for step, value in trained.validation_losses.items()
-        },
         "parameters": models.parameter_count(decoder),
         "decoder": dataclasses.asdict(decoder),
         "processes": distributed.processes(),
