@@ -5,6 +5,7 @@ real processes on this machine, and write down what they were asked.
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,7 @@ started = [
 ]
 sys.exit(max(process.wait() for process in started))
 """
+ARRAY = {"ID": "2", "MAX": "3", "COUNT": "4"}
 SCONTROL = '#!/bin/sh\necho "$@" >> "$CALLS"\n'
 
 
@@ -130,19 +132,34 @@ def test_a_preempted_slurm_job_is_requeued_until_it_gives_up(launch, tmp_path, s
 
 
 def test_array_elements_are_shards_and_one_process_gets_all_gpus(launch, slurm):
-    array = {
-        "SLURM_ARRAY_TASK_ID": "2",
-        "SLURM_ARRAY_TASK_MAX": "3",
-        "SLURM_ARRAY_TASK_COUNT": "4",
-        "SLURM_GPUS_ON_NODE": "4",
-        "SLURM_NTASKS_PER_NODE": "1",
-    }
+    array = {f"SLURM_ARRAY_TASK_{name}": value for name, value in ARRAY.items()}
+    array |= {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "1"}
     sweep = ["bash", launch / "slurm.sbatch", "--dry_run", "merging", "sweep"]
     ran = run(sweep, **slurm | array)
     assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3" in ran.stdout
     assert "'--shard' '2/4'" in ran.stdout
     ran = run(sweep, **slurm | {"SLURM_GPUS_ON_NODE": "4"})
     assert ran.returncode == 2 and "cannot share 4 GPUs" in ran.stderr
+
+
+def shown():
+    """Yield each command of a script in launch/README.md, and its output there."""
+    text = (ROOT / "launch" / "README.md").read_text().replace("\\\n    ", "")
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        if command.startswith("launch/"):
+            yield command, output.split("\n\n")[0].split("```")[0].strip()
+
+
+@pytest.mark.parametrize(("command", "output"), shown())
+def test_dry_runs_are_what_the_readme_shows(command, output, slurm):
+    array = "# in an array" in command
+    told = {"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "2"}
+    if array:
+        told |= {f"SLURM_ARRAY_TASK_{k}": v for k, v in ARRAY.items()}
+    ran = run(["bash", "-c", f"cd {ROOT} && bash {command}"], **slurm | told)
+    assert ran.stdout.strip() == output
+    assert len(output.splitlines()) >= 1
 
 
 def test_scripts_pass_shellcheck(launch):
