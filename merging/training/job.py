@@ -169,9 +169,7 @@ def _start(
             params = checkpoints.restore(start, _like(decoder, mesh))
         else:
             params = models.init(decoder, values["seed"], mesh)
-    if (bos := suite.tokenizer.bos_id) is not None:
-        decoder = dataclasses.replace(decoder, bos_id=bos)
-    return decoder, params
+    return dataclasses.replace(decoder, bos_id=suite.tokenizer.bos_id), params
 
 
 def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:

@@ -79,10 +79,15 @@ def restore(
     """
     for step in reversed(distributed.decide(lambda: _steps(workdir))):
         path = Path(workdir) / f"step_{step:08d}"
+        found, unreadable = None, np.zeros(1, np.int64)
         try:
-            return _read(path, state, identity), path
+            found = _read(path, state, identity)
         except checkpoints.CorruptCheckpoint as error:
             logging.getLogger(__name__).warning("%s Going one back.", error)
+            unreadable += 1
+        distributed.total([unreadable])  # what one can't read, none goes on from
+        if not unreadable[0]:
+            return found, path
     return None
 
 
