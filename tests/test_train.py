@@ -30,9 +30,10 @@ OVERRIDES = {
 }
 
 
-def command(workdir, **overrides):
+def command(workdir):
+    """Return a command that splits the model over all devices, of both processes."""
     train = [sys.executable, "-m", "merging", "train", "--config", CONFIG]
-    values = OVERRIDES | overrides
+    values = OVERRIDES | {"mesh.fsdp": "4"}
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     return [*train, *flags, "--workdir", str(workdir)]
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -173,8 +174,6 @@ def _start(
 
 
 def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:
-    import jax
-
     abstract = models.abstract(decoder)
     where = sharding.shardings(abstract, models.rules(decoder), mesh)
     return jax.tree.map(
