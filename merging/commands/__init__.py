@@ -11,6 +11,7 @@ from merging.commands import (
     report,
     status,
     sweep,
+    tasks,
     verify,
 )
 
@@ -23,4 +24,5 @@ COMMANDS = {
     "report": report.COMMAND,
     "gates": gates.COMMAND,
     "methods": methods.COMMAND,
+    "tasks": tasks.COMMAND,
 }
