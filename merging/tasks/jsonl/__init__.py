@@ -84,7 +84,8 @@ class OwnFiles:
 
     def __post_init__(self):
         given = [self.files] if isinstance(self.files, (str, Path)) else self.files
-        object.__setattr__(self, "files", tuple(map(Path, given)))
+        files = tuple(Path(path) for path in given if str(path))
+        object.__setattr__(self, "files", files)
         if not self._piles:
             shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
             raise UserError(f"suite 'jsonl' has no examples: {shown}.")
