@@ -23,6 +23,6 @@ COMMANDS = {
     "status": status.COMMAND,
     "report": report.COMMAND,
     "gates": gates.COMMAND,
-    "methods": methods.COMMAND,
     "tasks": tasks.COMMAND,
+    "methods": methods.COMMAND,
 }
