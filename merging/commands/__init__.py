@@ -11,6 +11,7 @@ from merging.commands import (
     report,
     status,
     sweep,
+    tasks,
     train,
     verify,
 )
@@ -24,5 +25,6 @@ COMMANDS = {
     "status": status.COMMAND,
     "report": report.COMMAND,
     "gates": gates.COMMAND,
+    "tasks": tasks.COMMAND,
     "methods": methods.COMMAND,
 }
