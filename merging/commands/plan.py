@@ -13,7 +13,8 @@ def _run(arguments: argparse.Namespace) -> int:
     where = foresight.topology(arguments.topology, arguments.slices)
     foresight.use_no_accelerator()
     loaded = config.load(arguments.config, arguments.overrides)
-    found = foresight.forecast(loaded, where, compile=not arguments.count)
+    parts = arguments.only.split(",") if arguments.only else foresight.PARTS
+    found = foresight.forecast(loaded, where, compile=not arguments.count, parts=parts)
     text = json.dumps(found, indent=2) if arguments.json else foresight.as_text(found)
     print_for_a_pipe(text)
     return 0
@@ -33,6 +34,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--count", action="store_true", help="compile nothing; count, in a second"
+    )
+    parser.add_argument(
+        "--only", metavar="PART,…", help="some of merge, scoring, training, grid"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
 

@@ -5,8 +5,10 @@ else their bytes are counted from shapes; the times are bounds from what the chi
 makers say. No weight is read and no array is made.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+from merging.errors import nearest
 from merging.foresight import compiling, decoding, grids, rendering, resident, streaming
 from merging.foresight.compiling import Target, use_no_accelerator
 from merging.foresight.phases import Phase
@@ -16,11 +18,19 @@ from merging.foresight.settings import Settings, settings
 from merging.foresight.subjects import Subject, subject
 from merging.foresight.topologies import Topology, topology
 
-__all__ = ["as_text", "forecast", "topology", "use_no_accelerator"]
+__all__ = ["PARTS", "as_text", "forecast", "topology", "use_no_accelerator"]
+
+
+# What there is to plan.
+PARTS = ("merge", "scoring", "training", "grid")
 
 
 def forecast(
-    config: Any, topology: Topology, *, compile: bool = True
+    config: Any,
+    topology: Topology,
+    *,
+    compile: bool = True,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """Return what a config's work needs on a topology, as plain data.
 
@@ -28,15 +38,19 @@ def forecast(
       config: of a plan (configs/plan) or of a merge (configs/merge).
       topology: the chips.
       compile: False counts everything, which takes a second.
+      parts: of `PARTS`.
 
     Raises:
-      UserError: an impossible config, or a mesh that does not fit model or topology.
+      UserError: an unknown part, an impossible config, a mesh that does not fit.
     """
+    for part in parts:
+        if part not in PARTS:
+            raise nearest("part of a plan", part, PARTS)
     chosen = settings(config.to_dict(), topology.slices)
     about = subject(config)
     target = compiling.target(topology, chosen.mesh, compile=compile)
     notes = list(about.notes)
-    found = _phases(about, chosen, target)
+    found = _phases(about, chosen, target, parts)
     if any("too large" in phase.source for phase in found):
         notes.append("what a compiler found too large was counted for the rest")
     return {
@@ -56,20 +70,24 @@ def forecast(
         "compiler": target.compiler,
         "missing": target.missing,
         "phases": [rendering.phase_record(p, topology, chosen) for p in found],
-        "grid": _grid(config, chosen, topology, notes),
+        "grid": _grid(config, chosen, topology, notes) if "grid" in parts else None,
         "notes": notes,
     }
 
 
-def _phases(about: Subject, chosen: Settings, target: Target) -> list[Phase]:
-    found = [streaming.forecast(about, target.topology)]
+def _phases(
+    about: Subject, chosen: Settings, target: Target, parts: Sequence[str]
+) -> list[Phase]:
+    found = [streaming.forecast(about, target.topology)] if "merge" in parts else []
     if about.decoder is None:
         return found
     leaves = place(about.decoder, target.mesh)
-    if about.method is not None:
+    if "merge" in parts and about.method is not None:
         found.append(resident.forecast(about.method, about.experts, leaves, target))
-    found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
-    found.append(decoding.train(about.decoder, chosen.training, target))
+    if "scoring" in parts:
+        found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
+    if "training" in parts:
+        found.append(decoding.train(about.decoder, chosen.training, target))
     return found
 
 
