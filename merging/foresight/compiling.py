@@ -1,15 +1,17 @@
 """Programs compiled for devices that are not there, and what they say of themselves."""
 
+import contextlib
 import functools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, Mesh
 
 from merging import sharding
@@ -111,19 +113,18 @@ def compiled(target: Target, lower: Callable[[], Any]) -> Compiled:
     Raises:
       TooLarge: a device's memory does not hold it.
     """
-    with sharding.on(target.mesh), tempfile.TemporaryDirectory() as folder:
-        # A program that was compiled before would leave no text.
-        before = jax.config.jax_enable_compilation_cache
-        jax.config.update("jax_enable_compilation_cache", False)
+    with (
+        sharding.on(target.mesh),
+        tempfile.TemporaryDirectory() as folder,
+        _no_compilation_cache(),
+    ):
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             done = lower().compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if found := _USED.search(str(error)):
                 raise TooLarge(float(found[1]) * _UNITS[found[2]]) from error
             raise
-        finally:
-            jax.config.update("jax_enable_compilation_cache", before)
         text = _text(Path(folder))
     memory = done.memory_analysis()
     return Compiled(
@@ -132,6 +133,22 @@ def compiled(target: Target, lower: Callable[[], Any]) -> Compiled:
         memory.temp_size_in_bytes,
         collectives.read(text, target.topology.devices, target.topology.domain),
     )
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Compile without JAX's cache: without a TPU it loads no programs for one.
+
+    It would try, warn of it for every program, and compile that all the same.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once, and remembers
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _text(folder: Path) -> str:

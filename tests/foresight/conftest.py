@@ -32,7 +32,7 @@ GRID = dict(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config():
     """Return a function that makes a plan's config: a tiny model, with changes."""
 
@@ -51,6 +51,6 @@ def phase(found, name):
     return next(p for p in found["phases"] if p["name"] == name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def of_phase():
     return phase

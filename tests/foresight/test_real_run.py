@@ -38,7 +38,7 @@ def real_models(mesh):
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def planned(make_config, of_phase):
     found = foresight.forecast(make_config(), foresight.topology("cpu:8"))
     assert found["compiler"].startswith("jaxlib")
