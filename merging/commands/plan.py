@@ -47,7 +47,7 @@ COMMAND = Command(
     Say whether a merge, scoring and fine-tuning fit a topology, the bytes on each
     device, what devices exchange, what hosts read and write, the time that memory,
     compute, interconnect and storage allow, the bottleneck, and chip-hours. Programs
-    are compiled for TPUs on this machine, with no TPU (pip install 'merging[tpu]');
+    are compiled for TPUs on this machine, with no TPU (the extra tpu);
     for other chips they are counted. Reads no weights. Takes a plan's config, or that
     of any merge with its checkpoints.
 

@@ -169,7 +169,7 @@ def _tpus(topology: Topology) -> tuple[list[Any], str]:
     try:
         version = metadata.version("libtpu")
     except metadata.PackageNotFoundError:
-        raise _Missing("libtpu is not installed (pip install 'merging[tpu]')") from None
+        raise _Missing("libtpu is not installed (the extra tpu)") from None
     try:
         devices = _described(topology.name, topology.slices)
     except Exception as error:  # whatever libtpu makes of a name or of this machine
