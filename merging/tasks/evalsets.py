@@ -51,6 +51,8 @@ class EvalSet:
     postprocess: Callable[[int, str], Any]
     eos_id: int
     max_new_tokens: int
+    prompt: str = ""
+    bos_id: int | None = 0
 
     @property
     def examples(self) -> int:

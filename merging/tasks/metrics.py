@@ -27,11 +27,13 @@ class Measure(NamedTuple):
       ranked: it judges log-likelihoods of choices; otherwise, generated texts.
       counts: ``(targets, outputs) -> [N, k]``, what each example adds.
       value: ``(sums [k], N) -> float`` in 0..1.
+      unconditional: a choice's score is what its prompt adds to log p.
     """
 
     ranked: bool
     counts: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
     value: Callable[[np.ndarray, int], float]
+    unconditional: bool = False
 
 
 def rank_target(
@@ -228,7 +230,7 @@ MEASURES: dict[str, Measure] = {
     "accuracy": Measure(True, _right, _mean),
     "accuracy_norm": Measure(True, _right_per_character, _mean),
     "accuracy_per_token": Measure(True, _right_per_token, _mean),
-    "accuracy_unconditional": Measure(True, _right, _mean),
+    "accuracy_unconditional": Measure(True, _right, _mean, unconditional=True),
     "exact_match": _each(_equal),
     "f1": _each(_f1),
     "rouge_1": _each(functools.partial(_rouge, "rouge1")),
