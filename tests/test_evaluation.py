@@ -292,7 +292,7 @@ def test_a_decoders_scores_depend_on_no_batch_size_mesh_order_or_company(sets):
         for other in ("reversed", "mesh"):
             ours, theirs = found["one"][one.dataset], found[other][one.dataset]
             if one.ranked:
-                np.testing.assert_allclose(theirs, ours, atol=1e-5)
+                np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
             else:
                 assert theirs == ours
     assert np.ptp(found["one"]["phrase"]) > 1
