@@ -9,7 +9,7 @@ import toy_suite
 from merging import evaluation, models, sharding
 from merging.errors import UserError
 from merging.evaluation import preparing
-from merging.tasks import Suite
+from merging.tasks import Generated, Suite
 from merging.tasks.metrics import METRICS
 
 VOCABULARY = len(toy_suite.VOCABULARY)
@@ -52,7 +52,7 @@ class Bigram:
 
 @pytest.fixture(scope="module")
 def toy():
-    return Suite("toy", "toy_suite", test_examples=40, train_examples=1)
+    return Suite("toy", Generated("toy_suite", test_examples=40, train_examples=1))
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +318,7 @@ def test_seqios_own_evaluator_finds_the_same_values(toy, sets, dataset):
 
     register(toy)
     model = Bigram(4)
-    task = toy.evaluation(dataset)
+    task = toy.evaluations(dataset)[""]
     evaluator = seqio.Evaluator(
         task,
         seqio.DecoderFeatureConverter(pack=False),
