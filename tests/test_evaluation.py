@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -201,21 +202,45 @@ def test_batches_have_few_shapes_in_steps_of_sixteen(sets):
     model = Bigram(0)
     evaluation.evaluate(sets, model, batch_size=32)
     room = {s.max_new_tokens for s in sets if not s.ranked}
-    ranked = {("score", 32, t, m) for t, m in ((15, 0), (31, 0), (31, 4), (31, 8))}
+    ranked = {("score", 32, t, m) for t in (15, 31) for m in (0, 16)}
     assert model.shapes >= {("score", 32, 31, 0)}
     assert model.shapes <= ranked | {
         ("generate", 32, t, n) for t in (15, 31) for n in room
     }
 
 
-def test_long_rows_are_padded_by_an_eighth_at_most():
-    lengths = [*range(1, 5000)]
-    padded = [preparing._rounded(n) for n in lengths]
-    assert all(p >= n for p, n in zip(padded, lengths, strict=True))
-    assert all(
-        p <= max(n * 1.125, n + 15) for p, n in zip(padded, lengths, strict=True)
-    )
-    assert len(set(padded)) < 60
+def best_widths(needed, most):
+    """Return the fewest tokens with at most so many widths, by trying all choices."""
+    ends = sorted(set(needed))
+    found = []
+    for k in range(1, most + 1):
+        for chosen in itertools.combinations(ends[:-1], k - 1):
+            widths = [*chosen, ends[-1]]
+            found.append(sum(min(w for w in widths if w >= n) for n in needed))
+    return min(found)
+
+
+def test_widths_are_those_that_pad_least_and_few():
+    lengths = np.random.default_rng(0).gamma(4, 40, 500).astype(int) + 1
+    widths = evaluation.chosen_widths(lengths)
+    assert widths[-1] >= lengths.max() and all((w + 1) % 16 == 0 for w in widths)
+    assert 3 <= len(widths) <= 8
+    needed = (-(-(lengths + 1) // 16) * 16 - 1).tolist()
+    tokens = sum(min(w for w in widths if w >= n) for n in needed)
+    assert tokens == best_widths(needed, len(widths))
+    assert tokens < 1.3 * lengths.sum()
+
+
+def test_rows_of_much_the_same_length_share_one_width():
+    assert evaluation.chosen_widths(np.array([30, 31, 29, 28])) == (31,)
+    assert evaluation.chosen_widths(np.array([16] * 99 + [5])) == (31,)
+
+
+def test_given_widths_stand_where_the_rows_fit(sets):
+    prepared = evaluation.prepare(sets, batch_size=32, widths=(63, 127))
+    shapes = {b.arrays[1].shape for job in prepared.jobs for b in job.batches}
+    assert shapes == {(32, 63)}
+    assert evaluation.chosen_widths(np.array([200]), (63, 127)) == (207,)
 
 
 def test_sets_with_one_token_choices_share_their_batches(sets):

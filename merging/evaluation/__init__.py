@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from merging.evaluation.fitting import fit
-from merging.evaluation.preparing import Prepared, prepare
+from merging.evaluation.preparing import Prepared, chosen_widths, lengths, prepare
 from merging.tasks import EvalSet, load, load_suite
 from merging.tasks.metrics import MEASURES
 
@@ -22,9 +22,11 @@ __all__ = [
     "Predict",
     "Prepared",
     "Score",
+    "chosen_widths",
     "counts",
     "evaluate",
     "fit",
+    "lengths",
     "load",
     "load_suite",
     "outputs",

@@ -9,7 +9,9 @@ from merging.errors import UserError
 from merging.tasks import EvalSet
 from merging.tasks.metrics import MEASURES
 
-STEP = 16  # short rows are padded to a multiple of this many tokens
+STEP = 16  # rows are padded to a multiple of this many tokens
+# A further length is worth compiling for if it saves this share of all tokens.
+WORTH, LENGTHS = 0.03, 8
 # More continuations than this go behind a second copy of their prompt.
 WAYS, TAIL = 32, 512
 
@@ -77,7 +79,11 @@ class _Question(NamedTuple):
 
 
 def prepare(
-    eval_sets: Sequence[EvalSet], *, batch_size: int = 256, sharding: Any = None
+    eval_sets: Sequence[EvalSet],
+    *,
+    batch_size: int = 256,
+    sharding: Any = None,
+    widths: Sequence[int] = (),
 ) -> Prepared:
     """Cut sets into batches; do it once and evaluate many models with the result.
 
@@ -88,6 +94,8 @@ def prepare(
         ``NamedSharding(mesh, PartitionSpec("data"))``; the batches are put there now,
         each process's part by that process. By default they stay NumPy arrays and go
         where the model is.
+      widths: lengths to pad to, from ``widths`` of all sets that the model will see;
+        of these sets by default.
 
     Raises:
       UserError: no sets, a batch size below 1, or one that the mesh does not divide.
@@ -101,19 +109,64 @@ def prepare(
     for i, eval_set in enumerate(eval_sets):
         generated = (eval_set.max_new_tokens, eval_set.eos_id)
         kinds.setdefault(() if eval_set.ranked else generated, []).append(i)
-    jobs: list[Job] = []
+    asked: list[tuple[tuple, list[_Question]]] = []
     where: list[Any] = [None] * len(eval_sets)
-    used = slots = 0
     for kind, members in kinds.items():
         sets = [eval_sets[i] for i in members]
-        questions, found = (_generated if kind else _ranked)(sets, len(jobs))
+        questions, found = (_generated if kind else _ranked)(sets, len(asked))
+        asked.append((kind, questions))
         for i, place_of in zip(members, found, strict=True):
             where[i] = place_of
-        job = _job(questions, kind, batch_size, place)
-        jobs.append(job)
-        used += sum(question.length + 1 for question in questions)
-        slots += sum(np.shape(b.arrays[1])[1] + 1 for b in job.batches) * batch_size
+    lengths = np.array([q.length for _, questions in asked for q in questions])
+    chosen = chosen_widths(lengths, widths)
+    jobs = [_job(questions, k, batch_size, place, chosen) for k, questions in asked]
+    used = np.sum(lengths + 1)
+    shapes = [np.shape(b.arrays[1]) for job in jobs for b in job.batches]
+    slots = sum(rows * (width + 1) for rows, width in shapes)
     return Prepared(tuple(eval_sets), tuple(jobs), tuple(where), 1 - used / slots)
+
+
+def lengths(eval_sets: Sequence[EvalSet]) -> np.ndarray:
+    """Return the tokens of every row that evaluating these sets takes."""
+    by_kind = ([s for s in eval_sets if s.ranked == ranked] for ranked in (True, False))
+    questions = [
+        question
+        for sets, ask in zip(by_kind, (_ranked, _generated), strict=True)
+        for question in ask(sets, 0)[0]
+    ]
+    return np.array([question.length for question in questions])
+
+
+def chosen_widths(lengths: np.ndarray, widths: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return few widths that all rows fit into with little padding, ascending.
+
+    Args:
+      lengths: tokens of the rows.
+      widths: what was chosen before, for more rows; it stands if these fit.
+    """
+    if len(widths) and lengths.max() <= widths[-1]:
+        return tuple(widths)
+    # With its opener a row then has a multiple of 16 tokens.
+    needed = -(-(lengths + 1) // STEP) * STEP - 1
+    ends, counts = np.unique(needed, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    # cost[j]: tokens of the rows up to the j-th width, if that is one of those chosen.
+    cost, chosen = ends * before[1:], [(int(end),) for end in ends]
+    best, found = cost[-1], chosen[-1]
+    for _ in range(min(LENGTHS, len(ends)) - 1):
+        steps = [
+            cost[:j] + ends[j] * (before[j + 1] - before[1 : j + 1])
+            for j in range(1, len(ends))
+        ]
+        last = [int(np.argmin(step)) for step in steps]
+        chosen = [chosen[0]] + [
+            (*chosen[i], int(ends[j + 1])) for j, i in enumerate(last)
+        ]
+        cost = np.array([cost[0], *(step.min() for step in steps)])
+        if best - cost[-1] < WORTH * best:
+            break
+        best, found = cost[-1], chosen[-1]
+    return found
 
 
 def _placement(batch_size: int, sharding: Any) -> Callable[[np.ndarray], Any]:
@@ -209,22 +262,24 @@ def _opened(one: EvalSet, prompt: np.ndarray) -> tuple[int, np.ndarray]:
     return one.eos_id, prompt
 
 
-def _job(questions: list[_Question], kind: tuple, batch_size: int, place) -> Job:
+def _job(
+    questions: list[_Question], kind: tuple, batch_size: int, place, widths
+) -> Job:
     batches = []
     # Without branches a plain causal mask will do, and nothing is read off but the
     # prompt's last place.
     for branched in (False, True):
         group = [i for i, q in enumerate(questions) if bool(q.tail) == branched]
-        ways = max((len(questions[i].ways) for i in group), default=0)
+        ways = _power(max((len(questions[i].ways) for i in group), default=0), 2)
         for chunk in _chunks(group, questions, batch_size):
             part = [questions[i] for i in chunk]
-            arrays = _prompts(part, batch_size)
+            arrays = _prompts(part, batch_size, widths)
             arrays += () if kind else _continuations(part, batch_size, ways)
             batches.append(Batch(chunk, tuple(place(array) for array in arrays)))
     if kind:
         table = np.zeros((len(questions), kind[0]), np.int32)
         return Job(lambda predict, *a: predict.generate(*a, *kind), batches, table)
-    most = max(len(question.ways) for question in questions)
+    most = _power(max(len(question.ways) for question in questions), 2)
     table = np.zeros((len(questions), most), np.float32)
     return Job(lambda predict, *a: predict.score(*a), batches, table)
 
@@ -240,11 +295,11 @@ def _filled(part: list[_Question], batch_size: int) -> list[_Question]:
     return part + part[-1:] * (batch_size - len(part))
 
 
-def _prompts(part: list[_Question], batch_size: int) -> tuple[np.ndarray, ...]:
+def _prompts(part: list[_Question], batch_size: int, widths) -> tuple[np.ndarray, ...]:
     """Return openers, tokens and prompt lengths."""
     filled = _filled(part, batch_size)
-    # With its opener a row then has a multiple of 16 tokens.
-    width = _rounded(max(question.length for question in part) + 1) - 1
+    longest = max(question.length for question in part)
+    width = next(width for width in widths if width >= longest)
     tokens = np.zeros((batch_size, width), np.int32)
     for row, question in zip(tokens, filled, strict=True):
         parts = [question.prompt, *(way[:-1] for way in question.ways)]
@@ -260,7 +315,7 @@ def _continuations(
     """Return firsts, owners and targets, as ``Predict.score`` explains them."""
     firsts = np.zeros((batch_size, ways), np.int32)
     longest = max(question.tail for question in part)
-    room = 1 << (longest - 1).bit_length() if longest else 0
+    room = max(_power(longest, 4), STEP) if longest else 0
     owners = np.full((batch_size, room), -1, np.int32)
     targets = np.zeros((batch_size, room), np.int32)
     for row, question in enumerate(_filled(part, batch_size)):
@@ -273,7 +328,9 @@ def _continuations(
     return firsts, owners, targets
 
 
-def _rounded(length: int) -> int:
-    """Return a length of which there are few: at most an eighth longer, past 128."""
-    step = max(STEP, 1 << max((length - 1).bit_length() - 4, 0))
-    return -(-length // step) * step
+def _power(least: int, base: int) -> int:
+    """Return the smallest power of a base that is no smaller; few shapes compile."""
+    power = 1
+    while power < least:
+        power *= base
+    return power

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from merging import distributed, results, stopping, tasks, telemetry
+import numpy as np
+
+from merging import distributed, evaluation, results, stopping, tasks, telemetry
 from merging.config import config_hash
 from merging.errors import Preempted
 from merging.scoring import comparison, export, store, tables
@@ -73,11 +75,15 @@ def _evaluate(
     first = distributed.is_first()
     say = print if first else (lambda text: None)
     works: list[Work] = []
-    for name in keys:
-        stopping.raise_if_asked()
-        works.append(read_work(settings, model, suite, name, workdir / "data"))
-        if works[-1].warning:
-            say(works[-1].warning)
+    with telemetry.Progress(len(keys), "reading", check=stopping.raise_if_asked) as p:
+        for name in keys:
+            works.append(read_work(settings, model, suite, name, workdir / "data"))
+            p.advance(note=name)
+    for work in works:
+        if work.warning:
+            say(work.warning)
+    lengths = [evaluation.lengths(work.eval_sets) for work in works]
+    widths = evaluation.chosen_widths(np.concatenate(lengths))
     say(f"Reading {model.parameters / 1e6:,.1f}M parameters of {model.uri}.")
     bound = bind(settings, model)
     log = telemetry.EventLog(workdir / "events.jsonl" if first else None)
@@ -89,6 +95,7 @@ def _evaluate(
                 work,
                 bound,
                 settings.batch_size,
+                widths,
                 lambda share, work=work: progress.advance(
                     share * work.cost, work.dataset.name
                 ),

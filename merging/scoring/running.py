@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +36,8 @@ class Work(NamedTuple):
     @property
     def cost(self) -> float:
         """Tokens to compute, roughly."""
-        return float(
-            sum(
-                s.prompt_lengths.sum() + s.continuation_lengths.sum()
-                for s in self.eval_sets
-            )
-        )
+        made = sum(s.max_new_tokens * s.examples for s in self.eval_sets)
+        return float(evaluation.lengths(self.eval_sets).sum() + made)
 
     @property
     def warning(self) -> str:
@@ -99,6 +95,7 @@ def evaluated(
     work: Work,
     bound: Bound,
     batch_size: int,
+    widths: Sequence[int],
     tick: Callable[[float], None],
 ) -> dict[str, Any]:
     """Return what a model scores on a dataset, as a JSON record (see `store`).
@@ -107,10 +104,14 @@ def evaluated(
       work: the dataset.
       bound: the model.
       batch_size: rows per call.
+      widths: lengths to pad rows to.
       tick: told the share of the work that a batch was; what it raises ends it.
     """
     prepared = evaluation.prepare(
-        work.eval_sets, batch_size=batch_size, sharding=bound.sharding
+        work.eval_sets,
+        batch_size=batch_size,
+        sharding=bound.sharding,
+        widths=widths,
     )
     share = 1 / prepared.batches
     outputs = evaluation.outputs(prepared, bound.predict, lambda: tick(share))

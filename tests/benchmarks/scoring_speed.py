@@ -1,15 +1,16 @@
 """What evaluating costs, beside lm-evaluation-harness, and whether both say the same.
 
-  python tests/benchmarks/scoring_speed.py --workdir scoring --lm_eval_python VENV/bin/python
-  python tests/benchmarks/scoring_speed.py --workdir scoring --lm_eval_python … \\
-      --model path/to/SmolLM2
+  python tests/benchmarks/scoring_speed.py --workdir scoring \\
+      --lm_eval_python VENV/bin/python
+  python tests/benchmarks/scoring_speed.py --workdir scoring \\
+      --lm_eval_python VENV/bin/python --model SMOLLM2
 
-A random Llama, a tokenizer trained on the tasks' texts, and four made-up multiple-choice
-tasks in JSON lines: short answers to long passages, long endings, many topics, yes or
-no. `merging evaluate` and the harness (HF backend) each evaluate all of them in float32
-on the CPU, from the same files, in a process of their own, in turns. Seconds are those
-of the whole process, and of the evaluation without imports and reading the model; ours
-include compiling. Holds if ours is at least twice as fast, chooses the same on 99.5 %
+A random Llama, a tokenizer trained on the tasks' texts, and four made-up tasks in JSON
+lines: short answers to long passages, long endings, many topics, yes or no. `merging
+evaluate` and the harness (HF backend) each evaluate all of them in float32 on the CPU,
+from the same files, in a process of their own, in turns. Seconds are those of the whole
+process, and of the evaluation without imports and reading the model; ours include
+compiling. Holds if ours is at least twice as fast, chooses the same on 99.5 %
 of the items, and no log-likelihood differs by more than 1e-3.
 
 The harness's Python needs: pip install torch 'lm-eval[hf]'
@@ -112,7 +113,8 @@ def _contest(options, folder: Path, model: Path, files, size: str) -> list[dict]
             theirs[batch].append(_theirs(options, model, files, out, batch))
             print(
                 f"{size}, {repeat + 1} of {options.repeats}: ours"
-                f" {ours[-1].wall:.1f} s, theirs at {batch} {theirs[batch][-1].wall:.1f}",
+                f" {ours[-1].wall:.1f} s ({ours[-1].cpu:.1f} of CPU), theirs at {batch}"
+                f" {theirs[batch][-1].wall:.1f} s ({theirs[batch][-1].cpu:.1f})",
                 flush=True,
             )
     mine = min(ours, key=lambda usage: usage.wall)
