@@ -4,6 +4,8 @@ The logic of `merging evaluate`. A finished dataset is a file in the workdir, na
 after all that its values depend on: the same command continues, and redoes nothing.
 """
 
+import functools
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,8 @@ def compare(one: Path, other: Path) -> str:
       UserError: a workdir without a finished evaluation, or two that did not answer the
         same examples of any dataset.
     """
-    return comparison.compared(one, other).text()
+    found = comparison.compared(one, other)
+    return f"{found.title}\n{found.text()}"
 
 
 def _evaluate(
@@ -74,36 +77,31 @@ def _evaluate(
 ) -> None:
     first = distributed.is_first()
     say = print if first else (lambda text: None)
+    progress = functools.partial(
+        telemetry.Progress, stream=None if first else io.StringIO()
+    )
     works: list[Work] = []
-    with telemetry.Progress(len(keys), "reading", check=stopping.raise_if_asked) as p:
+    with progress(len(keys), "reading", check=stopping.raise_if_asked) as shown:
         for name in keys:
             works.append(read_work(settings, model, suite, name, workdir / "data"))
-            p.advance(note=name)
-    for work in works:
-        if work.warning:
-            say(work.warning)
+            shown.advance(note=name)
+    for line in filter(None, (work.warning for work in works)):
+        say(line)
     lengths = [evaluation.lengths(work.eval_sets) for work in works]
     widths = evaluation.chosen_widths(np.concatenate(lengths))
     say(f"Reading {model.parameters / 1e6:,.1f}M parameters of {model.uri}.")
     bound = bind(settings, model)
     log = telemetry.EventLog(workdir / "events.jsonl" if first else None)
     total = sum(work.cost for work in works)
-    with telemetry.Progress(total, "evaluating", log=log, check=_stop) as progress:
+    with progress(total, "evaluating", log=log, check=_stop) as shown:
         for work in works:
-            start = time.monotonic()
-            record = evaluated(
-                work,
-                bound,
-                settings.batch_size,
-                widths,
-                lambda share, work=work: progress.advance(
-                    share * work.cost, work.dataset.name
-                ),
-            )
+            start, name = time.monotonic(), work.dataset.name
+            tick = functools.partial(shown.advance, note=name)
+            record = evaluated(work, bound, settings.batch_size, widths, tick)
             record["seconds"] = round(time.monotonic() - start, 3)
             record["git_revision"] = telemetry.git_revision()
             if first:
-                store.save(workdir, keys[work.dataset.name], record)
+                store.save(workdir, keys[name], record)
 
 
 def _stop() -> None:

@@ -51,7 +51,7 @@ def rows(
     of_model = {
         "suite": settings.suite,
         "ladder": labels["ladder"] or model.family,
-        "size": labels["size"] or f"{model.parameters / 1e6:.3g}M",
+        "size": labels["size"] or _size(model.parameters),
         "params": model.parameters,
         "base": labels["base"],
         "method": labels["method"],
@@ -99,3 +99,11 @@ def rows(
     if faults:
         raise UserError("values that can't be compared:\n" + "\n".join(faults))
     return found
+
+
+def _size(parameters: int) -> str:
+    """Return a number of parameters as models are named: 37.8K, 135M, 8.03B."""
+    for unit, name in ((1e9, "B"), (1e6, "M")):
+        if parameters >= unit:
+            return f"{parameters / unit:.3g}{name}"
+    return f"{parameters / 1e3:.3g}K"

@@ -105,7 +105,7 @@ def evaluated(
       bound: the model.
       batch_size: rows per call.
       widths: lengths to pad rows to.
-      tick: told the share of the work that a batch was; what it raises ends it.
+      tick: told the part of `Work.cost` that a batch was; what it raises ends it.
     """
     prepared = evaluation.prepare(
         work.eval_sets,
@@ -113,7 +113,7 @@ def evaluated(
         sharding=bound.sharding,
         widths=widths,
     )
-    share = 1 / prepared.batches
+    share = work.cost / prepared.batches
     outputs = evaluation.outputs(prepared, bound.predict, lambda: tick(share))
     prompts = {}
     for one, output, cut in zip(work.eval_sets, outputs, work.truncated, strict=True):

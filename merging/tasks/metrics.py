@@ -222,7 +222,10 @@ def _bleu_counts(targets, predictions) -> np.ndarray:
 def _bleu(sums: np.ndarray, examples: int) -> float:
     del examples
     counts = [round(float(count)) for count in sums]
-    found = _sacrebleu().compute_bleu(counts[:4], counts[4:8], *counts[8:])
+    # What the library's corpus_bleu does by default.
+    found = _sacrebleu().compute_bleu(
+        counts[:4], counts[4:8], *counts[8:], smooth_method="exp"
+    )
     return found.score / 100
 
 

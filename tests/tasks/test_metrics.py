@@ -75,6 +75,10 @@ def test_rouge_and_bleu_are_those_of_their_libraries():
     expected = sacrebleu.corpus_bleu(SAID, [TEXTS]).score / 100
     assert 0.1 < expected < 1
     assert bleu(TEXTS, SAID) == {"bleu": pytest.approx(expected, rel=1e-9)}
+    # Without a match of four words, which the library smooths.
+    smoothed = sacrebleu.corpus_bleu(SAID[1:], [TEXTS[1:]]).score / 100
+    assert smoothed > 0
+    assert bleu(TEXTS[1:], SAID[1:]) == {"bleu": pytest.approx(smoothed, rel=1e-9)}
     assert bleu(TEXTS, ["", "", ""]) == {"bleu": 0.0}
     assert bleu(TEXTS, TEXTS) == {"bleu": pytest.approx(1.0)}
 
