@@ -78,7 +78,7 @@ def whole_row(row, continuation, config):
 VARIANTS = {
     "plain": {},
     "local layers": dict(
-        window=4, local_layers=(True, False), local_rope_theta=100.0, unroll=2
+        window=2, local_layers=(True, False), local_rope_theta=100.0, unroll=2
     ),
 }
 
