@@ -247,9 +247,11 @@ def test_two_evaluations_are_compared_on_the_same_examples(made, capsys):
 
 def test_other_examples_are_not_compared(made, tmp_path, capsys):
     workdir = copy(made, tmp_path)
-    assert evaluate(made, "a", workdir, count=6, datasets="copa") == 0
-    assert main(["evaluate", "--compare", str(made / "scores_b"), str(workdir)]) == 2
-    assert "other examples of copa" in capsys.readouterr().err
+    for other in (dict(count=6), dict(suite__world_seed=3)):
+        assert evaluate(made, "a", workdir, datasets="copa", **other) == 0
+        both = [str(made / "scores_b"), str(workdir)]
+        assert main(["evaluate", "--compare", *both]) == 2
+        assert "other examples of copa" in capsys.readouterr().err
     assert main(["evaluate", "--compare", str(tmp_path), str(workdir)]) == 2
     assert "holds no finished evaluation" in capsys.readouterr().err
 
