@@ -3,7 +3,7 @@
     merging evaluate --config configs/evaluate/jsonl.py \\
         --config.checkpoint=MODEL --config.suite.files=mine.jsonl --workdir scores
 
-What a line holds: `merging/tasks/jsonl.py`.
+What a line holds: `merging/tasks/jsonl/__init__.py`.
 """
 
 import miniworld
