@@ -44,8 +44,7 @@ def register(suite: Suite) -> None:
         )
     for what in (*suite.categories, "multitask"):
         weighted = [w for name in suite.members(what) for w in _weights(suite, name)]
-        if weighted:
-            seqio.MixtureRegistry.add(suite.training(what), weighted)
+        seqio.MixtureRegistry.add(suite.training(what), weighted)
     _registered[suite.prefix] = suite
 
 
