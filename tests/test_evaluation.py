@@ -9,7 +9,7 @@ import toy_suite
 
 from merging import evaluation, models, sharding
 from merging.errors import UserError
-from merging.evaluation import preparing
+from merging.evaluation import questions
 from merging.tasks import Generated, Suite
 from merging.tasks.metrics import METRICS
 
@@ -152,7 +152,7 @@ def test_choices_whose_prompts_differ_are_scored_behind_their_own(sets):
 
 def test_many_continuations_are_dealt_out_to_several_rows(sets, monkeypatch):
     (one,) = [s for s in sets if s.dataset == "phrase"]
-    monkeypatch.setattr(preparing, "WAYS", 1)
+    monkeypatch.setattr(questions, "WAYS", 1)
     prepared = evaluation.prepare([one], batch_size=16)
     assert prepared.batches == 5  # 80 rows
     (answer,) = evaluation.outputs(prepared, Bigram(2))

@@ -6,13 +6,17 @@ are one row, behind a prompt that is computed once.
 """
 
 import collections
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from merging.evaluation.fitting import fit
-from merging.evaluation.preparing import Prepared, chosen_widths, lengths, prepare
+from merging.evaluation.preparing import Prepared, prepare
+from merging.evaluation.questions import lengths
+from merging.evaluation.widths import chosen_widths
 from merging.tasks import EvalSet, load, load_suite
 from merging.tasks.metrics import MEASURES
 
@@ -146,9 +150,13 @@ def outputs(
         if tick is not None:
             tick()
 
+    begun = _compiled_together(prepared, predict)
     for job, table in zip(prepared.jobs, tables, strict=True):
         for batch in job.batches:
-            pending.append((table, batch, job.call(predict, *batch.arrays)))
+            result = begun.pop(id(batch), None)
+            if result is None:
+                result = job.call(predict, *batch.arrays)
+            pending.append((table, batch, result))
             if len(pending) > AHEAD:
                 collect()
     while pending:
@@ -162,6 +170,28 @@ def outputs(
         alone = None if where.alone is None else tables[where.job][where.alone]
         answers.append(Output(found, alone))
     return answers
+
+
+def _compiled_together(prepared: Prepared, predict: Predict) -> dict[int, Any]:
+    """Return {id: result} of the first batch of every shape, all called at once.
+
+    Compiling keeps one core busy, and there is a program for each shape. Only where
+    the batches are on the host: programs that are spread over devices must start in
+    the same order everywhere.
+    """
+    firsts: dict[tuple, tuple] = {}
+    for job in prepared.jobs:
+        for batch in job.batches:
+            if not isinstance(batch.arrays[0], np.ndarray):
+                return {}
+            shape = (id(job), *(array.shape for array in batch.arrays))
+            firsts.setdefault(shape, (job, batch))
+    with ThreadPoolExecutor(min(len(firsts), os.cpu_count() or 1)) as threads:
+        started = {
+            id(batch): threads.submit(job.call, predict, *batch.arrays)
+            for job, batch in firsts.values()
+        }
+        return {batch: call.result() for batch, call in started.items()}
 
 
 def _judged(metric: str, output: Output) -> Any:
