@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ import scored_models
 from merging import distributed, models, report, results, scoring, tasks
 from merging.main import main
 from merging.models import families
-from merging.scoring import store
+from merging.scoring import export, store, tables
+from merging.tasks.metrics import MEASURES
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "evaluate" / "miniworld.py"
@@ -47,6 +49,7 @@ def arguments(folder, model, workdir=None, **values):
         "datasets": ",".join(DATASETS),
         "suite.test_examples": EXAMPLES,
         "bootstrap.resamples": 50,
+        "metrics": "accuracy_norm,rouge_l,bleu",
     } | {key.replace("__", "."): value for key, value in values.items()}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     place = workdir or folder / f"scores_{model}"
@@ -266,9 +269,28 @@ def test_the_export_has_the_names_of_lm_evaluation_harness(made):
     assert 0 < found["miniworld_copa"]["acc_stderr,none"] < 0.3
     assert 0 <= found["miniworld_copa"]["acc_norm,none"] <= 1
     assert found["miniworld_ropes"]["exact_match,none"] == rows["ropes"].value
+    assert {"rougeL,none", "bleu,none"} < set(found["miniworld_ropes"])
     assert record["n-samples"]["miniworld_copa"]["effective"] == EXAMPLES
     assert record["higher_is_better"]["miniworld_copa"]["acc"] is True
     assert record["config"]["model_num_parameters"] == rows["copa"].params
+
+
+def test_bleu_is_exported_out_of_a_hundred(tmp_path):
+    texts = ["the cat sat on the mat", "a dog ran home today"]
+    counts = MEASURES["bleu"].counts(texts, ["the cat sat on the rug", texts[1]])
+    value = MEASURES["bleu"].value(counts.sum(axis=0), 2)
+    only = {"examples": 2, "values": {"bleu": value}}
+    only["counts"] = {"bleu": store.packed(counts)}
+    facts = dict(dataset="d", category="c", split="held_in", metric="bleu")
+    record = facts | {"prompts": {"": only}, "seconds": 1, "git_revision": "r"}
+    settings = types.SimpleNamespace(
+        **dict(resamples=9, bootstrap_seed=0, level=0.9, suite="s", split="test"),
+        **dict(dtype=None, batch_size=1, count=None, context=8),
+    )
+    model = types.SimpleNamespace(uri="m", parameters=1)
+    path = export.write(tmp_path, settings, model, [tables.summary(record, settings)])
+    found = json.loads(path.read_text())["results"]["s_d"]
+    assert found["bleu,none"] == pytest.approx(100 * value) and 0.5 < value < 1
 
 
 @pytest.mark.parametrize(
@@ -336,7 +358,7 @@ def test_the_wording_averages_and_its_spread_are_shown(made):
     assert record["dataset"] == "copa"
     (only,) = record["prompts"].values()
     other = only | {"values": {m: v + 0.25 for m, v in only["values"].items()}}
-    summary = scoring.tables.value(
+    summary = tables.value(
         record | {"prompts": {"one": only, "two": other}}, "accuracy"
     )
     value = only["values"]["accuracy"]

@@ -1,6 +1,7 @@
 """The results as lm-evaluation-harness writes them, for what reads those files.
 
-Its names: acc for accuracy, acc_norm per character, acc_mutual_info unconditional.
+Its names: acc for accuracy, acc_norm per character, acc_mutual_info unconditional. And
+its scale: BLEU out of 100, all else out of 1.
 """
 
 import json
@@ -91,7 +92,7 @@ def _record(
 def _results(task: str, summary: Summary) -> dict[str, Any]:
     found: dict[str, Any] = {"alias": task, "sample_len": summary.examples}
     for metric, value in summary.values.items():
-        name = _NAMES.get(metric, metric)
-        found[f"{name},none"] = value.value
-        found[f"{name}_stderr,none"] = value.interval.deviation
+        name, scale = _NAMES.get(metric, metric), 100 if metric == "bleu" else 1
+        found[f"{name},none"] = scale * value.value
+        found[f"{name}_stderr,none"] = scale * value.interval.deviation
     return found
