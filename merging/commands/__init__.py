@@ -5,6 +5,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 
 from merging.commands import (
     convert,
+    evaluate,
     gates,
     merge,
     methods,
@@ -23,6 +24,7 @@ COMMANDS = {
     "convert": convert.COMMAND,
     "train": train.COMMAND,
     "plan": plan.COMMAND,
+    "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,
     "status": status.COMMAND,
     "report": report.COMMAND,
