@@ -20,6 +20,10 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "ml-collections>=1.1",
         "seqio>=0.0.20",
+        # A model's own tokenizer and chat template.
+        "tokenizers>=0.21",
+        "sentencepiece>=0.2",
+        "jinja2>=3.1",
         "tensorflow-datasets>=4.9.10",
         # tensorflow-datasets imports it on every download without declaring it.
         "importlib_resources",

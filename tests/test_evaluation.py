@@ -5,7 +5,7 @@ import toy_suite
 
 from merging import evaluation
 from merging.errors import UserError
-from merging.tasks import Suite
+from merging.tasks import Generated, Suite
 
 VOCABULARY = len(toy_suite.VOCABULARY)
 
@@ -46,7 +46,7 @@ class Bigram:
 
 @pytest.fixture(scope="module")
 def toy():
-    return Suite("toy", "toy_suite", test_examples=40, train_examples=1)
+    return Suite("toy", Generated("toy_suite", test_examples=40, train_examples=1))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_seqios_own_evaluator_finds_the_same_values(toy, sets, dataset):
 
     register(toy)
     model = Bigram(4)
-    task = toy.evaluation(dataset)
+    task = toy.evaluations(dataset)[""]
     evaluator = seqio.Evaluator(
         task,
         seqio.DecoderFeatureConverter(pack=False),

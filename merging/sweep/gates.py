@@ -107,7 +107,7 @@ def _gate(grid: Grid, store: Store, size: str, dataset) -> Gate:
             experts[base] = score(grid.expert(size, base, dataset.category, 0))
     else:
         direct = score(grid.direct(size, "it", dataset.name))
-    examples = grid.settings.suite.test_examples
+    examples = store.output(grid.base(size, "it"))["examples"][dataset.name]
     return Gate(
         size=size,
         dataset=dataset.name,

@@ -85,7 +85,7 @@ def _rows(
                 normalised=normalise(
                     value, of_expert if held_in else base[dataset.name]
                 ),
-                examples=suite.test_examples,
+                examples=output["examples"][dataset.name],
             )
         )
     return made

@@ -67,11 +67,11 @@ class Settings:
 
     def decoder(self, size: str) -> models.DecoderConfig:
         """Return the model of a size."""
-        return models.size(self.ladder, size, vocab_size=len(self.suite.words.words))
+        return models.size(self.ladder, size, vocab_size=len(self.suite.tokenizer))
 
     def peak_rate(self, size: str) -> float:
         """Return a size's peak learning rate in pretraining."""
-        sizes = models.ladder(self.ladder, vocab_size=len(self.suite.words.words))
+        sizes = models.ladder(self.ladder, vocab_size=len(self.suite.tokenizer))
         smallest = models.parameter_count(next(iter(sizes.values())))
         ratio = models.parameter_count(sizes[size]) / smallest
         return self.learning_rate * ratio**self.learning_rate_exponent

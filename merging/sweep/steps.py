@@ -120,8 +120,8 @@ class Grid:
             "candidates": s.candidates(method),
         }
         tried = len(settings["candidates"]) if len(settings["candidates"]) > 1 else 0
-        scored = tried * 2 * count * s.suite.validation_examples
-        scored += len(s.suite.datasets) * s.suite.test_examples
+        scored = tried * 2 * count * (s.suite.examples("validation") or 256)
+        scored += len(s.suite.datasets) * (s.suite.examples("test") or 1000)
         name = f"merge/{size}/{base}/{method}/K{count}/seed{seed}"
         needs = (self.base(size, base), *experts)
         return self._step("merge", name, settings, needs, self._scoring(size, scored))
@@ -145,7 +145,7 @@ class Grid:
             "recipe": self._recipe(size, phase, seed),
             "evaluates": self._evaluated(kind, what),
         }
-        scored = len(settings["evaluates"]) * s.suite.test_examples
+        scored = len(settings["evaluates"]) * (s.suite.examples("test") or 1000)
         length = 48
         tokens = phase.steps * s.batch_size * length
         flops = 6 * models.parameter_count(decoder) * tokens

@@ -42,6 +42,9 @@ def execute(
     begin = time.monotonic()
     make = {"data": _data, "merge": _merge}.get(step.kind, _train)
     output = make(step, settings, store, folder, tick)
+    if "test" in output:
+        sets = _eval_sets(settings.suite, "test", store.data)
+        output["examples"] = {s.dataset: s.examples for s in sets}
     output["wall_seconds"] = round(time.monotonic() - begin, 3)
     output["git_revision"] = git_revision()
     store.publish(step, folder, output)
@@ -178,11 +181,12 @@ def _evaluate(config, params, settings, store, split: str, wanted: set[str]) -> 
     batches = _batches(settings.suite, split, store.data, frozenset(wanted))
     bound = (functools.partial(call, params) for call in models.predictor(config))
     metric = {d.name: d.metric for d in settings.suite.datasets}
-    return {
-        score.dataset: score.value
-        for score in evaluation.evaluate(batches, models.Predictor(*bound))
-        if score.metric == metric[score.dataset]
-    }
+    values: dict[str, list[float]] = {}
+    for score in evaluation.evaluate(batches, models.Predictor(*bound)):
+        if score.metric == metric[score.dataset]:
+            values.setdefault(score.dataset, []).append(score.value)
+    # A dataset's value is the mean over its wordings.
+    return {dataset: float(np.mean(found)) for dataset, found in values.items()}
 
 
 @functools.lru_cache(maxsize=64)
@@ -197,7 +201,7 @@ def _eval_sets(suite: tasks.Suite, split: str, cache_dir: Path) -> tuple:
 
 
 def _examples(settings: Settings, store: Store, what: str, split: str):
-    length = settings.suite.module.MAX_LENGTH
+    length = settings.suite.max_length
     return _arrays(settings.suite, what, split, length, store.data)
 
 

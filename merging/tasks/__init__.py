@@ -8,16 +8,22 @@ come out of the cache.
 """
 
 from merging.tasks.arrays import TokenArrays, materialise
+from merging.tasks.catalogue import names, suite
 from merging.tasks.evalsets import EvalSet, load, load_suite
-from merging.tasks.suites import Suite, names, suite
+from merging.tasks.generated import Generated
+from merging.tasks.suites import Suite
+from merging.tasks.tokenizers import Tokenizer, open_tokenizer
 
 __all__ = [
     "EvalSet",
+    "Generated",
     "Suite",
     "TokenArrays",
+    "Tokenizer",
     "load",
     "load_suite",
     "materialise",
     "names",
+    "open_tokenizer",
     "suite",
 ]

@@ -39,7 +39,8 @@ def materialise(
       suite: whose data.
       what: "pretrain", "instruct", "multitask", a held-in category or a dataset.
       split: "train", "validation" or "test" (the first two have no "test").
-      length: T; every sequence must fit.
+      length: T; a longer sequence is an error, or where a suite's texts are real ones,
+        loses tokens at its begin.
       count: examples to sample from a mixture by its rates, repeating datasets that
         run out; by default each dataset once, one after the other.
       cache_dir: where to keep the arrays; with them there, TensorFlow isn't imported.
@@ -84,12 +85,15 @@ def _read(suite, name, what, split, length, count) -> TokenArrays:
     batches = list(read.ragged_batch(4096))
     if not batches:
         raise UserError(f"dataset {what} ({split}) is empty")
-    return _joined(batches, length, f"{what} ({split})")
+    cut = length if suite.material.truncates else None
+    return _joined(batches, length, f"{what} ({split})", cut)
 
 
-def _joined(batches, length: int, dataset: str) -> TokenArrays:
-    inputs, starts = _ragged([b["inputs"] for b in batches])
+def _joined(batches, length: int, dataset: str, cut: int | None) -> TokenArrays:
     targets, sizes = _ragged([b["targets"] for b in batches])
+    inputs, starts = _ragged([b["inputs"] for b in batches])
+    if cut is not None:
+        inputs, starts = _shortened(inputs, starts, np.maximum(cut - sizes, 0))
     ends = starts + sizes
     faults = [
         f"example {i}: {ends[i]} tokens, more than the {length} allowed"
@@ -104,6 +108,12 @@ def _joined(batches, length: int, dataset: str) -> TokenArrays:
     tokens[position < starts[:, None]] = inputs
     tokens[in_answer] = targets
     return TokenArrays(tokens, in_answer)
+
+
+def _shortened(values, sizes, most) -> tuple[np.ndarray, np.ndarray]:
+    """Cut every sequence from the left to the size that it may have."""
+    first = np.repeat(np.cumsum(sizes) - np.minimum(sizes, most), sizes)
+    return values[np.arange(len(values)) >= first], np.minimum(sizes, most)
 
 
 def _ragged(tensors) -> tuple[np.ndarray, np.ndarray]:

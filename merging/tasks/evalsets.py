@@ -14,8 +14,7 @@ from merging.tasks.backend import load_seqio
 from merging.tasks.faults import require_none
 from merging.tasks.metrics import METRICS, rank_target
 from merging.tasks.rows import Row
-from merging.tasks.suites import Suite
-from merging.tasks.words import EOS
+from merging.tasks.suites import Suite, ranked
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +23,8 @@ class EvalSet:
 
     Attributes:
       dataset: its name.
+      prompt: the name of its wording; "" if it has only one.
+      bos_id: the id that opens every text; None: a text's own first token does.
       ranked: True: the rows are the choices of the examples, to be scored;
         False: a row is an example, to be continued and compared with its target.
       prompts, prompt_lengths: int32 [M, P] padded on the right with 0, and [M].
@@ -39,6 +40,8 @@ class EvalSet:
     """
 
     dataset: str
+    prompt: str
+    bos_id: int | None
     ranked: bool
     prompts: np.ndarray
     prompt_lengths: np.ndarray
@@ -63,6 +66,8 @@ class _Facts:
     """What a Task says of itself beside its rows."""
 
     dataset: str
+    prompt: str
+    bos_id: int | None
     ranked: bool
     metrics: tuple[Callable[..., dict], ...]
     decode: Callable[[Sequence[int]], str]
@@ -100,6 +105,8 @@ def load(
     ranked = bool(provider.score_metric_fns)
     facts = _Facts(
         dataset=dataset or task,
+        prompt="",
+        bos_id=vocabulary.bos_id,
         ranked=ranked,
         metrics=tuple(
             provider.score_metric_fns if ranked else provider.predict_metric_fns
@@ -108,7 +115,7 @@ def load(
         postprocess=provider.postprocessor,
         eos_id=vocabulary.eos_id,
     )
-    table = rows.of_task(provider, split, facts.dataset)
+    table = rows.of_task(provider, split, facts.dataset, count)
     return _build(table, split, count, facts, max_length)
 
 
@@ -123,37 +130,42 @@ def load_suite(
 ) -> list[EvalSet]:
     """Return a suite's evaluation sets, without TensorFlow if they are on disk.
 
+    A dataset with several wordings gives a set for each, one after the other.
+
     Args:
       suite: whose datasets.
       split: "train", "validation" or "test".
       count: the first examples of each dataset; all by default.
       datasets: names; all of the suite's by default, in its order.
       max_length: as in ``load``.
-      cache_dir: where to keep the rows, of all datasets and examples at once.
+      cache_dir: where to keep the rows.
 
     Raises:
       UserError: as ``load``.
     """
     names = [d.name for d in suite.datasets] if datasets is None else list(datasets)
-    every = [_suite_facts(suite, name) for name in names]
     suite.examples(split)
-    tables = rows.of_suite(suite, split, names, cache_dir)
+    tables = rows.of_suite(suite, split, names, cache_dir, count)
     return [
-        _build(tables[facts.dataset], split, count, facts, max_length)
-        for facts in every
+        _build(
+            tables[task], split, count, _suite_facts(suite, name, prompt), max_length
+        )
+        for name in names
+        for prompt, task in suite.evaluations(name).items()
     ]
 
 
-def _suite_facts(suite: Suite, name: str) -> _Facts:
-    metric = suite.dataset(name).metric
-    ranked = metric == "accuracy"
+def _suite_facts(suite: Suite, name: str, prompt: str) -> _Facts:
+    dataset, tokenizer = suite.dataset(name), suite.tokenizer
     return _Facts(
         dataset=name,
-        ranked=ranked,
-        metrics=(METRICS[metric],),
-        decode=suite.words.decode,
-        postprocess=rank_target if ranked else None,
-        eos_id=EOS,
+        prompt=prompt,
+        bos_id=tokenizer.bos_id,
+        ranked=ranked(dataset),
+        metrics=(METRICS[dataset.metric],),
+        decode=tokenizer.decode,
+        postprocess=rank_target if ranked(dataset) else None,
+        eos_id=tokenizer.eos_id,
     )
 
 
@@ -183,6 +195,8 @@ def _build(
     room = 0 if facts.ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
     return EvalSet(
         dataset=facts.dataset,
+        prompt=facts.prompt,
+        bos_id=facts.bos_id,
         ranked=facts.ranked,
         prompts=prompts,
         prompt_lengths=prompt_lengths,

@@ -2,20 +2,21 @@
 
 Imports TensorFlow. For a suite with prefix P this registers
 
-- ``P_DATASET``: prompt and answer, with the metrics of a generated dataset;
-- ``P_DATASET_score_eval``: a row per choice, for rank classification;
+- ``P_DATASET``: prompt and answer, with the metrics of a generated dataset; with
+  several wordings ``P_DATASET_WORDING``, and ``P_DATASET`` mixes them;
+- ``…_score_eval``: a row per choice, for rank classification;
 - ``P_pretrain``, ``P_instruct``: the training data of the two bases;
-- ``P_category_CATEGORY``, ``P_multitask``: equal mixtures of held-in datasets.
+- ``P_category_CATEGORY``, ``P_multitask``: mixtures of held-in datasets.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from merging.tasks.backend import load_seqio
-from merging.tasks.faults import require_none
 from merging.tasks.metrics import METRICS, rank_target
-from merging.tasks.suites import SPLITS, Dataset, Suite
-from merging.tasks.vocabulary import WordVocabulary
+from merging.tasks.suites import Dataset, Suite, ranked
+from merging.tasks.texts import pairs, rank_classification
+from merging.tasks.vocabulary import tokenize, vocabulary
 
 seqio = load_seqio()
 import tensorflow as tf  # noqa: E402  (only after load_seqio has blindfolded it)
@@ -35,39 +36,16 @@ def register(suite: Suite) -> None:
     if _registered.get(suite.prefix) == suite:
         return
     _remove(suite.prefix)
-    vocabulary = WordVocabulary(suite.words)
     for dataset in suite.datasets:
-        _add_pairs(suite, dataset, vocabulary)
-        if dataset.metric == "accuracy":
-            _add_choices(suite, dataset, vocabulary)
-    for what in ("pretrain", "instruct"):
-        _add_corpus(suite, what, vocabulary)
+        _add_dataset(suite, dataset)
+    for what in suite.material.corpora:
+        _add_task(
+            suite, suite.training(what), suite.material.data_source(what), [pairs]
+        )
     for what in (*suite.categories, "multitask"):
-        tasks = [suite.training(name) for name in suite.members(what)]
-        seqio.MixtureRegistry.add(suite.training(what), tasks, default_rate=1.0)
+        weighted = [w for name in suite.members(what) for w in _weights(suite, name)]
+        seqio.MixtureRegistry.add(suite.training(what), weighted)
     _registered[suite.prefix] = suite
-
-
-def rank_classification(ds: tf.data.Dataset) -> tf.data.Dataset:
-    """Turn an example with n choices into n rows, as t5's preprocessor of that name.
-
-    Reads ``inputs``, ``choices`` [n], ``label`` and ``index``; gives ``inputs``,
-    ``targets``, ``idx`` (example, choice) and ``is_correct``.
-    """
-
-    def expand(example):
-        choices = example["choices"]
-        n = tf.shape(choices)[0]
-        order = tf.range(n)
-        rows = {
-            "inputs": tf.repeat(example["inputs"], n),
-            "targets": choices,
-            "idx": tf.stack([tf.repeat(example["index"], n), order], axis=1),
-            "is_correct": order == example["label"],
-        }
-        return tf.data.Dataset.from_tensor_slices(rows)
-
-    return ds.flat_map(expand)
 
 
 def _remove(prefix: str) -> None:
@@ -76,131 +54,60 @@ def _remove(prefix: str) -> None:
             registry.remove(name)
 
 
-def _add_pairs(suite: Suite, dataset: Dataset, vocabulary: WordVocabulary) -> None:
-    generated = dataset.metric != "accuracy"
-    _add_task(
-        suite.training(dataset.name),
-        functools.partial(_pairs, functools.partial(_examples, suite, dataset)),
-        {split: suite.examples(split) for split in SPLITS},
-        vocabulary,
-        metric_fns=[METRICS[dataset.metric]] if generated else [],
-    )
+def _add_dataset(suite: Suite, dataset: Dataset) -> None:
+    material, metric = suite.material, METRICS[dataset.metric]
+    for prompt, evaluation in suite.evaluations(dataset.name).items():
+        texts = list(material.render(dataset.name, prompt))
+        source = material.data_source(dataset.name)
+        name = suite.task(dataset.name, prompt)
+        metrics = [] if ranked(dataset) else [metric]
+        _add_task(suite, name, source, [*texts, pairs], metric_fns=metrics)
+        if ranked(dataset):
+            _add_task(
+                suite,
+                evaluation,
+                source,
+                [*texts, rank_classification],
+                # A choice is scored without the end mark, as its probability is read
+                # off the prompt's last position when it is one token.
+                add_eos=False,
+                postprocess_fn=rank_target,
+                metric_fns=[metric],
+            )
+    if material.prompts(dataset.name) != ("",):
+        name = suite.training(dataset.name)
+        seqio.MixtureRegistry.add(name, _weights(suite, dataset.name))
 
 
-def _add_choices(suite: Suite, dataset: Dataset, vocabulary: WordVocabulary) -> None:
-    _add_task(
-        suite.evaluation(dataset.name),
-        functools.partial(_choices, functools.partial(_examples, suite, dataset)),
-        {split: suite.examples(split) for split in SPLITS},
-        vocabulary,
-        # A choice is scored without the end mark, as its probability is read off the
-        # prompt's last position when it is one token.
-        add_eos=False,
-        preprocessors=[rank_classification],
-        postprocess_fn=rank_target,
-        metric_fns=[METRICS[dataset.metric]],
-    )
-
-
-def _add_corpus(suite: Suite, what: str, vocabulary: WordVocabulary) -> None:
-    counts = {
-        "train": suite.documents if what == "pretrain" else suite.instructions,
-        "validation": suite.validation_examples,
-    }
-    _add_task(
-        suite.training(what),
-        functools.partial(_pairs, functools.partial(_corpus, suite, what, counts)),
-        counts,
-        vocabulary,
-    )
+def _weights(suite: Suite, dataset: str) -> list[tuple[str, float]]:
+    """Return the Tasks of a dataset's wordings with their weights in a mixture."""
+    return [
+        (suite.task(dataset, prompt), suite.material.rate(dataset, prompt))
+        for prompt in suite.material.prompts(dataset)
+    ]
 
 
 def _add_task(
+    suite: Suite,
     name: str,
-    dataset_fn: Callable,
-    counts: Mapping[str, int],
-    vocabulary: WordVocabulary,
+    source: Any,
+    texts: Sequence[Callable],
     *,
     add_eos: bool = True,
-    preprocessors: Sequence[Callable] = (),
-    **metrics,
+    **metrics: Any,
 ) -> None:
-    def source(split: str, shuffle_files: bool, seed: int | None = None):
-        del shuffle_files, seed
-        return dataset_fn(split)
-
+    tokens = vocabulary(suite.tokenizer)
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(source, list(counts), dict(counts)),
+        source=source,
         preprocessors=[
-            *preprocessors,
-            seqio.preprocessors.tokenize,
+            *texts,
+            tokenize(suite.tokenizer),
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={
-            "inputs": seqio.Feature(vocabulary, add_eos=False),
-            "targets": seqio.Feature(vocabulary, add_eos=add_eos),
+            "inputs": seqio.Feature(tokens, add_eos=False),
+            "targets": seqio.Feature(tokens, add_eos=add_eos),
         },
         **metrics,
     )
-
-
-def _pairs(read: Callable[[str], list[dict]], split: str) -> tf.data.Dataset:
-    rows = read(split)
-    columns = {k: [row[k] for row in rows] for k in ("inputs", "targets")}
-    columns = {k: tf.constant(v, tf.string) for k, v in columns.items()}
-    return tf.data.Dataset.from_tensor_slices(columns)
-
-
-def _choices(read: Callable[[str], list[dict]], split: str) -> tf.data.Dataset:
-    rows = read(split)
-    columns = {
-        "inputs": tf.constant([row["inputs"] for row in rows], tf.string),
-        "choices": tf.ragged.constant([row["choices"] for row in rows], tf.string, 1),
-        "label": tf.constant([row["label"] for row in rows], tf.int32),
-        "index": tf.range(len(rows)),
-    }
-    return tf.data.Dataset.from_tensor_slices(columns)
-
-
-def _examples(suite: Suite, dataset: Dataset, split: str) -> list[dict]:
-    count = suite.examples(split)
-    rows = suite.module.examples(dataset.name, split, suite.world_seed, count)
-    faults = _spelling(suite, rows)
-    if dataset.metric == "accuracy":
-        faults += _choice_faults(rows)
-    require_none(faults, f"{dataset.name} ({split})")
-    return rows
-
-
-def _corpus(suite: Suite, what: str, counts: dict[str, int], split: str) -> list[dict]:
-    # Validation is what follows the training texts in the same stream.
-    total = sum(counts.values())
-    if what == "pretrain":
-        texts = suite.module.documents(suite.world_seed, total)
-        rows = [{"inputs": "", "targets": text} for text in texts]
-    else:
-        rows = suite.module.instructions(suite.world_seed, total)
-    require_none(_spelling(suite, rows), what)
-    edge = counts["train"]
-    return rows[:edge] if split == "train" else rows[edge:]
-
-
-def _spelling(suite: Suite, rows: list[dict]) -> list[str]:
-    faults = []
-    for i, row in enumerate(rows):
-        texts = [row["inputs"], row["targets"], *row.get("choices", ())]
-        for word in dict.fromkeys(word for _, word in suite.words.unknown(texts)):
-            faults.append(f"example {i}: the word {word!r} is not in the vocabulary")
-    return faults
-
-
-def _choice_faults(rows: list[dict]) -> list[str]:
-    faults = []
-    for i, row in enumerate(rows):
-        n = len(row["choices"])
-        if n < 2:
-            faults.append(f"example {i}: {n} choices, a rank task needs 2 or more")
-        elif not 0 <= row["label"] < n:
-            faults.append(f"example {i}: label {row['label']} of {n} choices")
-    return faults

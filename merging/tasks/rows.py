@@ -15,8 +15,14 @@ from merging.tasks.suites import Suite
 Row = dict[str, Any]
 
 
-def of_task(task: Any, split: str, dataset: str) -> list[Row]:
-    """Return every row of a seqio Task's split, in order.
+def of_task(task: Any, split: str, dataset: str, count: int | None = None) -> list[Row]:
+    """Return the rows of a seqio Task's split, in order.
+
+    Args:
+      task: of seqio's registry.
+      split: one of its splits.
+      dataset: its name in errors.
+      count: rows of this many examples at least are enough; all by default.
 
     Raises:
       UserError: no such split, or no rows, naming ``dataset``.
@@ -25,7 +31,12 @@ def of_task(task: Any, split: str, dataset: str) -> list[Row]:
         raise nearest(f"split of {dataset}", split, task.splits)
     # A batch at a time: an element at a time costs TensorFlow half a millisecond.
     batches = task.get_dataset(split=split, shuffle=False).ragged_batch(4096)
-    rows = [row for batch in batches for row in _unbatched(batch)]
+    rows: list[Row] = []
+    for batch in batches:
+        rows += _unbatched(batch)
+        # The last example seen may go on in the next batch.
+        if count is not None and _examples(rows) > count:
+            break
     if not rows:
         raise UserError(f"dataset {dataset} ({split}) is empty")
     return rows
@@ -36,30 +47,44 @@ def of_suite(
     split: str,
     names: Sequence[str],
     cache_dir: Path | str | None = None,
+    count: int | None = None,
 ) -> dict[str, list[Row]]:
-    """Return the rows of a suite's datasets by name.
+    """Return the rows of a suite's evaluation Tasks by their names in seqio.
 
-    With a ``cache_dir``, one file there holds all datasets of the split, so that any
-    choice among them comes from it, and without importing TensorFlow.
+    Args:
+      suite: whose.
+      split: "train", "validation" or "test".
+      names: of datasets; every wording of each is read.
+      cache_dir: a file there holds each Task's rows; TensorFlow is imported only if
+        one is missing.
+      count: rows of this many examples of each at least are enough; all by default.
     """
+    wanted = [t for name in names for t in suite.evaluations(name).values()]
     if cache_dir is None:
-        return _read(suite, split, names)
-    path = f"{suite.prefix}-evaluation-{split}-{cache.key(suite.digest)}.npz"
-    path = Path(cache_dir) / path
-    stored = cache.read(path)
-    if stored is not None:
-        return _unpack(stored, names)
-    tables = _read(suite, split, [d.name for d in suite.datasets])
-    cache.write(path, _pack(tables))
+        return {task: _read(suite, task, split, count) for task in wanted}
+    key = cache.key(suite.digest, split, count)
+    tables = {}
+    for task in wanted:
+        path = Path(cache_dir) / f"{task}-evaluation-{split}-{key}.npz"
+        if (stored := cache.read(path)) is None:
+            tables[task] = _read(suite, task, split, count)
+            cache.write(path, _pack(tables[task]))
+        else:
+            tables[task] = _unpack(stored)
     return tables
 
 
-def _read(suite: Suite, split: str, names: Sequence[str]) -> dict[str, list[Row]]:
+def _read(suite: Suite, task: str, split: str, count: int | None) -> list[Row]:
     from merging.tasks.registration import as_written, register, seqio
 
     register(suite)
-    tasks = {name: seqio.TaskRegistry.get(suite.evaluation(name)) for name in names}
-    return {n: as_written(of_task)(task, split, n) for n, task in tasks.items()}
+    dataset = task.removeprefix(f"{suite.prefix}_").removesuffix("_score_eval")
+    read = as_written(of_task)
+    return read(seqio.TaskRegistry.get(task), split, dataset, count)
+
+
+def _examples(rows: list[Row]) -> int:
+    return int(rows[-1]["idx"][0]) + 1 if "idx" in rows[-1] else len(rows)
 
 
 def _unbatched(batch) -> Iterator[Row]:
@@ -74,42 +99,34 @@ def _unbatched(batch) -> Iterator[Row]:
         yield dict(zip(columns, row, strict=True))
 
 
-def _pack(tables: dict[str, list[Row]]) -> dict[str, np.ndarray]:
+def _pack(rows: list[Row]) -> dict[str, np.ndarray]:
     """Store rows column by column: sequences end to end beside their lengths."""
     arrays, kinds = {}, {}
-    for dataset, rows in tables.items():
-        kinds[dataset] = {}
-        for name in rows[0]:
-            column = [np.asarray(row[name]) for row in rows]
-            if column[0].dtype.kind in "SO":
-                kinds[dataset][name] = "text"
-                texts = [bytes(value.item()) for value in column]
-                arrays[f"{dataset}/{name}"] = np.frombuffer(b"".join(texts), np.uint8)
-                arrays[f"{dataset}/{name}/size"] = np.array([len(t) for t in texts])
-            elif column[0].ndim:
-                kinds[dataset][name] = "sequence"
-                arrays[f"{dataset}/{name}"] = np.concatenate(column)
-                arrays[f"{dataset}/{name}/size"] = np.array([len(c) for c in column])
-            else:
-                kinds[dataset][name] = "number"
-                arrays[f"{dataset}/{name}"] = np.array(column)
-    return arrays | {"kinds": np.array(json.dumps(kinds))}
+    for name in rows[0]:
+        column = [np.asarray(row[name]) for row in rows]
+        if column[0].dtype.kind in "SO":
+            kinds[name] = "text"
+            texts = [bytes(value.item()) for value in column]
+            arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
+            arrays[f"{name}/size"] = np.array([len(t) for t in texts])
+        elif column[0].ndim:
+            kinds[name] = "sequence"
+            arrays[name] = np.concatenate(column)
+            arrays[f"{name}/size"] = np.array([len(c) for c in column])
+        else:
+            kinds[name] = "number"
+            arrays[name] = np.array(column)
+    return arrays | {"/kinds": np.array(json.dumps(kinds))}
 
 
-def _unpack(arrays: dict[str, np.ndarray], names) -> dict[str, list[Row]]:
-    tables = {}
-    every = json.loads(str(arrays["kinds"]))
-    for dataset in names:
-        kinds = every[dataset]
-        columns = {}
-        for name, kind in kinds.items():
-            column = arrays[f"{dataset}/{name}"]
-            if kind != "number":
-                cuts = np.cumsum(arrays[f"{dataset}/{name}/size"])[:-1]
-                column = np.split(column, cuts)
-            if kind == "text":
-                column = [part.tobytes() for part in column]
-            columns[name] = column
-        values = zip(*columns.values(), strict=True)
-        tables[dataset] = [dict(zip(columns, row, strict=True)) for row in values]
-    return tables
+def _unpack(arrays: dict[str, np.ndarray]) -> list[Row]:
+    columns = {}
+    for name, kind in json.loads(str(arrays["/kinds"])).items():
+        column = arrays[name]
+        if kind != "number":
+            column = np.split(column, np.cumsum(arrays[f"{name}/size"])[:-1])
+        if kind == "text":
+            column = [part.tobytes() for part in column]
+        columns[name] = column
+    values = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]

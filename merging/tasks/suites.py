@@ -3,29 +3,29 @@
 import dataclasses
 import functools
 import hashlib
-import importlib
-import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from merging.errors import UserError, nearest
 from merging.tasks import cache
 from merging.tasks.metrics import METRICS
-from merging.tasks.words import Words
+from merging.tasks.tokenizers import Tokenizer, open_tokenizer
 
-_SOURCES = {"miniworld": "merging.tasks.miniworld"}
 _WHOLE = ("pretrain", "instruct", "multitask")
 SPLITS = ("train", "validation", "test")
+# Tokens of a model's own vocabulary that a word of a closed one takes, at most.
+_TOKENS_PER_WORD = 4
 
 
 class Dataset(Protocol):
-    """A dataset's facts, as a suite's module states them.
+    """A dataset's facts.
 
     Attributes:
       name: unique within the suite.
       category: a held-in category trains one expert.
       split: "held_in" or "held_out".
-      metric: "accuracy" (rank classification), "exact_match", "f1" or "rouge_l".
+      metric: of `METRICS`; "accuracy" makes it a rank classification.
       chance: the metric's value for a guess, in 0..1.
     """
 
@@ -36,56 +36,81 @@ class Dataset(Protocol):
     chance: float
 
 
+class Material(Protocol):
+    """Where a suite's texts come from; equal when they are the same.
+
+    Attributes:
+      label: what tells its seqio names from those of another of the same suite.
+      settings: JSON values that its texts depend on.
+      files: whose bytes its texts depend on.
+      datasets: every dataset, in order.
+      corpora: "pretrain" and "instruct", or none of them.
+      tokenizer: the vocabulary its texts are written in; None: any will do.
+      max_length: tokens of its longest example; None if nobody knows.
+      truncates: whether longer examples are cut from the left, and not an error.
+    """
+
+    label: str
+    settings: dict[str, Any]
+    files: Sequence[Path]
+    datasets: tuple[Dataset, ...]
+    corpora: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    max_length: int | None
+    truncates: bool
+
+    def examples(self, split: str) -> int | None:
+        """Return how many examples a dataset has in a split; None: it varies."""
+
+    def prompts(self, dataset: str) -> tuple[str, ...]:
+        """Return the names of a dataset's wordings; ("",) if it has only one."""
+
+    def rate(self, dataset: str, prompt: str) -> float:
+        """Return the weight of a dataset under one wording in a mixture."""
+
+    def data_source(self, what: str) -> Any:
+        """Return the seqio source of a dataset's or corpus' records."""
+
+    def render(self, dataset: str, prompt: str) -> Sequence[Callable]:
+        """Return the preprocessors that make text examples of the records."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Datasets of one world, and how much of each; equal when it gives the same data.
+    """Datasets and training data, in one model's tokens; equal when they are the same.
 
     Attributes:
       name: the suite's name, the first part of its seqio names.
-      source: dotted name of the module behind it, which has ``VOCABULARY`` (a word
-        list), ``DATASETS``, ``examples(dataset, split, world_seed, count)``,
-        ``documents(world_seed, count)`` and ``instructions(world_seed, count)``.
-      world_seed: the world that everything is drawn from.
-      train_examples, validation_examples, test_examples: per dataset.
-      documents, instructions: training texts of the two bases; each has
-        ``validation_examples`` more for validation.
+      material: its texts.
+      tokenizer_path: of a model's own tokenizer (see `open_tokenizer`); "" for the
+        material's vocabulary.
+      chat: prompts go through the tokenizer's chat template.
+      longest: tokens of the longest sequence, prompt, answer and end mark together; 0
+        for what the material says.
 
     Raises:
-      UserError: a count below 1.
-      ValueError: the module's datasets contradict each other.
+      UserError: the material needs a tokenizer, or has no chat template.
+      ValueError: the datasets contradict each other.
     """
 
     name: str
-    source: str
-    world_seed: int = 0
-    train_examples: int = 4096
-    validation_examples: int = 256
-    test_examples: int = 256
-    documents: int = 32768
-    instructions: int = 32768
+    material: Material
+    tokenizer_path: str = ""
+    chat: bool = False
+    longest: int = 0
 
     def __post_init__(self):
-        counts = {k: v for k, v in self.settings.items() if k != "world_seed"}
-        wrong = [f"{k}={v!r}" for k, v in counts.items() if v < 1]
-        if wrong:
-            raise UserError(f"suite {self.name!r} needs 1 or more: {', '.join(wrong)}")
+        if not self.tokenizer_path and (self.chat or self.material.tokenizer is None):
+            raise UserError(
+                f"suite {self.name!r} needs a model's tokenizer: give the folder with "
+                "its tokenizer.json or *.model as tokenizer."
+            )
         _require_consistent(self)
 
     @property
-    def settings(self) -> dict[str, int]:
-        """The numbers that were chosen, by name."""
-        fields = [f.name for f in dataclasses.fields(self)][2:]
-        return {name: getattr(self, name) for name in fields}
-
-    @property
-    def module(self) -> types.ModuleType:
-        """The module behind the suite."""
-        return importlib.import_module(self.source)
-
-    @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """Every dataset, in the module's order."""
-        return tuple(self.module.DATASETS)
+        """Every dataset, in the material's order."""
+        return self.material.datasets
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -96,21 +121,30 @@ class Suite:
     @property
     def prefix(self) -> str:
         """The start of the suite's names in seqio."""
-        return f"{self.name}_{self.world_seed}"
+        return "_".join(filter(None, [self.name, self.material.label]))
 
-    @functools.cached_property
-    def words(self) -> Words:
-        """The vocabulary."""
-        return Words(tuple(self.module.VOCABULARY))
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes ids of its texts."""
+        if self.tokenizer_path:
+            return open_tokenizer(self.tokenizer_path, self.chat)
+        return self.material.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that prompt, answer and end mark may have together."""
+        known = self.material.max_length or 1024
+        factor = _TOKENS_PER_WORD if self.tokenizer_path else 1
+        return self.longest or known * (factor if self.material.max_length else 1)
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of all that the data depends on: settings and generating code."""
-        file, ours = Path(self.module.__file__), Path(__file__).parent
-        generating = file.parent.glob("*.py") if _package(file) else [file]
-        sources = [*sorted(generating), *sorted(ours.glob("*.py"))]
+        """A hash of all that the data depends on: settings, code, tokenizer."""
+        ours = sorted(Path(__file__).parent.glob("*.py"))
+        sources = [*self.material.files, *ours]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sources]
-        return cache.key(self.name, self.settings, hashes)
+        settings = [self.name, self.material.settings, self.longest]
+        return cache.key(*settings, hashes, self.tokenizer.digest)
 
     def dataset(self, name: str) -> Dataset:
         """Return a dataset by name; UserError with the nearest names otherwise."""
@@ -119,18 +153,17 @@ class Suite:
             raise nearest("dataset", name, by_name)
         return by_name[name]
 
-    def examples(self, split: str) -> int:
-        """Return how many examples of each dataset a split has."""
-        if split not in SPLITS:
-            raise nearest("split", split, SPLITS)
-        return self.settings[f"{split}_examples"]
+    def examples(self, split: str) -> int | None:
+        """Return how many examples each dataset has in a split; None: it varies."""
+        return self.material.examples(split)
 
     def training(self, what: str) -> str:
-        """Return the seqio name of "pretrain", "instruct", "multitask", a category or
-        a dataset; UserError with the nearest names otherwise."""
+        """Return the seqio name of a corpus, "multitask", a category or a dataset;
+        UserError with the nearest names otherwise."""
         names = {d.name: f"{self.prefix}_{d.name}" for d in self.datasets}
         names |= {c: f"{self.prefix}_category_{c}" for c in self.categories}
-        names |= {w: f"{self.prefix}_{w}" for w in _WHOLE}
+        whole = (*self.material.corpora, "multitask")
+        names |= {w: f"{self.prefix}_{w}" for w in whole}
         if what not in names:
             raise nearest("training data", what, names)
         return names[what]
@@ -140,38 +173,22 @@ class Suite:
         held_in = [d for d in self.datasets if d.split == "held_in"]
         return tuple(d.name for d in held_in if what in (d.category, "multitask"))
 
-    def evaluation(self, dataset: str) -> str:
-        """Return the name of the seqio Task that evaluates a dataset."""
-        ranked = self.dataset(dataset).metric == "accuracy"
-        return f"{self.prefix}_{dataset}" + ("_score_eval" if ranked else "")
+    def evaluations(self, dataset: str) -> dict[str, str]:
+        """Return {wording: name of the seqio Task that evaluates a dataset in it}."""
+        end = "_score_eval" if ranked(self.dataset(dataset)) else ""
+        return {
+            prompt: self.task(dataset, prompt) + end
+            for prompt in self.material.prompts(dataset)
+        }
+
+    def task(self, dataset: str, prompt: str) -> str:
+        """Return the name of the seqio Task of a dataset's prompts and answers."""
+        return "_".join(filter(None, [self.prefix, dataset, prompt]))
 
 
-def suite(name: str, **settings: int) -> Suite:
-    """Return a suite by name.
-
-    Args:
-      name: one of ``names()``.
-      **settings: the numbers of ``Suite``.
-
-    Raises:
-      UserError: an unknown suite or setting, with the nearest names.
-    """
-    if name not in _SOURCES:
-        raise nearest("suite", name, _SOURCES)
-    valid = [f.name for f in dataclasses.fields(Suite)][2:]
-    for setting in settings:
-        if setting not in valid:
-            raise nearest(f"setting of suite {name}", setting, valid)
-    return Suite(name, _SOURCES[name], **settings)
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of the suites."""
-    return tuple(_SOURCES)
-
-
-def _package(file: Path) -> bool:
-    return file.name == "__init__.py"
+def ranked(dataset: Dataset) -> bool:
+    """Return whether a dataset is a rank classification."""
+    return dataset.metric == "accuracy"
 
 
 def _require_consistent(suite: Suite) -> None:

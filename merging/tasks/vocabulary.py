@@ -1,10 +1,103 @@
-"""The closed word vocabulary as seqio wants it. Imports TensorFlow."""
+"""A tokenizer as seqio wants it. Imports TensorFlow."""
+
+from collections.abc import Callable
+
+import numpy as np
 
 from merging.tasks.backend import load_seqio
+from merging.tasks.tokenizers import Tokenizer
 from merging.tasks.words import EOS, PAD, UNK, Words
 
 seqio = load_seqio()
 import tensorflow as tf  # noqa: E402  (only after load_seqio has blindfolded it)
+
+
+def vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
+    """Return a tokenizer behind seqio's interface."""
+    if isinstance(tokenizer, Words):
+        return WordVocabulary(tokenizer)
+    return FileVocabulary(tokenizer)
+
+
+def tokenize(tokenizer: Tokenizer) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """Return the preprocessor that makes ids of ``inputs`` and ``targets`` together.
+
+    Their texts stay as ``inputs_pretokenized`` and ``targets_pretokenized``.
+    """
+
+    def encode(inputs: bytes, targets: bytes) -> tuple[np.ndarray, np.ndarray]:
+        pair = tokenizer.encode_pair(inputs.decode(), targets.decode())
+        return tuple(np.array(ids, np.int32) for ids in pair)
+
+    words = vocabulary(tokenizer)
+
+    def row(example):
+        texts = example["inputs"], example["targets"]
+        if isinstance(tokenizer, Words):
+            ids = [words.encode_tf(text) for text in texts]
+        else:
+            ids = tf.numpy_function(encode, texts, (tf.int32, tf.int32), stateful=False)
+        ids = [tf.ensure_shape(i, [None]) for i in ids]
+        return example | {
+            "inputs": ids[0],
+            "targets": ids[1],
+            "inputs_pretokenized": texts[0],
+            "targets_pretokenized": texts[1],
+        }
+
+    return lambda ds: ds.map(row, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class FileVocabulary(seqio.Vocabulary):
+    """A model's own tokenizer behind seqio's interface; equal when the ids are.
+
+    ``tokenize`` encodes a prompt and its answer together, which seqio's own
+    preprocessor of that name can't.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__(extra_ids=0)
+        self.tokenizer = tokenizer
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that opens a text, or None."""
+        return self.tokenizer.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a sequence."""
+        return self.tokenizer.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+        """None: no text is without ids."""
+        return None
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return len(self.tokenizer)
+
+    def _encode(self, s: str) -> list[int]:
+        return self.tokenizer.encode(s)
+
+    def _decode(self, ids) -> str:
+        return self.tokenizer.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        encode = lambda text: np.array(self._encode(text.decode()), np.int32)  # noqa: E731
+        ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+        return tf.ensure_shape(ids, [None])
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.numpy_function(lambda row: self._decode(row), [ids], tf.string)
+
+    def __eq__(self, other: object) -> bool:
+        mine = self.tokenizer.digest
+        return isinstance(other, FileVocabulary) and mine == other.tokenizer.digest
+
+    def __hash__(self) -> int:
+        return hash(self.tokenizer.digest)
 
 
 class WordVocabulary(seqio.Vocabulary):

@@ -1,6 +1,7 @@
 """A closed vocabulary of whole words, in plain Python."""
 
 import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ class Words:
 
     Attributes:
       words: every token, ``<pad>``, ``<eos>`` and ``<unk>`` first.
+      bos_id, eos_id: see `Tokenizer`.
 
     Raises:
       ValueError: the list does not start with the three control tokens, repeats a
@@ -21,6 +23,9 @@ class Words:
     """
 
     words: tuple[str, ...]
+    # seqio's decoder converters start a sequence with the padding.
+    bos_id = PAD
+    eos_id = EOS
 
     def __post_init__(self):
         if tuple(self.words[:3]) != CONTROLS:
@@ -39,12 +44,21 @@ class Words:
         """Word → id, without the control tokens: text cannot spell those."""
         return {word: i for i, word in enumerate(self.words) if i >= len(CONTROLS)}
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Return a hash of the words."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.words)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text's words, ``UNK`` for one that is not in the list."""
         return [self.ids.get(word, UNK) for word in text.split()]
+
+    def encode_pair(self, inputs: str, targets: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a prompt and of what follows it."""
+        return self.encode(inputs), self.encode(targets)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the words up to the first ``<eos>``, without padding at the end.

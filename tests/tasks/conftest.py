@@ -2,13 +2,12 @@
 
 import pytest
 
-from merging.tasks import Suite
+from merging.tasks import Generated, Suite
 
 
 @pytest.fixture(scope="session")
 def toy() -> Suite:
-    return Suite(
-        "toy",
+    material = Generated(
         "toy_suite",
         train_examples=12,
         validation_examples=5,
@@ -16,3 +15,4 @@ def toy() -> Suite:
         documents=20,
         instructions=9,
     )
+    return Suite("toy", material)

@@ -13,7 +13,7 @@ LENGTH = 32
 
 
 def text(suite, ids):
-    return suite.words.decode(ids)
+    return suite.tokenizer.decode(ids)
 
 
 def test_pretraining_learns_every_token_and_the_end_mark(toy):
@@ -73,7 +73,8 @@ def test_from_the_cache_no_tensorflow_is_imported(toy, tmp_path):
     made = materialise(toy, "pick", "train", LENGTH, cache_dir=tmp_path)
     program = (
         "import sys; from merging import tasks;"
-        f"s = tasks.Suite('toy', 'toy_suite', **{toy.settings});"
+        f"m = tasks.Generated('toy_suite', **{toy.material.settings});"
+        "s = tasks.Suite('toy', m);"
         f"a = tasks.materialise(s, 'pick', 'train', {LENGTH}, cache_dir=sys.argv[1]);"
         "print(a.tokens.sum(), a.loss_weights.sum(), 'tensorflow' in sys.modules)"
     )

@@ -17,7 +17,7 @@ def sets(toy):
 
 
 def spelt(toy, table):
-    return [toy.words.decode(row) for row in table]
+    return [toy.tokenizer.decode(row) for row in table]
 
 
 def test_a_ranked_set_has_a_row_for_each_choice(toy, sets):
@@ -54,7 +54,7 @@ def test_count_takes_the_first_examples(toy, sets):
 def test_a_task_gives_what_its_suite_gives(toy, sets):
     register(toy)
     for name, ours in sets.items():
-        theirs = load(toy.evaluation(name), "test", dataset=name)
+        theirs = load(toy.evaluations(name)[""], "test", dataset=name)
         assert_same(ours, theirs)
 
 
@@ -64,7 +64,8 @@ def test_from_the_cache_comes_the_same_set_without_tensorflow(toy, sets, tmp_pat
         assert_same(kept, sets[kept.dataset])
     program = (
         "import sys; from merging import evaluation, tasks;"
-        f"s = tasks.Suite('toy', 'toy_suite', **{toy.settings});"
+        f"m = tasks.Generated('toy_suite', **{toy.material.settings});"
+        "s = tasks.Suite('toy', m);"
         "e = evaluation.load_suite(s, 'test', cache_dir=sys.argv[1]);"
         "evaluation.prepare(e); print(len(e), 'tensorflow' in sys.modules)"
     )
@@ -196,7 +197,8 @@ def test_registering_other_settings_takes_the_place_of_the_first(toy):
     import dataclasses
 
     register(toy)
-    register(dataclasses.replace(toy, test_examples=4))
+    fewer = dataclasses.replace(toy.material, test_examples=4)
+    register(dataclasses.replace(toy, material=fewer))
     try:
         assert load("toy_0_bag", "test").examples == 4
     finally:

@@ -33,8 +33,8 @@ def test_names_in_seqio(toy):
     assert toy.training("pair") == "toy_0_pair"
     assert toy.training("pick") == "toy_0_category_pick"
     assert toy.training("pretrain") == "toy_0_pretrain"
-    assert toy.evaluation("pair") == "toy_0_pair_score_eval"
-    assert toy.evaluation("bag") == "toy_0_bag"
+    assert toy.evaluations("pair") == {"": "toy_0_pair_score_eval"}
+    assert toy.evaluations("bag") == {"": "toy_0_bag"}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_names_in_seqio(toy):
         (lambda s: tasks.suite("miniworld", documents=0), "documents=0"),
         (lambda s: s.dataset("colours"), "unknown dataset.*did you mean colour"),
         (lambda s: s.training("multi"), "did you mean multitask"),
-        (lambda s: s.evaluation("bags"), "did you mean bag"),
+        (lambda s: s.evaluations("bags"), "did you mean bag"),
         (lambda s: s.examples("tests"), "did you mean test"),
     ],
 )
@@ -67,18 +67,20 @@ def test_a_suite_that_contradicts_itself_is_refused(monkeypatch, change, said):
     first, *rest = toy_suite.DATASETS
     monkeypatch.setattr(toy_suite, "DATASETS", (first._replace(**change), *rest))
     with pytest.raises(ValueError, match=said):
-        tasks.Suite("toy", "toy_suite")
+        tasks.Suite("toy", tasks.Generated("toy_suite"))
 
 
 def test_the_digest_follows_settings_and_source(toy, tmp_path, monkeypatch):
     assert toy.digest == dataclasses.replace(toy).digest
-    assert toy.digest != dataclasses.replace(toy, world_seed=1).digest
+    world_1 = dataclasses.replace(toy.material, world_seed=1)
+    assert toy.digest != dataclasses.replace(toy, material=world_1).digest
     copy = tmp_path / "copied_toy_suite.py"
     shutil.copy(Path(toy_suite.__file__), copy)
     monkeypatch.syspath_prepend(tmp_path)
-    before = dataclasses.replace(toy, source="copied_toy_suite").digest
+    material = dataclasses.replace(toy.material, source="copied_toy_suite")
+    before = dataclasses.replace(toy, material=material).digest
     copy.write_text(copy.read_text() + "\n")
-    assert dataclasses.replace(toy, source="copied_toy_suite").digest != before
+    assert dataclasses.replace(toy, material=material).digest != before
 
 
 def test_a_suite_can_be_sent_to_another_process(toy):

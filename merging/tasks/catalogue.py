@@ -1,0 +1,45 @@
+"""The suites by name."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from merging.errors import nearest
+from merging.tasks.generated import Generated
+from merging.tasks.suites import Material, Suite
+
+_MATERIALS: dict[str, Callable[..., Material]] = {
+    "miniworld": functools.partial(Generated, "merging.tasks.miniworld"),
+}
+# Settings of every suite -> the field of `Suite`.
+_COMMON = {"tokenizer": "tokenizer_path", "chat": "chat", "max_length": "longest"}
+
+
+def suite(name: str, **settings: Any) -> Suite:
+    """Return a suite by name.
+
+    Args:
+      name: one of ``names()``.
+      **settings: those of its material, and for every suite ``tokenizer`` (the folder
+        of a model's own), ``chat`` and ``max_length``; see `Suite`.
+
+    Raises:
+      UserError: an unknown suite or setting, with the nearest names; a setting that
+        can't be.
+    """
+    if name not in _MATERIALS:
+        raise nearest("suite", name, _MATERIALS)
+    make = _MATERIALS[name]
+    valid = [n for n in inspect.signature(make).parameters if n != "source"]
+    for setting in settings:
+        if setting not in (*valid, *_COMMON):
+            raise nearest(f"setting of suite {name}", setting, [*valid, *_COMMON])
+    own = {k: v for k, v in settings.items() if k in valid}
+    common = {_COMMON[k]: v for k, v in settings.items() if k in _COMMON}
+    return Suite(name, make(**own), **common)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the suites."""
+    return tuple(_MATERIALS)

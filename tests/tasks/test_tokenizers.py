@@ -1,0 +1,162 @@
+"""Tokenizers trained here, in the files and with the settings that models come with."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+
+from merging import tasks
+from merging.errors import UserError
+from merging.tasks import open_tokenizer
+
+TEXTS = [
+    "the red fox sees the blue cat",
+    "is the cat red? no, the fox is.",
+    "question: who sees? answer: fox",
+] * 20
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn|>{{ message['role'] }}\n"
+    "{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+
+
+def byte_level(folder, opens=False, **settings):
+    """Write a byte-level BPE, as SmolLM2, Llama 3 and Qwen have it."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    special = ["<|begin|>", "<|end|>", "<|turn|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    if opens:
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+        )
+    folder.mkdir(exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<|begin|>", "eos_token": "<|end|>", **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def sentence_piece(folder, **settings):
+    """Write a SentencePiece model, as Llama 2 and Gemma have it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+@pytest.mark.parametrize("prompt", ["is the cat red?", "", "question: who sees? "])
+def test_a_pair_is_the_joint_text_parted_at_the_prompts_end(tmp_path, make, prompt):
+    tokenizer = open_tokenizer(make(tmp_path / "m"))
+    inputs, targets = tokenizer.encode_pair(prompt, "the fox")
+    joint = f"{prompt.rstrip()} the fox".lstrip() if prompt else "the fox"
+    assert inputs + targets == tokenizer.encode(joint)
+    assert inputs == tokenizer.encode(prompt.rstrip())
+    assert tokenizer.decode(targets) == "the fox"
+
+
+def test_what_opens_and_ends_a_text_is_read_from_the_files(tmp_path):
+    plain = open_tokenizer(byte_level(tmp_path / "plain"))
+    opened = open_tokenizer(byte_level(tmp_path / "opened", opens=True))
+    told = open_tokenizer(byte_level(tmp_path / "told", add_bos_token=True))
+    assert (plain.bos_id, opened.bos_id, told.bos_id) == (None, 0, 0)
+    assert plain.eos_id == opened.eos_id == 1
+    piece = open_tokenizer(sentence_piece(tmp_path / "piece"))
+    closed = sentence_piece(tmp_path / "closed", add_bos_token=False)
+    assert (piece.bos_id, piece.eos_id) == (1, 2)
+    assert open_tokenizer(closed).bos_id is None
+
+
+def test_the_models_own_end_mark_serves_where_the_tokenizer_names_none(tmp_path):
+    folder = byte_level(tmp_path / "m", eos_token=None)
+    with pytest.raises(UserError, match="no end mark is known.*name it as eos_token"):
+        open_tokenizer(folder)
+    (tmp_path / "m" / "config.json").write_text('{"eos_token_id": [2, 1]}')
+    assert open_tokenizer(folder).eos_id == 2
+
+
+def test_decoding_stops_at_the_end_mark_and_knows_no_padding(tmp_path):
+    tokenizer = open_tokenizer(byte_level(tmp_path / "m"))
+    ids = tokenizer.encode("the fox")
+    assert tokenizer.decode([*ids, 1, *ids]) == "the fox"
+    assert tokenizer.decode([*ids, 10_000]) == "the fox"
+
+
+def test_a_chat_prompt_goes_through_the_template_and_is_opened_once(tmp_path):
+    folder = byte_level(tmp_path / "m", opens=True, chat_template=TEMPLATE)
+    plain, chat = open_tokenizer(folder), open_tokenizer(folder, chat=True)
+    inputs, targets = chat.encode_pair("who sees?", "fox")
+    wrapped = "<|turn|>user\nwho sees?\n<|turn|>assistant\n"
+    assert inputs == plain.encode(wrapped)
+    assert inputs[0] == 2 and 0 not in inputs
+    assert targets == plain.encode("fox")
+    assert chat.digest != plain.digest
+
+
+def test_a_template_that_reaches_for_python_is_stopped(tmp_path):
+    template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    folder = byte_level(tmp_path / "m", chat_template=template)
+    with pytest.raises(UserError, match="the chat template fails.*unsafe"):
+        open_tokenizer(folder, chat=True).encode_pair("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer that can be"),
+        (lambda f: (f / "tokenizer_config.json").write_text("[]"), "it is no object"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, spoil, said):
+    folder = byte_level(tmp_path / "m")
+    spoil(tmp_path / "m")
+    with pytest.raises(UserError, match=said):
+        open_tokenizer(folder)
+
+
+def test_chat_without_a_template_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no chat template.*leave chat off"):
+        open_tokenizer(byte_level(tmp_path / "m"), chat=True)
+
+
+def test_a_suite_is_read_in_a_models_own_tokens(tmp_path):
+    folder = byte_level(tmp_path / "m")
+    tokenizer = open_tokenizer(folder)
+    suite = tasks.suite(
+        "miniworld", tokenizer=folder, train_examples=3, test_examples=3
+    )
+    words = tasks.suite("miniworld", train_examples=3, test_examples=3)
+    (ours,) = tasks.load_suite(suite, "test", datasets=["imdb"])
+    (theirs,) = tasks.load_suite(words, "test", datasets=["imdb"])
+    assert ours.bos_id is None and theirs.bos_id == 0
+    said = [tokenizer.decode(row[:n]) for row, n in zip(*_prompts(ours), strict=True)]
+    assert said == [words.tokenizer.decode(row) for row in theirs.prompts]
+    tokens, weights = tasks.materialise(suite, "imdb", "train", suite.max_length)
+    last = suite.max_length - 1 - np.argmax(weights[:, ::-1], axis=1)
+    assert tokens[np.arange(3), last].tolist() == [tokenizer.eos_id] * 3
+    assert suite.digest != words.digest
+
+
+def _prompts(eval_set):
+    return eval_set.prompts, eval_set.prompt_lengths
