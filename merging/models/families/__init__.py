@@ -6,6 +6,7 @@ A family is one page; another one is another page and a name in `reading`.
 from merging.models.families.family import Family, Leaf, fitted, leaves
 from merging.models.families.layout import gather, row_size, scatter
 from merging.models.families.opening import (
+    CONFIG,
     Model,
     companion_files,
     load,
@@ -14,6 +15,7 @@ from merging.models.families.opening import (
 from merging.models.families.reading import FAMILIES, read_config
 
 __all__ = [
+    "CONFIG",
     "FAMILIES",
     "Family",
     "Leaf",

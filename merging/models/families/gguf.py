@@ -163,9 +163,7 @@ def _shortest(value: Any) -> Any:
 
 def _wanted(table: Mapping[str, Leaf]) -> dict[str, tuple[int, ...]]:
     """Return {Hugging Face's name: shape} of all tensors of a model."""
-    return {
-        name: leaf.tensor_shape for leaf in table.values() for name in leaf.tensors
-    }
+    return {name: leaf.tensor_shape for leaf in table.values() for name in leaf.tensors}
 
 
 def _tensor_faults(file: GgufFile, wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
