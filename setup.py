@@ -34,6 +34,7 @@ setup(
         "matplotlib>=3.9",
         "rich",
         "rouge-score>=0.1.2",
+        "sacrebleu>=2.4",
         "pyyaml>=6",
         "safetensors>=0.5",
     ],

@@ -1,11 +1,16 @@
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 import pytest
 import toy_suite
 
-from merging import evaluation
+from merging import evaluation, models, sharding
 from merging.errors import UserError
+from merging.evaluation import preparing
 from merging.tasks import Generated, Suite
+from merging.tasks.metrics import METRICS
 
 VOCABULARY = len(toy_suite.VOCABULARY)
 
@@ -18,20 +23,21 @@ class Bigram:
         self.log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         self.shapes = set()
 
-    def score(self, tokens, prompt_lengths, lengths):
-        self.shapes.add(("score", *tokens.shape))
-        before = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
-        at = np.arange(tokens.shape[1])
-        used = (at >= np.c_[prompt_lengths]) & (at < np.c_[lengths])
-        return np.sum(self.log_p[before, tokens] * used, -1)
+    def score(self, openers, tokens, lengths, firsts, owners, targets):
+        self.shapes.add(("score", *tokens.shape, owners.shape[1]))
+        last = self.last(openers, tokens, lengths)
+        scores = self.log_p[last[:, None], firsts]
+        rows = np.arange(len(tokens))[:, None]
+        slots = np.c_[lengths] + np.arange(owners.shape[1])
+        before = tokens[rows, np.minimum(slots, tokens.shape[1] - 1)]
+        log_p = self.log_p[before, targets]
+        for c in range(firsts.shape[1]):
+            scores[:, c] += np.sum(log_p * (owners == c), -1)
+        return scores
 
-    def score_choices(self, tokens, lengths, choices):
-        self.shapes.add(("choices", *tokens.shape))
-        return self.log_p[self.last(tokens, lengths)[:, None], choices]
-
-    def generate(self, tokens, lengths, max_new_tokens, eos_id):
+    def generate(self, openers, tokens, lengths, max_new_tokens, eos_id):
         self.shapes.add(("generate", *tokens.shape, max_new_tokens))
-        token, done, out = self.last(tokens, lengths), False, []
+        token, done, out = self.last(openers, tokens, lengths), False, []
         for _ in range(max_new_tokens):
             token = self.log_p[token].argmax(-1)
             out.append(np.where(done, 0, token))
@@ -39,8 +45,8 @@ class Bigram:
         return np.stack(out, -1)
 
     @staticmethod
-    def last(tokens, lengths):
-        padded = np.pad(tokens, ((0, 0), (1, 0)))
+    def last(openers, tokens, lengths):
+        padded = np.c_[openers, tokens]
         return padded[np.arange(len(tokens)), lengths]
 
 
@@ -79,17 +85,16 @@ class Oracle(Bigram):
                 self.answers[prompt] = list(answer)
         assert len(self.answers) == eval_set.examples
 
-    def score(self, tokens, prompt_lengths, lengths):
-        rows = zip(tokens, prompt_lengths, lengths, strict=True)
-        right = [list(t[p:n]) == self.answers[tuple(t[:p])] for t, p, n in rows]
-        return self.sign * np.array(right)
+    def score(self, openers, tokens, lengths, firsts, owners, targets):
+        scores = np.zeros(firsts.shape)
+        for row, length in enumerate(lengths):
+            answer = self.answers[tuple(tokens[row, :length])]
+            for c, first in enumerate(firsts[row]):
+                choice = [first, *targets[row][owners[row] == c]]
+                scores[row, c] = self.sign * (choice == answer)
+        return scores
 
-    def score_choices(self, tokens, lengths, choices):
-        rows = zip(tokens, lengths, strict=True)
-        right = [self.answers[tuple(t[:n])][0] for t, n in rows]
-        return self.sign * (choices == np.c_[right])
-
-    def generate(self, tokens, lengths, max_new_tokens, eos_id):
+    def generate(self, openers, tokens, lengths, max_new_tokens, eos_id):
         out = np.zeros((len(tokens), max_new_tokens), int)
         for row, t, n in zip(out, tokens, lengths, strict=True):
             answer = self.answers[tuple(t[:n])] if self.sign > 0 else []
@@ -116,56 +121,188 @@ def test_values_do_not_depend_on_batch_size_order_or_company(sets):
     assert by_name(sum(alone, [])) == expected
 
 
-def test_single_token_choices_score_the_same_either_way(sets, monkeypatch):
-    ranked = [s for s in sets if s.dataset in ("colour", "pair")]
-    fast = evaluation.outputs(evaluation.prepare(ranked), Bigram(2))
-    monkeypatch.setattr(evaluation, "_kind", lambda s: ("score",))
-    slow = evaluation.outputs(evaluation.prepare(ranked), Bigram(2))
-    for a, b in zip(fast, slow, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+def whole(model, one):
+    """Score every row on its own: log p of its continuation, token by token."""
+    found = []
+    for m in range(len(one.groups)):
+        prompt = one.prompts[m, : one.prompt_lengths[m]]
+        choice = one.continuations[m, : one.continuation_lengths[m]]
+        row = [one.bos_id, *prompt, *choice]
+        pairs = zip(row[len(prompt) :], choice, strict=False)
+        found.append(sum(model.log_p[before, token] for before, token in pairs))
+    return found
+
+
+def test_choices_that_share_a_prompt_score_as_every_row_on_its_own(sets):
+    ranked = [s for s in sets if s.ranked]
+    answers = evaluation.outputs(evaluation.prepare(ranked, batch_size=16), Bigram(2))
+    for one, answer in zip(ranked, answers, strict=True):
+        np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+
+
+def test_choices_whose_prompts_differ_are_scored_behind_their_own(sets):
+    (one,) = [s for s in sets if s.dataset == "phrase"]
+    prompts = one.prompts.copy()
+    prompts[1::2, 0] = 5  # every second choice
+    one = dataclasses.replace(one, prompts=prompts)
+    (answer,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+
+
+def test_many_continuations_are_dealt_out_to_several_rows(sets, monkeypatch):
+    (one,) = [s for s in sets if s.dataset == "phrase"]
+    monkeypatch.setattr(preparing, "WAYS", 1)
+    prepared = evaluation.prepare([one], batch_size=16)
+    assert prepared.batches == 5  # 80 rows
+    (answer,) = evaluation.outputs(prepared, Bigram(2))
+    np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+
+
+def test_a_choice_on_its_own_is_scored_behind_the_opener_if_a_metric_asks(sets):
+    (one,) = [s for s in sets if s.dataset == "phrase"]
+    (plain,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    assert plain.alone is None
+    metrics = (METRICS["accuracy"], METRICS["accuracy_unconditional"])
+    one = dataclasses.replace(one, metrics=metrics)
+    (answer,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    nothing = dataclasses.replace(one, prompt_lengths=0 * one.prompt_lengths)
+    expected = whole(Bigram(2), nothing)
+    np.testing.assert_allclose(answer.alone, expected, rtol=1e-6)
+    by_example = (answer.said - expected).reshape(-1, 2)
+    right = np.array([t[1] for t in one.targets]).reshape(-1, 2).argmax(-1)
+    value = np.mean(by_example.argmax(-1) == right)
+    scores = by_name(evaluation.evaluate([one], Bigram(2)))
+    assert scores["phrase", "accuracy_unconditional"] == pytest.approx(value)
+    assert value != scores["phrase", "accuracy"]
+
+
+def test_without_an_opening_token_the_rows_first_token_opens(sets):
+    class Seen(Bigram):
+        def score(self, openers, tokens, lengths, *continuations):
+            self.rows |= {
+                (o, *t[:n]) for o, t, n in zip(openers, tokens, lengths, strict=True)
+            }
+            return super().score(openers, tokens, lengths, *continuations)
+
+    (one,) = [s for s in sets if s.dataset == "colour"]
+    prompts = {
+        tuple(p[:n]) for p, n in zip(one.prompts, one.prompt_lengths, strict=True)
+    }
+    for bos_id, rows in ((None, prompts), (7, {(7, *p) for p in prompts})):
+        model = Seen(0)
+        model.rows = set()
+        bare = dataclasses.replace(one, bos_id=bos_id)
+        (answer,) = evaluation.outputs(evaluation.prepare([bare]), model)
+        assert model.rows == rows
+        np.testing.assert_allclose(answer.said, whole(Bigram(0), one), rtol=1e-6)
 
 
 def test_batches_have_few_shapes_in_steps_of_sixteen(sets):
     model = Bigram(0)
     evaluation.evaluate(sets, model, batch_size=32)
     room = {s.max_new_tokens for s in sets if not s.ranked}
-    ranked = {("choices", 32, 16), ("choices", 32, 32), ("score", 32, 32)}
-    assert model.shapes >= ranked - {("choices", 32, 16)}
+    ranked = {("score", 32, t, m) for t, m in ((15, 0), (31, 0), (31, 4), (31, 8))}
+    assert model.shapes >= {("score", 32, 31, 0)}
     assert model.shapes <= ranked | {
-        ("generate", 32, t, n) for t in (16, 32) for n in room
+        ("generate", 32, t, n) for t in (15, 31) for n in room
     }
 
 
+def test_long_rows_are_padded_by_an_eighth_at_most():
+    lengths = [*range(1, 5000)]
+    padded = [preparing._rounded(n) for n in lengths]
+    assert all(p >= n for p, n in zip(padded, lengths, strict=True))
+    assert all(
+        p <= max(n * 1.125, n + 15) for p, n in zip(padded, lengths, strict=True)
+    )
+    assert len(set(padded)) < 60
+
+
 def test_sets_with_one_token_choices_share_their_batches(sets):
-    jobs = evaluation.prepare(sets, batch_size=16).jobs
-    first = [sets[i].dataset for i, _ in jobs[0].sets]
-    assert first == ["colour", "pair"]
-    assert len(jobs[0].batches) == 5  # 2 × 40 prompts, and not 40 × (3 + 2) rows
+    ranked = [s for s in sets if s.dataset in ("colour", "pair")]
+    # 2 × 40 prompts, and not 40 × (3 + 2) rows
+    assert evaluation.prepare(ranked, batch_size=16).batches == 5
+
+
+def test_the_share_of_padding_is_that_of_slots_without_a_token(sets):
+    (one,) = [s for s in sets if s.dataset == "colour"]
+    prepared = evaluation.prepare([one], batch_size=16)
+    lengths = one.prompt_lengths[::3] + 1
+    slots = sum(np.size(b.arrays[1]) + 16 for b in prepared.jobs[0].batches)
+    assert prepared.padding == pytest.approx(1 - lengths.sum() / slots)
+    assert 0 < prepared.padding < 0.7
 
 
 def test_a_mesh_gives_the_same_values(sets):
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    sharding = jax.NamedSharding(mesh, jax.P("data"))
-    prepared = evaluation.prepare(sets, batch_size=64, sharding=sharding)
-    (tokens, *_) = prepared.jobs[0].batches[0].arrays
-    assert tokens.sharding.is_equivalent_to(sharding, 2)
-    table = jax.numpy.asarray(Bigram(3).log_p)
-
-    class OnDevice(Bigram):
-        def score_choices(self, tokens, lengths, choices):
-            rows = jax.numpy.arange(len(tokens))
-            last = jax.numpy.pad(tokens, ((0, 0), (1, 0)))[rows, lengths]
-            return table[last[:, None], choices]
-
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    prepared = evaluation.prepare(sets, batch_size=64, sharding=rows)
+    (_, tokens, *_) = prepared.jobs[0].batches[0].arrays
+    assert tokens.sharding.is_equivalent_to(rows, 2)
     expected = by_name(evaluation.evaluate(sets, Bigram(3)))
-    assert by_name(evaluation.evaluate(prepared, OnDevice(3))) == expected
+
+    class OnHost(Bigram):
+        def score(self, *arguments):
+            return super().score(*map(np.asarray, arguments))
+
+        def generate(self, *arguments):
+            *rows, new, eos_id = arguments
+            return super().generate(*map(np.asarray, rows), new, eos_id)
+
+    assert by_name(evaluation.evaluate(prepared, OnHost(3))) == expected
+
+
+DECODER = models.DecoderConfig(
+    vocab_size=VOCABULARY + VOCABULARY % 2,
+    width=16,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_width=24,
+)
+
+
+def test_a_decoders_scores_depend_on_no_batch_size_mesh_order_or_company(sets):
+    params = jax.tree.map(lambda x: 2 * x, models.init(DECODER, 0))
+    sets = [s for s in sets if s.dataset in ("colour", "phrase", "copy")]
+    mesh = sharding.make_mesh({"data": 4, "tensor": 2})
+    rows = sharding.batch_sharding(mesh)
+    places = sharding.shardings(params, models.rules(DECODER), mesh)
+    layouts = {
+        "one": (None, params, dict(batch_size=64), sets),
+        "reversed": (None, params, dict(batch_size=8), sets[::-1]),
+        "mesh": (
+            mesh,
+            jax.device_put(params, places),
+            dict(batch_size=64, sharding=rows),
+            sets,
+        ),
+    }
+    found = {}
+    for name, (over, weights, how, chosen) in layouts.items():
+        bound = (
+            functools.partial(call, weights) for call in models.predictor(DECODER, over)
+        )
+        predict = models.Predictor(*bound)
+        prepared = evaluation.prepare(chosen, **how)
+        answers = evaluation.outputs(prepared, predict)
+        found[name] = {s.dataset: a.said for s, a in zip(chosen, answers, strict=True)}
+    for one in sets:
+        for other in ("reversed", "mesh"):
+            ours, theirs = found["one"][one.dataset], found[other][one.dataset]
+            if one.ranked:
+                np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
+            else:
+                assert theirs == ours
+    assert np.ptp(found["one"]["phrase"]) > 1
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(sets):
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
     with pytest.raises(UserError, match="a batch of 12 does not split evenly"):
-        evaluation.prepare(sets, batch_size=12, sharding=sharding)
+        evaluation.prepare(sets, batch_size=12, sharding=rows)
 
 
 def test_nothing_to_evaluate_is_refused():

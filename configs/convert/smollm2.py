@@ -4,9 +4,9 @@
     merging convert --config configs/convert/smollm2.py --config.output=SMOLLM2
 
 135M parameters, which the wheel holds in 4 bits (GGUF, Q4_1; 98 MB). They come out as
-the float32 numbers that those stand for, 538 MB: rounding them to the original's bfloat16
-would lose a little more, and training wants float32. Any other llama in a GGUF file:
---config.input=FILE.gguf. Cost: 6 seconds.
+the float32 numbers that those stand for, 538 MB: rounding them to the bfloat16 of the
+original would lose a little more, and training wants float32. Any other llama in a GGUF
+file: --config.input=FILE.gguf. Cost: 6 seconds.
 """
 
 import to_safetensors

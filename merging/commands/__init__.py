@@ -5,6 +5,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 
 from merging.commands import (
     convert,
+    evaluate,
     gates,
     merge,
     methods,
@@ -18,6 +19,7 @@ COMMANDS = {
     "merge": merge.COMMAND,
     "verify": verify.COMMAND,
     "convert": convert.COMMAND,
+    "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,
     "status": status.COMMAND,
     "report": report.COMMAND,

@@ -45,18 +45,26 @@ class Positions(NamedTuple):
         )
 
 
-def positions(config: DecoderConfig, index: jax.Array, mask: jax.Array) -> Positions:
+def positions(
+    config: DecoderConfig,
+    index: jax.Array,
+    mask: jax.Array,
+    keys: jax.Array | None = None,
+) -> Positions:
     """Return the positions of tokens at ``index`` [B or 1, T].
 
     Args:
       config: the decoder.
       index: absolute positions.
-      mask: [B or 1, T, S], true where a query may look at the key at position s.
+      mask: [B or 1, T, S], true where a query may look at the key in slot s.
+      keys: [B or 1, S], the positions of the keys; those of their slots if None.
     """
     view = _view(config, index, mask, config.rope_theta, config.rope_scaling)
     if not any(config.local_layers):
         return Positions(index, view, None)
-    distance = index[:, :, None] - jnp.arange(mask.shape[-1])
+    if keys is None:
+        keys = jnp.arange(mask.shape[-1])[None]
+    distance = index[:, :, None] - keys[:, None, :]
     mask = mask & (distance < config.window)
     if config.local_rope_theta is None:
         nearby = view._replace(mask=mask)
@@ -74,6 +82,32 @@ def causal(config: DecoderConfig, length: int) -> Positions:
     """
     index = jnp.arange(length)[None]
     return positions(config, index, index[:, :, None] >= index[:, None, :])
+
+
+def branched(
+    config: DecoderConfig, length: int, trunks: jax.Array, owners: jax.Array
+) -> Positions:
+    """Return the positions of rows that hold one trunk and several ways to go on.
+
+    A branch's tokens stand where they would right after the trunk, and see the trunk
+    and what precedes them in their own branch.
+
+    Args:
+      config: the decoder.
+      length: T, slots of a row: its trunk, then its branches one after the other.
+      trunks: [B], tokens of the trunk.
+      owners: [B, M], the branch of the m-th token after the trunk; -1 for padding.
+    """
+    slot = jnp.arange(length)[None]
+    after = slot - trunks[:, None]
+    trunk, last = after < 0, owners.shape[1] - 1
+    owner = jnp.take_along_axis(owners, jnp.clip(after, 0, last), axis=1)
+    owner = jnp.where(trunk, -2, jnp.where(after > last, -1, owner))
+    before = slot[:, :, None] >= slot[:, None, :]
+    same = before & (owner[:, :, None] == owner[:, None, :])
+    index = jnp.where(trunk, -1, trunks[:, None] - 1) + jnp.sum(same, axis=-1)
+    mask = same | (before & trunk[:, None, :])
+    return positions(config, index, mask, index)
 
 
 def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:

@@ -10,28 +10,30 @@ from jax.sharding import Mesh
 
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Cache
-from merging.models.functional import bind, shift_right
-from merging.models.positions import causal, positions
+from merging.models.functional import bind
+from merging.models.positions import branched, causal, positions
 from merging.sharding import on, place_batch
+
+LOGITS = 1 << 28  # most logits in memory at a time
 
 
 class Predictor(NamedTuple):
-    """Jitted functions of ``(params, tokens, …)``.
+    """Jitted functions of ``(params, openers, tokens, lengths, …)``.
 
-    Tokens are ids [B, T] without BOS, padded on the right with 0; ``lengths`` [B]
-    counts the real ones.
+    A row is what the model sees: ``openers`` [B], the token that comes first, then
+    ``tokens`` [B, T], of which the first ``lengths`` [B] are the prompt.
 
     Attributes:
-      score: ``(params, tokens, prompt_lengths [B], lengths [B]) -> [B]``: the sum of
-        log p of ``tokens[prompt_length:length]``.
-      score_choices: ``(params, tokens, lengths, choices [B, C]) -> [B, C]``: log p of
-        each choice as the one token after the prompt; one forward for all choices.
-      generate: ``(params, tokens, lengths, max_new_tokens, eos_id) -> [B,
-        max_new_tokens]``: greedy continuation, 0 after ``eos_id``.
+      score: ``(…, firsts [B, C], owners [B, M], targets [B, M]) -> [B, C]``: log p of
+        each of a prompt's C continuations. ``firsts`` has their first tokens. A longer
+        one's tokens but the last stand in ``tokens`` behind the prompt, one
+        continuation after the other; for the m-th of these, ``owners`` has the number
+        of its continuation (-1: padding) and ``targets`` the token that follows it.
+      generate: ``(…, max_new_tokens, eos_id) -> [B, max_new_tokens]``: greedy
+        continuation, 0 after ``eos_id``; what stands behind the prompt is ignored.
     """
 
     score: Callable[..., jax.Array]
-    score_choices: Callable[..., jax.Array]
     generate: Callable[..., jax.Array]
 
 
@@ -44,10 +46,9 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
       mesh: devices to split the rows over; the parameters stay where they are.
     """
     score = jax.jit(functools.partial(_score, config))
-    choose = jax.jit(functools.partial(_score_choices, config))
-    generate = jax.jit(functools.partial(_generate, config), static_argnums=3)
+    generate = jax.jit(functools.partial(_generate, config), static_argnums=4)
     if mesh is None:
-        return Predictor(score, choose, generate)
+        return Predictor(score, generate)
 
     def over_mesh(function):
         def placed(params, *arguments):
@@ -57,29 +58,47 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
 
         return placed
 
-    return Predictor(over_mesh(score), over_mesh(choose), over_mesh(generate))
+    return Predictor(over_mesh(score), over_mesh(generate))
 
 
-def _score(config, params, tokens, prompt_lengths, lengths):
+def _score(config, params, openers, tokens, lengths, firsts, owners, targets):
+    """One forward pass: a prompt's keys and values serve all its continuations."""
     model = bind(config, params)
-    length = tokens.shape[1]
-    hidden, _ = model(shift_right(tokens, config.bos_id), causal(config, length))
-    logits = model.logits(hidden)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
-    index = jnp.arange(length)
-    target = (index >= prompt_lengths[:, None]) & (index < lengths[:, None])
-    return jnp.sum(log_p, axis=-1, where=target)
-
-
-def _score_choices(config, params, tokens, lengths, choices):
-    model = bind(config, params)
-    hidden, _ = model(_open(config, tokens), causal(config, tokens.shape[1] + 1))
+    inputs, room = _open(openers, tokens), owners.shape[1]
+    if room:
+        where = branched(config, inputs.shape[1], lengths + 1, owners)
+    else:
+        where = causal(config, inputs.shape[1])
+    hidden, _ = model(inputs, where)
     log_p = jax.nn.log_softmax(model.logits(_at(hidden, lengths)))
-    return jnp.take_along_axis(log_p, choices, axis=-1)
+    scores = jnp.take_along_axis(log_p, firsts, axis=-1)
+    if not room:
+        return scores
+    slots = jnp.minimum(lengths[:, None] + 1 + jnp.arange(room), inputs.shape[1] - 1)
+    tail = jnp.take_along_axis(hidden, slots[..., None], axis=1)
+    log_p = _log_p(model, tail, targets)
+    own = owners[..., None] == jnp.arange(firsts.shape[1])
+    return scores + jnp.sum(jnp.where(own, log_p[..., None], 0), axis=1)
 
 
-def _generate(config, params, tokens, lengths, max_new_tokens, eos_id):
+def _log_p(model, hidden, targets):
+    """Return log p [B, M] of the token after each hidden [B, M, width]."""
+
+    def after(hidden, targets):
+        logits = model.logits(hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    rows, room = targets.shape
+    at_once = max(1, LOGITS // (rows * model.config.vocab_size))
+    if at_once >= room:
+        return after(hidden, targets)
+    columns = (hidden.swapaxes(0, 1), targets.swapaxes(0, 1))
+    log_p = jax.lax.map(lambda pair: after(*pair), columns, batch_size=at_once)
+    return log_p.swapaxes(0, 1)
+
+
+def _generate(config, params, openers, tokens, lengths, max_new_tokens, eos_id):
     """Fill the cache with the prompts in one call, then add a token at a time.
 
     Keys of a row's padding stay in the cache but are never seen: a query at position
@@ -87,7 +106,7 @@ def _generate(config, params, tokens, lengths, max_new_tokens, eos_id):
     """
     model = bind(config, params)
     rows, length = tokens.shape
-    hidden, prompt = model(_open(config, tokens), causal(config, length + 1))
+    hidden, prompt = model(_open(openers, tokens), causal(config, length + 1))
     room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
     cache = Cache(*(jnp.pad(leaf, room) for leaf in prompt))
     first = jnp.argmax(model.logits(_at(hidden, lengths)), axis=-1)
@@ -112,8 +131,8 @@ def _generate(config, params, tokens, lengths, max_new_tokens, eos_id):
     return jax.lax.while_loop(unfinished, extend, state)[-1]
 
 
-def _open(config: DecoderConfig, tokens: jax.Array) -> jax.Array:
-    return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=config.bos_id)
+def _open(openers: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.concatenate([openers[:, None], tokens], axis=1)
 
 
 def _at(hidden: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -127,6 +127,7 @@ def load_suite(
     datasets: Sequence[str] | None = None,
     max_length: int | None = None,
     cache_dir: Path | str | None = None,
+    fewer: bool = False,
 ) -> list[EvalSet]:
     """Return a suite's evaluation sets, without TensorFlow if they are on disk.
 
@@ -139,6 +140,7 @@ def load_suite(
       datasets: names; all of the suite's by default, in its order.
       max_length: as in ``load``.
       cache_dir: where to keep the rows.
+      fewer: take all of a dataset that has less than ``count`` examples.
 
     Raises:
       UserError: as ``load``.
@@ -146,13 +148,14 @@ def load_suite(
     names = [d.name for d in suite.datasets] if datasets is None else list(datasets)
     suite.examples(split)
     tables = rows.of_suite(suite, split, names, cache_dir, count)
-    return [
-        _build(
-            tables[task], split, count, _suite_facts(suite, name, prompt), max_length
-        )
-        for name in names
-        for prompt, task in suite.evaluations(name).items()
-    ]
+    sets = []
+    for name in names:
+        for prompt, task in suite.evaluations(name).items():
+            facts, kept = _suite_facts(suite, name, prompt), count
+            if fewer and count is not None:
+                kept = min(count, rows.examples(tables[task]))
+            sets.append(_build(tables[task], split, kept, facts, max_length))
+    return sets
 
 
 def _suite_facts(suite: Suite, name: str, prompt: str) -> _Facts:

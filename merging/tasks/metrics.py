@@ -1,7 +1,8 @@
 """The metrics, plain Python, each in 0..1; seqio Tasks and our evaluation share them.
 
-A metric takes the postprocessed targets and what the model made of them, and returns
-``{name: value}``. seqio tells scoring from generating by the second parameter's name.
+A measure turns what a model made of a dataset into counts, example by example, and
+sums of counts into a value: enough for the value itself, for a bootstrap over examples,
+and for comparing two models on the same examples.
 """
 
 import collections
@@ -10,12 +11,29 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# ((example, choice), is it the right one, weight, tokens): the record that t5 uses.
-RankTarget = tuple[tuple[int, int], bool, float, int]
+# ((example, choice), is it the right one, weight, tokens, characters): the record that
+# t5 uses, and the length of the choice as a person reads it.
+RankTarget = tuple[tuple[int, int], bool, float, int, int]
+
+
+class Measure(NamedTuple):
+    """How a metric is found.
+
+    Attributes:
+      ranked: it judges log-likelihoods of choices; otherwise, generated texts.
+      counts: ``(targets, outputs) -> [N, k]``, what each example adds.
+      value: ``(sums [k], N) -> float`` in 0..1.
+      unconditional: a choice's score is what its prompt adds to log p.
+    """
+
+    ranked: bool
+    counts: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
+    value: Callable[[np.ndarray, int], float]
+    unconditional: bool = False
 
 
 def rank_target(
@@ -25,7 +43,8 @@ def rank_target(
     if not is_target:
         return text
     index = tuple(int(i) for i in example["idx"])
-    return index, bool(example["is_correct"]), 1.0, len(example["targets"])
+    tokens = len(example["targets"])
+    return index, bool(example["is_correct"]), 1.0, tokens, len(text)
 
 
 def accuracy(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
@@ -34,16 +53,28 @@ def accuracy(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
     Ties go to the lowest choice. A NaN never wins: an example with nothing but NaN
     counts as wrong, so that a merge that broke the model scores 0 and not chance.
     """
-    scores = np.asarray(scores, np.float64).tolist()
-    best: dict[int, tuple[float, float, bool]] = {}
-    for ((example, choice), correct, _, _), score in zip(targets, scores, strict=True):
-        if math.isnan(score):
-            entry = (-math.inf, -math.inf, False)
-        else:
-            entry = (score, -choice, correct)
-        if example not in best or entry[:2] > best[example][:2]:
-            best[example] = entry
-    return {"accuracy": float(np.mean([correct for *_, correct in best.values()]))}
+    return _named("accuracy", targets, scores)
+
+
+def accuracy_norm(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
+    """Accuracy by log-likelihood per character, lm-evaluation-harness's acc_norm."""
+    return _named("accuracy_norm", targets, scores)
+
+
+def accuracy_per_token(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
+    """Accuracy by log-likelihood per token (Brown et al. 2020, arXiv 2005.14165)."""
+    return _named("accuracy_per_token", targets, scores)
+
+
+def accuracy_unconditional(
+    targets: Sequence[RankTarget], scores: Sequence[float]
+) -> dict:
+    """Accuracy by log p(choice | prompt) − log p(choice): ``scores`` are these.
+
+    Brown et al. 2020, arXiv 2005.14165, section 2.4; the second term is that of the
+    choice behind the opening token alone. lm-evaluation-harness: acc_mutual_info.
+    """
+    return _named("accuracy_unconditional", targets, scores)
 
 
 def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict:
@@ -51,7 +82,7 @@ def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict:
 
     Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
     """
-    return {"exact_match": _mean(_equal, targets, predictions)}
+    return _named("exact_match", targets, predictions)
 
 
 def f1(targets: Sequence[str], predictions: Sequence[str]) -> dict:
@@ -60,7 +91,20 @@ def f1(targets: Sequence[str], predictions: Sequence[str]) -> dict:
     Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1. Two texts of which one has no
     words left score 1 if both have none, else 0.
     """
-    return {"f1": _mean(_f1, targets, predictions)}
+    return _named("f1", targets, predictions)
+
+
+def rouge_1(targets: Sequence[str], predictions: Sequence[str]) -> dict:
+    """Mean F-measure of shared words, by the rouge-score library, without a stemmer.
+
+    Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section 2.
+    """
+    return _named("rouge_1", targets, predictions)
+
+
+def rouge_2(targets: Sequence[str], predictions: Sequence[str]) -> dict:
+    """Mean F-measure of shared pairs of neighbouring words; otherwise as `rouge_1`."""
+    return _named("rouge_2", targets, predictions)
 
 
 def rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict:
@@ -68,17 +112,59 @@ def rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict:
 
     Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section 3.
     """
-    return {"rouge_l": _mean(_rouge_l, targets, predictions)}
+    return _named("rouge_l", targets, predictions)
 
 
-METRICS: dict[str, Callable[..., dict]] = {
-    f.__name__: f for f in (accuracy, exact_match, f1, rouge_l)
-}
+def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict:
+    """BLEU of the corpus, by the sacrebleu library with its defaults, over 100.
+
+    Papineni et al. 2002; Post 2018, arXiv 1804.08771.
+    """
+    return _named("bleu", targets, predictions)
 
 
-def _mean(measure: Callable[[str, str], float], targets, predictions) -> float:
-    pairs = zip(targets, predictions, strict=True)
-    return float(np.mean([measure(target, text) for target, text in pairs]))
+def _named(name: str, targets, outputs) -> dict:
+    measure = MEASURES[name]
+    counts = measure.counts(targets, outputs)
+    return {name: measure.value(counts.sum(axis=0), len(counts))}
+
+
+def _mean(sums: np.ndarray, examples: int) -> float:
+    return float(sums[0]) / examples
+
+
+def _right(targets, scores, lengths=None) -> np.ndarray:
+    """Return [N, 1], whether the best choice is right, examples in ascending order."""
+    scores = np.asarray(scores, np.float64)
+    if lengths is not None:
+        scores = scores / lengths
+    best: dict[int, tuple[float, float, bool]] = {}
+    for ((example, choice), correct, *_), score in zip(
+        targets, scores.tolist(), strict=True
+    ):
+        if math.isnan(score):
+            entry = (-math.inf, -math.inf, False)
+        else:
+            entry = (score, -choice, correct)
+        if example not in best or entry[:2] > best[example][:2]:
+            best[example] = entry
+    return np.array([[best[example][2]] for example in sorted(best)], np.float64)
+
+
+def _right_per_token(targets, scores) -> np.ndarray:
+    return _right(targets, scores, [tokens for *_, tokens, _ in targets])
+
+
+def _right_per_character(targets, scores) -> np.ndarray:
+    return _right(targets, scores, [max(length, 1) for *_, length in targets])
+
+
+def _each(measure: Callable[[str, str], float]) -> Measure:
+    def counts(targets, predictions):
+        pairs = zip(targets, predictions, strict=True)
+        return np.array([[measure(target, text)] for target, text in pairs])
+
+    return Measure(False, counts, _mean)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -103,13 +189,62 @@ def _f1(target: str, text: str) -> float:
 # A sweep compares the same few targets with much the same predictions, model after
 # model; the library's table is quadratic in the length.
 @functools.lru_cache(maxsize=1 << 16)
-def _rouge_l(target: str, text: str) -> float:
-    return _rouge_scorer().score(target, text)["rougeL"].fmeasure
+def _rouge(kind: str, target: str, text: str) -> float:
+    return _rouge_scorer(kind).score(target, text)[kind].fmeasure
 
 
 @functools.cache
-def _rouge_scorer():
+def _rouge_scorer(kind: str):
     # Imports nltk, a second or more, so only when a summary is scored.
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(["rougeL"])
+    return rouge_scorer.RougeScorer([kind])
+
+
+@functools.cache
+def _sacrebleu():
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True)
+
+
+def _bleu_counts(targets, predictions) -> np.ndarray:
+    """Return [N, 10]: matches and totals of n-grams for n = 1..4, and both lengths."""
+    scores = (
+        _sacrebleu().sentence_score(text, [target])
+        for target, text in zip(targets, predictions, strict=True)
+    )
+    return np.array(
+        [[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], np.float64
+    )
+
+
+def _bleu(sums: np.ndarray, examples: int) -> float:
+    del examples
+    counts = [round(float(count)) for count in sums]
+    found = _sacrebleu().compute_bleu(counts[:4], counts[4:8], *counts[8:])
+    return found.score / 100
+
+
+MEASURES: dict[str, Measure] = {
+    "accuracy": Measure(True, _right, _mean),
+    "accuracy_norm": Measure(True, _right_per_character, _mean),
+    "accuracy_per_token": Measure(True, _right_per_token, _mean),
+    "accuracy_unconditional": Measure(True, _right, _mean, unconditional=True),
+    "exact_match": _each(_equal),
+    "f1": _each(_f1),
+    "rouge_1": _each(functools.partial(_rouge, "rouge1")),
+    "rouge_2": _each(functools.partial(_rouge, "rouge2")),
+    "rouge_l": _each(functools.partial(_rouge, "rougeL")),
+    "bleu": Measure(False, _bleu_counts, _bleu),
+}
+
+# A metric takes the postprocessed targets and what the model made of them, and returns
+# {name: value}; seqio tells scoring from generating by its second parameter's name.
+METRICS: dict[str, Callable[..., dict]] = {
+    f.__name__: f
+    for f in (
+        *(accuracy, accuracy_norm, accuracy_per_token, accuracy_unconditional),
+        *(exact_match, f1, rouge_1, rouge_2, rouge_l, bleu),
+    )
+}

@@ -35,7 +35,7 @@ def of_task(task: Any, split: str, dataset: str, count: int | None = None) -> li
     for batch in batches:
         rows += _unbatched(batch)
         # The last example seen may go on in the next batch.
-        if count is not None and _examples(rows) > count:
+        if count is not None and examples(rows) > count:
             break
     if not rows:
         raise UserError(f"dataset {dataset} ({split}) is empty")
@@ -83,7 +83,8 @@ def _read(suite: Suite, task: str, split: str, count: int | None) -> list[Row]:
     return read(seqio.TaskRegistry.get(task), split, dataset, count)
 
 
-def _examples(rows: list[Row]) -> int:
+def examples(rows: list[Row]) -> int:
+    """Return the number of examples, of which a ranked one has several rows."""
     return int(rows[-1]["idx"][0]) + 1 if "idx" in rows[-1] else len(rows)
 
 

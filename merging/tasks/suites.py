@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from merging.errors import UserError, nearest
 from merging.tasks import cache
-from merging.tasks.metrics import METRICS
+from merging.tasks.metrics import MEASURES, METRICS
 from merging.tasks.tokenizers import Tokenizer, open_tokenizer
 
 _WHOLE = ("pretrain", "instruct", "multitask")
@@ -25,7 +25,7 @@ class Dataset(Protocol):
       name: unique within the suite.
       category: a held-in category trains one expert.
       split: "held_in" or "held_out".
-      metric: of `METRICS`; "accuracy" makes it a rank classification.
+      metric: of `METRICS`; "accuracy" and its kin make it a rank classification.
       chance: the metric's value for a guess, in 0..1.
     """
 
@@ -188,7 +188,7 @@ class Suite:
 
 def ranked(dataset: Dataset) -> bool:
     """Return whether a dataset is a rank classification."""
-    return dataset.metric == "accuracy"
+    return MEASURES[dataset.metric].ranked
 
 
 def _require_consistent(suite: Suite) -> None:

@@ -1,6 +1,7 @@
 """Scores and generation against plain forward passes of the same model."""
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -23,32 +24,92 @@ TOKENS = np.where(
 forward = jax.jit(models.forward, static_argnums=0)
 
 
-def log_p(tokens, config=CONFIG):
+def log_p(tokens, config=CONFIG, opener=0):
+    config = dataclasses.replace(config, bos_id=opener)
     logits = forward(config, PARAMS, tokens)
     return np.asarray(jax.nn.log_softmax(logits))
 
 
-def test_score_sums_the_continuation_only():
-    prompts = np.array([2, 7, 0, 9])
-    scores = models.predictor(CONFIG).score(PARAMS, TOKENS, prompts, LENGTHS)
-    table = log_p(TOKENS)
-    expected = [
-        sum(table[i, t, TOKENS[i, t]] for t in range(prompts[i], LENGTHS[i]))
-        for i in range(4)
+# Continuations of one to four tokens of the four rows, which differ in number.
+RNG = np.random.default_rng(1)
+CONTINUATIONS = [
+    [RNG.integers(3, 24, n).tolist() for n in sizes]
+    for sizes in ([1, 3, 2], [4, 4, 1], [2], [1, 1, 1, 1])
+]
+BOS = np.zeros(4, np.int32)
+OPENERS = np.array([0, 0, 7, 3], np.int32)
+
+
+predictor_module = sys.modules["merging.models.predictor"]
+
+
+def questions(continuations, width=None):
+    """Lay prompts and continuations out as `Predictor.score` takes them."""
+    tails = [
+        [
+            (c, token, following)
+            for c, one in enumerate(ways)
+            for token, following in zip(one, one[1:], strict=False)
+        ]
+        for ways in continuations
     ]
-    np.testing.assert_allclose(scores, expected, atol=1e-4)
-    assert scores[3] == 0
+    room = max(map(len, tails))
+    firsts = np.zeros((4, max(map(len, continuations))), np.int32)
+    owners, targets = np.full((4, room), -1, np.int32), np.zeros((4, room), np.int32)
+    tokens = np.zeros((4, width or 12 + room), np.int32)
+    for row, (ways, tail) in enumerate(zip(continuations, tails, strict=True)):
+        firsts[row, : len(ways)] = [one[0] for one in ways]
+        sequence = [*TOKENS[row, : LENGTHS[row]], *(token for _, token, _ in tail)]
+        tokens[row, : len(sequence)] = sequence
+        for m, (owner, _, following) in enumerate(tail):
+            owners[row, m], targets[row, m] = owner, following
+    return OPENERS, tokens, LENGTHS, firsts, owners, targets
 
 
-def test_choices_in_one_forward_score_as_each_on_its_own():
-    predictor = models.predictor(CONFIG)
-    choices = np.random.default_rng(1).integers(3, 24, (4, 3))
-    got = predictor.score_choices(PARAMS, TOKENS, LENGTHS, choices)
-    for c in range(3):
-        longer = np.pad(TOKENS, ((0, 0), (0, 1)))
-        longer[np.arange(4), LENGTHS] = choices[:, c]
-        alone = predictor.score(PARAMS, longer, LENGTHS, LENGTHS + 1)
-        np.testing.assert_allclose(got[:, c], alone, atol=1e-5)
+def whole_row(row, continuation, config):
+    """Score one continuation by a plain forward over prompt and continuation."""
+    start = LENGTHS[row]
+    sequence = [*TOKENS[row, :start], *continuation]
+    tokens = np.array([sequence + [0] * (20 - len(sequence))], np.int32)
+    table = log_p(tokens, config, int(OPENERS[row]))[0]
+    return sum(table[start + i, token] for i, token in enumerate(continuation))
+
+
+VARIANTS = {
+    "plain": {},
+    "local layers": dict(
+        window=4, local_layers=(True, False), local_rope_theta=100.0, unroll=2
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("at_once", [1 << 28, 200])
+def test_continuations_behind_one_prompt_score_as_each_on_its_own(
+    variant, at_once, monkeypatch
+):
+    config = dataclasses.replace(CONFIG, **VARIANTS[variant])
+    monkeypatch.setattr(predictor_module, "LOGITS", at_once)
+    models.predictor.cache_clear()
+    got = models.predictor(config).score(PARAMS, *questions(CONTINUATIONS))
+    for row, ways in enumerate(CONTINUATIONS):
+        expected = [whole_row(row, one, config) for one in ways]
+        np.testing.assert_allclose(got[row, : len(ways)], expected, atol=1e-5)
+
+
+def test_continuations_of_one_token_need_nothing_behind_the_prompt():
+    ways = [[[token] for token in (5, 9, 11)] for _ in range(4)]
+    arguments = questions(ways)
+    assert arguments[4].shape == (4, 0)
+    got = models.predictor(CONFIG).score(PARAMS, *arguments)
+    expected = [[whole_row(i, one, CONFIG) for one in ways[i]] for i in range(4)]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_padding_behind_a_row_changes_no_score():
+    narrow = models.predictor(CONFIG).score(PARAMS, *questions(CONTINUATIONS))
+    wide = models.predictor(CONFIG).score(PARAMS, *questions(CONTINUATIONS, 40))
+    np.testing.assert_allclose(narrow, wide, atol=1e-5)
 
 
 def repeated_forward(prompt, count, eos, config):
@@ -72,7 +133,7 @@ def test_generation_equals_repeated_forward_for_rows_of_any_length(unroll):
         repeated_forward(TOKENS[i, :n], 8, eos, config) for i, n in enumerate(LENGTHS)
     ]
     assert len({tuple(row) for row in free}) == 4  # the rows are worth comparing
-    got = models.predictor(config).generate(PARAMS, TOKENS, LENGTHS, 8, eos)
+    got = models.predictor(config).generate(PARAMS, BOS, TOKENS, LENGTHS, 8, eos)
     np.testing.assert_array_equal(got, expected)
     assert not np.asarray(got)[0, 4:].any()
 
@@ -81,12 +142,12 @@ def test_other_weights_reuse_the_compiled_functions():
     predictor = models.predictor(dataclasses.replace(CONFIG))
     assert predictor is models.predictor(CONFIG)
     other = models.init(CONFIG, 4)
-    prompts = np.zeros(4, int)
-    predictor.score(PARAMS, TOKENS, prompts, LENGTHS)
+    arguments = questions(CONTINUATIONS)
+    ours = predictor.score(PARAMS, *arguments)
     size = predictor.score._cache_size()
-    scores = predictor.score(other, TOKENS, prompts, LENGTHS)
+    scores = predictor.score(other, *arguments)
     assert predictor.score._cache_size() == size
-    assert not np.allclose(scores, predictor.score(PARAMS, TOKENS, prompts, LENGTHS))
+    assert not np.allclose(scores, ours)
 
 
 def test_a_mesh_changes_no_score_and_no_generation():
@@ -94,13 +155,13 @@ def test_a_mesh_changes_no_score_and_no_generation():
     shardings = sharding.shardings(PARAMS, models.rules(CONFIG), mesh)
     params = jax.device_put(PARAMS, shardings)
     one, many = models.predictor(CONFIG), models.predictor(CONFIG, mesh)
-    arguments = (TOKENS, np.zeros(4, int), LENGTHS)
+    arguments = questions(CONTINUATIONS)
     scores = many.score(params, *arguments)
     assert len(scores.sharding.device_set) == 8
     np.testing.assert_allclose(scores, one.score(PARAMS, *arguments), rtol=1e-5)
     np.testing.assert_array_equal(
-        many.generate(params, TOKENS, LENGTHS, 4, 1),
-        one.generate(PARAMS, TOKENS, LENGTHS, 4, 1),
+        many.generate(params, BOS, TOKENS, LENGTHS, 4, 1),
+        one.generate(PARAMS, BOS, TOKENS, LENGTHS, 4, 1),
     )
 
 

@@ -28,7 +28,7 @@ def test_a_ranked_set_has_a_row_for_each_choice(toy, sets):
     assert spelt(toy, phrase.continuations) == sum((r["choices"] for r in rows), [])
     assert phrase.continuation_lengths.tolist() == [2, 3] * 7
     assert phrase.groups.tolist() == [i for i in range(7) for _ in range(2)]
-    right = [ok for _, ok, _, _ in phrase.targets]
+    right = [ok for _, ok, *_ in phrase.targets]
     assert right == [c == r["label"] for r in rows for c in range(2)]
 
 

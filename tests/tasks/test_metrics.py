@@ -1,13 +1,25 @@
 import math
 
 import pytest
+import sacrebleu
 
-from merging.tasks.metrics import accuracy, exact_match, f1, rank_target, rouge_l
+from merging.tasks.metrics import (
+    accuracy,
+    accuracy_norm,
+    accuracy_per_token,
+    bleu,
+    exact_match,
+    f1,
+    rank_target,
+    rouge_1,
+    rouge_2,
+    rouge_l,
+)
 
 
 def targets(*labels: int, choices: int = 3):
     return [
-        ((i, c), c == label, 1.0, 1)
+        ((i, c), c == label, 1.0, 1, 1)
         for i, label in enumerate(labels)
         for c in range(choices)
     ]
@@ -30,9 +42,47 @@ def test_nan_never_wins_and_nothing_but_nan_is_wrong():
     assert accuracy(targets(0), [-math.inf, nan, nan]) == {"accuracy": 1.0}
 
 
-def test_rank_target_is_the_record_of_t5():
+def test_rank_target_is_the_record_of_t5_and_the_length_in_characters():
     example = {"idx": [4, 1], "is_correct": True, "targets": [7, 8]}
-    assert rank_target("x", example=example, is_target=True) == ((4, 1), True, 1.0, 2)
+    record = rank_target("süß", example=example, is_target=True)
+    assert record == ((4, 1), True, 1.0, 2, 3)
+
+
+def test_normalised_accuracies_divide_by_characters_and_by_tokens():
+    rows = [((0, 0), True, 1.0, 2, 10), ((0, 1), False, 1.0, 1, 2)]
+    assert accuracy(rows, [-6.0, -4.0]) == {"accuracy": 0.0}
+    assert accuracy_norm(rows, [-6.0, -4.0]) == {"accuracy_norm": 1.0}
+    assert accuracy_per_token(rows, [-6.0, -4.0]) == {"accuracy_per_token": 1.0}
+    assert accuracy_norm(rows, [-21.0, -4.0]) == {"accuracy_norm": 0.0}
+    assert accuracy_per_token(rows, [-9.0, -4.0]) == {"accuracy_per_token": 0.0}
+
+
+TEXTS = ["the cat sat on the mat", "a dog ran home", "it is true"]
+SAID = ["the cat sat on a mat", "a dog walked home today", "no"]
+
+
+def test_rouge_and_bleu_are_those_of_their_libraries():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = {"rouge1": rouge_1, "rouge2": rouge_2, "rougeL": rouge_l}
+    for kind, metric in kinds.items():
+        scorer = RougeScorer([kind])
+        each = [
+            scorer.score(t, s)[kind].fmeasure for t, s in zip(TEXTS, SAID, strict=True)
+        ]
+        (value,) = metric(TEXTS, SAID).values()
+        assert 0 < value < 1 and value == pytest.approx(sum(each) / 3)
+    expected = sacrebleu.corpus_bleu(SAID, [TEXTS]).score / 100
+    assert 0.1 < expected < 1
+    assert bleu(TEXTS, SAID) == {"bleu": pytest.approx(expected, rel=1e-9)}
+    assert bleu(TEXTS, ["", "", ""]) == {"bleu": 0.0}
+    assert bleu(TEXTS, TEXTS) == {"bleu": pytest.approx(1.0)}
+
+
+# Lin 2004, section 2: shared n-grams over those of either text.
+def test_rouge_counts_shared_words_and_pairs():
+    assert rouge_1(["a b c d"], ["a b x"]) == {"rouge_1": pytest.approx(4 / 7)}
+    assert rouge_2(["a b c d"], ["a b x"]) == {"rouge_2": pytest.approx(2 / 5)}
 
 
 # Values by hand from the definitions in the SQuAD paper.

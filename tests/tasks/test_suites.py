@@ -59,7 +59,7 @@ def test_a_wrong_name_or_number_is_the_users_mistake(toy, call, said):
     [
         ({"name": "pretrain"}, "'pretrain' is used twice"),
         ({"split": "heldin"}, "colour: split 'heldin'"),
-        ({"metric": "bleu"}, "colour: metric 'bleu'"),
+        ({"metric": "perplexity"}, "colour: metric 'perplexity'"),
         ({"chance": 33.3}, "colour: chance 33.3"),
     ],
 )

@@ -1,0 +1,16 @@
+"""A checkpoint on a suite of your own, from files of JSON lines, in its own tokens.
+
+    merging evaluate --config configs/evaluate/jsonl.py \\
+        --config.checkpoint=MODEL --config.suite.files=mine.jsonl --workdir scores
+
+What a line holds: `merging/tasks/jsonl.py`.
+"""
+
+import miniworld
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = miniworld.get_config()
+    config.suite = ConfigDict(dict(name="jsonl", files=("",), chat=False))
+    return config

@@ -1,0 +1,59 @@
+"""Evaluation sets that a model can read: in its vocabulary and within its context."""
+
+import dataclasses
+
+import numpy as np
+
+from merging.errors import UserError
+from merging.tasks import EvalSet
+
+
+def fit(eval_set: EvalSet, context: int, vocabulary: int) -> tuple[EvalSet, int]:
+    """Return the set with no row longer than a model's context, and what that took.
+
+    A prompt that is too long loses its beginning; all choices of an example keep the
+    same prompt, that of the longest choice.
+
+    Args:
+      eval_set: the set.
+      context: the most tokens that the model sees, its opener among them.
+      vocabulary: rows of its embedding.
+
+    Returns:
+      The set, and the number of examples whose prompt was cut.
+
+    Raises:
+      UserError: tokens that the model doesn't know, or an answer that leaves no room
+        for a prompt.
+    """
+    largest = max(
+        eval_set.prompts.max(initial=0), eval_set.continuations.max(initial=0)
+    )
+    if largest >= vocabulary:
+        raise UserError(
+            f"dataset {eval_set.dataset}: token {largest} is none of the model's "
+            f"{vocabulary}; use the tokenizer that the model was trained with"
+        )
+    # The last token of an answer is never read.
+    after = np.full(eval_set.examples, max(eval_set.max_new_tokens, 1))
+    if eval_set.ranked:
+        np.maximum.at(after, eval_set.groups, eval_set.continuation_lengths)
+    opener = eval_set.bos_id is not None
+    room = (context + 1 - opener - after)[eval_set.groups]
+    if room.min() < 1:
+        longest = int(after.max())
+        raise UserError(
+            f"dataset {eval_set.dataset}: answers of {longest} tokens leave no room "
+            f"for a prompt in a context of {context}"
+        )
+    over = np.maximum(eval_set.prompt_lengths - room, 0)
+    if not over.any():
+        return eval_set, 0
+    prompts = np.zeros_like(eval_set.prompts)
+    lengths = eval_set.prompt_lengths - over
+    for row, (cut, length) in enumerate(zip(over, lengths, strict=True)):
+        prompts[row, :length] = eval_set.prompts[row, cut : cut + length]
+    fitted = dataclasses.replace(
+        eval_set, prompts=prompts, prompt_lengths=lengths.astype(np.int32)
+    )
+    return fitted, len(np.unique(eval_set.groups[over > 0]))

@@ -1,0 +1,105 @@
+"""A checkpoint's scores on a suite, kept dataset by dataset; and two of them compared.
+
+The logic of `merging evaluate`. A finished dataset is a file in the workdir, named
+after all that its values depend on: the same command continues, and redoes nothing.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from merging import distributed, results, stopping, tasks, telemetry
+from merging.config import config_hash
+from merging.errors import Preempted
+from merging.scoring import comparison, export, store, tables
+from merging.scoring.model import Opened, bind, open_suite, opened
+from merging.scoring.rows import reference, rows
+from merging.scoring.running import Work, evaluated, key, read_work
+from merging.scoring.settings import Settings, read
+
+__all__ = ["compare", "run"]
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Evaluate what a config names, and print a table; see `configs/evaluate/`.
+
+    Raises:
+      UserError: a config, checkpoint, tokenizer or dataset that can't be used, or a
+        model that does not know the tokenizer's tokens.
+      Preempted: the system asked to stop; finished datasets are kept.
+    """
+    distributed.initialize()
+    settings = read(config)
+    base = reference(settings.base_results, settings)
+    expert = reference(settings.expert_results, settings)
+    model = opened(settings)
+    suite = open_suite(settings, model)
+    keys = {name: key(settings, model, suite, name) for name in settings.names(suite)}
+    missing = distributed.decide(
+        lambda: [name for name, k in keys.items() if not store.load(workdir, name, k)]
+    )
+    if missing:
+        _evaluate(settings, model, suite, workdir, {n: keys[n] for n in missing})
+    if distributed.is_first():
+        records = [store.load(workdir, name, k) for name, k in keys.items()]
+        store.listed(workdir, keys, {"model": model.uri, "suite": suite.name})
+        summaries = [tables.summary(record, settings) for record in records]
+        made = rows(settings, model, summaries, base, expert, config_hash(config))
+        path = results.write(workdir / results.FILE, made)
+        exported = export.write(workdir, settings, model, summaries)
+        print(tables.table(summaries, settings).text())
+        print("\n".join(tables.notes(summaries)))
+        print(f"Rows: {path}\nFor lm-evaluation-harness's readers: {exported}")
+    distributed.barrier("the results are written")
+
+
+def compare(one: Path, other: Path) -> str:
+    """Return the table of two workdirs' values and their differences.
+
+    Raises:
+      UserError: a workdir without a finished evaluation, or two that did not answer the
+        same examples of any dataset.
+    """
+    return comparison.compared(one, other).text()
+
+
+def _evaluate(
+    settings: Settings,
+    model: Opened,
+    suite: tasks.Suite,
+    workdir: Path,
+    keys: dict[str, str],
+) -> None:
+    first = distributed.is_first()
+    say = print if first else (lambda text: None)
+    works: list[Work] = []
+    for name in keys:
+        stopping.raise_if_asked()
+        works.append(read_work(settings, model, suite, name, workdir / "data"))
+        if works[-1].warning:
+            say(works[-1].warning)
+    say(f"Reading {model.parameters / 1e6:,.1f}M parameters of {model.uri}.")
+    bound = bind(settings, model)
+    log = telemetry.EventLog(workdir / "events.jsonl" if first else None)
+    total = sum(work.cost for work in works)
+    with telemetry.Progress(total, "evaluating", log=log, check=_stop) as progress:
+        for work in works:
+            start = time.monotonic()
+            record = evaluated(
+                work,
+                bound,
+                settings.batch_size,
+                lambda share, work=work: progress.advance(
+                    share * work.cost, work.dataset.name
+                ),
+            )
+            record["seconds"] = round(time.monotonic() - start, 3)
+            record["git_revision"] = telemetry.git_revision()
+            if first:
+                store.save(workdir, keys[work.dataset.name], record)
+
+
+def _stop() -> None:
+    # Between the same two batches on every process, which meet in collectives.
+    if distributed.preempted():
+        raise Preempted("stopped by SIGTERM")

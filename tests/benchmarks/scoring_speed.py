@@ -1,0 +1,263 @@
+"""What evaluating costs, beside lm-evaluation-harness, and whether both say the same.
+
+  python tests/benchmarks/scoring_speed.py --workdir scoring --lm_eval_python VENV/bin/python
+  python tests/benchmarks/scoring_speed.py --workdir scoring --lm_eval_python … \\
+      --model path/to/SmolLM2
+
+A random Llama, a tokenizer trained on the tasks' texts, and four made-up multiple-choice
+tasks in JSON lines: short answers to long passages, long endings, many topics, yes or
+no. `merging evaluate` and the harness (HF backend) each evaluate all of them in float32
+on the CPU, from the same files, in a process of their own, in turns. Seconds are those
+of the whole process, and of the evaluation without imports and reading the model; ours
+include compiling. Holds if ours is at least twice as fast, chooses the same on 99.5 %
+of the items, and no log-likelihood differs by more than 1e-3.
+
+The harness's Python needs: pip install torch 'lm-eval[hf]'
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import measuring
+import numpy as np
+from measuring import Command, Usage
+from merge_speed import table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import scored_models  # noqa: E402
+
+from merging import evaluation, tasks  # noqa: E402
+from merging.convert import convert  # noqa: E402
+from merging.scoring.model import bind, open_suite, opened  # noqa: E402
+from merging.scoring.settings import read  # noqa: E402
+
+_ROOT = Path(__file__).parents[2]
+_CONFIG = _ROOT / "configs/evaluate/jsonl.py"
+_SIDE = Path(__file__).with_name("lm_eval_side.py")
+SIZES = {
+    "tiny": dict(width=128, layers=4, heads=4),
+    "mid": dict(width=512, layers=8, heads=8),
+}
+TASKS = ("passages", "endings", "topics", "yes_no")
+NEAR, SAME, FASTER = 1e-3, 0.995, 2.0
+_SYLLABLES = "ka lo mi ren tu sol ba ver ni dor pe als".split()
+
+
+def main() -> int:
+    """Print a table, and return 0 if what must hold held."""
+    options = _parser().parse_args()
+    workdir = options.workdir.resolve()
+    print(measuring.machine(), flush=True)
+    files = write_tasks(workdir / "tasks", options.items)
+    rows = []
+    for size in ["given"] if options.model else options.sizes:
+        model = options.model or make_model(workdir / size, files, size)
+        rows += _contest(options, workdir / size, model, files, size)
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0 if all(row["holds"] for row in rows) else 1
+
+
+def write_tasks(folder: Path, items: int) -> dict[str, Path]:
+    """Write every task as JSON lines, and as a YAML file for the harness."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for task in TASKS:
+        files[task] = folder / f"{task}.jsonl"
+        lines = [json.dumps(_item(task, i)) for i in range(items)]
+        files[task].write_text("\n".join(lines) + "\n")
+        yaml = {
+            "task": task,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(files[task])}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{inputs}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{label}}",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }
+        # JSON is YAML.
+        (folder / f"{task}.yaml").write_text(json.dumps(yaml))
+    return files
+
+
+def make_model(folder: Path, files: Mapping[str, Path], size: str) -> Path:
+    """Write a random Llama as transformers reads it, with a tokenizer of its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    texts = [file.read_text() for file in files.values()]
+    tokenizer = scored_models.byte_level(texts, 2048)
+    made = scored_models.write(
+        folder / "stacked", tokenizer, context=1024, **SIZES[size]
+    )
+    convert(str(made), str(folder / "model"), format="safetensors")
+    return folder / "model"
+
+
+def _contest(options, folder: Path, model: Path, files, size: str) -> list[dict]:
+    """Run both in turns, and return a row for each batch size of the harness."""
+    ours, theirs = [], {batch: [] for batch in options.lm_eval_batch}
+    for repeat in range(options.repeats):
+        ours.append(_ours(options, folder / "ours", model, files))
+        for batch in options.lm_eval_batch:
+            out = folder / f"theirs_{batch}.json"
+            theirs[batch].append(_theirs(options, model, files, out, batch))
+            print(
+                f"{size}, {repeat + 1} of {options.repeats}: ours"
+                f" {ours[-1].wall:.1f} s, theirs at {batch} {theirs[batch][-1].wall:.1f}",
+                flush=True,
+            )
+    mine = min(ours, key=lambda usage: usage.wall)
+    scoring = _seconds(folder / "ours")
+    found = _log_likelihoods(options, model, files)
+    rows = []
+    for batch, usages in theirs.items():
+        record = json.loads((folder / f"theirs_{batch}.json").read_text())
+        best = min(usages, key=lambda usage: usage.wall)
+        agreed = _agreement(found, record["log_likelihoods"])
+        evaluate = record["seconds"]["evaluate"]
+        rows.append(
+            {
+                "size": size,
+                "harness batch": batch,
+                "ours s": round(mine.wall, 1),
+                "harness s": round(best.wall, 1),
+                "times faster": round(best.wall / mine.wall, 2),
+                "ours, evaluating s": round(scoring, 1),
+                "harness, evaluating s": round(evaluate, 1),
+                "times": round(evaluate / scoring, 2),
+                "same choice": round(agreed["same"], 4),
+                "largest difference": f"{agreed['largest']:.1e}",
+                "holds": best.wall / mine.wall >= FASTER
+                and agreed["same"] >= SAME
+                and agreed["largest"] <= NEAR,
+            }
+        )
+    return rows
+
+
+def _ours(options, workdir: Path, model: Path, files) -> Usage:
+    shutil.rmtree(workdir, ignore_errors=True)
+    paths = ",".join(str(path) for path in files.values())
+    command = Command(
+        [
+            *(sys.executable, "-m", "merging", "evaluate"),
+            *("--config", str(_CONFIG), "--workdir", str(workdir)),
+            f"--config.checkpoint={model}",
+            f"--config.suite.files={paths}",
+            f"--config.batch_size={options.batch}",
+            "--config.dtype=float32",
+        ],
+        {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)},
+    )
+    return _run(command, workdir.with_name("ours_log"))
+
+
+def _theirs(options, model: Path, files, out: Path, batch: int) -> Usage:
+    folder = next(iter(files.values())).parent
+    arguments = [str(options.lm_eval_python), str(_SIDE), str(model), str(folder)]
+    command = Command(
+        [*arguments, str(out), str(batch), *files],
+        {"HF_HOME": str(out.with_name("hf_home")), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    return _run(command, out.with_suffix(""))
+
+
+def _run(command: Command, logs: Path) -> Usage:
+    (usage,) = measuring.measure([command], logs, interval=0.5)
+    if usage.status:
+        print(usage.output[-4000:], file=sys.stderr)
+        raise SystemExit(f"{command.arguments[:4]} ended with {usage.status}")
+    return usage
+
+
+def _seconds(workdir: Path) -> float:
+    records = (workdir / "tasks").glob("*-*.json")
+    return sum(json.loads(record.read_text())["seconds"] for record in records)
+
+
+def _log_likelihoods(options, model: Path, files) -> dict[str, list[list[float]]]:
+    """Return ours of every choice, as the command finds them on its way."""
+    from merging import config
+
+    loaded = config.load(
+        str(_CONFIG),
+        {
+            "checkpoint": str(model),
+            "suite.files": ",".join(str(path) for path in files.values()),
+            "dtype": "float32",
+        },
+    )
+    settings = read(loaded)
+    checkpoint = opened(settings)
+    suite = open_suite(settings, checkpoint)
+    sets = tasks.load_suite(suite, "test")
+    prepared = evaluation.prepare(sets, batch_size=options.batch)
+    print(f"padding {prepared.padding:.1%} in {prepared.batches} batches")
+    outputs = evaluation.outputs(prepared, bind(settings, checkpoint).predict)
+    return {
+        one.dataset: [
+            output.said[one.groups == i].tolist() for i in range(one.examples)
+        ]
+        for one, output in zip(sets, outputs, strict=True)
+    }
+
+
+def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
+    same, largest = [], 0.0
+    for task, items in theirs.items():
+        for mine, other in zip(ours[task], items, strict=True):
+            largest = max(largest, float(np.abs(np.subtract(mine, other)).max()))
+            same.append(int(np.argmax(mine)) == int(np.argmax(other)))
+    return {"same": float(np.mean(same)), "largest": largest}
+
+
+def _item(task: str, number: int) -> dict[str, Any]:
+    rng = random.Random(f"{task}/{number}")
+    words, answers, per_answer = {
+        "passages": ((80, 200), 4, (1, 3)),
+        "endings": ((20, 60), 4, (10, 25)),
+        "topics": ((30, 90), 14, (1, 2)),
+        "yes_no": ((10, 120), 2, (1, 1)),
+    }[task]
+    prompt = f"{_text(rng, *words).capitalize()}.\nAnswer:"
+    choices: list[str] = ["yes", "no"] if task == "yes_no" else []
+    while len(choices) < answers:
+        if (choice := _text(rng, *per_answer)) not in choices:
+            choices.append(choice)
+    of = {"dataset": task, "category": "made_up", "split": "held_out"}
+    return of | {"inputs": prompt, "choices": choices, "label": rng.randrange(answers)}
+
+
+def _text(rng: random.Random, least: int, most: int) -> str:
+    """Return words of few syllables, short ones more often."""
+    sizes = rng.choices((1, 2, 3), (5, 3, 1), k=rng.randint(least, most))
+    return " ".join("".join(rng.choices(_SYLLABLES, k=size)) for size in sizes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--lm_eval_python", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="a checkpoint of your own")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--items", type=int, default=300, help="of each task")
+    parser.add_argument("--batch", type=int, default=16, help="prompts in a call")
+    parser.add_argument("--lm_eval_batch", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
