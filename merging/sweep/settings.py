@@ -128,6 +128,8 @@ def read(config: Any) -> Settings:
     values = config.to_dict()
     data = values.pop("data")
     if folders := values.get("given"):
+        for folder in folders:
+            given.require_folder(folder)
         data.setdefault("tokenizer", folders[0])
     suite = tasks.suite(values.pop("suite"), **data)
     for phase in PHASES:

@@ -13,7 +13,12 @@ _MATERIALS: dict[str, Callable[..., Material]] = {
     "miniworld": functools.partial(Generated, "merging.tasks.miniworld"),
 }
 # Settings of every suite -> the field of `Suite`.
-_COMMON = {"tokenizer": "tokenizer_path", "chat": "chat", "max_length": "longest"}
+_COMMON = {
+    "tokenizer": "tokenizer_path",
+    "chat": "chat",
+    "max_length": "longest",
+    "categories": "only",
+}
 
 
 def suite(name: str, **settings: Any) -> Suite:
@@ -22,7 +27,7 @@ def suite(name: str, **settings: Any) -> Suite:
     Args:
       name: one of ``names()``.
       **settings: those of its material, and for every suite ``tokenizer`` (the folder
-        of a model's own), ``chat`` and ``max_length``; see `Suite`.
+        of a model's own), ``chat``, ``max_length`` and ``categories``; see `Suite`.
 
     Raises:
       UserError: an unknown suite or setting, with the nearest names; a setting that
