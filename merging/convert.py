@@ -80,7 +80,7 @@ def convert(
     budget, shard_bytes = map(memory.parse_bytes, (memory_budget, shard_size))
     require_free_output(output, [input])
     model = open_model(input, companions)
-    files = _files(companions or input)
+    files = _files(model, companions)
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))
     writer = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
@@ -105,11 +105,12 @@ def run(config: Any) -> None:
         print(f"Converted: {path}")
 
 
-def _files(folder: str) -> dict[str, bytes]:
+def _files(model: Model, folder: str | None) -> dict[str, bytes]:
     """Return the config and tokenizer files to keep; warn if there is no tokenizer."""
-    found = companion_files(folder)
+    found = companion_files(model, folder)
     if not any(name.startswith(_TOKENIZERS) for name in found):
-        text = f"{folder} holds no tokenizer files, and so the output won't."
+        where = folder or model.source.uri
+        text = f"{where} holds no tokenizer files, and so the output won't."
         warnings.warn(text, stacklevel=3)
     return found
 

@@ -5,7 +5,6 @@ turned into numbers when they are asked for, so the file never is in memory as f
 Needs the package `gguf`, of the extra `demo`.
 """
 
-import functools
 import importlib.util
 import os
 from collections.abc import Iterable
@@ -78,7 +77,6 @@ class GgufFile:
         return _gguf().quants.dequantize(stored, tensor.tensor_type)
 
 
-@functools.lru_cache(maxsize=2)
 def open_gguf(uri: str) -> GgufFile:
     """Open a GGUF file by path, or the one in a package by `package:NAME`.
 

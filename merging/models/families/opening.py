@@ -83,13 +83,18 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     return Model(family, config, table, source, stored)
 
 
-def companion_files(uri: str | os.PathLike) -> dict[str, bytes]:
-    """Return {name: content} of the config and tokenizer files of a model."""
-    uri = os.fspath(uri)
-    if is_gguf(uri):
-        source = GgufSource(uri)
+def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]:
+    """Return {name: content} of the config and tokenizer files of a model.
+
+    Args:
+      model: whose.
+      folder: where to take them from instead.
+    """
+    source = model.source
+    if folder is None and isinstance(source, GgufSource):
         return {CONFIG: source.described()} | source.tokenizer_files()
-    return {n: p.read_bytes() for n, p in checkpoints.companions(uri).items()}
+    found = checkpoints.companions(folder or source.uri)
+    return {name: path.read_bytes() for name, path in found.items()}
 
 
 def load(
