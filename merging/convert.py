@@ -21,6 +21,7 @@ from merging.errors import UserError, nearest
 from merging.models.families import (
     Model,
     companion_files,
+    open_gguf_model,
     open_model,
     row_size,
     scatter,
@@ -79,7 +80,8 @@ def convert(
         raise nearest("format", format, checkpoints.FORMATS)
     budget, shard_bytes = map(memory.parse_bytes, (memory_budget, shard_size))
     require_free_output(output, [input])
-    model = open_model(input, companions)
+    opened = open_gguf_model if checkpoints.is_gguf(input) else open_model
+    model = opened(input, companions)
     files = _files(model, companions)
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))

@@ -10,6 +10,7 @@ from merging.models.families.opening import (
     Model,
     companion_files,
     load,
+    open_gguf_model,
     open_model,
 )
 from merging.models.families.reading import FAMILIES, read_config
@@ -25,6 +26,7 @@ __all__ = [
     "gather",
     "leaves",
     "load",
+    "open_gguf_model",
     "open_model",
     "read_config",
     "row_size",

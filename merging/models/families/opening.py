@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from merging import checkpoints, sharding, tree
-from merging.checkpoints import Source, is_gguf
+from merging.checkpoints import Source
 from merging.errors import UserError, nearest
 from merging.models.config import DTYPES, DecoderConfig
 from merging.models.families.family import Family, Leaf, fitted, leaves
@@ -59,7 +59,7 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     """Open a checkpoint of a known family, stacked (ours) or as the family has it.
 
     Args:
-      uri: its folder, safetensors or Orbax, or a GGUF file (see `GgufSource`).
+      uri: its folder, safetensors or Orbax.
       described: the folder with its config.json, if it has none itself.
 
     Raises:
@@ -67,13 +67,8 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
         missing, extra or of other shapes than it says, all of them listed.
     """
     uri = os.fspath(uri)
-    gguf = is_gguf(uri)
-    source = GgufSource(uri) if gguf else checkpoints.open_checkpoint(uri)
-    if gguf and not described:
-        text = source.described()
-    else:
-        text = _config_of(described or uri)
-    family, config = read_config(text)
+    source = checkpoints.open_checkpoint(uri)
+    family, config = read_config(_config_of(described or uri))
     table, found = leaves(family, config), tree.flatten(source.abstract)
     stored = _stored(found, config)
     if stored is None:
@@ -81,6 +76,23 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     dtypes = {path: np.dtype(found[name].dtype) for path, name in stored.items()}
     table = {p: leaf._replace(dtype=dtypes[p]) for p, leaf in table.items()}
     return Model(family, config, table, source, stored)
+
+
+def open_gguf_model(uri: str, described: str | None = None) -> Model:
+    """Open a GGUF file to import it: its tensors as its family has them.
+
+    Args:
+      uri: a path, or `package:NAME`, the one in an installed Python package.
+      described: the folder whose config.json to follow, instead of the metadata.
+
+    Raises:
+      UserError: as `GgufSource` and `open_model`.
+    """
+    source = GgufSource(uri)
+    text = _config_of(described) if described else source.described()
+    family, config = read_config(text)
+    table = fitted(leaves(family, config), tree.flatten(source.abstract))
+    return Model(family, config, table, source, None)
 
 
 def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]:
@@ -103,7 +115,7 @@ def load(
     """Return a checkpoint's decoder and its parameters, ready for `forward`.
 
     Args:
-      uri: the folder, with its config.json; or a GGUF file.
+      uri: the folder, with its config.json.
       dtype: of the parameters and activations; as stored if None.
       mesh: devices to shard the parameters over; the first device holds all if None.
 
