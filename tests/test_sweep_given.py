@@ -1,5 +1,6 @@
 """A sweep whose base is a checkpoint of a known family, with its own tokenizer."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import tokenizers
 from ml_collections import ConfigDict
 
-from merging import checkpoints, models, results, sweep, tasks
+from merging import checkpoints, models, results, sweep, tasks, training
 from merging.convert import convert
 from merging.errors import UserError
 from merging.models import families
@@ -205,3 +206,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(base, tmp_path):
 def test_gates_are_refused_since_there_is_no_pair_of_bases(base, tmp_path):
     with pytest.raises(UserError, match="given checkpoints have no such pair"):
         sweep.gates(config(base), tmp_path)
+
+
+def test_a_text_without_opening_mark_is_learned_from_its_second_token_on():
+    _, opened = families.read_config(json.dumps(LLAMA))
+    unopened = dataclasses.replace(opened, bos_id=None)
+    params, rng = models.init(opened, 0), np.random.default_rng(0)
+    tokens = rng.integers(3, 500, (4, 9)).astype(np.int32)
+    marked = np.insert(tokens, 0, opened.bos_id, axis=1)
+    weights = rng.random((4, 9), np.float32)
+    # A text that spells its opening mark out, and one that is opened by the model.
+    spelled = np.insert(weights, 0, 1.0, axis=1)
+    expected = training.loss(opened, params, tokens, weights)
+    found = training.loss(unopened, params, marked, spelled)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    other = training.loss(unopened, params, tokens, weights)
+    assert abs(float(other - expected)) > 1e-3

@@ -5,10 +5,10 @@ import numpy as np
 from gguf import GGMLQuantizationType as Stored
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, MLP, LAYERS, VOCAB = 4, 2, 8, 32, 64, 2, 40
-MERGES = ["h e", "l l", "he ll"]
+MERGES = ["h e", "l l", "he ll", "1 2"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*SPECIAL, *"0123456789abcdefghijklmnopqrst wz".replace(" ", "Ġ")]
-TOKENS += ["he", "ll", "hell"]
+TOKENS += ["he", "ll", "hell", "12"]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
