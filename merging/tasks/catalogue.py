@@ -7,10 +7,14 @@ from typing import Any
 
 from merging.errors import nearest
 from merging.tasks.generated import Generated
+from merging.tasks.jsonl import OwnFiles
 from merging.tasks.suites import Material, Suite
+from merging.tasks.t0 import T0
 
 _MATERIALS: dict[str, Callable[..., Material]] = {
     "miniworld": functools.partial(Generated, "merging.tasks.miniworld"),
+    "t0": T0,
+    "jsonl": OwnFiles,
 }
 # Settings of every suite -> the field of `Suite`.
 _COMMON = {

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from merging.errors import UserError
 
 
-def require_none(faults: Sequence[str], dataset: str, shown: int = 10) -> None:
+def require_none(
+    faults: Sequence[str], name: str, shown: int = 10, kind: str = "dataset"
+) -> None:
     """Raise UserError with the first faults and the number of all, if there are any."""
     if faults:
         more = f"; and {len(faults) - shown} more" if len(faults) > shown else ""
-        raise UserError(f"dataset {dataset}: {'; '.join(faults[:shown])}{more}")
+        raise UserError(f"{kind} {name}: {'; '.join(faults[:shown])}{more}")

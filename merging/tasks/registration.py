@@ -9,6 +9,7 @@ Imports TensorFlow. For a suite with prefix P this registers
 - ``P_category_CATEGORY``, ``P_multitask``: mixtures of held-in datasets.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +45,9 @@ def register(suite: Suite) -> None:
         )
     for what in (*suite.categories, "multitask"):
         weighted = [w for name in suite.members(what) for w in _weights(suite, name)]
-        seqio.MixtureRegistry.add(suite.training(what), weighted)
+        if not weighted:  # a suite to evaluate only
+            continue
+        _add_mixture(suite.training(what), weighted)
     _registered[suite.prefix] = suite
 
 
@@ -76,7 +79,14 @@ def _add_dataset(suite: Suite, dataset: Dataset) -> None:
             )
     if material.prompts(dataset.name) != ("",):
         name = suite.training(dataset.name)
-        seqio.MixtureRegistry.add(name, _weights(suite, dataset.name))
+        _add_mixture(name, _weights(suite, dataset.name))
+
+
+def _add_mixture(name: str, weighted: list[tuple[str, float]]) -> None:
+    # seqio would end with the first Task that runs out, and lose examples of the rest.
+    sample = tf.data.Dataset.sample_from_datasets
+    sample = functools.partial(sample, stop_on_empty_dataset=False)
+    seqio.MixtureRegistry.add(name, weighted, sample_fn=sample)
 
 
 def _weights(suite: Suite, dataset: str) -> list[tuple[str, float]]:

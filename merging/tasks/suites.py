@@ -151,7 +151,7 @@ class Suite:
         ours = sorted(Path(__file__).parent.glob("*.py"))
         sources = [*self.material.files, *ours]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sources]
-        settings = [self.name, self.material.settings, self.longest]
+        settings = [self.name, self.material.settings, self.longest, self.only]
         return cache.key(*settings, hashes, self.tokenizer.digest)
 
     def dataset(self, name: str) -> Dataset:

@@ -1,0 +1,207 @@
+"""A suite of the user's own, from files of JSON lines: no code, no conversion.
+
+A line is an example::
+
+    {"dataset": "tides", "category": "sea", "split": "held_in",
+     "inputs": "When is high water at Lorn?", "choices": ["noon", "dusk"], "label": 0}
+
+``choices`` with ``label`` (the number of the right one, from 0) or ``target`` (its
+text) make a ranked example; ``target`` alone is to be generated. Optional: ``metric``,
+one for all lines of a dataset, and ``part``: "train", "validation" or "test". Of lines
+that state no part, a held-out dataset's are all tested on; of a held-in one's, 5 % are
+for testing and 5 % for validation, by a hash of the inputs, equal inputs together.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merging.errors import UserError, nearest
+from merging.tasks import jsonlines
+from merging.tasks.contamination import normalised
+from merging.tasks.faults import require_none
+from merging.tasks.jsonl import examples
+from merging.tasks.suites import SPLITS
+
+__all__ = ["OwnFiles"]
+
+MAX_FAULTS = 1000  # after so many faults, the rest is not looked at
+MOST_EXAMPLES = 500_000  # a dataset's largest weight in a mixture
+_TAKEN = ("pretrain", "instruct", "multitask")
+_HELD_BACK = 20  # one in so many, for validation and again for testing
+
+
+class Facts(NamedTuple):
+    """What is known of a dataset (see `merging.tasks.suites.Dataset`)."""
+
+    name: str
+    category: str
+    split: str
+    metric: str
+    chance: float
+
+
+class _Place(NamedTuple):
+    """Where a line stands: the number of its file, and its first byte there."""
+
+    file: int
+    offset: int
+
+
+@dataclass
+class _Pile:
+    """The lines of a dataset, as far as they were read."""
+
+    facts: tuple[str, str, str]
+    lines: int = 0
+    guesses: float = 0.0
+    places: dict[str, list[_Place]] = field(default_factory=dict)
+    undealt: dict[str, list[_Place]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """Files of JSON lines (a `Material`); all lines are read and checked at once.
+
+    Attributes:
+      files: their paths; one may stand by itself.
+
+    Raises:
+      UserError: no files or no examples; faulty lines, with the numbers of the first; a
+        dataset without examples for a part that is needed.
+    """
+
+    files: tuple[Path, ...] = ()
+
+    label = ""
+    corpora = ()
+    tokenizer = None
+    max_length = None
+    truncates = True
+
+    def __post_init__(self):
+        given = [self.files] if isinstance(self.files, (str, Path)) else self.files
+        files = tuple(Path(path) for path in given if str(path))
+        object.__setattr__(self, "files", files)
+        if not self._piles:
+            shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
+            raise UserError(f"suite 'jsonl' has no examples: {shown}.")
+        faults = [f for name in self._piles for f in _shortcomings(name, self._piles)]
+        require_none(faults, "jsonl", kind="suite")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Nothing: all that counts is in the files."""
+        return {}
+
+    @property
+    def datasets(self) -> tuple[Facts, ...]:
+        """The datasets in the order in which the files name them."""
+        return tuple(
+            Facts(name, *pile.facts, chance=pile.guesses / pile.lines)
+            for name, pile in self._piles.items()
+        )
+
+    def examples(self, split: str) -> None:
+        """Return None: every dataset has its own number.
+
+        Raises:
+          UserError: an unknown split.
+        """
+        if split not in SPLITS:
+            raise nearest("split", split, SPLITS)
+
+    def prompts(self, dataset: str) -> tuple[str, ...]:
+        """Return the one wording: the lines' own."""
+        return ("",)
+
+    def rate(self, dataset: str, prompt: str) -> float:
+        """Return a dataset's weight in a mixture: its training examples, capped."""
+        return float(min(len(self._piles[dataset].places["train"]), MOST_EXAMPLES))
+
+    def data_source(self, what: str) -> Any:
+        """Return a dataset's examples as a seqio source."""
+        from merging.tasks.texts import text_source
+
+        places = self._piles[what].places
+        counts = {split: len(places[split]) for split in SPLITS if split in places}
+        return text_source(lambda split: self._read(places[split]), counts)
+
+    def render(self, dataset: str, prompt: str) -> Sequence[Callable]:
+        """Return no preprocessors: the lines are texts already."""
+        return ()
+
+    @functools.cached_property
+    def _piles(self) -> dict[str, _Pile]:
+        piles: dict[str, _Pile] = {}
+        faults = []
+        for number, path in enumerate(self.files):
+            for line in jsonlines.read(path):
+                fault = line.fault or examples.fault(line.record)
+                fault = fault or _add(piles, line.record, _Place(number, line.offset))
+                if fault:
+                    faults.append(f"{path}:{line.number}: {fault}")
+                if len(faults) > MAX_FAULTS:
+                    break
+        require_none(faults, "jsonl", kind="suite")
+        for pile in piles.values():
+            _deal(pile)
+        return piles
+
+    def _read(self, places: Sequence[_Place]) -> list[dict[str, Any]]:
+        found = {}
+        for number, path in enumerate(self.files):
+            offsets = [place.offset for place in places if place.file == number]
+            records = jsonlines.at(path, offsets)
+            for offset, record in zip(offsets, records, strict=True):
+                found[_Place(number, offset)] = examples.text_example(record)
+        return [found[place] for place in places]
+
+
+def _add(piles: dict[str, _Pile], record: Mapping[str, Any], place: _Place) -> str:
+    """Put a line with its dataset; return why it does not belong there, or ""."""
+    facts = (record["category"], record["split"], examples.metric(record))
+    pile = piles.setdefault(record["dataset"], _Pile(facts))
+    if pile.facts != facts:
+        before, here = ", ".join(pile.facts), ", ".join(facts)
+        return f"{record['dataset']} was {before} until here, and now is {here}"
+    pile.lines += 1
+    if "choices" in record:
+        pile.guesses += 1 / len(record["choices"])
+    if "part" in record:
+        pile.places.setdefault(record["part"], []).append(place)
+    else:
+        text = normalised(record["inputs"]).encode()
+        key = hashlib.sha256(text).hexdigest()
+        pile.undealt.setdefault(key, []).append(place)
+    return ""
+
+
+def _deal(pile: _Pile) -> None:
+    """Share out the lines that state no part."""
+    groups = [pile.undealt[key] for key in sorted(pile.undealt)]
+    some = max(1, len(groups) // _HELD_BACK)
+    dealt = {"test": groups}
+    if pile.facts[1] == "held_in":
+        rest = groups[2 * some :]
+        dealt = {"test": groups[:some], "validation": groups[some : 2 * some]}
+        dealt["train"] = rest
+    for part, chosen in dealt.items():
+        places = sorted(place for group in chosen for place in group)
+        if places:
+            pile.places.setdefault(part, []).extend(places)
+
+
+def _shortcomings(name: str, piles: Mapping[str, _Pile]) -> Iterator[str]:
+    pile = piles[name]
+    taken = {other.facts[0] for other in piles.values()}.union(_TAKEN)
+    if name in taken:
+        yield f"{name}: the name of a category, or of {', '.join(_TAKEN)}"
+    if pile.facts[0] in _TAKEN:
+        yield f"{name}: no category may be called {pile.facts[0]}"
+    for part in ("test",) if pile.facts[1] == "held_out" else SPLITS:
+        if part not in pile.places:
+            yield f"{name}: none of its {pile.lines} lines is for {part}"

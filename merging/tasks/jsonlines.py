@@ -1,0 +1,124 @@
+"""JSON Lines from strangers: one object a line, every fault with its line number."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from merging.errors import UserError
+
+MAX_LINE = 4 << 20  # bytes; a longer line is not an example of anything
+
+
+class Line(NamedTuple):
+    """One line of a file.
+
+    Attributes:
+      number: from 1.
+      offset: where it starts in the file, in bytes.
+      record: its object, or None where there is a fault.
+      fault: what is wrong with it; "" if nothing.
+    """
+
+    number: int
+    offset: int
+    record: dict[str, Any] | None
+    fault: str = ""
+
+
+def read(path: Path) -> Iterator[Line]:
+    """Yield the lines of a file that are not blank, faulty ones included.
+
+    Holds one line at a time, of at most ``MAX_LINE`` bytes.
+
+    Raises:
+      UserError: the file cannot be opened.
+    """
+    with _opened(path) as file:
+        number = offset = 0
+        while line := file.readline(MAX_LINE + 1):
+            number, start, offset = number + 1, offset, file.tell()
+            if len(line) > MAX_LINE:
+                offset = _skip(file, line)
+                yield Line(number, start, None, f"longer than {MAX_LINE} bytes")
+            elif line.strip():
+                yield _parsed(number, start, line)
+
+
+def count(path: Path) -> int:
+    """Return the number of lines that are not blank.
+
+    Raises:
+      UserError: the file cannot be opened.
+    """
+    with _opened(path) as file:
+        found = 0
+        while line := file.readline(MAX_LINE + 1):
+            found += bool(line.strip())
+            if len(line) > MAX_LINE:
+                _skip(file, line)
+    return found
+
+
+def at(path: Path, offsets: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of the lines that start at these places.
+
+    Raises:
+      UserError: the file has changed since the places were found.
+    """
+    with _opened(path) as file:
+        for offset in offsets:
+            file.seek(offset)
+            line = _parsed(0 if offset else 1, offset, file.readline(MAX_LINE + 1))
+            if line.record is None:
+                raise UserError(f"{path} changed while it was read: start again")
+            yield line.record
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return a file of a folder.
+
+    Raises:
+      UserError: it lies outside, by its name or through a link.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path} leads out of {folder}; put the file itself there")
+    return path
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _has_surrogate(record: Any) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _skip(file: BinaryIO, line: bytes) -> int:
+    """Read on to the end of a line that is too long; return where the next starts."""
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MAX_LINE)
+    return file.tell()
+
+
+def _parsed(number: int, start: int, line: bytes) -> Line:
+    try:
+        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        return Line(number, start, None, f"not UTF-8 (byte {error.start})")
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or "nested too deep or a number too long"
+        return Line(number, start, None, f"not JSON ({reason})")
+    if b"\\ud" in line.lower() and _has_surrogate(record):
+        return Line(number, start, None, "half of a surrogate pair, which is no text")
+    if not isinstance(record, dict):
+        return Line(number, start, None, f"{type(record).__name__}, not an object")
+    return Line(number, start, record)
