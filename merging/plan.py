@@ -127,6 +127,21 @@ class Plan(NamedTuple):
         """Return the bytes that are read and written for a block."""
         return block.elements * self.groups[block.group].bytes_per_element
 
+    def read_for(self, block: Block) -> int:
+        """Return the bytes that are read for a block, in all passes over it."""
+        group = self.groups[block.group]
+        each = sum(d.itemsize for d in group.read)
+        return block.elements * each * self.passes_over(block)
+
+    def written_for(self, block: Block) -> int:
+        """Return the bytes that are written for a block."""
+        return block.elements * self.groups[block.group].dtype.itemsize
+
+    def passes_over(self, block: Block) -> int:
+        """Return how often a block is read, as a rule (see `survey_passes`)."""
+        method = self.groups[block.group].method
+        return 1 if method is None or block.whole else 1 + survey_passes(method)
+
     def share(self, process: int, processes: int) -> list[int]:
         """Return a process's blocks: neighbours, and an equal part of the bytes."""
         sizes = np.array([self.bytes_of(b) for b in self.blocks], np.float64)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from merging import tree
@@ -29,23 +30,53 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
       devices: those to use; all by default.
 
     Raises:
-      UserError: an unknown axis, two unknown sizes, or a product that is not the
-        number of devices.
+      UserError: an unknown axis, two unknown sizes, a product that is not the number
+        of devices, or several TPU slices that ``data`` does not go over.
     """
     devices = list(jax.devices() if devices is None else devices)
+    axes = axis_sizes(axes, len(devices))
+    auto = (AxisType.Auto,) * len(axes)
+    slices = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
+    if len(slices) > 1:
+        grid = _over_slices(axes, len(slices), devices)
+        return Mesh(grid, tuple(axes), axis_types=auto)
+    sizes, names = tuple(axes.values()), tuple(axes)
+    return jax.make_mesh(sizes, names, axis_types=auto, devices=devices)
+
+
+def axis_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Return the axes with the size that was left open, for so many devices.
+
+    Raises:
+      UserError: as `make_mesh`.
+    """
     if strange := [name for name in axes if name not in AXES]:
         raise UserError(f"unknown mesh axes {strange}; valid: {', '.join(AXES)}.")
     sizes = list(axes.values())
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if not sizes or min(sizes) < 1 or math.prod(sizes) != len(devices):
+        sizes[sizes.index(-1)] = devices // known
+    if not sizes or min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(
-            f"mesh {dict(axes)} does not use {len(devices)} devices exactly; give "
+            f"mesh {dict(axes)} does not use {devices} devices exactly; give "
             "sizes whose product is that, or one of them as -1."
         )
-    auto = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(sizes, tuple(axes), axis_types=auto, devices=devices)
+    return dict(zip(axes, sizes, strict=True))
+
+
+def _over_slices(axes: dict[str, int], slices: int, devices: Sequence[Any]) -> Any:
+    """Return devices of several TPU slices, which only a network joins, as a grid.
+
+    Whole copies are what asks least of the network: slices lie along ``data``.
+    """
+    if axes.get("data", 1) % slices:
+        raise UserError(
+            f"mesh {axes} splits more than copies over {slices} TPU slices; give a"
+            f" data axis whose size is a multiple of {slices}."
+        )
+    inside = [n // slices if name == "data" else n for name, n in axes.items()]
+    across = [slices if name == "data" else 1 for name in axes]
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
 
 
 def specs(params: tree.Tree, rules: Rules) -> dict[str, PartitionSpec]:

@@ -15,7 +15,7 @@ LAYERS = {
     0: "errors tree numerics distributed stopping telemetry config results",
     1: "methods sharding checkpoints models rules",
     2: "resident plan mergekit tasks training evaluation",
-    3: "stream convert scoring sweep report",
+    3: "stream convert scoring sweep report foresight",
     4: "commands main __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -14,7 +14,7 @@ from merging.models.functional import (
 )
 from merging.models.ladders import ladder, size
 from merging.models.predictor import Predictor, predictor
-from merging.models.rules import rules
+from merging.models.rules import require_whole_heads, rules
 
 __all__ = [
     "BOS",
@@ -30,6 +30,7 @@ __all__ = [
     "logits",
     "parameter_count",
     "predictor",
+    "require_whole_heads",
     "rules",
     "shift_right",
     "size",

@@ -1,7 +1,10 @@
 """How the decoder's leaves are split over a mesh's fsdp and tensor axes."""
 
+from collections.abc import Mapping
+
 from jax.sharding import PartitionSpec as P
 
+from merging.errors import UserError
 from merging.models.config import DecoderConfig
 
 
@@ -23,3 +26,29 @@ def rules(config: DecoderConfig) -> tuple[tuple[str, P], ...]:
         (r"layers/(key|value)_bias$", P(None, "tensor") if many else P()),
         (r"norm$", P()),
     )
+
+
+def require_whole_heads(config: DecoderConfig, axes: Mapping[str, int]) -> None:
+    """Refuse a mesh that cuts heads: attention would exchange parts of them.
+
+    Args:
+      config: the decoder.
+      axes: {name: size} of the mesh.
+
+    Raises:
+      UserError: naming the heads that ``tensor`` does not divide, and what would.
+    """
+    parts = axes.get("tensor", 1)
+    counts = {"heads": config.heads}
+    if config.kv_heads > 1:
+        counts["kv_heads"] = config.kv_heads
+    wrong = [f"{n} {name}" for name, n in counts.items() if n % parts]
+    if wrong:
+        least = min(counts.values())
+        fit = [
+            n for n in range(1, least + 1) if all(c % n == 0 for c in counts.values())
+        ]
+        raise UserError(
+            f"a mesh with tensor={parts} does not divide {' and '.join(wrong)}; "
+            f"tensor may be {', '.join(map(str, fit))}."
+        )

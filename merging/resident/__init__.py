@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
 
-from merging import methods, numerics, tree
+from merging import numerics, tree
 from merging.errors import UserError
 from merging.methods import Layout, Method
 from merging.resident import blocks as layouts
+from merging.resident import kernels
 from merging.resident.blocks import Block
 from merging.resident.counting import Counter, count_ballot, drive
 from merging.tree import Tree
@@ -159,9 +160,9 @@ def _apply(job: _Job, scale: float | None, donate: bool) -> dict[str, Any]:
     old = _to_write_over(job) if donate else None
     merged: list[Any] = [None] * len(job.like)
     for b, block in enumerate(job.blocks):
-        base, run = job.base[b], _merge
+        base, run = job.base[b], kernels.merge
         if donate and block.rows is None:
-            base, run = old[block.leaves[0]], _merge_over
+            base, run = old[block.leaves[0]], kernels.merge_over
         result = run(
             base,
             method,
@@ -257,21 +258,3 @@ def _to_write_over(job: _Job) -> list[Array]:
 
 def _mesh_sharding(leaf: Array) -> NamedSharding | None:
     return leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
-
-
-def _merge_block(
-    base, method, experts, states, verdict, offset, *, strides, dtype, sharding
-):
-    index = numerics.element_index(experts[0].shape, strides, offset)
-    merged = methods.merge_block(method, base, experts, states, verdict, index, dtype)
-    if sharding is None:
-        return merged
-    return jax.lax.with_sharding_constraint(merged, sharding)
-
-
-_STATIC = ("strides", "dtype", "sharding")
-_merge = jax.jit(_merge_block, static_argnames=_STATIC)
-# An average does not read the base, whose buffers are to be reused all the same.
-_merge_over = jax.jit(
-    _merge_block, static_argnames=_STATIC, donate_argnums=0, keep_unused=True
-)

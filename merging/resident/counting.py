@@ -2,16 +2,15 @@
 
 import functools
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from merging import methods, numerics
 from merging.methods import Kept, Layout, Method
+from merging.resident import kernels
 from merging.resident.blocks import Block
 
 
@@ -43,7 +42,7 @@ def count_ballot(
       states: [expert][transform].
     """
     parts = [
-        _ballot(
+        kernels.ballot(
             method,
             base[b],
             [expert[b] for expert in experts],
@@ -101,7 +100,7 @@ class Counter:
         """Return the magnitude keys of each block that is counted here, flat."""
         return [
             np.asarray(
-                _keys(
+                kernels.keys(
                     *self._inputs(b, transforms, states),
                     strides=block.strides,
                     dtype=self._key_dtype,
@@ -144,7 +143,7 @@ class Counter:
             cutoff = np.full(len(threshold), size)
             if question.cutoff is not None:
                 cutoff = question.cutoff[row]
-            found = _count(
+            found = kernels.count(
                 *self._inputs(b, transforms, states),
                 threshold,
                 numerics.as_index(cutoff, size),
@@ -208,23 +207,3 @@ def _count_kept(keys: np.ndarray, threshold: int, cutoff: int | None) -> int:
         return np.count_nonzero(keys >= threshold)
     early = np.count_nonzero(keys[:cutoff] == threshold)
     return np.count_nonzero(keys > threshold) + early
-
-
-@partial(jax.jit, static_argnames=("strides", "dtype"))
-def _keys(transforms, base, expert, states, offset, *, strides, dtype):
-    index = numerics.element_index(expert.shape, strides, offset)
-    return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
-
-
-@partial(jax.jit, static_argnames="strides")
-def _count(transforms, base, expert, states, offset, threshold, cutoff, *, strides):
-    index = numerics.element_index(expert.shape, strides, offset)
-    return methods.count_kept(
-        transforms, base, expert, states, index, threshold, cutoff
-    )
-
-
-@partial(jax.jit, static_argnames="strides")
-def _ballot(method, base, experts, states, offset, *, strides):
-    index = numerics.element_index(experts[0].shape, strides, offset)
-    return methods.count_votes(method, base, experts, states, index)

@@ -4,6 +4,7 @@ Blocks are read, merged and written one after the other; what a method must know
 the whole model is found in a pass before. `merge_checkpoints` is the door.
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from merging.stream.inputs import (
 )
 from merging.stream.manifest import verify
 
-__all__ = ["merge_checkpoints", "repeat", "run", "verify"]
+__all__ = ["merge_checkpoints", "prepare", "repeat", "run", "verify"]
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 FORMATS = ("safetensors", "orbax")
@@ -129,16 +130,27 @@ def run(config: Any, *, dry_run: bool = False) -> None:
     """
     memory.settle_process()
     distributed.initialize()
-    values = config.to_dict()
-    arguments = _arguments(values)
     if dry_run:
-        prepared, _ = _prepare(**arguments)
+        prepared = prepare(config)
         if distributed.is_first():
             print(job.summary(prepared, prepared.plan()))
         return
-    path = merge_checkpoints(**arguments)
+    path = merge_checkpoints(**_arguments(config.to_dict()))
     if distributed.is_first():
         print(f"Merged: {path} (`merging verify {path}` checks it)")
+
+
+def prepare(config: Any) -> job.Job:
+    """Return what a config asks for, checked and ready to be planned.
+
+    Reads headers, and no weight; makes nothing. An output need not be named yet.
+
+    Raises:
+      UserError: as `merge_checkpoints`.
+    """
+    arguments = _arguments(config.to_dict())
+    arguments["output"] = arguments["output"] or f"merged.{os.getpid()}"
+    return _prepare(**arguments)[0]
 
 
 def _arguments(values: dict[str, Any]) -> dict[str, Any]:

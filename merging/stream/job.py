@@ -9,7 +9,7 @@ import numpy as np
 
 from merging import checkpoints, distributed, stopping, telemetry
 from merging.methods import Method
-from merging.plan import Block, Plan, make_plan, survey_passes
+from merging.plan import Block, Plan, make_plan
 from merging.stream import blocks, manifest
 from merging.stream.inputs import Inputs
 from merging.stream.journal import Journal
@@ -222,20 +222,15 @@ def summary(job: Job, plan: Plan) -> str:
     ]
     for number, group in enumerate(plan.groups):
         of = [b for b in plan.blocks if b.group == number]
-        elements = sum(b.elements for b in of)
-        survey = sum(b.elements for b in of if not b.whole)
-        surveys = survey_passes(group.method) if group.method and survey else 0
-        used = sum(d.itemsize for d in group.read)
-        read = used * (elements + surveys * survey)
         lines.append(
             (
                 "kept" if group.method is None else group.method.name,
                 len(group.leaves),
-                f"{elements:,}",
+                f"{sum(b.elements for b in of):,}",
                 len(of),
-                1 + surveys,
-                _bytes(read / processes),
-                _bytes(elements * group.dtype.itemsize / processes),
+                max(map(plan.passes_over, of), default=1),
+                _bytes(sum(map(plan.read_for, of)) / processes),
+                _bytes(sum(map(plan.written_for, of)) / processes),
             )
         )
     return (

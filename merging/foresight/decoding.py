@@ -1,0 +1,116 @@
+"""Scoring and training of a decoder on a mesh, compiled for it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from merging import models, sharding, tree
+from merging.errors import UserError
+from merging.foresight import compiling, counting
+from merging.foresight.compiling import Target, TooLarge
+from merging.foresight.phases import COUNTED, Memory, Phase
+from merging.foresight.placing import Leaf, place
+from merging.foresight.settings import Scoring, Training
+from merging.models import DecoderConfig
+from merging.training import steps
+from merging.training.recipe import Recipe
+
+
+def score(
+    decoder: DecoderConfig, leaves: Mapping[str, Leaf], batch: Scoring, target: Target
+) -> Phase:
+    """Return one batch of log-likelihoods (`models.predictor(...).score`).
+
+    Raises:
+      UserError: the mesh does not divide the batch.
+    """
+    _require_whole_rows("scoring", batch.batch, target)
+    memory, exchanged = counting.scoring(decoder, leaves, batch, target.topology.domain)
+
+    def lower() -> Any:
+        rows = sharding.batch_sharding(target.mesh)
+        tokens = _abstract((batch.batch, batch.length), jnp.int32, rows)
+        lengths = _abstract((batch.batch,), jnp.int32, rows)
+        run = models.predictor(decoder).score
+        return run.lower(_params(leaves), tokens, lengths, lengths)
+
+    text = f"{batch.batch} rows of {batch.length:,} tokens"
+    work = counting.scoring_work(decoder, leaves, batch)
+    return _phase("scoring", text, memory, exchanged, work, target, lower)
+
+
+def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:
+    """Return one step of AdamW (`training.steps.program(...).run`).
+
+    Raises:
+      UserError: the mesh does not divide the batch or the leaves.
+    """
+    _require_whole_rows("training", step.batch, target)
+    decoder = dataclasses.replace(
+        decoder, param_dtype=step.param_dtype, dtype=step.dtype
+    )
+    leaves = place(decoder, target.mesh)
+    memory, exchanged = counting.training(decoder, leaves, step, target.topology.domain)
+
+    def lower() -> Any:
+        program = steps.program(decoder, step.dtype, target.mesh)
+        numbers = steps.Numbers.of(Recipe(steps=1))
+        state = jax.eval_shape(program.start, _params(leaves), numbers)
+        state = jax.tree.map(
+            lambda leaf, where: _abstract(leaf.shape, leaf.dtype, where),
+            state,
+            steps.state_shardings(decoder, target.mesh, state),
+        )
+        rows = sharding.batch_sharding(target.mesh, leading=1)
+        shape = (1, step.batch, step.length)
+        tokens = _abstract(shape, jnp.int32, rows)
+        weights = _abstract(shape, jnp.float32, rows)
+        return program.run.lower(state, tokens, weights, np.int32(1), numbers)
+
+    text = f"{step.batch} rows of {step.length:,} tokens, {step.param_dtype} state"
+    work = counting.training_work(decoder, leaves, step)
+    return _phase("training step", text, memory, exchanged, work, target, lower)
+
+
+def _phase(
+    name: str,
+    text: str,
+    memory: Memory,
+    exchanged: tuple,
+    work: Any,
+    target: Target,
+    lower: Callable[[], Any],
+) -> Phase:
+    """Return a phase as the compiler sees it, or as it was counted if there is none."""
+    if not target.compiler:
+        return Phase(name, text, memory, COUNTED, exchanged, work)
+    try:
+        found = compiling.compiled(target, lower)
+    except TooLarge as error:
+        lacking = error.needed - memory.arguments - memory.outputs
+        memory = memory._replace(scratch=max(lacking, memory.scratch))
+        source = f"{target.compiler}: too large"
+        return Phase(name, text, memory, source, exchanged, work)
+    memory = Memory(found.arguments, found.outputs, found.scratch)
+    return Phase(name, text, memory, target.compiler, found.collectives, work)
+
+
+def _params(leaves: Mapping[str, Leaf]) -> Any:
+    return tree.unflatten({path: leaf.abstract for path, leaf in leaves.items()})
+
+
+def _require_whole_rows(name: str, rows: int, target: Target) -> None:
+    parts = sharding.batch_parts(target.mesh)
+    if rows % parts:
+        raise UserError(
+            f"{name}.batch = {rows} rows do not divide over {parts} devices "
+            f"(data x fsdp); give a multiple, or a larger tensor axis."
+        )
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
