@@ -18,7 +18,14 @@ import numpy as np
 from merging import checkpoints, distributed, telemetry
 from merging.checkpoints import Writer
 from merging.errors import UserError, nearest
-from merging.models.families import Model, open_model, row_size, scatter
+from merging.models.families import (
+    Model,
+    companion_files,
+    open_gguf_model,
+    open_model,
+    row_size,
+    scatter,
+)
 from merging.stream import memory
 from merging.stream.inputs import require_free_output
 
@@ -52,7 +59,8 @@ def convert(
     is complete.
 
     Args:
-      input: folder of the model, in either layout, with its config.json.
+      input: folder of the model, in either layout, with its config.json; or a GGUF
+        file, by path or as ``package:NAME``, the one in an installed package.
       output: the folder to make.
       format: ``safetensors`` for the family's own layout, ``orbax`` for ours.
       memory_budget: of all ranges in memory, such as ``"1GB"``.
@@ -72,8 +80,9 @@ def convert(
         raise nearest("format", format, checkpoints.FORMATS)
     budget, shard_bytes = map(memory.parse_bytes, (memory_budget, shard_size))
     require_free_output(output, [input])
-    model = open_model(input, companions)
-    files = _files(companions or input)
+    opened = open_gguf_model if checkpoints.is_gguf(input) else open_model
+    model = opened(input, companions)
+    files = _files(model, companions)
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))
     writer = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
@@ -98,11 +107,12 @@ def run(config: Any) -> None:
         print(f"Converted: {path}")
 
 
-def _files(folder: str) -> dict[str, bytes]:
+def _files(model: Model, folder: str | None) -> dict[str, bytes]:
     """Return the config and tokenizer files to keep; warn if there is no tokenizer."""
-    found = {n: p.read_bytes() for n, p in checkpoints.companions(folder).items()}
+    found = companion_files(model, folder)
     if not any(name.startswith(_TOKENIZERS) for name in found):
-        text = f"{folder} holds no tokenizer files, and so the output won't."
+        where = folder or model.source.uri
+        text = f"{where} holds no tokenizer files, and so the output won't."
         warnings.warn(text, stacklevel=3)
     return found
 

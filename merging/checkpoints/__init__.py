@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
+from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import companions
 from merging.checkpoints.source import Source, SourceFile
@@ -24,6 +25,7 @@ __all__ = [
     "create",
     "exists",
     "granularity",
+    "is_gguf",
     "open_checkpoint",
     "restore",
     "save",

@@ -71,9 +71,9 @@ def _refuse_other_formats(path: epath.Path) -> None:
     if found:
         raise UserError(
             f"{path} holds {', '.join(found)}; safetensors and Orbax are read here. "
-            "PyTorch's files are pickles, which can run code when they are opened, and "
-            "GGUF is quantised: save the model as safetensors first "
-            "(save_pretrained of transformers does)."
+            "PyTorch's files are pickles, which can run code when they are opened: "
+            "save the model as safetensors first (save_pretrained of transformers "
+            "does). A llama in a GGUF file is imported by merging convert."
         )
 
 

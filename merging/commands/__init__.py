@@ -21,9 +21,9 @@ from merging.commands import (
 COMMANDS = {
     "merge": merge.COMMAND,
     "verify": verify.COMMAND,
+    "plan": plan.COMMAND,
     "convert": convert.COMMAND,
     "train": train.COMMAND,
-    "plan": plan.COMMAND,
     "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,
     "status": status.COMMAND,

@@ -67,7 +67,7 @@ class DecoderConfig:
       unroll: layers of one iteration of the scan; small models on a CPU are fastest
         with all of them (a third off a training step), large ones compile fastest at 1.
       max_length: longest sequence the model is meant for, BOS included.
-      bos_id: the token that opens every sequence.
+      bos_id: the token that opens every sequence; None: each sequence's own first one.
 
     Raises:
       UserError: naming every field with an impossible value.
@@ -102,7 +102,7 @@ class DecoderConfig:
     remat: bool = False
     unroll: int = 1
     max_length: int = 2048
-    bos_id: int = 0
+    bos_id: int | None = 0
 
     def __post_init__(self):
         if faults := _faults(self):
@@ -151,7 +151,7 @@ def _attention_faults(config: DecoderConfig) -> list[str]:
         faults.append(f"local_layers speaks of {count} layers of {config.layers}")
     if any(config.local_layers) and config.window is None:
         faults.append("local_layers need a window")
-    if not 0 <= config.bos_id < max(config.vocab_size, 1):
+    if config.bos_id is not None and not 0 <= config.bos_id < max(config.vocab_size, 1):
         faults.append(f"bos_id = {config.bos_id} is no token of {config.vocab_size}")
     scaling = config.rope_scaling
     if scaling is not None:

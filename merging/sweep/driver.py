@@ -13,7 +13,7 @@ from merging.sweep.steps import Step, with_needs
 from merging.sweep.store import Broken, Store
 from merging.telemetry import EventLog, Progress, duration
 
-_BASES = ("pretrain", "instruct")
+_BASES = ("pretrain", "instruct", "given")
 
 
 def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.errors import UserError
 from merging.sweep.driver import finish, open_store
 from merging.sweep.rows import standard_error
 from merging.sweep.settings import Settings, read
@@ -45,6 +46,11 @@ def gates(config: Any, workdir: Path | str) -> bool:
       UserError: as `merging.sweep.run`.
     """
     settings = read(config)
+    if settings.given:
+        raise UserError(
+            "gates hold a suite against bases of both kinds, trained from nothing; "
+            "given checkpoints have no such pair. Name a config without given."
+        )
     grid = Grid(settings)
     store, _ = open_store(config, workdir)
     finish(_steps(grid), settings, store, "gates")

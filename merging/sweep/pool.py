@@ -1,7 +1,8 @@
 """Run steps in worker processes, each as soon as what it needs is finished.
 
 On CPUs one single-threaded process per core does far more than one process with many
-threads, since small models leave nothing to share out inside an operation.
+threads, since small models leave nothing to share out inside an operation. Given bases
+are large: there it is one process with all threads, and a few copies of the weights.
 """
 
 import ctypes
@@ -32,10 +33,10 @@ _state: dict = {}
 
 
 def worker_count(settings: Settings) -> int:
-    """Return how many processes to run; one where there is an accelerator."""
+    """Return how many processes to run; one for large models or an accelerator."""
     if settings.workers:
         return settings.workers
-    if _on_accelerator():
+    if settings.given or _on_accelerator():
         return 1
     return len(os.sched_getaffinity(0))
 
@@ -51,10 +52,10 @@ def run(
     Args:
       pending: unfinished steps, needs before those that need them.
     """
-    _prepare_environment(store.workdir)
+    workers = min(worker_count(settings), len(pending))
+    _prepare_environment(store.workdir, large=bool(settings.given))
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
-    workers = min(worker_count(settings), len(pending))
     pool = ProcessPoolExecutor(
         workers,
         mp_context=context,
@@ -193,7 +194,7 @@ class _Schedule:
 
 def _rank(step: Step) -> tuple:
     """Long chains first: a sweep ends when its slowest model does."""
-    order = ("data", "pretrain", "instruct")
+    order = ("data", "pretrain", "instruct", "given")
     kind = order.index(step.kind) if step.kind in order else len(order)
     return kind, -step.cost
 
@@ -240,11 +241,11 @@ class _Shown:
             self.progress.advance(more, note)
 
 
-def _prepare_environment(workdir: Path) -> None:
+def _prepare_environment(workdir: Path, *, large: bool) -> None:
     """Set what XLA reads when a worker starts."""
     if not _on_accelerator():
         flags = os.environ.get("XLA_FLAGS", "")
-        if ONE_THREAD not in flags:
+        if not large and ONE_THREAD not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
     # Every worker, and every start, compiles the same few programs.
     cache = str(workdir / "compiled")

@@ -8,7 +8,7 @@ from merging.results import Row, normalise
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
 
-_BASELINE = {"pretrain": "base", "instruct": "base", "expert": "expert"}
+_BASELINE = {"pretrain": "base", "instruct": "base", "given": "base"}
 
 
 def rows(

@@ -6,8 +6,11 @@ from typing import Any
 
 from merging import methods, models, tasks
 from merging.errors import UserError, nearest
+from merging.models.config import DTYPES
+from merging.sweep import given
 
 BASES = ("pt", "it")
+PHASES = ("pretraining", "instruction", "expert", "multitask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Settings:
 
     Attributes:
       suite: what is learned and measured.
-      ladder: name of the family of sizes.
-      sizes: names of the ladder's sizes, smallest first.
+      ladder: name of the family of sizes; of given bases, whatever it is to be called.
+      sizes: names of the ladder's sizes, smallest first; of given bases likewise.
       bases: "pt" (pretrained) and "it" (instruction-tuned).
       methods: names of merge methods.
       experts_merged: the values of K.
@@ -41,9 +44,14 @@ class Settings:
       learning_rate_exponent: another size's rate is this power of its parameters
         (as a multiple of the smallest's) times that.
       batch_size: sequences a step, everywhere.
-      pretraining, instruction, expert, multitask: the trainings.
+      expert: how experts are trained.
+      multitask: how the multitask baselines are; None: there are none.
+      pretraining, instruction: how bases are made; None if they are given.
       scales: method -> values of λ to choose from on validation.
       densities: method -> densities to choose from.
+      given: folders of checkpoints that are the bases of the sizes, in their order; ()
+        if bases are pretrained.
+      dtype: of activations in training and scoring.
       workers: processes; 0 for one per CPU core, or one where there is an accelerator.
     """
 
@@ -57,23 +65,34 @@ class Settings:
     learning_rate: float
     learning_rate_exponent: float
     batch_size: int
-    pretraining: Phase
-    instruction: Phase
     expert: Phase
-    multitask: Phase
     scales: dict[str, tuple[float, ...]]
     densities: dict[str, tuple[float, ...]]
+    multitask: Phase | None = None
+    pretraining: Phase | None = None
+    instruction: Phase | None = None
+    given: tuple[str, ...] = ()
+    dtype: str = "float32"
     workers: int = 0
+
+    def folder(self, size: str) -> str:
+        """Return the checkpoint that is a size's base; "" if bases are pretrained."""
+        return self.given[self.sizes.index(size)] if self.given else ""
 
     def decoder(self, size: str) -> models.DecoderConfig:
         """Return the model of a size."""
+        if folder := self.folder(size):
+            return given.decoder(folder, self.suite.tokenizer, self.dtype)
         return models.size(self.ladder, size, vocab_size=len(self.suite.tokenizer))
 
     def peak_rate(self, size: str) -> float:
-        """Return a size's peak learning rate in pretraining."""
-        sizes = models.ladder(self.ladder, vocab_size=len(self.suite.tokenizer))
-        smallest = models.parameter_count(next(iter(sizes.values())))
-        ratio = models.parameter_count(sizes[size]) / smallest
+        """Return a size's peak learning rate, of which phases take shares."""
+        smallest = self.sizes[0]
+        if not self.given:
+            vocabulary = len(self.suite.tokenizer)
+            smallest = next(iter(models.ladder(self.ladder, vocab_size=vocabulary)))
+        counts = [models.parameter_count(self.decoder(s)) for s in (size, smallest)]
+        ratio = counts[0] / counts[1]
         return self.learning_rate * ratio**self.learning_rate_exponent
 
     def subset(self, seed: int, count: int) -> tuple[str, ...]:
@@ -107,18 +126,51 @@ def read(config: Any) -> Settings:
         not enough experts for, a number that cannot be.
     """
     values = config.to_dict()
-    suite = tasks.suite(values.pop("suite"), **values.pop("data"))
-    for phase in ("pretraining", "instruction", "expert", "multitask"):
-        values[phase] = Phase(**values[phase])
+    data = values.pop("data")
+    if folders := values.get("given"):
+        for folder in folders:
+            given.require_folder(folder)
+        data.setdefault("tokenizer", folders[0])
+    suite = tasks.suite(values.pop("suite"), **data)
+    for phase in PHASES:
+        if phase in values:
+            values[phase] = Phase(**values[phase])
     settings = Settings(suite=suite, **values)
+    _check_bases(settings)
     _check_names(settings)
     _check_numbers(settings)
     return settings
 
 
+def _check_bases(settings: Settings) -> None:
+    """Refuse what does not go with given bases, or without them."""
+    trained = [p for p in ("pretraining", "instruction") if getattr(settings, p)]
+    if not settings.given:
+        if len(trained) < 2:
+            raise UserError(
+                "bases that are not given need both pretraining and instruction."
+            )
+        return
+    faults = [f"{phase}: given bases are not trained" for phase in trained]
+    if len(settings.given) != len(settings.sizes):
+        faults.append(
+            f"{len(settings.given)} checkpoints are given for {len(settings.sizes)} "
+            "sizes; name one for each"
+        )
+    if len(settings.bases) != 1:
+        faults.append(
+            f"bases = {settings.bases}: a given checkpoint is one of "
+            f"{', '.join(BASES)}, so name that one"
+        )
+    if faults:
+        raise UserError("this sweep cannot be run:\n" + "\n".join(faults))
+
+
 def _check_names(settings: Settings) -> None:
     for size in settings.sizes:
         settings.decoder(size)
+    if settings.dtype not in DTYPES:
+        raise nearest("dtype", settings.dtype, DTYPES)
     for base in settings.bases:
         if base not in BASES:
             raise nearest("base", base, BASES)
@@ -150,8 +202,10 @@ def _check_numbers(settings: Settings) -> None:
             faults.append(f"{name} = {getattr(settings, name)} must be positive")
     if settings.workers < 0:
         faults.append(f"workers = {settings.workers} must be 0 (automatic) or more")
-    for name in ("pretraining", "instruction", "expert", "multitask"):
+    for name in PHASES:
         phase = getattr(settings, name)
+        if phase is None:
+            continue
         if phase.steps < 1 or not 0 < phase.rate < 1e6 or phase.validate_every < 0:
             faults.append(
                 f"{name} needs steps ≥ 1, a positive rate and validate_every ≥ 0, not "

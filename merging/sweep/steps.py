@@ -5,6 +5,8 @@
     data/experts ───────┬──────┴── multitask(size, base)
                         └───────── expert(size, base, category, seed) ── merge(…)
 
+Given bases take the place of those that are pretrained or instructed: given(size).
+
 A step's key is the hash of everything its output depends on, through all steps before
 it. Equal key, equal output: that is what makes a sweep resumable and its parts
 shareable.
@@ -18,6 +20,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from merging import models
+from merging.sweep import given
 from merging.sweep.settings import Phase, Settings
 
 # Raise it when code changes what a step's output means.
@@ -30,7 +33,8 @@ class Step:
     """One unit of work.
 
     Attributes:
-      kind: "data", "pretrain", "instruct", "expert", "multitask", "direct" or "merge".
+      kind: "data", "pretrain", "instruct", "given", "expert", "multitask", "direct" or
+        "merge".
       name: unique in the grid and readable, e.g. "expert/8x/it/sentiment/seed0".
       settings: what the output depends on beside `needs`; JSON values.
       needs: the steps whose outputs are read.
@@ -65,7 +69,8 @@ class Grid:
         for size in s.sizes:
             for base in s.bases:
                 steps.append(self.base(size, base))
-                steps.append(self.multitask(size, base))
+                if s.multitask:
+                    steps.append(self.multitask(size, base))
                 for seed in range(s.seeds):
                     steps += [
                         self.merge(size, base, method, count, seed)
@@ -80,12 +85,28 @@ class Grid:
         return self._step("data", f"data/{what}", digest, (), 40.0)
 
     def base(self, size: str, base: str) -> Step:
-        """The pretrained model, or the instruction-tuned one made from it."""
+        """The pretrained model, the instruction-tuned one made from it, or a given."""
+        if self.settings.given:
+            return self._given(size, base)
         if base == "pt":
             texts = self.data("bases")
             return self._training("pretrain", size, texts, "pretrain", seed=0)
         before = self.base(size, "pt")
         return self._training("instruct", size, before, "instruct", seed=0)
+
+    def _given(self, size: str, base: str) -> Step:
+        s = self.settings
+        settings = {
+            "size": size,
+            "base": base,
+            "seed": 0,
+            "decoder": dataclasses.asdict(s.decoder(size)),
+            "digest": given.digest(s.folder(size)),
+            "evaluates": self._evaluated("given", ""),
+        }
+        scored = len(s.suite.datasets) * (s.suite.examples("test") or 1000)
+        needs, cost = (self.data("bases"),), self._scoring(size, scored)
+        return self._step("given", f"given/{size}/seed0", settings, needs, cost)
 
     def expert(self, size: str, base: str, category: str, seed: int) -> Step:
         """A base fine-tuned on one held-in category."""
@@ -159,14 +180,17 @@ class Grid:
         return self._step(kind, name, settings, needs, cost)
 
     def _recipe(self, size: str, phase: Phase, seed: int) -> dict[str, Any]:
-        return {
+        s = self.settings
+        recipe = {
             "steps": phase.steps,
-            "batch_size": self.settings.batch_size,
-            "learning_rate": self.settings.peak_rate(size) * phase.rate,
+            "batch_size": s.batch_size,
+            "learning_rate": s.peak_rate(size) * phase.rate,
             "warmup_steps": max(10, phase.steps // 20),
             "seed": seed,
             "validate_every": phase.validate_every,
         }
+        # Absent where it says nothing new, so that keys stay what they were.
+        return recipe | ({"dtype": s.dtype} if s.dtype != "float32" else {})
 
     def _evaluated(self, kind: str, what: str) -> list[str]:
         """Return the datasets that a trained model is tested on."""

@@ -1,5 +1,6 @@
 """What a worker does for each kind of step."""
 
+import collections
 import functools
 import itertools
 import shutil
@@ -18,15 +19,19 @@ from merging import (
     resident,
     tasks,
     training,
+    tree,
 )
+from merging.sweep import given
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 from merging.telemetry import git_revision
 
 BATCH = 128  # rows of an evaluation batch
+KEPT = 2e9  # bytes of parameters kept in memory for the next steps
 Tick = Callable[..., None]
 Scores = dict[str, float]
+_restored: collections.OrderedDict[str, models.Params] = collections.OrderedDict()
 
 
 def execute(
@@ -40,7 +45,7 @@ def execute(
     """
     tick(0.0)
     begin = time.monotonic()
-    make = {"data": _data, "merge": _merge}.get(step.kind, _train)
+    make = {"data": _data, "given": _given, "merge": _merge}.get(step.kind, _train)
     output = make(step, settings, store, folder, tick)
     if "test" in output:
         sets = _eval_sets(settings.suite, "test", store.data)
@@ -52,10 +57,11 @@ def execute(
 
 def _data(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
     suite = settings.suite
-    wanted = [("pretrain", "train"), ("instruct", "train")]
+    wanted = [] if settings.given else [("pretrain", "train"), ("instruct", "train")]
     if step.settings["what"] == "experts":
-        wanted = [("multitask", "train"), ("multitask", "validation")]
-        wanted += [(category, "train") for category in suite.categories]
+        wanted = [(category, "train") for category in suite.categories]
+        if settings.multitask:
+            wanted += [("multitask", "train"), ("multitask", "validation")]
     for done, (what, split) in enumerate(wanted):
         tick(done / (len(wanted) + 2), f"preparing {what}")
         _examples(settings, store, what, split)
@@ -65,13 +71,24 @@ def _data(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> d
     return {}
 
 
+def _given(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
+    config = settings.decoder(step.settings["size"])
+    params = restore(settings, store, step)
+    return {"test": _score(config, params, settings, store, "test", step)}
+
+
 def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
     config = settings.decoder(step.settings["size"])
-    recipe = training.Recipe(**step.settings["recipe"], checkpoint_every=1000)
+    recipe = training.Recipe(
+        **step.settings["recipe"],
+        checkpoint_every=1000,
+        # A call ends before a stop is looked for, and steps of large models take long.
+        log_every=5 if settings.given else 50,
+    )
     if step.kind == "pretrain":
         params = models.init(config, step.settings["seed"])
     else:
-        params = restore(store, step.needs[0], config)
+        params = restore(settings, store, step.needs[0])
     validation = None
     if recipe.validate_every:
         validation = _examples(settings, store, "multitask", "validation")
@@ -105,8 +122,8 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
 def _merge(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> dict:
     config = settings.decoder(step.settings["size"])
     base, *experts = step.needs
-    base = restore(store, base, config)
-    ours = {e.settings["what"]: restore(store, e, config) for e in experts}
+    base = restore(settings, store, base)
+    ours = {e.settings["what"]: restore(settings, store, e) for e in experts}
     theirs = {}
     for expert in experts:
         theirs |= store.output(expert)["validation"]
@@ -154,21 +171,30 @@ def _described(candidates: list[dict], best: int) -> dict:
     return chosen
 
 
-def restore(store: Store, step: Step, config: models.DecoderConfig) -> models.Params:
+def restore(settings: Settings, store: Store, step: Step) -> models.Params:
     """Return a finished step's parameters, kept in memory for the next steps.
 
     Raises:
       Broken: the checkpoint is damaged.
+      UserError: a given checkpoint has changed.
     """
-    return _restore(store.path(step), step.name, step.key, config)
+    if step.key not in _restored:
+        _restored[step.key] = _restore(settings, store, step)
+    _restored.move_to_end(step.key)
+    while len(_restored) > 1 and sum(map(tree.byte_count, _restored.values())) > KEPT:
+        _restored.popitem(last=False)
+    return _restored[step.key]
 
 
-@functools.lru_cache(maxsize=40)
-def _restore(path: Path, name: str, key: str, config) -> models.Params:
+def _restore(settings: Settings, store: Store, step: Step) -> models.Params:
+    size = step.settings["size"]
+    if step.kind == "given":
+        return given.load(settings.folder(size), step.settings["digest"])
+    like = models.abstract(settings.decoder(size))
     try:
-        params = checkpoints.restore(path / "checkpoint", models.abstract(config))
+        params = checkpoints.restore(store.path(step) / "checkpoint", like)
     except (checkpoints.CorruptCheckpoint, OSError) as error:
-        raise Broken(name, key, str(error)) from error
+        raise Broken(step.name, step.key, str(error)) from error
     return jax.block_until_ready(params)
 
 

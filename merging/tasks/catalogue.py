@@ -17,7 +17,12 @@ _MATERIALS: dict[str, Callable[..., Material]] = {
     "jsonl": OwnFiles,
 }
 # Settings of every suite -> the field of `Suite`.
-_COMMON = {"tokenizer": "tokenizer_path", "chat": "chat", "max_length": "longest"}
+_COMMON = {
+    "tokenizer": "tokenizer_path",
+    "chat": "chat",
+    "max_length": "longest",
+    "categories": "only",
+}
 
 
 def suite(name: str, **settings: Any) -> Suite:
@@ -26,7 +31,7 @@ def suite(name: str, **settings: Any) -> Suite:
     Args:
       name: one of ``names()``.
       **settings: those of its material, and for every suite ``tokenizer`` (the folder
-        of a model's own), ``chat`` and ``max_length``; see `Suite`.
+        of a model's own), ``chat``, ``max_length`` and ``categories``; see `Suite`.
 
     Raises:
       UserError: an unknown suite or setting, with the nearest names; a setting that

@@ -87,9 +87,11 @@ class Suite:
       chat: prompts go through the tokenizer's chat template.
       longest: tokens of the longest sequence, prompt, answer and end mark together; 0
         for what the material says.
+      only: the categories, held-in and held-out, to do with; () for all.
 
     Raises:
-      UserError: the material needs a tokenizer, or has no chat template.
+      UserError: the material needs a tokenizer, or has no template; a category that
+        it doesn't have.
       ValueError: the datasets contradict each other.
     """
 
@@ -98,8 +100,13 @@ class Suite:
     tokenizer_path: str = ""
     chat: bool = False
     longest: int = 0
+    only: tuple[str, ...] = ()
 
     def __post_init__(self):
+        known = {d.category for d in self.material.datasets}
+        for category in self.only:
+            if category not in known:
+                raise nearest(f"category of suite {self.name}", category, known)
         if not self.tokenizer_path and (self.chat or self.material.tokenizer is None):
             raise UserError(
                 f"suite {self.name!r} needs a model's tokenizer: give the folder with "
@@ -109,8 +116,9 @@ class Suite:
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """Every dataset, in the material's order."""
-        return self.material.datasets
+        """Every dataset that is to do with, in the material's order."""
+        every = self.material.datasets
+        return tuple(d for d in every if not self.only or d.category in self.only)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -143,7 +151,7 @@ class Suite:
         ours = sorted(Path(__file__).parent.glob("*.py"))
         sources = [*self.material.files, *ours]
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sources]
-        settings = [self.name, self.material.settings, self.longest]
+        settings = [self.name, self.material.settings, self.longest, self.only]
         return cache.key(*settings, hashes, self.tokenizer.digest)
 
     def dataset(self, name: str) -> Dataset:

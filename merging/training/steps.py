@@ -140,8 +140,11 @@ def _placed(config, mesh, state):
 
 def _total(config, params, tokens, weights):
     model = models.bind(config, params)
-    inputs = models.shift_right(tokens, config.bos_id)
-    hidden, _ = model(inputs, causal(config, tokens.shape[1]))
+    if config.bos_id is None:
+        inputs, tokens, weights = tokens[:, :-1], tokens[:, 1:], weights[:, 1:]
+    else:
+        inputs = models.shift_right(tokens, config.bos_id)
+    hidden, _ = model(inputs, causal(config, inputs.shape[1]))
     logits = model.logits(hidden)
     # A comparison, not a gather: no scatter in the gradient, and no gather of a
     # vocabulary that is split over devices.

@@ -85,3 +85,14 @@ def test_the_digest_follows_settings_and_source(toy, tmp_path, monkeypatch):
 
 def test_a_suite_can_be_sent_to_another_process(toy):
     assert pickle.loads(pickle.dumps(toy)) == toy
+
+
+def test_a_suite_of_some_categories_has_their_datasets_and_no_others():
+    some = tasks.suite("miniworld", categories=("sentiment", "coreference"))
+    names = [d.name for d in some.datasets]
+    assert names == ["app_reviews", "imdb", "wsc", "winogrande"]
+    assert some.categories == ("sentiment",)
+    assert some.members("multitask") == ("app_reviews", "imdb")
+    assert some.digest != tasks.suite("miniworld").digest
+    with pytest.raises(UserError, match="coreference"):
+        tasks.suite("miniworld", categories=("corefference",))

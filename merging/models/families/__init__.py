@@ -5,7 +5,14 @@ A family is one page; another one is another page and a name in `reading`.
 
 from merging.models.families.family import Family, Leaf, fitted, leaves
 from merging.models.families.layout import gather, row_size, scatter
-from merging.models.families.opening import CONFIG, Model, load, open_model
+from merging.models.families.opening import (
+    CONFIG,
+    Model,
+    companion_files,
+    load,
+    open_gguf_model,
+    open_model,
+)
 from merging.models.families.reading import FAMILIES, read_config
 
 __all__ = [
@@ -14,10 +21,12 @@ __all__ = [
     "Family",
     "Leaf",
     "Model",
+    "companion_files",
     "fitted",
     "gather",
     "leaves",
     "load",
+    "open_gguf_model",
     "open_model",
     "read_config",
     "row_size",

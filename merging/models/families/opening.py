@@ -14,6 +14,7 @@ from merging.checkpoints import Source
 from merging.errors import UserError, nearest
 from merging.models.config import DTYPES, DecoderConfig
 from merging.models.families.family import Family, Leaf, fitted, leaves
+from merging.models.families.gguf import GgufSource
 from merging.models.families.layout import gather
 from merging.models.families.reading import read_config
 from merging.models.functional import Params, abstract
@@ -37,7 +38,7 @@ class Model(NamedTuple):
     family: Family
     config: DecoderConfig
     leaves: dict[str, Leaf]
-    source: Source
+    source: Source | GgufSource
     stored: dict[str, str] | None
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
@@ -67,13 +68,7 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     """
     uri = os.fspath(uri)
     source = checkpoints.open_checkpoint(uri)
-    files = checkpoints.companions(described or uri)
-    if CONFIG not in files:
-        raise UserError(
-            f"{described or uri} holds no {CONFIG}, which says what model it is; name "
-            "a folder of the same model that does (companions)."
-        )
-    family, config = read_config(files[CONFIG].read_bytes())
+    family, config = read_config(_config_of(described or uri))
     table, found = leaves(family, config), tree.flatten(source.abstract)
     stored = _stored(found, config)
     if stored is None:
@@ -81,6 +76,37 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     dtypes = {path: np.dtype(found[name].dtype) for path, name in stored.items()}
     table = {p: leaf._replace(dtype=dtypes[p]) for p, leaf in table.items()}
     return Model(family, config, table, source, stored)
+
+
+def open_gguf_model(uri: str, described: str | None = None) -> Model:
+    """Open a GGUF file to import it: its tensors as its family has them.
+
+    Args:
+      uri: a path, or `package:NAME`, the one in an installed Python package.
+      described: the folder whose config.json to follow, instead of the metadata.
+
+    Raises:
+      UserError: as `GgufSource` and `open_model`.
+    """
+    source = GgufSource(uri)
+    text = _config_of(described) if described else source.described()
+    family, config = read_config(text)
+    table = fitted(leaves(family, config), tree.flatten(source.abstract))
+    return Model(family, config, table, source, None)
+
+
+def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]:
+    """Return {name: content} of the config and tokenizer files of a model.
+
+    Args:
+      model: whose.
+      folder: where to take them from instead.
+    """
+    source = model.source
+    if folder is None and isinstance(source, GgufSource):
+        return {CONFIG: source.described()} | source.tokenizer_files()
+    found = checkpoints.companions(folder or source.uri)
+    return {name: path.read_bytes() for name, path in found.items()}
 
 
 def load(
@@ -115,6 +141,16 @@ def load(
     stored = str(model.leaves["embed"].dtype)
     both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
     return dataclasses.replace(model.config, **both), tree.unflatten(params)
+
+
+def _config_of(folder: str) -> bytes:
+    files = checkpoints.companions(folder)
+    if CONFIG not in files:
+        raise UserError(
+            f"{folder} holds no {CONFIG}, which says what model it is; name a folder "
+            "of the same model that does (companions)."
+        )
+    return files[CONFIG].read_bytes()
 
 
 def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
