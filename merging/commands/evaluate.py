@@ -3,7 +3,12 @@
 import argparse
 from pathlib import Path
 
-from merging.commands.command import Command, config_and_workdir, print_for_a_pipe
+from merging.commands.command import (
+    Command,
+    config_and_workdir,
+    print_for_a_pipe,
+    takes_processes,
+)
 from merging.errors import UserError
 
 
@@ -51,6 +56,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="the workdirs of two evaluations: print both values, the differences and"
         " their paired bootstrap intervals",
     )
+    takes_processes(parser)
 
 
 COMMAND = Command(

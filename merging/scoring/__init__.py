@@ -32,7 +32,7 @@ def run(config: Any, workdir: Path) -> None:
         model that does not know the tokenizer's tokens.
       Preempted: the system asked to stop; finished datasets are kept.
     """
-    distributed.initialize()
+    distributed.initialize(workdir / "logs")
     settings = read(config)
     base = reference(settings.base_results, settings)
     expert = reference(settings.expert_results, settings)
