@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.commands.command import Command, takes_config
+from merging.commands.command import Command, takes_config, takes_processes
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -10,6 +10,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     convert.run(config.load(arguments.config, arguments.overrides))
     return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    takes_config(parser)
+    takes_processes(parser)
 
 
 COMMAND = Command(
@@ -27,6 +32,6 @@ COMMAND = Command(
       merging convert --config configs/convert/to_safetensors.py \\
           --config.input=MERGED_ORBAX --config.output=MERGED
     """,
-    takes_config,
+    _options,
     _run,
 )
