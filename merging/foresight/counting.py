@@ -19,6 +19,8 @@ from merging.foresight.settings import Scoring, Training
 from merging.models import DecoderConfig
 
 Leaves = Mapping[str, Leaf]
+# Of so many tokens that are scored, one is a continuation's: only they need logits.
+CONTINUED = 4
 
 
 class _Share(NamedTuple):
@@ -46,11 +48,14 @@ def scoring(
       domain: neighbours that need no network.
     """
     share = _share(decoder, leaves, batch)
-    arguments = sum(leaf.bytes for leaf in leaves.values()) + 4 * share.tokens
+    # Tokens, owners and targets, opener, length and first tokens (`Predictor.score`).
+    asked = share.tokens * (4 + 8 / CONTINUED) + 24 * share.rows
+    arguments = sum(leaf.bytes for leaf in leaves.values()) + asked
     layer = _layer_weights(decoder, leaves) + _layer_activations(decoder, share)
-    ends = _output_table(decoder, leaves) + 2 * _logits(decoder, share)
+    ends = _output_table(decoder, leaves) + 2 * _logits(decoder, share) / CONTINUED
     stream = 2 * share.tokens * decoder.width * share.each
-    memory = Memory(arguments, 4 * share.rows, max(layer, ends) + stream)
+    # Four log-likelihoods of a row.
+    memory = Memory(arguments, 16 * share.rows, max(layer, ends) + stream)
     return memory, _exchanged(
         decoder, leaves, share, domain, gathers=1, sums=1, scatters=0
     )
@@ -82,11 +87,13 @@ def training(
 def scoring_work(decoder: DecoderConfig, leaves: Leaves, batch: Scoring) -> Work:
     """Return the operations and the memory traffic of one batch."""
     share = _share(decoder, leaves, batch)
+    unread = share.tokens * (1 - 1 / CONTINUED) / share.tensor
     return Work(
-        flops=_forward_flops(decoder, share),
+        flops=_forward_flops(decoder, share)
+        - 2 * unread * decoder.vocab_size * decoder.width,
         traffic=_weights_traffic(leaves, decoder)
         + _activation_traffic(decoder, share)
-        + 4 * _logits(decoder, share),
+        + 4 * _logits(decoder, share) / CONTINUED,
     )
 
 

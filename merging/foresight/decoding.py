@@ -33,14 +33,21 @@ def score(
 
     def lower() -> Any:
         rows = sharding.batch_sharding(target.mesh)
-        tokens = _abstract((batch.batch, batch.length), jnp.int32, rows)
-        lengths = _abstract((batch.batch,), jnp.int32, rows)
-        run = models.predictor(decoder).score
-        return run.lower(_params(leaves), tokens, lengths, lengths)
+        inputs = [_abstract(s, jnp.int32, rows) for s in questions(batch)]
+        return models.predictor(decoder).score.lower(_params(leaves), *inputs)
 
     text = f"{batch.batch} rows of {batch.length:,} tokens"
     work = counting.scoring_work(decoder, leaves, batch)
     return _phase("scoring", text, memory, exchanged, work, target, lower)
+
+
+def questions(batch: Scoring) -> list[tuple[int, ...]]:
+    """Return the shapes of a batch for `models.Predictor.score`.
+
+    A row is its opener, a prompt, and four continuations that take a quarter of it.
+    """
+    rows, tail = batch.batch, batch.length // counting.CONTINUED
+    return [(rows,), (rows, batch.length - 1), (rows,), (rows, 4), *2 * [(rows, tail)]]
 
 
 def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:

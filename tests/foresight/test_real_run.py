@@ -9,6 +9,8 @@ from safetensors.numpy import save_file
 from merging import config as configs
 from merging import foresight, merge, methods, models, sharding, stream
 from merging.checkpoints.safetensors import SafetensorsSource
+from merging.foresight import decoding
+from merging.foresight.settings import Scoring
 from merging.resident import kernels
 from merging.training import steps
 from merging.training.recipe import Recipe
@@ -97,8 +99,8 @@ def test_the_counts_of_a_real_search_are_as_many_as_planned(
 
 def test_scoring_needs_what_was_planned(planned, mesh, real_models):
     memory = planned("scoring")["bytes_per_device"]
-    tokens = jnp.ones((8, 32), jnp.int32)
-    rows = [sharding.place_batch(mesh, x) for x in (tokens, tokens[:, 0], tokens[:, 0])]
+    shapes = decoding.questions(Scoring(batch=8, length=32))
+    rows = [sharding.place_batch(mesh, jnp.ones(s, jnp.int32)) for s in shapes]
     inputs = (real_models["base"], *rows)
     assert memory["arguments"] == pytest.approx(held(inputs), rel=0.05)
     score = models.predictor(DECODER).score
