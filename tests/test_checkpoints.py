@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore
 
 from merging import checkpoints, sharding
 from merging.errors import UserError
@@ -191,3 +192,23 @@ def test_killed_while_saving_leaves_a_whole_checkpoint_or_none(tmp_path):
         assert len(checkpoints.restore(path)) == 64
     checkpoints.save(path, tree_of())
     assert_same_bits(checkpoints.restore(path), tree_of())
+
+
+def test_a_large_leaf_is_cut_between_its_layers_or_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("merging.checkpoints.orbax.CHUNK", 4096)
+    params = {
+        "layers": jnp.zeros((3, 16, 32)),
+        "embed": jnp.zeros((64, 32)),
+        "norm": jnp.zeros(32),
+        "step": jnp.zeros(()),
+    }
+    checkpoints.save(tmp_path / "c", params)
+    chunks = {name: chunk_of(tmp_path / "c", name) for name in ("layers", "embed")}
+    assert chunks == {"layers": (1, 16, 32), "embed": (32, 32)}
+    assert_same_bits(checkpoints.restore(tmp_path / "c"), params)
+
+
+def chunk_of(path, name):
+    base = {"driver": "ocdbt", "base": f"file://{path}/state/", "path": f"{name}/"}
+    stored = tensorstore.open({"driver": "zarr3", "kvstore": base}).result()
+    return stored.chunk_layout.read_chunk.shape

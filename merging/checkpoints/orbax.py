@@ -6,6 +6,7 @@ checksum. So every leaf's CRC-32 goes into the checkpoint's own metadata.
 """
 
 import functools
+import math
 import os
 import zlib
 from typing import Any
@@ -20,6 +21,7 @@ from merging.checkpoints import faults
 from merging.errors import UserError
 
 CHECKSUMS = "crc32"
+CHUNK = 1 << 24  # most bytes of a chunk, which is read whole however little is wanted
 _OURS = "_CHECKPOINT_METADATA"  # the file Orbax writes last before the rename
 
 
@@ -27,7 +29,17 @@ def context() -> ocp.Context:
     """Return Orbax's settings for weights: they do not compress, so do not try."""
     settings = ocp.Context()
     settings.array.saving.use_compression = False
+    settings.array.saving.scoped_storage_options_creator = _chunking
     return settings
+
+
+def _chunking(_: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions:
+    """Return how a leaf is cut: a stack between its layers, so that they stay whole."""
+    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    shape = tree.shape(leaf)
+    if math.prod(shape) * tree.dtype(leaf).itemsize <= CHUNK:
+        return options()
+    return options(chunk_byte_size=CHUNK, shard_axes=(0,) if len(shape) > 2 else ())
 
 
 def exists(path: str | os.PathLike) -> bool:
