@@ -5,7 +5,9 @@ Every function also works, and costs nothing, when there is one process only.
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,15 +21,24 @@ from merging.errors import UserError
 HEARTBEAT = 30  # seconds of silence after which a process counts as lost
 # Set by Slurm inside a job step, and by Open MPI: the number of processes.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_RANKS = (
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
 _OURS = ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS")
 
 
-def initialize() -> bool:
+def initialize(logs: Path | None = None) -> bool:
     """Join the other processes, when there are any; call before anything uses JAX.
 
-    Told by MERGING_COORDINATOR (host:port), MERGING_PROCESSES and MERGING_PROCESS, or
-    detected in TPU slices of GKE, Slurm job steps and under Open MPI, or wherever JAX
-    can, with MERGING_CLUSTER=auto. From then on SIGTERM is heard (see `stopping`).
+    Told by MERGING_COORDINATOR (host:port), MERGING_PROCESSES and MERGING_PROCESS (on
+    the command line --coordinator, --processes and --process), or detected in TPU
+    slices of GKE, Slurm job steps and under Open MPI, or wherever JAX can, with
+    MERGING_CLUSTER=auto. From then on SIGTERM is heard (see `stopping`).
+
+    Args:
+      logs: where processes other than 0 print from now on, if MERGING_LOGS doesn't say;
+        if neither does, they print where they did.
 
     Returns:
       Whether this is now one process of several.
@@ -45,7 +56,50 @@ def initialize() -> bool:
     if jax.process_count() > 1:
         # There is no public way to it.
         stopping.join_others(global_state.client, jax.process_index())
+        if not is_first():
+            print_apart(logs, jax.process_index())
     return jax.process_count() > 1
+
+
+def place() -> tuple[int, int]:
+    """Return (this process's number, how many), as told, without joining the others.
+
+    For work that processes share through files alone. One that no launcher numbered
+    is number 0 of 1.
+
+    Raises:
+      UserError: as `initialize`.
+    """
+    told = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
+    if told:
+        return _told(told)[:0:-1]
+    for rank, size in _RANKS:
+        numbers = os.environ.get(rank, ""), os.environ.get(size, "")
+        if all(number.isdigit() for number in numbers):
+            return int(numbers[0]), int(numbers[1])
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") + 1
+    number = os.environ.get("TPU_WORKER_ID", "0")
+    return (int(number), workers) if workers > 1 and number.isdigit() else (0, 1)
+
+
+def print_apart(logs: Path | None, process: int) -> None:
+    """Print into DIR/process_I.log from now on, and say so where it was printed before.
+
+    Args:
+      logs: the folder; MERGING_LOGS goes before it. None changes nothing.
+      process: I.
+    """
+    folder = os.environ.get("MERGING_LOGS") or logs
+    if folder is None:
+        return
+    path = Path(folder) / f"process_{process}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"merging: process {process} prints into {path}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    os.close(file)
 
 
 def preempted() -> bool:
@@ -120,7 +174,8 @@ def _told(told: dict[str, str]) -> tuple[str, int, int]:
     if missing := [name for name in _OURS if name not in told]:
         raise UserError(
             f"{', '.join(told)} is set but {', '.join(missing)} is not: set all of "
-            f"{', '.join(_OURS)}, or none."
+            f"{', '.join(_OURS)}, or none; or give --coordinator HOST:PORT, "
+            "--processes N and --process I."
         )
     coordinator, processes, process = (told[name] for name in _OURS)
     if not (processes.isdigit() and process.isdigit()):

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from merging import stopping
 from merging.commands import COMMANDS
+from merging.commands.command import tell_processes
 from merging.errors import PREEMPTED, Preempted, UserError, nearest
 
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
@@ -73,6 +74,7 @@ def _run(argv: list[str]) -> int:
     if overrides and not takes_config:
         raise UserError(f"merging {arguments.command} reads no config.")
     arguments.overrides = overrides
+    tell_processes(arguments)
     if COMMANDS[arguments.command].resumable:
         stopping.watch()
     return COMMANDS[arguments.command].run(arguments)

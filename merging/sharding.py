@@ -139,10 +139,57 @@ def place_batch(mesh: Mesh | None, array: Any, leading: int = 0) -> Any:
     """
     if mesh is None or not np.ndim(array):
         return array
-    rows, parts = np.shape(array)[leading], batch_parts(mesh)
-    if rows % parts:
-        raise UserError(f"a batch of {rows} does not divide over {parts} devices.")
-    return jax.device_put(array, batch_sharding(mesh, leading))
+    _require_divides(mesh, np.shape(array)[leading])
+    return place(array, batch_sharding(mesh, leading))
+
+
+def place(array: Any, where: NamedSharding) -> jax.Array:
+    """Return the array in a sharding that may span processes.
+
+    Each process gives the whole array, and what its own devices hold is put there.
+    """
+    if where.is_fully_addressable or getattr(array, "sharding", None) == where:
+        return jax.device_put(array, where)
+    array = np.asarray(array)  # device_put would compare all processes' copies
+    return jax.make_array_from_callback(array.shape, where, array.__getitem__)
+
+
+def rows_here(mesh: Mesh | None, rows: int) -> np.ndarray:
+    """Return which rows of a batch this process's devices hold, in order.
+
+    Raises:
+      UserError: the mesh does not divide the batch.
+    """
+    if mesh is None:
+        return np.arange(rows)
+    _require_divides(mesh, rows)
+    parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
+
+
+def place_rows(
+    mesh: Mesh | None, array: np.ndarray, rows: int, leading: int = 0
+) -> Any:
+    """Return a batch split over the mesh, of which each process gives its own rows.
+
+    Args:
+      mesh: the devices; without one, the array is returned.
+      array: the rows `rows_here`, after ``leading`` axes.
+      rows: of the whole batch.
+      leading: axes before that of the rows.
+    """
+    if mesh is None:
+        return array
+    here = rows_here(mesh, rows)
+
+    def part(index):
+        wanted = np.arange(rows)[index[leading]]
+        first = int(np.searchsorted(here, wanted[0]))
+        mine = slice(first, first + len(wanted))
+        return array[(*index[:leading], mine, *index[leading + 1 :])]
+
+    shape = (*array.shape[:leading], rows, *array.shape[leading + 1 :])
+    return jax.make_array_from_callback(shape, batch_sharding(mesh, leading), part)
 
 
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -167,6 +214,11 @@ def split_rows(array: jax.Array) -> jax.Array:
 def batch_parts(mesh: Mesh) -> int:
     """Return over how many parts of the mesh a batch is split."""
     return math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+
+
+def _require_divides(mesh: Mesh, rows: int) -> None:
+    if rows % (parts := batch_parts(mesh)):
+        raise UserError(f"a batch of {rows} does not divide over {parts} devices.")
 
 
 def _present(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:

@@ -1,5 +1,6 @@
 """One program of two real processes, and what may be said wrongly about them."""
 
+import argparse
 import os
 import socket
 import subprocess
@@ -8,8 +9,11 @@ import sys
 import pytest
 
 from merging import distributed
+from merging.commands import command
 from merging.errors import UserError
 
+OURS = ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS")
+RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
 PROGRAM = """
 import os, sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -64,12 +68,50 @@ def test_two_processes_agree_and_share_a_checkpoint(tmp_path):
 
 
 def test_alone_it_decides_itself_and_waits_for_no_one(monkeypatch):
-    for name in ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS"):
+    for name in OURS:
         monkeypatch.delenv(name, raising=False)
     assert not distributed.initialize()
     assert distributed.is_first()
     assert distributed.decide(lambda: (1, 2)) == (1, 2)
     distributed.barrier("alone")
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ({}, (0, 1)),
+        (
+            {
+                "MERGING_COORDINATOR": "a:1",
+                "MERGING_PROCESSES": "4",
+                "MERGING_PROCESS": "3",
+            },
+            (3, 4),
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "8"}, (1, 8)),
+        ({"SLURM_PROCID": "1"}, (0, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, (2, 3)),
+        ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b"}, (1, 2)),
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, (0, 1)),
+    ],
+)
+def test_launchers_say_which_process_this_is(monkeypatch, told, place):
+    for name in (*OURS, *RANKS, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.place() == place
+
+
+def test_flags_say_what_the_variables_do(monkeypatch):
+    for name in OURS:
+        monkeypatch.setenv(name, "of the launcher")
+    flags = "--coordinator a:1 --processes 4 --process 3".split()
+    parser = argparse.ArgumentParser()
+    command.takes_processes(parser)
+    command.tell_processes(parser.parse_args(flags))
+    assert distributed.place() == (3, 4)
+    assert os.environ["MERGING_COORDINATOR"] == "a:1"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +137,7 @@ def test_alone_it_decides_itself_and_waits_for_no_one(monkeypatch):
     ],
 )
 def test_half_said_clusters_are_refused(monkeypatch, told, words):
-    for name in ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS"):
+    for name in OURS:
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "merging"
 
 # Imports go down, or sideways to a public name.
 LAYERS = {
-    0: "errors tree numerics distributed stopping telemetry config results",
+    0: "errors tree numerics distributed stopping telemetry config results workdir"
+    " drawing",
     1: "methods sharding checkpoints models rules",
     2: "resident plan mergekit tasks training evaluation",
     3: "stream convert scoring sweep report foresight",

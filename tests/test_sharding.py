@@ -89,3 +89,24 @@ def test_a_batch_that_does_not_divide_is_refused():
     assert placed.addressable_shards[0].data.shape == (3, 2, 5)
     with pytest.raises(UserError, match="batch of 6"):
         sharding.place_batch(mesh, np.zeros((6, 5)))
+
+
+@pytest.mark.parametrize("leading", [0, 1])
+def test_rows_are_placed_where_their_devices_are(leading):
+    half = sharding.make_mesh({"data": 2, "fsdp": 2}, jax.devices()[4:])
+    rows = np.arange(3 * 8 * 5).reshape(3, 8, 5) if leading else np.eye(8)
+    assert list(sharding.rows_here(half, 8)) == list(range(8))
+    placed = sharding.place_rows(half, rows, 8, leading)
+    np.testing.assert_array_equal(placed, rows)
+    assert placed.sharding == sharding.batch_sharding(half, leading)
+    assert placed.addressable_shards[0].data.shape[leading] == 2
+    assert sharding.place_rows(None, rows, 8, leading) is rows
+    with pytest.raises(UserError, match="batch of 6"):
+        sharding.rows_here(half, 6)
+
+
+def test_parameters_made_on_a_mesh_are_those_made_on_one_device():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    made = models.init(CONFIG, 5, mesh)
+    assert made["embed"].addressable_shards[0].data.shape == (16, 8)
+    jax.tree.map(np.testing.assert_array_equal, made, models.init(CONFIG, 5))

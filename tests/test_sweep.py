@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import together
 
 from merging import config as configs
 from merging import results
@@ -93,7 +94,7 @@ def test_a_finished_sweep_does_nothing_and_says_so(finished):
     assert rows(finished) == table
 
 
-def test_a_killed_sweep_continues_to_the_same_rows(finished, tmp_path):
+def test_a_killed_sweep_goes_on_as_two_processes_to_the_same_rows(finished, tmp_path):
     workdir = tmp_path / "killed"
     # What reads the suite takes longest, and is tested with the rest of it.
     shutil.copytree(finished / "data", workdir / "data")
@@ -114,7 +115,24 @@ def test_a_killed_sweep_continues_to_the_same_rows(finished, tmp_path):
     assert len(kept) >= 3 and not (workdir / "results.jsonl").exists()
     time.sleep(1)
     assert _survivors(process.pid) == []
-    assert sweep(workdir).returncode == 0
+    told = ["--coordinator", "localhost:1", "--processes", "2", "--process"]
+    both = [
+        subprocess.Popen(
+            [*command(workdir, workers="1"), *told, str(number)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = together.heard(both)
+    assert together.statuses(both) == [0, 0], said
+    assert "result rows" in said[0] and "result rows" not in said[1]
+    assert said[1].splitlines() == [
+        f"merging: process 1 prints into {workdir}/logs/process_1.log"
+    ]
+    assert "sweep: done in" in (workdir / "logs" / "process_1.log").read_text()
     assert kept <= set(workdir.glob("steps/*/*"))
     assert rows(workdir) == rows(finished)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from merging import models, sharding, training
+from merging.drawing import permuted
 from merging.errors import Preempted, UserError
 from merging.training import batches, steps
 
@@ -38,8 +39,8 @@ class Killed(Exception):
 
 
 def train_until(step, **arguments):
-    def report(now, _):
-        if now >= step:
+    def report(now):
+        if now.step >= step:
             raise Killed
 
     with pytest.raises(Killed):
@@ -70,14 +71,14 @@ def test_the_first_steps_equal_adamw_by_hand():
         RECIPE, steps=6, warmup_steps=2, weight_decay=0.1, clip_norm=0.05
     )
     got = training.train(CONFIG, PARAMS, EXAMPLES, recipe)
-    tokens, weights = batches.trim(EXAMPLES, 24)
+    tokens, weights = batches.opened(EXAMPLES, 24).examples
     gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
     params, m, v = (
         dict(leaves.items())
         for leaves in (steps.tree.flatten(jax.device_get(PARAMS)), {}, {})
     )
     for i in range(6):
-        rows = batches.rows_of(64, 8, 0, i, i + 1)[0]
+        rows = permuted(0, 0, 64, 8 * i, 8 * i + 8)
         value, g = gradient(
             CONFIG, steps.tree.unflatten(params), tokens[rows], weights[rows]
         )
@@ -96,18 +97,8 @@ def test_the_first_steps_equal_adamw_by_hand():
             params[name] = params[name] - rate * (update + decay * params[name])
 
 
-def test_batches_depend_on_seed_and_step_only_and_cover_every_epoch():
-    whole = batches.rows_of(10, 4, 0, 0, 10)
-    parts = [batches.rows_of(10, 4, 0, s, s + 1)[0] for s in range(10)]
-    np.testing.assert_array_equal(whole, parts)
-    first, second = whole.reshape(-1)[:10], whole.reshape(-1)[10:20]
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert list(first) != list(second)
-    assert not np.array_equal(whole, batches.rows_of(10, 4, 1, 0, 10))
-
-
 def test_columns_that_teach_nothing_are_cut_to_a_multiple_of_16():
-    assert batches.trim(EXAMPLES, 24).tokens.shape == (64, 16)
+    assert batches.opened(EXAMPLES, 24).examples.tokens.shape == (64, 16)
 
 
 @pytest.mark.parametrize("newest_is_damaged", [False, True])
@@ -127,7 +118,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, plain, newest_is_dama
         EXAMPLES,
         recipe,
         workdir=tmp_path,
-        report=lambda step, _: seen.append(step),
+        report=lambda now: seen.append(now.step),
     )
     assert min(seen) == (10 if newest_is_damaged else 15)
     assert_same_bits(resumed.losses, plain.losses)
@@ -147,7 +138,7 @@ def test_a_preempted_run_saves_its_step_and_continues_to_the_same_bits(
                 EXAMPLES,
                 RECIPE,
                 workdir=tmp_path,
-                report=lambda step, _: seen.append(step),
+                report=lambda now: seen.append(now.step),
             )
     (saved,) = tmp_path.iterdir()
     assert saved.name == f"step_{seen[-1]:08d}"
@@ -185,7 +176,7 @@ def test_a_new_learning_rate_or_length_does_not_recompile(plain):
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
     """Finite until step 14, whose batch holds the row with the infinite weight."""
     recipe = dataclasses.replace(RECIPE, learning_rate=1e-4, checkpoint_every=4)
-    poisoned = int(batches.rows_of(64, 8, 0, 7, 8)[0, 0])
+    poisoned = int(permuted(0, 0, 64, 56, 64)[0])
     weights = np.array(EXAMPLES.loss_weights, np.float32)
     weights[poisoned] *= 3e38
     examples = training.Examples(EXAMPLES.tokens, weights)
@@ -210,7 +201,7 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     assert got.stopped_early and got.steps < 60
     assert got.best_step == min(curve, key=curve.get)
     assert got.steps == got.best_step + 10
-    held_back = batches.trim(opposite, 24)
+    held_back = batches.opened(opposite, 24).examples
     for params, step in ((got.best, got.best_step), (got.params, got.steps)):
         value = float(training.loss(CONFIG, params, *held_back))
         assert value == pytest.approx(curve[step], rel=1e-5)
@@ -235,7 +226,7 @@ def test_gradients_on_eight_devices_equal_those_on_one():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rules = sharding.shardings(PARAMS, models.rules(CONFIG), mesh)
     gradient = jax.jit(jax.grad(training.loss, 1), static_argnums=0)
-    batch = [array[:8] for array in batches.trim(EXAMPLES, 24)]
+    batch = [array[:8] for array in batches.opened(EXAMPLES, 24).examples]
     one = gradient(CONFIG, PARAMS, *batch)
     placed = [sharding.place_batch(mesh, array) for array in batch]
     many = gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)

@@ -14,6 +14,7 @@ from merging.commands import (
     status,
     sweep,
     tasks,
+    train,
     verify,
 )
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "merge": merge.COMMAND,
     "verify": verify.COMMAND,
     "convert": convert.COMMAND,
+    "train": train.COMMAND,
     "evaluate": evaluate.COMMAND,
     "plan": plan.COMMAND,
     "sweep": sweep.COMMAND,

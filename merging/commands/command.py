@@ -40,6 +40,31 @@ def takes_config_and_workdir(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def takes_processes(parser: argparse.ArgumentParser) -> None:
+    """Add what says that this is one process of several; `tell_processes` hands it on.
+
+    Slurm's job steps, TPU slices of GKE and Open MPI say it themselves.
+    """
+    group = parser.add_argument_group("one process of several")
+    add = group.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
+    add("--processes", metavar="N", help="how many there are")
+    add("--process", metavar="I", help="which one this is, from 0; it alone reports")
+    add(
+        "--logs",
+        metavar="DIR",
+        help="where the others print, into DIR/process_I.log (WORKDIR/logs; without a"
+        " workdir, where they are started)",
+    )
+
+
+def tell_processes(arguments: argparse.Namespace) -> None:
+    """Put these options where `distributed.initialize` looks."""
+    for name in ("coordinator", "processes", "process", "logs"):
+        if getattr(arguments, name, None):
+            os.environ[f"MERGING_{name.upper()}"] = getattr(arguments, name)
+
+
 def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Path]:
     """Return the config with its overrides, and the workdir or its default.
 

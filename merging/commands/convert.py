@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.commands.command import Command, takes_config
+from merging.commands.command import Command, takes_config, takes_processes
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -10,6 +10,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     convert.run(config.load(arguments.config, arguments.overrides))
     return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    takes_config(parser)
+    takes_processes(parser)
 
 
 COMMAND = Command(
@@ -29,6 +34,6 @@ COMMAND = Command(
           --config.input=MERGED_ORBAX --config.output=MERGED
       merging convert --config configs/convert/smollm2.py --config.output=SMOLLM2
     """,
-    takes_config,
+    _options,
     _run,
 )

@@ -3,17 +3,20 @@
 import argparse
 from pathlib import Path
 
-from merging.commands.command import Command
+from merging.commands.command import Command, takes_processes
 from merging.errors import UserError
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from merging import config, stream
+    from merging import config, distributed, stream
 
     if arguments.manifest:
         if arguments.config or not arguments.output:
             raise UserError("--manifest goes with --output, and without --config.")
-        print(f"Merged: {stream.repeat(arguments.manifest, arguments.output)}")
+        distributed.initialize()
+        path = stream.repeat(arguments.manifest, arguments.output)
+        if distributed.is_first():
+            print(f"Merged: {path}")
         return 0
     if not arguments.config or arguments.output:
         raise UserError(
@@ -43,6 +46,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="where to, with --manifest only"
     )
+    takes_processes(parser)
 
 
 COMMAND = Command(

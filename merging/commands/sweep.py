@@ -7,6 +7,7 @@ from merging.commands.command import (
     Command,
     config_and_workdir,
     takes_config_and_workdir,
+    takes_processes,
 )
 
 
@@ -27,6 +28,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="i/n",
         help="do the i-th of n parts of the grid, i from 0 to n-1",
     )
+    takes_processes(parser)
 
 
 def _shard(text: str) -> tuple[int, int]:

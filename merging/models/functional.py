@@ -7,23 +7,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from merging import sharding
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Decoder
 from merging.models.positions import causal
+from merging.models.rules import rules
 
 Params = dict[str, Any]
 BOS = 0  # the padding id opens every sequence, as in seqio's feature converters
 
 
-def init(config: DecoderConfig, seed: int) -> Params:
-    """Return fresh parameters: a nested dict of arrays, the same for the same seed."""
-    return _init(config)(seed)
+def init(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Params:
+    """Return fresh parameters: a nested dict of arrays, the same for the same seed.
+
+    Args:
+      config: the decoder.
+      seed: of the random numbers.
+      mesh: devices to make them on, split by `rules`; one device makes all if None.
+    """
+    return _init(config, mesh)(seed)
 
 
 def abstract(config: DecoderConfig) -> Params:
     """Return the parameters' shapes and dtypes as a dict of ShapeDtypeStruct."""
-    return jax.eval_shape(_init(config), 0)
+    return jax.eval_shape(_init(config, None), 0)
 
 
 def parameter_count(config: DecoderConfig) -> int:
@@ -71,12 +80,15 @@ def bind(config: DecoderConfig, params: Params) -> Decoder:
 
 
 @functools.lru_cache(maxsize=64)
-def _init(config: DecoderConfig):
+def _init(config: DecoderConfig, mesh: Mesh | None):
     def make(seed):
         model = Decoder(config, nnx.Rngs(jax.random.key(seed)))
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-    return jax.jit(make)
+    if mesh is None:
+        return jax.jit(make)
+    where = sharding.shardings(abstract(config), rules(config), mesh)
+    return jax.jit(make, out_shardings=where)
 
 
 @functools.lru_cache(maxsize=64)

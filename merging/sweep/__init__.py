@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from merging import report, results
+from merging import distributed, report, results
 from merging.sweep.driver import finish, open_store
 from merging.sweep.gates import gates
 from merging.sweep.rows import rows
@@ -18,17 +18,23 @@ __all__ = ["Settings", "gates", "run", "status"]
 def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
     """Do what is left of a sweep, then write its rows and report.
 
+    Of several processes that a launcher numbered (see `distributed.place`), each is one
+    worker among those that share the workdir, and number 0 alone reports.
+
     Args:
       config: a sweep's config, see configs/scaling_curves/tiny.py.
       workdir: where every finished step is kept; continued if it holds this config's.
       shard: (i, n): do the i-th of n parts of the grid only.
 
     Returns:
-      The report's page; the workdir where the part is empty.
+      The report's page; the workdir where the part is empty, or another reports.
 
     Raises:
       UserError: a config that can't be run, or another config's workdir.
     """
+    number, _ = distributed.place()
+    if number:
+        distributed.print_apart(Path(workdir) / "logs", number)
     settings = read(config)
     grid = Grid(settings)
     store, config_hash = open_store(config, workdir)
@@ -43,7 +49,9 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
         # What is finished stays usable when the rest fails.
         _record(grid, store, config_hash, report_too=False)
         raise
-    found, page = _record(grid, store, config_hash, report_too=True)
+    found, page = _record(grid, store, config_hash, report_too=number == 0)
+    if number:
+        return store.workdir
     print(report.summary_text(found))
     print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
     return page

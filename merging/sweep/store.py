@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merging.errors import UserError
+from merging import workdir
 from merging.sweep.claims import Claim, Claims, Holder
 from merging.sweep.steps import Step
 
@@ -46,11 +46,11 @@ class Store:
     """The finished and unfinished steps of a workdir, which many processes may share.
 
     Args:
-      workdir: on a file system that all of them see.
+      folder: the workdir, on a file system that all of them see.
     """
 
-    def __init__(self, workdir: Path):
-        self.workdir = Path(workdir).absolute()
+    def __init__(self, folder: Path):
+        self.workdir = Path(folder).absolute()
         self.claims = Claims(self.workdir / "claims")
 
     @property
@@ -69,31 +69,7 @@ class Store:
         Raises:
           UserError: it holds another config's run.
         """
-        path = self.workdir / "config.json"
-        # Looked at first: another process may be starting here, and writes this one
-        # file before any other.
-        others = [p for p in self.workdir.glob("*") if not p.name.endswith(".tmp")]
-        if path.exists():
-            try:
-                held = json.loads(path.read_text())["config_hash"]
-            except (ValueError, KeyError, TypeError):
-                held = None
-            if held == config_hash:
-                return
-            if held is not None:
-                raise UserError(
-                    f"{self.workdir} holds the run of another config ({held}, and this"
-                    f" one is {config_hash}).\nTo continue that run, give its config"
-                    f" (it is in {path}); for this one, choose another --workdir."
-                )
-        elif others:
-            raise UserError(
-                f"{self.workdir} is not empty and holds no sweep; choose another "
-                "--workdir."
-            )
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        record = {"config_hash": config_hash, "config": config}
-        _write_json(path, record)
+        workdir.claim(self.workdir, config, config_hash, "sweep")
 
     def path(self, step: Step) -> Path:
         """Where a step's output is once it is finished."""
@@ -164,7 +140,7 @@ class Store:
         path = self.path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_json(partial / "output.json", {"key": step.key, **output})
+            workdir.write_json(partial / "output.json", {"key": step.key, **output})
             if path.exists() and not self.finished(step):
                 shutil.rmtree(path, ignore_errors=True)
             os.rename(partial, path)
@@ -196,16 +172,3 @@ class Store:
 
 def _folder(step: Step) -> str:
     return f"{step.name.replace('/', '-')}-{step.key}"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write, flush to the disk, and only then take the final name."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(fresh, "w") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -99,8 +99,8 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
         recipe,
         workdir=folder / "training",
         validation=validation,
-        report=lambda done, loss: tick(
-            0.95 * done / recipe.steps, f"{step.name} loss {loss:.3f}"
+        report=lambda now: tick(
+            0.95 * now.step / recipe.steps, f"{step.name} loss {now.losses[-1]:.3f}"
         ),
     )
     checkpoints.save(folder / "checkpoint", trained.params)

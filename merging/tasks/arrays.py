@@ -1,7 +1,8 @@
 """Training data as arrays, read through seqio once and from disk ever after."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,15 +86,29 @@ def _read(suite, name, what, split, length, count) -> TokenArrays:
     batches = list(read.ragged_batch(4096))
     if not batches:
         raise UserError(f"dataset {what} ({split}) is empty")
-    cut = length if suite.material.truncates else None
-    return _joined(batches, length, f"{what} ({split})", cut)
+    return _joined(pairs(suite, batches, length, f"{what} ({split})"), length)
 
 
-def _joined(batches, length: int, dataset: str, cut: int | None) -> TokenArrays:
+class Pairs(NamedTuple):
+    """Prompts and answers, each kind end to end, beside their lengths [n]."""
+
+    inputs: np.ndarray
+    starts: np.ndarray
+    targets: np.ndarray
+    sizes: np.ndarray
+
+
+def pairs(suite: Suite, batches: Sequence[Any], length: int, dataset: str) -> Pairs:
+    """Return the rows of ragged batches, each of at most ``length`` tokens.
+
+    Raises:
+      UserError: a longer one, unless the suite's texts are cut; an answer without a
+        token; with their numbers.
+    """
     targets, sizes = _ragged([b["targets"] for b in batches])
     inputs, starts = _ragged([b["inputs"] for b in batches])
-    if cut is not None:
-        inputs, starts = _shortened(inputs, starts, np.maximum(cut - sizes, 0))
+    if suite.material.truncates:
+        inputs, starts = _shortened(inputs, starts, np.maximum(length - sizes, 0))
     ends = starts + sizes
     faults = [
         f"example {i}: {ends[i]} tokens, more than the {length} allowed"
@@ -102,11 +117,17 @@ def _joined(batches, length: int, dataset: str, cut: int | None) -> TokenArrays:
     # The end mark is one of the target's tokens.
     faults += [f"example {i}: empty answer" for i in np.flatnonzero(sizes < 2)]
     require_none(faults, dataset)
+    return Pairs(inputs, starts, targets, sizes)
+
+
+def _joined(found: Pairs, length: int) -> TokenArrays:
+    starts = found.starts[:, None]
+    ends = starts + found.sizes[:, None]
     position = np.arange(length)
-    in_answer = (position >= starts[:, None]) & (position < ends[:, None])
+    in_answer = (position >= starts) & (position < ends)
     tokens = np.zeros((len(ends), length), np.int32)
-    tokens[position < starts[:, None]] = inputs
-    tokens[in_answer] = targets
+    tokens[position < starts] = found.inputs
+    tokens[in_answer] = found.targets
     return TokenArrays(tokens, in_answer)
 
 

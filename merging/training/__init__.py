@@ -6,9 +6,19 @@ a resumed run repeats the lost steps to the bit, and a new learning rate does no
 recompile.
 """
 
-from merging.training.batches import Examples
+from merging.training.batches import Examples, Source
 from merging.training.loop import train
+from merging.training.progress import Progress
 from merging.training.recipe import Recipe, Trained, TrainingDiverged
 from merging.training.steps import loss
 
-__all__ = ["Examples", "Recipe", "Trained", "TrainingDiverged", "loss", "train"]
+__all__ = [
+    "Examples",
+    "Progress",
+    "Recipe",
+    "Source",
+    "Trained",
+    "TrainingDiverged",
+    "loss",
+    "train",
+]

@@ -1,11 +1,15 @@
-"""Examples, and which of them make up the batch of a step."""
+"""Examples, which of them make up the batch of a step, and reading those in time."""
 
-import functools
+import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 
+from merging import sharding
+from merging.drawing import permuted
 from merging.errors import UserError
 
 
@@ -21,13 +25,70 @@ class Examples(NamedTuple):
     loss_weights: np.ndarray
 
 
-def trim(examples: Examples, vocab_size: int) -> Examples:
-    """Return them as int32 and float32, cut to the longest row's multiple of 16.
+class Source(Protocol):
+    """Examples that are read when their turn comes, as those of `tasks.stored`.
+
+    Attributes:
+      count: N.
+      length: T, a multiple of 16 where the examples' length allows it.
+      largest: the largest token id.
+      digest: a number of 32 bits that tells these examples from others.
+    """
+
+    count: int
+    length: int
+    largest: int
+    digest: int
+
+    def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
+        """Return which examples are the start-th to the (stop - 1)-th to learn from.
+
+        A pure function of its arguments, so that a step needs no other to be known.
+        """
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """Return the examples ``rows`` [n]; it and `draw` run in another thread."""
+
+
+class Held(NamedTuple):
+    """A source whose examples are all in memory."""
+
+    examples: Examples
+    digest: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.examples.tokens)
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return self.examples.tokens.shape[1]
+
+    def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
+        """Return examples of permutations of all, one for each epoch."""
+        return permuted(seed, 0, self.count, start, stop)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """Return the examples ``rows`` [n]."""
+        return Examples(*(array[rows] for array in self.examples))
+
+
+def opened(examples: Examples | Source, vocab_size: int) -> Source:
+    """Return examples as a source; arrays are cut to the longest row's multiple of 16.
 
     Raises:
       UserError: no examples, shapes that differ, ids outside the vocabulary, or
         nothing to learn.
     """
+    if isinstance(examples, tuple):
+        return _held(examples, vocab_size)
+    _require_ids(0, examples.largest, vocab_size)
+    return examples
+
+
+def _held(examples: Examples, vocab_size: int) -> Held:
     tokens = np.asarray(examples.tokens, np.int32)
     weights = np.asarray(examples.loss_weights, np.float32)
     if tokens.ndim != 2 or not len(tokens) or tokens.shape != weights.shape:
@@ -35,42 +96,78 @@ def trim(examples: Examples, vocab_size: int) -> Examples:
             "examples need tokens and loss_weights of one shape [N, T] with N > 0, got "
             f"{tokens.shape} and {weights.shape}."
         )
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise UserError(
-            f"token ids run from {tokens.min()} to {tokens.max()}, but the model's "
-            f"vocabulary from 0 to {vocab_size - 1}."
-        )
+    _require_ids(tokens.min(), tokens.max(), vocab_size)
     if not (weights.any() and np.isfinite(weights).all()):
         raise UserError("loss weights must be finite, and not all of them 0.")
     # Tokens after the last one that is learned influence nothing.
     longest = 1 + int(np.flatnonzero(weights.any(axis=0))[-1])
     length = min(-(-longest // 16) * 16, tokens.shape[1])
-    return Examples(tokens[:, :length], weights[:, :length])
+    kept = Examples(*(np.ascontiguousarray(x[:, :length]) for x in (tokens, weights)))
+    return Held(kept, zlib.crc32(kept.loss_weights, zlib.crc32(kept.tokens)))
 
 
-def rows_of(
-    count: int, batch_size: int, seed: int, start: int, stop: int
-) -> np.ndarray:
-    """Return the examples [stop - start, batch_size] of steps start … stop - 1.
+def _require_ids(smallest: int, largest: int, vocab_size: int) -> None:
+    if smallest < 0 or largest >= vocab_size:
+        raise UserError(
+            f"token ids run from {smallest} to {largest}, but the model's "
+            f"vocabulary from 0 to {vocab_size - 1}."
+        )
 
-    Every epoch is a fresh permutation drawn from (seed, epoch), and steps run through
-    the epochs end to end: no example is seen twice as often as another.
+
+class Feed:
+    """The batches of coming steps, of which this process reads its own rows.
+
+    Which examples a batch has depends on the seed and the step only, so that it is the
+    same for any number of processes, and a resumed run needs no more than its step.
+
+    Args:
+      source: the examples.
+      batch_size: sequences a step, of all processes together.
+      seed: of their order.
+      mesh: the devices that share a batch's rows.
     """
-    first, last = start * batch_size, stop * batch_size
-    epochs = range(first // count, (last - 1) // count + 1)
-    order = np.concatenate([_permutation(seed, e, count) for e in epochs])
-    offset = epochs.start * count
-    return order[first - offset : last - offset].reshape(-1, batch_size)
 
+    def __init__(self, source: Source, batch_size: int, seed: int, mesh: Mesh | None):
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._mesh, self._mine = mesh, sharding.rows_here(mesh, batch_size)
+        self._thread = ThreadPoolExecutor(1, "examples")
+        self._coming: dict[tuple[int, int], Any] = {}
 
-def in_order(examples: Examples, batch_size: int) -> Iterator[Examples]:
-    """Yield all examples in full batches, the last filled up with weightless rows."""
-    for start in range(0, len(examples.tokens), batch_size):
-        part = [array[start : start + batch_size] for array in examples]
-        short = batch_size - len(part[0])
-        yield Examples(*(np.pad(array, ((0, short), (0, 0))) for array in part))
+    def __enter__(self) -> "Feed":
+        return self
 
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    def prepare(self, start: int, stop: int) -> None:
+        """Begin to read the batches of steps start … stop - 1, while others train."""
+        if start < stop and (start, stop) not in self._coming:
+            self._coming[start, stop] = self._thread.submit(self._read, start, stop)
+
+    def batches(self, start: int, stop: int, room: int) -> Examples:
+        """Return the batches [room, B, T] of these steps, padded, over the mesh."""
+        self.prepare(start, stop)
+        found = self._coming.pop((start, stop)).result()
+        self._coming.clear()
+        pad = ((0, room - (stop - start)), (0, 0), (0, 0))
+        rows = self._batch_size
+        return Examples(
+            *(sharding.place_rows(self._mesh, np.pad(x, pad), rows, 1) for x in found)
+        )
+
+    def in_order(self) -> Iterator[Examples]:
+        """Yield all examples in full batches, the last filled with weightless rows."""
+        for start in range(0, self._source.count, self._batch_size):
+            wanted = start + self._mine
+            real = wanted < self._source.count
+            tokens, weights = self._source.take(np.where(real, wanted, 0))
+            found = tokens, weights * real[:, None]
+            rows = self._batch_size
+            yield Examples(*(sharding.place_rows(self._mesh, x, rows) for x in found))
+
+    def _read(self, start: int, stop: int) -> Examples:
+        size = self._batch_size
+        drawn = self._source.draw(self._seed, start * size, stop * size)
+        rows = drawn.reshape(-1, size)[:, self._mine]
+        found = self._source.take(rows.reshape(-1))
+        return Examples(*(array.reshape(*rows.shape, -1) for array in found))

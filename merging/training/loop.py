@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from merging import distributed, models, sharding
 from merging.errors import Preempted, UserError
 from merging.training import batches, progress
-from merging.training.batches import Examples
+from merging.training.batches import Examples, Feed, Source
 from merging.training.progress import Progress
 from merging.training.recipe import Recipe, Trained, TrainingDiverged
 from merging.training.steps import Numbers, Program, program, state_shardings
@@ -19,15 +19,18 @@ from merging.training.steps import Numbers, Program, program, state_shardings
 def train(
     model_config: models.DecoderConfig,
     params: models.Params,
-    examples: Examples,
+    examples: Examples | Source,
     recipe: Recipe,
     *,
     workdir: str | os.PathLike | None = None,
-    validation: Examples | None = None,
+    validation: Examples | Source | None = None,
     mesh: Mesh | None = None,
-    report: Callable[[int, float], object] | None = None,
+    report: Callable[[Progress], object] | None = None,
 ) -> Trained:
     """Train, or go on where a killed run of the same recipe left off.
+
+    Of several processes each calls this with the same arguments: they share a mesh over
+    all their devices, read their own rows of each batch, and return the same numbers.
 
     Args:
       model_config: the decoder.
@@ -37,58 +40,60 @@ def train(
       workdir: where checkpoints go, and are looked for; None for neither.
       validation: held-back examples, for ``validate_every`` and early stopping.
       mesh: devices to train on, split by `models.rules`.
-      report: called as ``report(step, loss)`` after every ``log_every`` steps.
+      report: called with the progress after every ``log_every`` steps.
 
     Raises:
       UserError: impossible examples or batch; a workdir that holds another training.
       TrainingDiverged: the loss or the parameters are no longer finite.
       Preempted: the job was asked to stop; the step is saved in the workdir.
     """
-    examples = batches.trim(examples, model_config.vocab_size)
     if recipe.validate_every and validation is None:
         raise UserError("validate_every needs validation examples.")
+    source = batches.opened(examples, model_config.vocab_size)
+    feed = Feed(source, recipe.batch_size, recipe.seed, mesh)
+    held_back = None
     if validation is not None:
-        validation = batches.trim(validation, model_config.vocab_size)
+        opened = batches.opened(validation, model_config.vocab_size)
+        held_back = Feed(opened, recipe.batch_size, recipe.seed, mesh)
     run = program(model_config, recipe.dtype, mesh)
     numbers = Numbers.of(recipe)
     if mesh is not None:
-        params = jax.device_put(params, state_shardings(model_config, mesh, params))
+        where = state_shardings(model_config, mesh, params)
+        params = jax.tree.map(sharding.place, params, where)
     state = run.start(params, numbers)
     now = Progress(
         state, state.params, np.zeros(0, np.float32), np.zeros((0, 2), np.float32)
     )
-    good, identity = None, progress.fingerprint((model_config, recipe), examples)
+    good, identity = None, progress.fingerprint((model_config, recipe), source)
     if workdir is not None and (found := progress.restore(workdir, state, identity)):
         now, good = found
 
-    while now.step < recipe.steps and not _stalled(now, recipe):
-        stop = _next_stop(now.step, recipe)
-        rows = batches.rows_of(
-            len(examples.tokens), recipe.batch_size, recipe.seed, now.step, stop
-        )
-        now = _advance(run, now, examples, rows, recipe, numbers, mesh, good)
-        if report is not None:
-            report(now.step, float(now.losses[-1]))
-        if _due(now.step, recipe.validate_every, recipe.steps):
-            now = _validate(run, now, validation, recipe, mesh)
-        preempted = distributed.preempted()
-        due = preempted or _due(now.step, recipe.checkpoint_every)
-        if workdir is not None and due:
-            if not run.finite(now.state.params):
-                raise TrainingDiverged(now.step, "parameters are not finite", good)
-            good = progress.save(workdir, now, identity)
-        if preempted and now.step < recipe.steps:
-            raise Preempted(f"stopped by SIGTERM at step {now.step} of {recipe.steps}")
+    with feed:
+        while now.step < recipe.steps and not _stalled(now, recipe):
+            now = _advance(run, now, feed, recipe, numbers, mesh, good)
+            if _due(now.step, recipe.validate_every, recipe.steps):
+                now = _validate(run, now, held_back, mesh)
+            if report is not None:
+                report(now)
+            preempted = distributed.preempted()
+            due = preempted or _due(now.step, recipe.checkpoint_every)
+            if workdir is not None and due:
+                if not run.finite(now.state.params):
+                    raise TrainingDiverged(now.step, "parameters are not finite", good)
+                good = progress.save(workdir, now, identity)
+            if preempted and now.step < recipe.steps:
+                raise Preempted(
+                    f"stopped by SIGTERM at step {now.step} of {recipe.steps}"
+                )
     return _result(now, recipe)
 
 
-def _advance(run: Program, now, examples, rows, recipe, numbers, mesh, good):
-    """Take the steps of ``rows`` [n, batch_size], in one call of fixed shape."""
-    n = len(rows)
-    rows = np.pad(rows, ((0, recipe.log_every - n), (0, 0)))
-    tokens, weights = (
-        sharding.place_batch(mesh, array[rows], leading=1) for array in examples
-    )
+def _advance(run: Program, now, feed: Feed, recipe, numbers, mesh, good):
+    """Take the steps until something else is due, in one call of fixed shape."""
+    stop = _next_stop(now.step, recipe)
+    tokens, weights = feed.batches(now.step, stop, recipe.log_every)
+    feed.prepare(stop, _next_stop(stop, recipe))
+    n = stop - now.step
     with sharding.on(mesh):
         state, losses = run.run(now.state, tokens, weights, np.int32(n), numbers)
     losses = np.asarray(losses)[:n]
@@ -101,18 +106,15 @@ def _advance(run: Program, now, examples, rows, recipe, numbers, mesh, good):
     return Progress(state, best, losses, now.validations)
 
 
-def _validate(run: Program, now, validation, recipe, mesh):
+def _validate(run: Program, now, feed: Feed, mesh):
     total = weight = 0.0
-    for batch in batches.in_order(validation, recipe.batch_size):
-        placed = (sharding.place_batch(mesh, array) for array in batch)
+    for tokens, weights in feed.in_order():
         with sharding.on(mesh):
-            sums = run.total(now.state.params, *placed)
+            sums = run.total(now.state.params, tokens, weights)
         total, weight = total + float(sums[0]), weight + float(sums[1])
     value = np.float32(total / weight)
     better = not len(now.validations) or value < now.validations[:, 1].min()
-    best = now.best
-    if better:
-        best = jax.tree.map(lambda leaf: leaf.copy(), now.state.params)
+    best = run.copy(now.state.params) if better else now.best
     entry = np.array([[now.step, value]], np.float32)
     validations = np.concatenate([now.validations, entry])
     return now._replace(best=best, validations=validations)

@@ -13,7 +13,7 @@ import numpy as np
 
 from merging import checkpoints, distributed, tree
 from merging.errors import UserError
-from merging.training.batches import Examples
+from merging.training.batches import Source
 
 KEPT = 2  # the newest, and the one before should the newest be damaged
 _STEP = re.compile(r"step_(\d+)")
@@ -40,12 +40,9 @@ class Progress(NamedTuple):
         return len(self.losses)
 
 
-def fingerprint(identity: Any, examples: Examples) -> int:
+def fingerprint(identity: Any, examples: Source) -> int:
     """Return a number that tells this run from one of another recipe or other data."""
-    crc = zlib.crc32(repr(identity).encode())
-    for array in examples:
-        crc = zlib.crc32(np.ascontiguousarray(array), crc)
-    return crc
+    return zlib.crc32(repr((identity, examples.digest)).encode())
 
 
 def save(workdir: os.PathLike, progress: Progress, identity: int) -> Path:
@@ -82,10 +79,15 @@ def restore(
     """
     for step in reversed(distributed.decide(lambda: _steps(workdir))):
         path = Path(workdir) / f"step_{step:08d}"
+        found, unreadable = None, np.zeros(1, np.int64)
         try:
-            return _read(path, state, identity), path
+            found = _read(path, state, identity)
         except checkpoints.CorruptCheckpoint as error:
             logging.getLogger(__name__).warning("%s Going one back.", error)
+            unreadable += 1
+        distributed.total([unreadable])  # what one can't read, none goes on from
+        if not unreadable[0]:
+            return found, path
     return None
 
 

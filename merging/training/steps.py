@@ -52,12 +52,14 @@ class Program(NamedTuple):
         the first n of K steps; the state's buffers are reused.
       total: ``(params, tokens [B, T], weights) -> (sum of losses, sum of weights)``.
       finite: ``(params) -> bool``.
+      copy: ``(params) -> params``, in buffers of their own.
     """
 
     start: Callable[..., State]
     run: Callable[..., tuple[State, jax.Array]]
     total: Callable[..., tuple[jax.Array, jax.Array]]
     finite: Callable[..., jax.Array]
+    copy: Callable[..., Params]
 
 
 def loss(
@@ -80,8 +82,14 @@ def program(config: models.DecoderConfig, dtype: str, mesh: Mesh | None) -> Prog
     """Return the jitted functions, the same ones for an equal model and mesh."""
     config = dataclasses.replace(config, dtype=dtype)
 
+    # Numbers that every process reads.
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def copy(params):
+        return jax.tree.map(jnp.copy, params)
+
     def start(params, numbers):
-        params = jax.tree.map(jnp.copy, params)
+        params = copy(params)
         return _placed(config, mesh, State(params, _adamw(numbers).init(params)))
 
     def run(state, tokens, weights, n, numbers):
@@ -104,9 +112,10 @@ def program(config: models.DecoderConfig, dtype: str, mesh: Mesh | None) -> Prog
 
     return Program(
         jax.jit(start),
-        jax.jit(run, donate_argnums=0),
-        jax.jit(functools.partial(_total, config)),
-        jax.jit(finite),
+        jax.jit(run, donate_argnums=0, out_shardings=(None, everywhere)),
+        jax.jit(functools.partial(_total, config), out_shardings=everywhere),
+        jax.jit(finite, out_shardings=everywhere),
+        jax.jit(copy),
     )
 
 

@@ -3,6 +3,7 @@
 speed      seconds, memory and bytes read: ours, mergekit and the floor, in turns
 memory     peak memory of ours as models grow and experts are added
 processes  bytes that each of P processes reads, and that P changes no bit
+weak       P processes, one to a core, merge models P times as large: bytes and seconds
 kills      SIGKILL at a random moment, the same command again: the same bytes
 
 examples:
@@ -10,6 +11,7 @@ examples:
   python tests/benchmarks/merge_speed.py speed --workdir bench --skip_mergekit
   python tests/benchmarks/merge_speed.py memory --workdir bench --cases 2GB:8
   python tests/benchmarks/merge_speed.py processes --workdir bench --methods ties
+  python tests/benchmarks/merge_speed.py weak --workdir bench --layers 8
   python tests/benchmarks/merge_speed.py kills --workdir bench --methods ties \\
       --memory_budget 200MB --kills 20
   python tests/benchmarks/merge_speed.py speed --workdir bench --size tiny  # a trial
@@ -35,6 +37,7 @@ import contenders
 import inputs
 import measuring
 import merge_trials
+import weak_scaling
 from contenders import CONTESTS
 from measuring import Usage
 
@@ -55,6 +58,7 @@ def main() -> int:
         "speed": speed,
         "memory": merge_trials.memory,
         "processes": merge_trials.processes,
+        "weak": weak_scaling.weak,
         "kills": merge_trials.kills,
     }
     try:
@@ -176,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("mode", choices=["speed", "memory", "processes", "kills"])
+    add("mode", choices=["speed", "memory", "processes", "weak", "kills"])
     add("--workdir", type=Path, required=True, help="for inputs, outputs and logs")
     methods = ",".join(CONTESTS)
     add("--methods", type=_methods, default=methods, help=f"of {methods} (all)")
@@ -204,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes",
         type=lambda text: [int(word) for word in text.split(",")],
         default="1,2,4",
-        help="processes: how many at a time, 1 first (1,2,4)",
+        help="processes, weak: how many at a time, 1 first (1,2,4)",
     )
     add("--kills", type=int, default=20, help="kills: how many (20)")
     add("--seed", type=int, default=0, help="kills: of the moments (0)")

@@ -69,13 +69,13 @@ def processes(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for method in options.methods:
         weights = sum(f.stat().st_size for f in contenders.files(method, models))
-        idle = _dry_run(options, method, models).read
+        idle = dry_run(options, method, models).read
         alone: tuple[int, dict[str, str]] | None = None
         for count in options.processes:
             output = fresh(options.workdir / "out" / "merged")
             command = _ours(options, method, models, output)
             usages = measuring.measure(
-                [Command(command.arguments, told) for told in _together(count)],
+                [Command(command.arguments, told) for told in together(count)],
                 options.workdir / "logs",
             )
             for usage in usages:
@@ -112,7 +112,7 @@ def kills(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for method in options.methods:
         whole, expected = _merge(options, method, models)
-        planned = _PLANNED.search(_dry_run(options, method, models).output)
+        planned = _PLANNED.search(dry_run(options, method, models).output)
         for number in range(options.kills):
             moment = moments.uniform(0, whole.wall)
             row = {"method": method, "kill": number + 1}
@@ -180,7 +180,8 @@ def _merge(
     return usage, found
 
 
-def _dry_run(options: argparse.Namespace, method: str, models: inputs.Models) -> Usage:
+def dry_run(options: argparse.Namespace, method: str, models: inputs.Models) -> Usage:
+    """Return what a merge takes before it reads the first weight."""
     output = fresh(options.workdir / "out" / "merged")
     command = _ours(options, method, models, output)
     command = Command([*command.arguments, "--dry_run"])
@@ -198,7 +199,7 @@ def _ours(
     )
 
 
-def _together(count: int) -> list[dict[str, str]]:
+def together(count: int) -> list[dict[str, str]]:
     """Return the environments that make `count` processes one program."""
     with socket.socket() as free:
         free.bind(("localhost", 0))

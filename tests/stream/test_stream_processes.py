@@ -1,22 +1,19 @@
 """A streaming merge that is killed, or shared by processes, gives the same bytes."""
 
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import models
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from together import ROOT, environment, heard, start
 
 from merging import errors
 
-ROOT = Path(__file__).parents[2]
 TIES = ROOT / "configs" / "merge" / "ties.py"
 
 
@@ -27,14 +24,6 @@ def command(family, output, **values):
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     merge = [sys.executable, "-m", "merging", "merge", "--config", str(TIES)]
     return [*merge, *flags]
-
-
-def environment(**extra):
-    # The processes have the devices of a small machine, not those of the tests.
-    flags = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags} | extra
 
 
 def run(family, output, **values):
@@ -99,36 +88,6 @@ def test_a_block_whose_bytes_were_lost_is_done_again(family, tmp_path, expected)
     assert (output / "model.safetensors").read_bytes() == expected
 
 
-def start_together(arguments, processes):
-    """Start processes that are one program; each has the arguments of its place."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            arguments[number],
-            env=environment(
-                MERGING_COORDINATOR=f"localhost:{port}",
-                MERGING_PROCESSES=str(processes),
-                MERGING_PROCESS=str(number),
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-
-
-def heard(started, limit=120):
-    """Wait for all, and return what each printed; none outlives the test."""
-    try:
-        return [process.communicate(timeout=limit)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-
-
 def wait_for_blocks(partial, blocks, process):
     """Wait until so many blocks are finished, or the process has ended."""
     deadline = time.monotonic() + 60
@@ -144,7 +103,7 @@ def test_processes_share_the_work_and_give_the_same_bytes(
     family, tmp_path, expected, processes
 ):
     output = tmp_path / "out"
-    started = start_together([command(family, output)] * processes, processes)
+    started = start(command(family, output), processes, environment())
     said = heard(started)
     assert [process.returncode for process in started] == [0] * processes, said
     assert (output / "model.safetensors").read_bytes() == expected
@@ -176,14 +135,14 @@ def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):
 def test_one_preempted_process_ends_them_all(family, tmp_path, expected, number):
     output = tmp_path / "out"
     merge = command(family, output, memory_budget="300kB")
-    started = start_together([merge] * 2, 2)
+    started = start(merge, 2, environment())
     wait_for_blocks(tmp_path / "out.partial", 2, started[number])
     started[number].send_signal(signal.SIGTERM)
     said = heard(started, limit=60)
     statuses = [process.returncode for process in started]
     assert statuses in ([errors.PREEMPTED] * 2, [0, 0]), said
     if statuses != [0, 0]:
-        again = start_together([merge] * 2, 2)
+        again = start(merge, 2, environment())
         said = heard(again)
         assert [process.returncode for process in again] == [0, 0], said
     assert (output / "model.safetensors").read_bytes() == expected
@@ -192,12 +151,12 @@ def test_one_preempted_process_ends_them_all(family, tmp_path, expected, number)
 def test_one_killed_process_ends_them_all_and_they_go_on(family, tmp_path, expected):
     output = tmp_path / "out"
     merge = command(family, output, memory_budget="300kB")
-    started = start_together([merge] * 2, 2)
+    started = start(merge, 2, environment())
     wait_for_blocks(tmp_path / "out.partial", 2, started[1])
     started[1].kill()
     said = heard(started, limit=90)
     if started[0].returncode != 0:
-        again = start_together([merge] * 2, 2)
+        again = start(merge, 2, environment())
         said = heard(again)
         assert [process.returncode for process in again] == [0, 0], said
     assert (output / "model.safetensors").read_bytes() == expected
@@ -210,7 +169,7 @@ def test_the_first_error_is_named_by_every_process(family, tmp_path):
     leaves["model.layers.1.mlp.up_proj.weight"][-1, -1] = np.nan
     bad = models.save(tmp_path / "bad", leaves)
     merge = command((base, experts | {"e0": bad}), tmp_path / "out")
-    started = start_together([merge] * 2, 2)
+    started = start(merge, 2, environment())
     said = heard(started, limit=60)
     assert [process.returncode for process in started] == [2, 2], said
     assert all("NaN or Inf in the weights" in text for text in said), said

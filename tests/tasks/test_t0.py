@@ -351,3 +351,22 @@ def test_an_example_that_is_trained_on_and_tested_on_is_found(tmp_path):
         contamination.Overlap("mrpc (test)", "xsum", 0, 1, (passage,)),
         contamination.Overlap("mrpc (test)", "mrpc", 1, 0, (twin,)),
     ]
+
+
+def test_every_wording_is_stored_and_drawn_by_its_share(t0, tmp_path):
+    """What training reads from disk is what seqio's mixture holds."""
+    stored = tasks.store(t0, "mrpc", "train", ROOM, tmp_path)
+    expected = as_written(tasks.materialise)(t0, "mrpc", "train", ROOM)
+    found = stored.take(np.arange(stored.count))
+
+    def rows(arrays):
+        width = stored.length
+        both = np.stack([arrays.tokens[:, :width], arrays.loss_weights[:, :width]], 1)
+        return sorted(row.tobytes() for row in both.astype(np.int32))
+
+    assert len(list(tmp_path.glob("stored/*mrpc_*"))) == len(
+        tables.entry("mrpc").prompts
+    )
+    assert rows(found) == rows(expected)
+    drawn = stored.draw(0, 0, stored.count)
+    assert sorted(drawn) == list(range(stored.count))

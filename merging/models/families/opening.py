@@ -134,7 +134,10 @@ def load(
         whole = np.empty(math.prod(leaf.shape), leaf.dtype)
         model.read_into(path, 0, whole)
         whole = whole.reshape(leaf.shape).astype(dtype or leaf.dtype)
-        params[path] = jax.device_put(whole, shardings.get(path))
+        where = shardings.get(path)
+        params[path] = (
+            jax.device_put(whole) if where is None else sharding.place(whole, where)
+        )
     stored = str(model.leaves["embed"].dtype)
     both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
     return dataclasses.replace(model.config, **both), tree.unflatten(params)

@@ -1,0 +1,18 @@
+"""A base fine-tuned on one held-in category of the miniworld, such as sentiment.
+
+merging train --config configs/train/expert.py:sentiment \\
+    --config.start=base/checkpoint --workdir sentiment
+"""
+
+import pretrain
+from ml_collections import ConfigDict
+
+
+def get_config(category: str) -> ConfigDict:
+    config = pretrain.get_config()
+    config.what = category
+    config.recipe.steps = 300
+    config.recipe.learning_rate *= 0.4
+    config.recipe.warmup_steps = 15
+    config.recipe.checkpoint_every = 100
+    return config

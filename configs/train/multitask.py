@@ -1,0 +1,18 @@
+"""A base trained on all held-in categories of the miniworld, keeping its best step.
+
+merging train --config configs/train/multitask.py \\
+    --config.start=base/checkpoint --workdir multitask
+"""
+
+import pretrain
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = pretrain.get_config()
+    config.what = "multitask"
+    config.recipe.steps = 2400
+    config.recipe.learning_rate *= 0.5
+    config.recipe.warmup_steps = 120
+    config.recipe.validate_every = 150
+    return config

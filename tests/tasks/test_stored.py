@@ -1,0 +1,119 @@
+"""Examples on disk are those in memory, in any number of parts, whoever wrote them."""
+
+import numpy as np
+import pytest
+import toy_suite
+
+from merging import distributed, training
+from merging.errors import UserError
+from merging.tasks import Generated, Suite, arrays, materialise, store, stored
+from merging.training import batches
+
+FILES = 3
+
+
+class Lines(Generated):
+    """The toy's texts from several files, a prompt and an answer to a line."""
+
+    folder = ""
+
+    def data_source(self, what):
+        from merging.tasks.registration import seqio
+
+        return seqio.TextLineDataSource({"train": f"{self.folder}/{what}-*.txt"})
+
+    def render(self, dataset, prompt):
+        from merging.tasks.texts import tf
+
+        def parsed(line):
+            text = tf.strings.split(line, "\t")
+            return {"inputs": text[0], "targets": text[1]}
+
+        return (lambda ds: ds.map(parsed),)
+
+    def rate(self, dataset, prompt):
+        return 3.0 if dataset == "copy" else 1.0
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory) -> Suite:
+    folder = tmp_path_factory.mktemp("lines")
+    for name in ("copy", "bag"):
+        rows = toy_suite.examples(name, "train", 0, 23)
+        for number in range(FILES):
+            texts = [f"{r['inputs']}\t{r['targets']}\n" for r in rows[number::FILES]]
+            (folder / f"{name}-{number}.txt").write_text("".join(texts))
+    here = type("Here", (Lines,), {"folder": str(folder)})
+    return Suite("lines", here("toy_suite"))
+
+
+@pytest.fixture(scope="module")
+def alone(lines, tmp_path_factory):
+    return store(lines, "echo", "train", 32, tmp_path_factory.mktemp("alone"))
+
+
+def assert_equal(found, expected):
+    length = found.tokens.shape[1]
+    np.testing.assert_array_equal(found.tokens, expected.tokens[:, :length])
+    np.testing.assert_array_equal(found.loss_weights, expected.loss_weights[:, :length])
+    assert not expected.tokens[:, length:].any()
+
+
+@pytest.mark.parametrize("what", ["pretrain", "copy", "pick"])
+def test_what_is_stored_is_what_is_materialised(toy, tmp_path, what):
+    found = store(toy, what, "train", 40, tmp_path)
+    expected = materialise(toy, what, "train", 40)
+    assert found.count == len(expected.tokens)
+    assert found.length in (16, 32) and found.largest == expected.tokens.max()
+    assert_equal(found.take(np.arange(found.count)), expected)
+    some = np.array([3, 0, 3, found.count - 1])
+    assert_equal(found.take(some), arrays.TokenArrays(*(x[some] for x in expected)))
+
+
+def test_training_draws_the_same_batches_from_disk_and_memory(toy, tmp_path):
+    held = batches.opened(
+        training.Examples(*materialise(toy, "echo", "train", 32)), 100
+    )
+    found = store(toy, "echo", "train", 32, tmp_path)
+    np.testing.assert_array_equal(found.draw(7, 5, 90), held.draw(7, 5, 90))
+
+
+def test_files_are_parts_that_processes_share_out(lines, alone, tmp_path, monkeypatch):
+    wrote = []
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "Stored", lambda *arguments: None)
+        patch.setattr(distributed, "processes", lambda: 2)
+        for process in (0, 1):
+            patch.setattr(distributed, "process", lambda process=process: process)
+            store(lines, "echo", "train", 32, tmp_path / "shared")
+            wrote.append(len(list((tmp_path / "shared").rglob("tokens"))))
+    assert wrote == [FILES, 2 * FILES]
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared").rglob("tokens")}
+    shared = store(lines, "echo", "train", 32, tmp_path / "shared")
+    assert all(p.stat().st_mtime_ns == time for p, time in times.items())
+    assert shared.digest == alone.digest and shared.count == 46
+    every = np.arange(46)
+    assert_equal(shared.take(every), alone.take(every))
+    texts = {lines.tokenizer.decode(row) for row in alone.take(every).tokens}
+    written = [*toy_suite.examples("copy", "train", 0, 23)]
+    assert {f"{r['inputs']} {r['targets']}" for r in written} <= texts
+
+
+def test_a_mixture_is_drawn_by_its_rates(alone):
+    drawn = alone.draw(0, 0, 4096)
+    assert np.sum(drawn < 23) == 3 * 1024  # "copy", whose rate is 3 to 1
+
+
+def test_a_part_that_was_cut_short_is_named(toy, tmp_path):
+    store(toy, "copy", "train", 32, tmp_path)
+    (path,) = tmp_path.rglob("tokens")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"part-00000-of-00001 was cut short"):
+        store(toy, "copy", "train", 32, tmp_path)
+
+
+def test_unknown_splits_and_long_examples_are_refused(toy, tmp_path):
+    with pytest.raises(UserError, match="split"):
+        store(toy, "pretrain", "test", 32, tmp_path)
+    with pytest.raises(UserError, match="more than the 8 allowed"):
+        store(toy, "copy", "train", 8, tmp_path)

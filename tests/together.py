@@ -1,0 +1,56 @@
+"""Several real processes of one program, for tests."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(devices: int = 1, **extra: str) -> dict[str, str]:
+    """Return a process's environment: so many virtual devices, quick compilation."""
+    flags = (
+        f"--xla_force_host_platform_device_count={devices}"
+        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags} | extra
+
+
+def start(
+    command: Sequence[str], processes: int, environment: Mapping[str, str]
+) -> list[subprocess.Popen]:
+    """Start the processes of one job, which are told so by its variables."""
+    told = {"MERGING_COORDINATOR": address(), "MERGING_PROCESSES": str(processes)}
+    return [
+        subprocess.Popen(
+            command,
+            env={**environment, **told, "MERGING_PROCESS": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+
+
+def address() -> str:
+    """Return a host and a free port of it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def heard(started: Sequence[subprocess.Popen], limit: float = 120) -> list[str]:
+    """Wait for all, and return what each printed; none outlives the test."""
+    try:
+        return [process.communicate(timeout=limit)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def statuses(started: Sequence[subprocess.Popen]) -> list[int | None]:
+    """Return their exit statuses."""
+    return [process.returncode for process in started]
