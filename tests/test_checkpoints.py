@@ -191,3 +191,12 @@ def test_killed_while_saving_leaves_a_whole_checkpoint_or_none(tmp_path):
         assert len(checkpoints.restore(path)) == 64
     checkpoints.save(path, tree_of())
     assert_same_bits(checkpoints.restore(path), tree_of())
+
+
+def test_a_part_of_a_large_leaf_is_read_without_the_rest_of_it(tmp_path):
+    leaf = np.zeros((40, 512, 128), np.float32)  # 10 MB
+    checkpoints.save(tmp_path / "large", {"leaf": leaf, "small": leaf[0, 0]})
+    source = checkpoints.open_checkpoint(tmp_path / "large")
+    chunk = source._array("leaf").chunk_layout.read_chunk.shape
+    assert np.prod(chunk) * 4 <= 2**22
+    assert source._array("small").chunk_layout.read_chunk.shape == (128,)

@@ -20,13 +20,17 @@ from merging.checkpoints import faults
 from merging.errors import UserError
 
 CHECKSUMS = "crc32"
+# A part of a leaf is read with the whole chunks that it touches: samples of leaves that
+# are one chunk each would read a checkpoint a hundred times.
+_CHUNK_BYTES = 2**22
 _OURS = "_CHECKPOINT_METADATA"  # the file Orbax writes last before the rename
 
 
 def context() -> ocp.Context:
-    """Return Orbax's settings for weights: they do not compress, so do not try."""
+    """Return Orbax's settings for weights: small chunks, and no vain compression."""
     settings = ocp.Context()
     settings.array.saving.use_compression = False
+    settings.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     return settings
 
 
