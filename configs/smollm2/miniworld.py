@@ -4,8 +4,8 @@
     merging sweep --config configs/smollm2/miniworld.py --workdir runs/smollm2_miniworld
 
 A real instruction-tuned model in place of the ladders' pretrained ones: all weights are
-fine-tuned, in float32. Cost: 40 minutes on two cores that others use as well, 6 GB of
-memory, 2.7 GB of disk. Expect: docs/results/smollm2.
+fine-tuned, in float32. Cost: 26 minutes on two cores that others use as well, 6 GB of
+memory, 2.2 GB of disk. Expect: docs/results/smollm2.
 """
 
 from ml_collections import ConfigDict

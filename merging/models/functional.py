@@ -44,7 +44,7 @@ def forward(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Arr
     """Return logits [B, T, vocab_size] float32; ``[:, t]`` predicts ``tokens[:, t]``.
 
     Args:
-      config: the decoder.
+      config: the decoder, which has a BOS.
       params: its parameters.
       tokens: ids [B, T] without BOS, rows padded on the right with 0. Position t sees
         BOS and ``tokens[:, :t]``, so padding never influences a real token.
