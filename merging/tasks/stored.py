@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merging import distributed
 from merging.drawing import Drawing
 from merging.errors import UserError, nearest
 from merging.tasks import arrays, cache
@@ -95,6 +94,8 @@ def store(
       UserError: an unknown name or split, no examples, an answer without a token, or
         a sequence longer than ``length``.
     """
+    from merging import distributed  # JAX, which nothing else here needs
+
     rates = _tasks(suite, what)
     key = cache.key(suite.digest, split, length)
     folders = [Path(cache_dir) / "stored" / f"{name}-{split}-{key}" for name in rates]
