@@ -22,7 +22,7 @@ from merging.errors import UserError
 
 CHECKSUMS = "crc32"
 # Most bytes of a chunk. Whatever part of a leaf is read, the chunks that it touches are
-# read whole: samples of leaves of one chunk each would read a model a hundred times over.
+# read whole: samples of leaves of one chunk each would read a model a hundred times.
 CHUNK = 1 << 22
 _OURS = "_CHECKPOINT_METADATA"  # the file Orbax writes last before the rename
 
