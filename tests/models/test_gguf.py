@@ -164,7 +164,7 @@ def test_a_file_cut_short_is_damaged(path, share):
 
 def test_noise_is_refused_and_never_crashes(path):
     files.write(path, files.weights())
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
     for number in range(60):
         changed = bytearray(whole)
         for place in rng.integers(0, 3000, 4):  # the header and the metadata
@@ -174,7 +174,9 @@ def test_noise_is_refused_and_never_crashes(path):
         try:
             families.open_gguf_model(str(other))
         except UserError:
-            continue
+            refused += 1
+    # Some changes hit a number that may be any.
+    assert refused >= 30
 
 
 def test_the_command_names_a_package_that_is_not_installed(tmp_path, capsys):
