@@ -1,10 +1,7 @@
 """`merging evaluate`, from checkpoints to rows, on one to eight devices."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -13,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import scored_models
+import together
 
 from merging import distributed, models, report, results, scoring, tasks
 from merging.main import main
@@ -324,31 +322,10 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsy
 
 def test_two_processes_find_the_values_of_one(made, tmp_path):
     workdir = copy(made, tmp_path, without=["copa", "ropes"])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    told = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-        "MERGING_COORDINATOR": f"localhost:{port}",
-        "MERGING_PROCESSES": "2",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "merging", *arguments(made, "a", workdir)],
-            env={**told, "MERGING_PROCESS": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], printed
+    command = [sys.executable, "-m", "merging", *arguments(made, "a", workdir)]
+    started = together.start(command, 2, together.environment())
+    printed = together.heard(started)
+    assert together.statuses(started) == [0, 0], printed
     assert "hellaswag" in printed[0] and "hellaswag" not in printed[1]
     assert values(workdir) == values(made / "scores_a")
 
