@@ -60,7 +60,7 @@ def answer(model, folder, question, new_tokens=16):
     """Return what the model says to a user, greedily."""
     predict, params, tokenizer = model
     chat = open_tokenizer(str(folder), chat=True)
-    prompt, _ = chat.encode_pair(question, "")
+    (prompt,), _ = chat.encode_pairs([question], [""])
     opener, rest = np.array(prompt[:1]), np.array([prompt[1:]])
     lengths = np.array([len(prompt) - 1])
     said = predict.generate(params, opener, rest, lengths, new_tokens, tokenizer.eos_id)
@@ -70,7 +70,10 @@ def answer(model, folder, question, new_tokens=16):
 def chosen(model, prompts, choices):
     """Return the choice whose first token is likeliest after each prompt."""
     predict, params, tokenizer = model
-    pairs = [[tokenizer.encode_pair(p, c) for c in choices] for p in prompts]
+    pairs = [
+        list(zip(*tokenizer.encode_pairs([p] * len(choices), choices), strict=True))
+        for p in prompts
+    ]
     rows = [of[0][0] for of in pairs]
     width = max(map(len, rows))
     tokens = np.zeros((len(rows), width - 1), np.int32)

@@ -1,8 +1,8 @@
 """What a model scores on tasks, from functions that score and generate.
 
-Rows of all datasets that ask for the same kind of call share batches: sorted by
-length, cut into a fixed batch size, padded to few lengths. All choices of a prompt
-are one row, behind a prompt that is computed once.
+Rows of all datasets that ask for the same kind of call share batches of a fixed size,
+padded to few shapes. All choices of a prompt are one row, behind a prompt that is
+computed once.
 """
 
 import collections
@@ -16,7 +16,7 @@ import numpy as np
 from merging.evaluation.fitting import fit
 from merging.evaluation.preparing import Prepared, prepare
 from merging.evaluation.questions import lengths
-from merging.evaluation.widths import chosen_widths
+from merging.evaluation.shapes import Shape, Shapes, chosen_shapes
 from merging.tasks import EvalSet, load, load_suite
 from merging.tasks.metrics import MEASURES
 
@@ -26,7 +26,9 @@ __all__ = [
     "Predict",
     "Prepared",
     "Score",
-    "chosen_widths",
+    "Shape",
+    "Shapes",
+    "chosen_shapes",
     "counts",
     "evaluate",
     "fit",

@@ -1,13 +1,13 @@
 """Evaluation sets → batches of few shapes, made once and used for many models."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from merging.errors import UserError
 from merging.evaluation.questions import Question, Where, generated, ranked
-from merging.evaluation.widths import STEP, chosen_widths, power
+from merging.evaluation.shapes import Shape, Shapes, chosen_shapes, dealt
 from merging.tasks import EvalSet
 
 
@@ -52,7 +52,7 @@ def prepare(
     *,
     batch_size: int = 256,
     sharding: Any = None,
-    widths: Sequence[int] = (),
+    shapes: Shapes | None = None,
 ) -> Prepared:
     """Cut sets into batches; do it once and evaluate many models with the result.
 
@@ -63,8 +63,8 @@ def prepare(
         ``NamedSharding(mesh, PartitionSpec("data"))``; the batches are put there now,
         each process's part by that process. By default they stay NumPy arrays and go
         where the model is.
-      widths: lengths to pad to, from ``widths`` of all sets that the model will see;
-        of these sets by default.
+      shapes: what to pad to, from ``chosen_shapes`` of all sets that the model will
+        see; of these sets by default.
 
     Raises:
       UserError: no sets, a batch size below 1, or one that the mesh does not divide.
@@ -78,20 +78,19 @@ def prepare(
     for i, eval_set in enumerate(eval_sets):
         kind = () if eval_set.ranked else (eval_set.max_new_tokens, eval_set.eos_id)
         kinds.setdefault(kind, []).append(i)
-    asked: list[tuple[tuple, list[Question]]] = []
+    shapes = shapes or chosen_shapes(eval_sets)
+    jobs: list[Job] = []
     where: list[Any] = [None] * len(eval_sets)
+    used = 0
     for kind, members in kinds.items():
         sets = [eval_sets[i] for i in members]
-        questions, found = (generated if kind else ranked)(sets, len(asked))
-        asked.append((kind, questions))
+        questions, found = (generated if kind else ranked)(sets, len(jobs))
+        jobs.append(_job(questions, kind, batch_size, place, shapes))
+        used += sum(question.length + 1 for question in questions)
         for i, place_of in zip(members, found, strict=True):
             where[i] = place_of
-    lengths = np.array([q.length for _, questions in asked for q in questions])
-    chosen = chosen_widths(lengths, widths)
-    jobs = [_job(questions, k, batch_size, place, chosen) for k, questions in asked]
-    used = np.sum(lengths + 1)
-    shapes = [np.shape(b.arrays[1]) for job in jobs for b in job.batches]
-    slots = sum(rows * (width + 1) for rows, width in shapes)
+    filled = [np.shape(batch.arrays[1]) for job in jobs for batch in job.batches]
+    slots = sum(rows * (width + 1) for rows, width in filled)
     return Prepared(tuple(eval_sets), tuple(jobs), tuple(where), 1 - used / slots)
 
 
@@ -112,61 +111,43 @@ def _placement(batch_size: int, sharding: Any) -> Callable[[np.ndarray], Any]:
     )
 
 
-def _job(questions: list[Question], kind: tuple, batch_size: int, place, widths) -> Job:
+def _job(
+    questions: list[Question], kind: tuple, batch_size: int, place, shapes: Shapes
+) -> Job:
     batches = []
-    # Without branches a plain causal mask will do, and nothing is read off but the
-    # prompt's last place.
-    for branched in (False, True):
-        group = [i for i, q in enumerate(questions) if bool(q.tail) == branched]
-        ways = power(max((len(questions[i].ways) for i in group), default=0), 2)
-        for chunk in _chunks(group, questions, batch_size):
-            part = [questions[i] for i in chunk]
-            arrays = _prompts(part, batch_size, widths)
-            arrays += () if kind else _continuations(part, batch_size, ways)
-            batches.append(Batch(chunk, tuple(place(array) for array in arrays)))
+    own = shapes.generated if kind else shapes.ranked
+    for shape, rows in dealt(questions, own, batch_size):
+        part = [questions[i] for i in rows]
+        part += part[-1:] * (batch_size - len(part))
+        arrays = _prompts(part, shape)
+        arrays += () if kind else _continuations(part, shapes.ways, shape)
+        batches.append(Batch(np.array(rows), tuple(place(array) for array in arrays)))
     if kind:
         table = np.zeros((len(questions), kind[0]), np.int32)
         return Job(lambda predict, *a: predict.generate(*a, *kind), batches, table)
-    most = power(max(len(question.ways) for question in questions), 2)
-    table = np.zeros((len(questions), most), np.float32)
+    table = np.zeros((len(questions), shapes.ways), np.float32)
     return Job(lambda predict, *a: predict.score(*a), batches, table)
 
 
-def _chunks(group: list[int], questions, batch_size: int) -> Iterator[np.ndarray]:
-    lengths = np.array([questions[i].length for i in group], np.int64)
-    order = np.array(group, np.int64)[np.argsort(lengths, kind="stable")]
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def _filled(part: list[Question], batch_size: int) -> list[Question]:
-    return part + part[-1:] * (batch_size - len(part))
-
-
-def _prompts(part: list[Question], batch_size: int, widths) -> tuple[np.ndarray, ...]:
+def _prompts(part: list[Question], shape: Shape) -> tuple[np.ndarray, ...]:
     """Return openers, tokens and prompt lengths."""
-    filled = _filled(part, batch_size)
-    longest = max(question.length for question in part)
-    width = next(width for width in widths if width >= longest)
-    tokens = np.zeros((batch_size, width), np.int32)
-    for row, question in zip(tokens, filled, strict=True):
+    tokens = np.zeros((len(part), shape.width), np.int32)
+    for row, question in zip(tokens, part, strict=True):
         parts = [question.prompt, *(way[:-1] for way in question.ways)]
         row[: question.length] = np.concatenate(parts)
-    openers = np.array([question.opener for question in filled], np.int32)
-    lengths = np.array([len(question.prompt) for question in filled], np.int32)
+    openers = np.array([question.opener for question in part], np.int32)
+    lengths = np.array([len(question.prompt) for question in part], np.int32)
     return openers, tokens, lengths
 
 
 def _continuations(
-    part: list[Question], batch_size: int, ways: int
+    part: list[Question], ways: int, shape: Shape
 ) -> tuple[np.ndarray, ...]:
     """Return firsts, owners and targets, as ``Predict.score`` explains them."""
-    firsts = np.zeros((batch_size, ways), np.int32)
-    longest = max(question.tail for question in part)
-    room = max(power(longest, 4), STEP) if longest else 0
-    owners = np.full((batch_size, room), -1, np.int32)
-    targets = np.zeros((batch_size, room), np.int32)
-    for row, question in enumerate(_filled(part, batch_size)):
+    firsts = np.zeros((len(part), ways), np.int32)
+    owners = np.full((len(part), shape.tail), -1, np.int32)
+    targets = np.zeros((len(part), shape.tail), np.int32)
+    for row, question in enumerate(part):
         firsts[row, : len(question.ways)] = [way[0] for way in question.ways]
         if question.tail:
             sizes = [len(way) - 1 for way in question.ways]

@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from merging import distributed, evaluation, results, stopping, tasks, telemetry
 from merging.config import config_hash
 from merging.errors import Preempted
 from merging.scoring import comparison, export, store, tables
-from merging.scoring.model import Opened, bind, open_suite, opened
+from merging.scoring.model import Opened, bind, compilation, open_suite, opened
 from merging.scoring.rows import reference, rows
 from merging.scoring.running import Work, evaluated, key, read_work
 from merging.scoring.settings import Settings, read
@@ -87,8 +85,8 @@ def _evaluate(
             shown.advance(note=name)
     for line in filter(None, (work.warning for work in works)):
         say(line)
-    lengths = [evaluation.lengths(work.eval_sets) for work in works]
-    widths = evaluation.chosen_widths(np.concatenate(lengths))
+    sets = [one for work in works for one in work.eval_sets]
+    shapes = evaluation.chosen_shapes(sets, compilation(model))
     say(f"Reading {model.parameters / 1e6:,.1f}M parameters of {model.uri}.")
     bound = bind(settings, model)
     log = telemetry.EventLog(workdir / "events.jsonl" if first else None)
@@ -97,7 +95,7 @@ def _evaluate(
         for work in works:
             start, name = time.monotonic(), work.dataset.name
             tick = functools.partial(shown.advance, note=name)
-            record = evaluated(work, bound, settings.batch_size, widths, tick)
+            record = evaluated(work, bound, settings.batch_size, shapes, tick)
             record["seconds"] = round(time.monotonic() - start, 3)
             record["git_revision"] = telemetry.git_revision()
             if first:

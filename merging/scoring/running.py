@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ def evaluated(
     work: Work,
     bound: Bound,
     batch_size: int,
-    widths: Sequence[int],
+    shapes: evaluation.Shapes,
     tick: Callable[[float], None],
 ) -> dict[str, Any]:
     """Return what a model scores on a dataset, as a JSON record (see `store`).
@@ -104,14 +104,14 @@ def evaluated(
       work: the dataset.
       bound: the model.
       batch_size: rows per call.
-      widths: lengths to pad rows to.
+      shapes: what to pad rows to.
       tick: told the part of `Work.cost` that a batch was; what it raises ends it.
     """
     prepared = evaluation.prepare(
         work.eval_sets,
         batch_size=batch_size,
         sharding=bound.sharding,
-        widths=widths,
+        shapes=shapes,
     )
     share = work.cost / prepared.batches
     outputs = evaluation.outputs(prepared, bound.predict, lambda: tick(share))

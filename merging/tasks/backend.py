@@ -22,7 +22,9 @@ def load_seqio() -> types.ModuleType:
     Raises:
       RuntimeError: TensorFlow was used before this call and already holds a device.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    level = "TF_CPP_MIN_LOG_LEVEL"
+    if os.environ.get(level, "1") == "1":  # which is what JAX sets
+        os.environ[level] = "3"
     with _without_noise():
         import tensorflow as tf
 

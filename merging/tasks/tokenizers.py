@@ -39,9 +39,6 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return a text's ids, with neither opening nor end mark."""
 
-    def encode_pair(self, inputs: str, targets: str) -> tuple[list[int], list[int]]:
-        """Return a prompt's ids, and those of a text that follows it."""
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first end mark."""
 
@@ -79,25 +76,38 @@ class FileTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return a text's ids, with neither opening nor end mark."""
-        return self._codec.encode(text)
+        return self._codec.encode([text])[0]
 
-    def encode_pair(self, inputs: str, targets: str) -> tuple[list[int], list[int]]:
-        """Return a prompt's ids, and those of a text that follows it.
+    def encode_pairs(
+        self, inputs: Sequence[str], targets: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return prompts' ids, and those of the text that follows each.
 
         A prompt's trailing spaces are moved to the answer: most vocabularies have
-        words with a space before them, and none after.
+        words with a space before them, and none after. Prompts that repeat one after
+        the other, as those of choices do, cost little.
         """
-        if self.chat:
-            prompt, between = self._wrapped(inputs), ""
-        else:
-            prompt = inputs.rstrip()
-            between = (inputs[len(prompt) :] or " ") if prompt else ""
-        first = self.encode(prompt)
-        both = self.encode(prompt + between + targets)
-        if self.chat and first[:1] == [self.bos_id]:
+        starts = {prompt: self._start(prompt) for prompt in inputs}
+        texts = list(dict.fromkeys(text for text, _ in starts.values()))
+        begun = dict(zip(texts, self._codec.encode(texts), strict=True))
+        both = self._codec.encode(
+            ["".join((*starts[i], t)) for i, t in zip(inputs, targets, strict=True)]
+        )
+        prompts, answers = [], []
+        for prompt, whole in zip(inputs, both, strict=True):
+            first = begun[starts[prompt][0]]
+            answers.append(whole[len(first) :])
             # Templates spell the opening out, and the model opens its texts itself.
-            return first[1:], both[len(first) :]
-        return first, both[len(first) :]
+            opened = self.chat and first[:1] == [self.bos_id]
+            prompts.append(first[1:] if opened else first)
+        return prompts, answers
+
+    def _start(self, prompt: str) -> tuple[str, str]:
+        """Return a prompt as it is encoded, and what stands before the answer."""
+        if self.chat:
+            return self._wrapped(prompt), ""
+        text = prompt.rstrip()
+        return text, (prompt[len(text) :] or " ") if text else ""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first end mark, special tokens left out."""
@@ -148,7 +158,7 @@ class _HuggingFace:
             ) from None
         self._of.no_truncation()
         self._of.no_padding()
-        plain = self.encode("a")
+        (plain,) = self.encode(["a"])
         opened = self._of.encode("a").ids
         opens = len(opened) > len(plain) and opened[0] != plain[0]
         self.bos_id = opened[0] if opens else None
@@ -159,8 +169,9 @@ class _HuggingFace:
         # Ids may have gaps: the largest one counts.
         return 1 + max(self._of.get_vocab(with_added_tokens=True).values())
 
-    def encode(self, text: str) -> list[int]:
-        return self._of.encode(text, add_special_tokens=False).ids
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        found = self._of.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._of.decode(list(ids), skip_special_tokens=True)
@@ -185,8 +196,8 @@ class _SentencePiece:
     def __len__(self) -> int:
         return self._of.vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        return self._of.encode(text)
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return self._of.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._of.decode(list(ids))

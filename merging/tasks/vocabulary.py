@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 from merging.tasks.backend import load_seqio
-from merging.tasks.tokenizers import Tokenizer
+from merging.tasks.tokenizers import FileTokenizer, Tokenizer
 from merging.tasks.words import EOS, PAD, UNK, Words
 
 seqio = load_seqio()
 import tensorflow as tf  # noqa: E402  (only after load_seqio has blindfolded it)
+
+_TOGETHER = 256  # rows tokenised in a call
 
 
 def vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
@@ -24,28 +26,39 @@ def tokenize(tokenizer: Tokenizer) -> Callable[[tf.data.Dataset], tf.data.Datase
 
     Their texts stay as ``inputs_pretokenized`` and ``targets_pretokenized``.
     """
+    words = isinstance(tokenizer, Words)
+    encode = vocabulary(tokenizer).encode_tf if words else None
 
-    def encode(inputs: bytes, targets: bytes) -> tuple[np.ndarray, np.ndarray]:
-        pair = tokenizer.encode_pair(inputs.decode(), targets.decode())
-        return tuple(np.array(ids, np.int32) for ids in pair)
-
-    words = vocabulary(tokenizer)
-
-    def row(example):
-        texts = example["inputs"], example["targets"]
-        if isinstance(tokenizer, Words):
-            ids = [words.encode_tf(text) for text in texts]
-        else:
-            ids = tf.numpy_function(encode, texts, (tf.int32, tf.int32), stateful=False)
-        ids = [tf.ensure_shape(i, [None]) for i in ids]
-        return example | {
+    def rows(batch):
+        texts = batch["inputs"], batch["targets"]
+        ids = [encode(t) for t in texts] if words else _pairs(tokenizer, *texts)
+        return batch | {
             "inputs": ids[0],
             "targets": ids[1],
             "inputs_pretokenized": texts[0],
             "targets_pretokenized": texts[1],
         }
 
-    return lambda ds: ds.map(row, num_parallel_calls=tf.data.AUTOTUNE)
+    # Many at a time: a row at a time costs more than its tokens.
+    return lambda ds: ds.batch(_TOGETHER).map(rows).unbatch()
+
+
+def _pairs(tokenizer: FileTokenizer, *texts: tf.Tensor) -> list[tf.RaggedTensor]:
+    """Return the ids of prompts [n] and targets [n], ragged."""
+
+    def encode(*texts: np.ndarray) -> list[np.ndarray]:
+        decoded = [[text.decode() for text in column] for column in texts]
+        flat = []
+        for column in tokenizer.encode_pairs(*decoded):
+            flat.append(np.array([i for ids in column for i in ids], np.int32))
+            flat.append(np.array([len(ids) for ids in column], np.int64))
+        return flat
+
+    kinds = (tf.int32, tf.int64) * 2
+    found = tf.numpy_function(encode, texts, kinds, stateful=False)
+    found = [tf.ensure_shape(part, [None]) for part in found]
+    ragged = tf.RaggedTensor.from_row_lengths
+    return [ragged(*found[:2], validate=False), ragged(*found[2:], validate=False)]
 
 
 class FileVocabulary(seqio.Vocabulary):

@@ -56,10 +56,6 @@ class Words:
         """Return the ids of a text's words, ``UNK`` for one that is not in the list."""
         return [self.ids.get(word, UNK) for word in text.split()]
 
-    def encode_pair(self, inputs: str, targets: str) -> tuple[list[int], list[int]]:
-        """Return the ids of a prompt and of what follows it."""
-        return self.encode(inputs), self.encode(targets)
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the words up to the first ``<eos>``, without padding at the end.
 

@@ -109,8 +109,8 @@ def test_what_is_tokenised_is_what_renders(sets, t0, data_dir):
         for row, answer in enumerate(answers):
             ids = made.prompts[row, : made.prompt_lengths[row]]
             answer_ids = made.continuations[row, : made.continuation_lengths[row]]
-            pair = t0.tokenizer.encode_pair(example.inputs, answer)
-            assert (ids.tolist(), answer_ids.tolist()) == pair
+            pairs = t0.tokenizer.encode_pairs([example.inputs], [answer])
+            assert ([ids.tolist()], [answer_ids.tolist()]) == pairs
         assert made.groups[: len(answers) + 1].tolist()[-2:] in ([0, 1], [0], [0, 0])
 
 

@@ -68,11 +68,32 @@ def sentence_piece(folder, **settings):
 @pytest.mark.parametrize("prompt", ["is the cat red?", "", "question: who sees? "])
 def test_a_pair_is_the_joint_text_parted_at_the_prompts_end(tmp_path, make, prompt):
     tokenizer = open_tokenizer(make(tmp_path / "m"))
-    inputs, targets = tokenizer.encode_pair(prompt, "the fox")
+    (inputs,), (targets,) = tokenizer.encode_pairs([prompt], ["the fox"])
     joint = f"{prompt.rstrip()} the fox".lstrip() if prompt else "the fox"
     assert inputs + targets == tokenizer.encode(joint)
     assert inputs == tokenizer.encode(prompt.rstrip())
     assert tokenizer.decode(targets) == "the fox"
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_many_rows_have_the_ids_that_each_has_alone(tmp_path, make):
+    import tensorflow as tf
+
+    from merging.tasks import vocabulary
+
+    tokenizer = open_tokenizer(make(tmp_path / "m"))
+    words = "".join(TEXTS[:3]).split()
+    prompts = [" ".join(words[: 1 + i // 4 % 11]) for i in range(600)]
+    answers = [words[i % 13] for i in range(600)]
+    texts = {"inputs": prompts, "targets": answers, "number": list(range(600))}
+    rows = vocabulary.tokenize(tokenizer)(tf.data.Dataset.from_tensor_slices(texts))
+    found = list(rows.as_numpy_iterator())
+    assert [row["number"] for row in found] == texts["number"]
+    for row, prompt, answer in zip(found, prompts, answers, strict=True):
+        alone = tokenizer.encode_pairs([prompt], [answer])
+        assert ([row["inputs"].tolist()], [row["targets"].tolist()]) == alone
+        assert row["inputs"].dtype == row["targets"].dtype == np.int32
+        assert row["inputs_pretokenized"].decode() == prompt
 
 
 def test_what_opens_and_ends_a_text_is_read_from_the_files(tmp_path):
@@ -105,7 +126,7 @@ def test_decoding_stops_at_the_end_mark_and_knows_no_padding(tmp_path):
 def test_a_chat_prompt_goes_through_the_template_and_is_opened_once(tmp_path):
     folder = byte_level(tmp_path / "m", opens=True, chat_template=TEMPLATE)
     plain, chat = open_tokenizer(folder), open_tokenizer(folder, chat=True)
-    inputs, targets = chat.encode_pair("who sees?", "fox")
+    (inputs,), (targets,) = chat.encode_pairs(["who sees?"], ["fox"])
     wrapped = "<|turn|>user\nwho sees?\n<|turn|>assistant\n"
     assert inputs == plain.encode(wrapped)
     assert inputs[0] == 2 and 0 not in inputs
@@ -117,7 +138,7 @@ def test_a_template_that_reaches_for_python_is_stopped(tmp_path):
     template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     folder = byte_level(tmp_path / "m", chat_template=template)
     with pytest.raises(UserError, match="the chat template fails.*unsafe"):
-        open_tokenizer(folder, chat=True).encode_pair("a", "b")
+        open_tokenizer(folder, chat=True).encode_pairs(["a"], ["b"])
 
 
 @pytest.mark.parametrize(
