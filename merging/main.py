@@ -6,7 +6,9 @@ and then launchers run the same command again.
 """
 
 import argparse
+import atexit
 import errno
+import gc
 import os
 import shlex
 import sys
@@ -20,6 +22,8 @@ from merging.commands import COMMANDS
 from merging.commands.command import tell_processes
 from merging.errors import PREEMPTED, Preempted, UserError, nearest
 
+# Or Python spends more than a second, at its end, on the cycles of what it imported.
+atexit.register(gc.freeze)
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
 
 

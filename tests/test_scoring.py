@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scored_models
 import together
+import tokenizers
 
 from merging import distributed, models, report, results, scoring, tasks
 from merging.main import main
@@ -85,31 +86,82 @@ def evaluated(monkeypatch):
     return names
 
 
+def log_likelihood(model, prompt, choice):
+    """Return log p of a choice's ids behind those of a prompt, by one forward pass."""
+    config, params = model
+    sequence = np.zeros(200, np.int32)
+    ids = [*prompt, *choice]
+    sequence[1 : 1 + len(ids)] = ids
+    forward = jax.jit(models.logits, static_argnums=0)
+    log_p = jax.nn.log_softmax(forward(config, params, sequence[None])[0])
+    return sum(float(log_p[len(prompt) + i, id]) for i, id in enumerate(choice))
+
+
 @pytest.mark.parametrize("dataset", ["mrpc", "hellaswag"])
 def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset):
-    config, params = families.load(made / "a")
+    model = families.load(made / "a")
     suite = tasks.suite("miniworld", test_examples=EXAMPLES, tokenizer=str(made / "a"))
     (one,) = tasks.load_suite(
         suite, "test", datasets=[dataset], cache_dir=made / "scores_a" / "data"
     )
+    sizes = zip(one.prompt_lengths, one.continuation_lengths, strict=True)
+    scores = [
+        log_likelihood(model, one.prompts[i, :start], one.continuations[i, :size])
+        for i, (start, size) in enumerate(sizes)
+    ]
     right = []
-    forward = jax.jit(models.logits, static_argnums=0)
-    rows = zip(one.prompts, one.prompt_lengths, one.continuations, strict=True)
-    scores = []
-    for (prompt, start, choice), size in zip(
-        rows, one.continuation_lengths, strict=True
-    ):
-        sequence = np.zeros(200, np.int32)
-        sequence[1 : 1 + start] = prompt[:start]
-        sequence[1 + start : 1 + start + size] = choice[:size]
-        log_p = jax.nn.log_softmax(forward(config, params, sequence[None])[0])
-        scores.append(sum(float(log_p[start + i, choice[i]]) for i in range(size)))
     for example in range(one.examples):
         mine = np.flatnonzero(one.groups == example)
         right.append(one.targets[mine[int(np.argmax(np.array(scores)[mine]))]][1])
     assert len(right) == EXAMPLES
     assert values(made / "scores_a")[dataset] == pytest.approx(np.mean(right))
     assert one.bos_id == 0 and one.continuation_lengths.max() > 1
+
+
+@pytest.mark.parametrize("suite", ["jsonl", "miniworld"])
+def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, capsys):
+    folder = shutil.copytree(made / "a", tmp_path / "a")
+    flags = ["--workdir", str(tmp_path / "w"), f"--config.checkpoint={folder}"]
+    if suite == "jsonl":
+        flags += [f"--config.suite.files={tmp_path / 'mine.jsonl'}"]
+    else:
+        flags += ["--config.datasets=copa", "--config.suite.test_examples=24"]
+    of = {"dataset": "copa", "category": "made_up", "split": "held_out"}
+    module = tasks.suite("miniworld").material.module
+    keys = ("inputs", "choices", "label")
+    examples = [
+        {key: example[key] for key in keys}
+        for example in module.examples("copa", "test", 0, 24)
+    ]
+    lines = [json.dumps(of | example) for example in examples]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    config = ["evaluate", "--config", str(CONFIG.with_stem(suite)), *flags]
+    assert main(config) == 0
+    plain = counts(tmp_path / "w")
+    assert main([*config, "--config.suite.chat=true"]) == 2
+    assert "holds no chat template" in capsys.readouterr().err
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{{ bos_token }}Q: {{ messages[0]['content'] }}\nA: "
+    settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert main([*config, "--config.suite.chat=true"]) == 0
+    model = families.load(folder)
+    codec = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = lambda text: codec.encode(text, add_special_tokens=False).ids  # noqa: E731
+    right = []
+    for example in examples:
+        prompt = ids(f"Q: {example['inputs']}\nA: ")
+        both = [ids(f"Q: {example['inputs']}\nA: {c}") for c in example["choices"]]
+        scores = [log_likelihood(model, prompt, b[len(prompt) :]) for b in both]
+        right.append(float(np.argmax(scores) == example["label"]))
+    assert counts(tmp_path / "w") == right != plain
+
+
+def counts(workdir):
+    """Return 1 or 0 for every example of an evaluation of one dataset."""
+    (record,) = store.present(workdir)[1]
+    (only,) = record["prompts"].values()
+    return store.unpacked(only["counts"]["accuracy"])[:, 0].tolist()
 
 
 def test_rows_say_what_was_evaluated_and_are_read_by_the_report(made, tmp_path):
