@@ -15,6 +15,7 @@ import together
 from merging import config as configs
 from merging import results
 from merging.errors import UserError
+from merging.main import main
 from merging.sweep import run
 from merging.sweep.settings import read
 from merging.sweep.steps import Grid, part, with_needs
@@ -83,6 +84,26 @@ def test_merges_know_their_experts_and_their_scale(finished):
     merged = [r for r in ties if r.merged]
     assert len(merged) == 4 and {r.category for r in merged} == set(ties[0].subset)
     assert all(r.value_of_expert is not None for r in merged)
+
+
+def test_evaluate_opens_what_was_trained_and_finds_its_rows(finished, tmp_path):
+    data = json.loads((finished / "config.json").read_text())["config"]["data"]
+    for kind, method in (("pretrain", "base"), ("multitask", "multitask")):
+        (checkpoint,) = finished.glob(f"steps/{kind}/*/checkpoint")
+        flags = {
+            "checkpoint": checkpoint,
+            "suite.world_seed": data["world_seed"],
+            "suite.test_examples": data["test_examples"],
+            "bootstrap.resamples": 10,
+        }
+        config = str(ROOT / "configs" / "evaluate" / "miniworld.py")
+        arguments = ["evaluate", "--config", config, "--workdir", str(tmp_path / kind)]
+        overrides = [f"--config.{key}={value}" for key, value in flags.items()]
+        assert main([*arguments, *overrides]) == 0
+        own = [r for r in results.read(finished) if r.method == method]
+        found = {r.dataset: r.value for r in results.read(tmp_path / kind)}
+        assert found == pytest.approx({r.dataset: r.value for r in own})
+        assert len(own) == 23 and sum(found.values()) > 0
 
 
 def test_a_finished_sweep_does_nothing_and_says_so(finished):

@@ -3,9 +3,10 @@
     merging evaluate --config configs/evaluate/miniworld.py \\
         --config.checkpoint=MODEL --workdir scores
 
-The model is a folder with config.json, safetensors or Orbax, and its tokenizer. Nothing
-is downloaded. Cost: 23 datasets of 256 examples each, a minute or two for a model of
-ten million parameters on two cores.
+The model is a folder with config.json, safetensors or Orbax, and its tokenizer; a
+ladder's, which was trained here, knows the suite's words and needs none. Nothing is
+downloaded. Cost: 23 datasets of 256 examples each, a minute or two for a model of ten
+million parameters on two cores.
 """
 
 from ml_collections import ConfigDict

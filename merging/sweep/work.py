@@ -21,6 +21,7 @@ from merging import (
     training,
     tree,
 )
+from merging.models import families
 from merging.sweep import given
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
@@ -104,6 +105,9 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
         ),
     )
     checkpoints.save(folder / "checkpoint", trained.params)
+    start = settings.folder(step.settings["size"])
+    for name, content in families.files_of_trained(config, start).items():
+        (folder / "checkpoint" / name).write_bytes(content)
     output = {
         "steps": int(trained.steps),
         "loss": float(np.mean(trained.losses[-100:])),

@@ -4,7 +4,7 @@ WORKDIR/config.json      whose training this is
 WORKDIR/data/            the suite's examples, written once
 WORKDIR/training/        steps to go on from, until it is done
 WORKDIR/losses.jsonl     a line for each step and each validation
-WORKDIR/checkpoint/      the last parameters; Orbax
+WORKDIR/checkpoint/      the last parameters; Orbax, with its config.json
 WORKDIR/best/            with validation: those of the lowest validation loss
 WORKDIR/train.json       what came out; there when it is done
 WORKDIR/logs/            what processes other than 0 print
@@ -86,7 +86,9 @@ def run(config: Any, folder: Path | str) -> Path:
             mesh=mesh,
             report=_Told(folder / "losses.jsonl", shown),
         )
-    _publish(folder, trained, values["start"], recipe)
+    tokenizer = values["data"].get("tokenizer", "")
+    files = families.files_of_trained(decoder, values["start"], tokenizer)
+    _publish(folder, trained, files, recipe)
     distributed.decide(
         lambda: _record(folder, trained, decoder, time.monotonic() - begin)
     )
@@ -183,17 +185,18 @@ def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:
     )
 
 
-def _publish(folder: Path, trained: Trained, start: str, recipe: Recipe) -> None:
-    """Write the checkpoints, beside them the start's config and tokenizer."""
+def _publish(
+    folder: Path, trained: Trained, files: dict[str, bytes], recipe: Recipe
+) -> None:
+    """Write the checkpoints, beside them the model's config and tokenizer."""
     kept = {"checkpoint": trained.params}
     if recipe.validate_every:
         kept["best"] = trained.best
-    files = checkpoints.companions(start) if start else {}
     for name, params in kept.items():
         checkpoints.save(folder / name, params)
         if distributed.is_first():
-            for file, path in files.items():
-                shutil.copyfile(path, folder / name / file)
+            for file, content in files.items():
+                (folder / name / file).write_bytes(content)
 
 
 def _record(

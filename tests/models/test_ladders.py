@@ -7,6 +7,7 @@ import pytest
 
 from merging import models, sharding
 from merging.errors import UserError
+from merging.models import families
 
 
 @pytest.mark.parametrize("vocab_size", [50, 300, 400, 1000])
@@ -22,6 +23,13 @@ def test_the_ladder_runs_from_some_15_thousand_to_near_a_million():
     ladder = models.ladder("tiny", vocab_size=400)
     assert 13_000 < models.parameter_count(ladder["1x"]) < 17_000
     assert 850_000 < models.parameter_count(ladder["64x"]) < 1_050_000
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", "24x"), ("palm", "64b")])
+def test_a_ladders_decoder_is_read_back_from_its_config_json(name, size):
+    config = models.size(name, size, vocab_size=320)
+    family, read = families.read_config(families.describe(config))
+    assert read == config and family.name == name
 
 
 def test_unknown_names_get_the_nearest_ones():

@@ -4,11 +4,13 @@ A family is one page; another one is another page and a name in `reading`.
 """
 
 from merging.models.families.family import Family, Leaf, fitted, leaves
+from merging.models.families.ladders import describe
 from merging.models.families.layout import gather, row_size, scatter
 from merging.models.families.opening import (
     CONFIG,
     Model,
     companion_files,
+    files_of_trained,
     load,
     open_gguf_model,
     open_model,
@@ -22,6 +24,8 @@ __all__ = [
     "Leaf",
     "Model",
     "companion_files",
+    "describe",
+    "files_of_trained",
     "fitted",
     "gather",
     "leaves",

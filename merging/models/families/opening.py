@@ -15,6 +15,7 @@ from merging.errors import UserError, nearest
 from merging.models.config import DTYPES, DecoderConfig
 from merging.models.families.family import Family, Leaf, fitted, leaves
 from merging.models.families.gguf import GgufSource
+from merging.models.families.ladders import describe
 from merging.models.families.layout import gather
 from merging.models.families.reading import read_config
 from merging.models.functional import Params, abstract
@@ -107,6 +108,23 @@ def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]
         return {CONFIG: source.described()} | source.tokenizer_files()
     found = checkpoints.companions(folder or source.uri)
     return {name: path.read_bytes() for name, path in found.items()}
+
+
+def files_of_trained(
+    config: DecoderConfig, start: str = "", tokenizer: str = ""
+) -> dict[str, bytes]:
+    """Return {name: content} of what to lay beside parameters that were trained.
+
+    Args:
+      config: of a ladder, if the start says nothing of it.
+      start: the checkpoint that training began with; its files go along.
+      tokenizer: the folder of the tokenizer, if the start has none.
+    """
+    found = checkpoints.companions(tokenizer) if tokenizer else {}
+    found.pop(CONFIG, None)
+    found |= checkpoints.companions(start) if start else {}
+    files = {name: path.read_bytes() for name, path in found.items()}
+    return {CONFIG: describe(config).encode()} | files
 
 
 def load(

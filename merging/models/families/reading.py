@@ -9,12 +9,12 @@ from merging.models.config import DecoderConfig
 from merging.models.families.family import Family
 from merging.models.families.fields import Fields
 from merging.models.families.gemma import GEMMA2, GEMMA3
+from merging.models.families.ladders import PALM, TINY
 from merging.models.families.llama import LLAMA
 from merging.models.families.mistral import MISTRAL
-from merging.models.families.palm import PALM
 from merging.models.families.qwen import QWEN2, QWEN3
 
-_ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PALM)
+_ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PALM, TINY)
 FAMILIES = {family.architecture: family for family in _ALL}
 
 
