@@ -40,8 +40,8 @@ def load_seqio() -> types.ModuleType:
 def _without_collecting() -> Iterator[None]:
     """Leave the objects that are made here out of all garbage collection.
 
-    TensorFlow's are 700,000 that stay: looking through them takes a quarter
-    of its import, and more time later.
+    TensorFlow's are 700,000 that stay: looking through them takes a quarter of its
+    import, and more time later.
     """
     enabled = gc.isenabled()
     gc.disable()

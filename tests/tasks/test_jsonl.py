@@ -160,7 +160,10 @@ def test_all_faults_are_counted_and_ten_shown(tmp_path):
         ([tide(0), tide(1)], "tides: none of its 2 lines is for train"),
         ([tide(0, part="train")], "tides: none of its 1 lines is for test"),
         ([bell(0, part="train")], "bells: none of its 1 lines is for test"),
-        ([bell(0, dataset="town")], "town: the name of a category, or of pretrain"),
+        (
+            [bell(0, dataset="town")],
+            "town has the name of a category, or one of pretrain",
+        ),
         ([bell(0, category="instruct")], "no category may be called instruct"),
     ],
 )

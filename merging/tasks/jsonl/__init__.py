@@ -199,7 +199,10 @@ def _shortcomings(name: str, piles: Mapping[str, _Pile]) -> Iterator[str]:
     pile = piles[name]
     taken = {other.facts[0] for other in piles.values()}.union(_TAKEN)
     if name in taken:
-        yield f"{name}: the name of a category, or of {', '.join(_TAKEN)}"
+        yield (
+            f"dataset {name} has the name of a category, or one of {', '.join(_TAKEN)}:"
+            " call it otherwise"
+        )
     if pile.facts[0] in _TAKEN:
         yield f"{name}: no category may be called {pile.facts[0]}"
     for part in ("test",) if pile.facts[1] == "held_out" else SPLITS:
