@@ -294,10 +294,34 @@ def test_what_would_not_fill_a_batch_goes_where_there_is_room():
     shapes = evaluation.chosen_shapes([short, long], 1)
     assert shapes.ranked == ((15, 0), (63, 0))
     prepared = evaluation.prepare([short, long], batch_size=16, shapes=shapes)
-    widths = [batch.arrays[1].shape[1] for batch in prepared.jobs[0].batches]
-    assert widths == [15, 15, 63]  # 3 places would be free among the long, for 4
-    filled = evaluation.prepare([short, long], batch_size=17, shapes=shapes)
-    assert [len(batch.rows) for batch in filled.jobs[0].batches] == [17, 16]
+    batches = [(b.arrays[1].shape[1], len(b.rows)) for b in prepared.jobs[0].batches]
+    # 3 of the short ones go where 3 places are left among the long.
+    assert batches == [(63, 16), (15, 16), (15, 1)]
+    seen = np.concatenate([batch.rows for batch in prepared.jobs[0].batches])
+    assert sorted(seen) == list(range(33))
+
+
+def test_rows_that_no_shape_holds_are_refused():
+    shapes = evaluation.chosen_shapes([made_of([20] * 4, [0] * 4)])
+    with pytest.raises(UserError, match="40 tokens, 0 of them behind.*fits none"):
+        evaluation.prepare([made_of([40], [0])], shapes=shapes)
+    with pytest.raises(UserError, match="20 tokens, 3 of them behind.*fits none"):
+        evaluation.prepare([made_of([20], [3])], shapes=shapes)
+    with pytest.raises(UserError, match="2 choices, and shapes with room for 1"):
+        evaluation.prepare([made_of([9], [0])], shapes=shapes._replace(ways=1))
+
+
+def test_a_shape_is_paid_for_by_every_number_of_tokens_to_generate():
+    one = dataclasses.replace(
+        made_of([10] * 30 + [60] * 3, [0] * 33), ranked=False, max_new_tokens=8
+    )
+    other = dataclasses.replace(one, max_new_tokens=24)
+    # A second width saves 48 tokens of each of two sets' 60 short rows.
+    worth = 48 * 120
+    alone = evaluation.chosen_shapes([one, one], worth - 1)
+    assert [shape.width for shape in alone.generated] == [15, 63]
+    both = evaluation.chosen_shapes([one, other], worth - 1)
+    assert [shape.width for shape in both.generated] == [63]
 
 
 def test_sets_with_one_token_choices_share_their_batches(sets):

@@ -192,6 +192,14 @@ def test_the_same_command_again_evaluates_nothing(made, evaluated, capsys):
     assert [json.loads(line) | {"config_hash": ""} for line in again] == strip
 
 
+def test_a_compilation_is_worth_fewer_tokens_of_a_larger_model(made):
+    small = scoring.opened(
+        types.SimpleNamespace(checkpoint=str(made / "a"), tokenizer="")
+    )
+    large = small._replace(parameters=10 * small.parameters)
+    assert scoring.compilation(small) == 10 * scoring.compilation(large) > 10**5
+
+
 def test_neither_batches_nor_devices_change_a_value(made, tmp_path):
     changed = dict(batch_size=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     workdir = copy(made, tmp_path, without=DATASETS)

@@ -137,6 +137,8 @@ def test_experts_have_learned_and_are_float32(finished, base):
         params = checkpoints.restore(expert / "checkpoint")
         assert params["embed"].dtype == np.float32
         assert not np.array_equal(params["embed"], start["embed"])
+        own = tasks.open_tokenizer(str(expert / "checkpoint"))
+        assert own.digest == tasks.open_tokenizer(str(base)).digest
 
 
 def test_keys_follow_what_the_checkpoint_holds_and_not_where_it_lies(base, tmp_path):

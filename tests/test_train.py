@@ -3,6 +3,7 @@
 Four, and kills at random moments, are in benchmarks/train_trials.py.
 """
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -11,9 +12,11 @@ import time
 
 import numpy as np
 import pytest
+import scored_models
 import together
 
-from merging import checkpoints, config, errors, tree
+from merging import checkpoints, config, errors, tasks, tree
+from merging.models import families
 from merging.training import job
 
 CONFIG = str(together.ROOT / "configs" / "train" / "pretrain.py")
@@ -127,6 +130,55 @@ def test_what_is_trained_is_not_trained_again_and_no_other_config_is_taken(
     assert (alone / "train.json").stat().st_mtime_ns == before
     with pytest.raises(errors.UserError, match="another config"):
         job.run(config.load(CONFIG, OVERRIDES | {"recipe.steps": "30"}), alone)
+
+
+def test_what_is_trained_is_opened_by_its_config(alone):
+    (decoder, params), record = (
+        families.load(alone / "checkpoint"),
+        json.loads((alone / "train.json").read_text()),
+    )
+    assert dataclasses.asdict(decoder) == {
+        **record["decoder"],
+        "local_layers": tuple(record["decoder"]["local_layers"]),
+    }
+    expected = leaves(alone)
+    for name, leaf in tree.flatten(params).items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+    assert (alone / "best" / "config.json").exists()
+
+
+def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
+    texts = tasks.suite("miniworld").material.module.documents(0, 50)
+    made = scored_models.byte_level(texts, 300)
+    given = scored_models.write(tmp_path / "given", made, width=16)
+    overrides = OVERRIDES | {
+        "what": "imdb",
+        "data.train_examples": "16",
+        "length": "128",
+        "recipe.steps": "1",
+        "recipe.validate_every": "0",
+    }
+    loaded = config.load(CONFIG, overrides)
+    with loaded.unlocked():
+        loaded.data.tokenizer = str(given / "tokenizer.json")
+    path = job.run(loaded, tmp_path / "run")
+    opened, own = (tasks.open_tokenizer(str(f)) for f in (path, given))
+    assert opened.digest == own.digest
+    assert families.load(path)[0].vocab_size == 300
+    described = json.loads((path / "config.json").read_text())
+    assert (described["bos_token_id"], described["eos_token_id"]) == (0, 1)
+
+
+def test_a_start_whose_bytes_have_changed_is_refused(alone, tmp_path):
+    shutil.copytree(alone / "checkpoint", tmp_path / "start")
+    files = [file for file in (tmp_path / "start").rglob("d/*") if file.is_file()]
+    file = max(files, key=lambda f: f.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+    overrides = OVERRIDES | {"start": str(tmp_path / "start")}
+    with pytest.raises(checkpoints.CorruptCheckpoint):
+        job.run(config.load(CONFIG, overrides), tmp_path / "run")
 
 
 def test_an_expert_starts_from_a_checkpoint(alone, tmp_path):

@@ -67,7 +67,8 @@ def prepare(
         see; of these sets by default.
 
     Raises:
-      UserError: no sets, a batch size below 1, or one that the mesh does not divide.
+      UserError: no sets, a batch size below 1 or one that the mesh does not divide,
+        shapes that do not hold the rows.
     """
     if not eval_sets:
         raise UserError("no datasets to evaluate")
@@ -85,6 +86,9 @@ def prepare(
     for kind, members in kinds.items():
         sets = [eval_sets[i] for i in members]
         questions, found = (generated if kind else ranked)(sets, len(jobs))
+        most = max(len(question.ways) for question in questions)
+        if most > shapes.ways:
+            raise UserError(f"{most} choices, and shapes with room for {shapes.ways}")
         jobs.append(_job(questions, kind, batch_size, place, shapes))
         used += sum(question.length + 1 for question in questions)
         for i, place_of in zip(members, found, strict=True):

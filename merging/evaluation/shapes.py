@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from merging.errors import UserError
 from merging.evaluation.questions import Question, generated, ranked
 from merging.tasks import EvalSet
 
@@ -57,7 +58,9 @@ def chosen_shapes(eval_sets: Sequence[EvalSet], worth: float | None = None) -> S
     if worth is None:
         worth = WORTH * sum(question.length + 1 for question in rank + rest)
     ways = max((len(question.ways) for question in rank), default=0)
-    return Shapes(power(ways), _chosen(rank, worth), _chosen(rest, worth))
+    # Every number of tokens to generate is another program of each shape.
+    kinds = {(one.max_new_tokens, one.eos_id) for one in eval_sets if not one.ranked}
+    return Shapes(power(ways), _chosen(rank, worth), _chosen(rest, worth * len(kinds)))
 
 
 def _chosen(questions: Sequence[Question], worth: float) -> tuple[Shape, ...]:
@@ -113,20 +116,28 @@ def dealt(
 ) -> Iterable[tuple[Shape, list[int]]]:
     """Return batches: a shape, and which questions are its rows, never too many.
 
-    The rest of one shape, which would not fill a batch, takes the free places of a
-    larger one.
+    Places that are left in the last batch of a shape go to rows of smaller ones.
+
+    Raises:
+      UserError: a row that no shape holds.
     """
     rows: Mapping[Shape, list[int]] = {shape: [] for shape in shapes}
     for i, question in enumerate(questions):
-        own = next(s for s in shapes if s.holds(question.length, question.tail))
+        fitting = (s for s in shapes if s.holds(question.length, question.tail))
+        if (own := next(fitting, None)) is None:
+            raise UserError(
+                f"a row of {question.length} tokens, {question.tail} of them behind "
+                f"the prompt, fits none of the shapes {[tuple(s) for s in shapes]}: "
+                "choose them from all sets (chosen_shapes)"
+            )
         rows[own].append(i)
-    for number, shape in enumerate(shapes):
-        rest = len(rows[shape]) % batch_size
-        for larger in shapes[number + 1 :] if rest else ():
-            if larger.holds(*shape) and rest <= -len(rows[larger]) % batch_size:
-                rows[larger] += rows[shape][-rest:]
-                del rows[shape][-rest:]
-                break
+    for number in reversed(range(len(shapes))):
+        shape = shapes[number]
+        for smaller in reversed(shapes[:number]):
+            free = -len(rows[shape]) % batch_size
+            if free and shape.holds(*smaller):
+                rows[shape] += rows[smaller][-free:]
+                del rows[smaller][-free:]
         yield from (
             (shape, rows[shape][start : start + batch_size])
             for start in range(0, len(rows[shape]), batch_size)

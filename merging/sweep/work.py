@@ -105,8 +105,14 @@ def _train(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
         ),
     )
     checkpoints.save(folder / "checkpoint", trained.params)
-    start = settings.folder(step.settings["size"])
-    for name, content in families.files_of_trained(config, start).items():
+    tokenizer = settings.suite.tokenizer
+    files = families.files_of_trained(
+        config,
+        settings.folder(step.settings["size"]),
+        tokenizer=tokenizer.files,
+        eos_id=tokenizer.eos_id,
+    )
+    for name, content in files.items():
         (folder / "checkpoint" / name).write_bytes(content)
     output = {
         "steps": int(trained.steps),

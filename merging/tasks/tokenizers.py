@@ -27,11 +27,14 @@ class Tokenizer(Protocol):
       digest: hash of all that its ids depend on.
       bos_id: the id that opens every text; None if texts open with nothing.
       eos_id: the id that ends a text.
+      files: {name: content}, what to lay beside a model that was trained with it;
+        nothing if the suite knows its words.
     """
 
     digest: str
     bos_id: int | None
     eos_id: int
+    files: Mapping[str, bytes]
 
     def __len__(self) -> int:
         """Return the number of ids: they run from 0 to one less."""
@@ -51,7 +54,7 @@ class FileTokenizer:
     text. This is also what lm-evaluation-harness does, so that log-likelihoods agree.
 
     Attributes:
-      digest, bos_id, eos_id: as `Tokenizer` says.
+      digest, bos_id, eos_id, files: as `Tokenizer` says.
       chat: whether prompts are wrapped in the model's chat template.
     """
 
@@ -60,6 +63,10 @@ class FileTokenizer:
         self.chat = chat
         self._settings = _json(folder / _SETTINGS)
         content = _bytes(path := _file(path))
+        name = "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
+        beside = {n: folder / n for n in (_SETTINGS, _TEMPLATE)}
+        self.files = {n: _bytes(p) for n, p in beside.items() if p.is_file()}
+        self.files[name] = content
         self._codec = (_SentencePiece if path.suffix == ".model" else _HuggingFace)(
             path, content, self._settings
         )
@@ -84,10 +91,10 @@ class FileTokenizer:
         """Return prompts' ids, and those of the text that follows each.
 
         A prompt's trailing spaces are moved to the answer: most vocabularies have
-        words with a space before them, and none after. Prompts that repeat one after
-        the other, as those of choices do, cost little.
+        words with a space before them, and none after. A prompt that repeats, as those
+        of choices do, is rendered once and encoded alone once.
         """
-        starts = {prompt: self._start(prompt) for prompt in inputs}
+        starts = {prompt: self._start(prompt) for prompt in dict.fromkeys(inputs)}
         texts = list(dict.fromkeys(text for text, _ in starts.values()))
         begun = dict(zip(texts, self._codec.encode(texts), strict=True))
         both = self._codec.encode(

@@ -21,7 +21,9 @@ def vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
     return FileVocabulary(tokenizer)
 
 
-def tokenize(tokenizer: Tokenizer) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+def tokenize(
+    tokenizer: FileTokenizer | Words,
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """Return the preprocessor that makes ids of ``inputs`` and ``targets`` together.
 
     Their texts stay as ``inputs_pretokenized`` and ``targets_pretokenized``.

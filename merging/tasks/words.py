@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ class Words:
 
     Attributes:
       words: every token, ``<pad>``, ``<eos>`` and ``<unk>`` first.
-      bos_id, eos_id: see `Tokenizer`.
+      bos_id, eos_id, files: see `Tokenizer`.
 
     Raises:
       ValueError: the list does not start with the three control tokens, repeats a
@@ -26,6 +27,7 @@ class Words:
     # seqio's decoder converters start a sequence with the padding.
     bos_id = PAD
     eos_id = EOS
+    files = types.MappingProxyType({})
 
     def __post_init__(self):
         if tuple(self.words[:3]) != CONTROLS:

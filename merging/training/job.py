@@ -86,8 +86,12 @@ def run(config: Any, folder: Path | str) -> Path:
             mesh=mesh,
             report=_Told(folder / "losses.jsonl", shown),
         )
-    tokenizer = values["data"].get("tokenizer", "")
-    files = families.files_of_trained(decoder, values["start"], tokenizer)
+    files = families.files_of_trained(
+        decoder,
+        values["start"],
+        tokenizer=suite.tokenizer.files,
+        eos_id=suite.tokenizer.eos_id,
+    )
     _publish(folder, trained, files, recipe)
     distributed.decide(
         lambda: _record(folder, trained, decoder, time.monotonic() - begin)

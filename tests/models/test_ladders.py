@@ -1,5 +1,6 @@
 """The ladders: ratios and exact counts, slices that they divide over, wrong names."""
 
+import dataclasses
 import math
 
 import jax
@@ -28,8 +29,17 @@ def test_the_ladder_runs_from_some_15_thousand_to_near_a_million():
 @pytest.mark.parametrize(("name", "size"), [("tiny", "24x"), ("palm", "64b")])
 def test_a_ladders_decoder_is_read_back_from_its_config_json(name, size):
     config = models.size(name, size, vocab_size=320)
-    family, read = families.read_config(families.describe(config))
-    assert read == config and family.name == name
+    for bos_id in (0, 5, None):
+        config = dataclasses.replace(config, bos_id=bos_id)
+        family, read = families.read_config(families.describe(config, 1))
+        assert read == config and family.name == name
+
+
+def test_a_config_json_that_would_compile_without_end_is_refused():
+    config = models.size("tiny", "1x", vocab_size=320)
+    endless = dataclasses.replace(config, unroll=10_000)
+    with pytest.raises(UserError, match="unroll = 10000 writes out more than 64"):
+        families.read_config(families.describe(endless, 1))
 
 
 def test_unknown_names_get_the_nearest_ones():

@@ -36,8 +36,12 @@ def test_vocabularies_of_the_same_words_are_equal(vocabulary):
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
 
 
-def test_tensorflow_sees_no_accelerator(vocabulary):
+def test_tensorflow_sees_no_accelerator_and_objects_are_collected_again(vocabulary):
+    import gc
+
     import tensorflow as tf
+
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
 
     assert tf.config.get_visible_devices("GPU") == []
     assert tf.config.get_visible_devices("TPU") == []

@@ -13,6 +13,8 @@ from merging.models.families.family import Family
 from merging.models.families.fields import Fields
 from merging.models.families.rope import rope
 
+_MOST_UNROLLED = 64  # layers; each costs compiling, whoever wrote the file
+
 
 def _palm(fields: Fields) -> dict[str, Any]:
     return _tiny(fields) | {"parallel_block": True}
@@ -20,12 +22,17 @@ def _palm(fields: Fields) -> dict[str, Any]:
 
 def _tiny(fields: Fields) -> dict[str, Any]:
     fields.only("hidden_act", "silu", "silu")
+    unroll = fields.size("unroll", 1)
+    if unroll > _MOST_UNROLLED:
+        fields.wrong(f"unroll = {unroll} writes out more than {_MOST_UNROLLED} layers")
     shape = fields.shape(tied=True) | {
         "kv_heads": fields.size("num_key_value_heads", 1),
         "scaled_embeddings": True,
         "remat": fields.flag("remat", False),
-        "unroll": fields.size("unroll", 1),
+        "unroll": unroll,
     }
+    if fields.values.get("bos_token_id", 0) is None:
+        shape["bos_id"] = None
     return {**shape, **rope(fields)}
 
 
@@ -33,8 +40,11 @@ PALM = Family("palm", "PaLMForCausalLM", _palm)
 TINY = Family("tiny", "TinyForCausalLM", _tiny)
 
 
-def describe(config: DecoderConfig) -> str:
-    """Return the config.json of a ladder's decoder, as `read_config` reads it."""
+def describe(config: DecoderConfig, eos_id: int) -> str:
+    """Return the config.json of a ladder's decoder, as `read_config` reads it.
+
+    It has one dtype, the parameters'. `eos_id` is the tokenizer's end mark.
+    """
     family = PALM if config.parallel_block else TINY
     values = {
         "architectures": [family.architecture],
@@ -52,6 +62,7 @@ def describe(config: DecoderConfig) -> str:
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_embeddings,
         "bos_token_id": config.bos_id,
+        "eos_token_id": eos_id,
         "torch_dtype": config.param_dtype,
         "remat": config.remat,
         "unroll": config.unroll,

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from merging.models.families.reading import read_config
 from merging.models.functional import Params, abstract
 from merging.models.rules import rules
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 class Model(NamedTuple):
@@ -111,20 +112,24 @@ def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]
 
 
 def files_of_trained(
-    config: DecoderConfig, start: str = "", tokenizer: str = ""
+    config: DecoderConfig,
+    start: str = "",
+    *,
+    tokenizer: Mapping[str, bytes],
+    eos_id: int,
 ) -> dict[str, bytes]:
     """Return {name: content} of what to lay beside parameters that were trained.
 
     Args:
       config: of a ladder, if the start says nothing of it.
-      start: the checkpoint that training began with; its files go along.
-      tokenizer: the folder of the tokenizer, if the start has none.
+      start: the checkpoint that training began with; its config goes along.
+      tokenizer: the files of the one that was trained with.
+      eos_id: its end mark, for a ladder's config.
     """
-    found = checkpoints.companions(tokenizer) if tokenizer else {}
-    found.pop(CONFIG, None)
-    found |= checkpoints.companions(start) if start else {}
-    files = {name: path.read_bytes() for name, path in found.items()}
-    return {CONFIG: describe(config).encode()} | files
+    found = checkpoints.companions(start) if start else {}
+    kept = (CONFIG, GENERATION) if tokenizer else found
+    files = {n: path.read_bytes() for n, path in found.items() if n in kept}
+    return {CONFIG: describe(config, eos_id).encode()} | files | dict(tokenizer)
 
 
 def load(
@@ -139,6 +144,7 @@ def load(
 
     Raises:
       UserError: as `open_model`, or a mesh that does not divide the leaves.
+      CorruptCheckpoint: bytes of a checkpoint with checksums have changed.
     """
     if dtype is not None and dtype not in DTYPES:
         raise nearest("dtype", dtype, DTYPES)
@@ -147,6 +153,17 @@ def load(
     if mesh is not None:
         chosen = sharding.shardings(abstract(model.config), rules(model.config), mesh)
         shardings = tree.flatten(chosen)
+    stored = str(model.leaves["embed"].dtype)
+    both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
+    config = dataclasses.replace(model.config, **both)
+    if checkpoints.exists(uri):  # ours: with checksums, and each process reads its part
+        wanted = {
+            path: jax.ShapeDtypeStruct(
+                leaf.shape, dtype or leaf.dtype, sharding=shardings.get(path)
+            )
+            for path, leaf in model.leaves.items()
+        }
+        return config, checkpoints.restore(uri, tree.unflatten(wanted))
     params = {}
     for path, leaf in model.leaves.items():
         whole = np.empty(math.prod(leaf.shape), leaf.dtype)
@@ -156,9 +173,7 @@ def load(
         params[path] = (
             jax.device_put(whole) if where is None else sharding.place(whole, where)
         )
-    stored = str(model.leaves["embed"].dtype)
-    both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
-    return dataclasses.replace(model.config, **both), tree.unflatten(params)
+    return config, tree.unflatten(params)
 
 
 def _config_of(folder: str) -> bytes:
