@@ -1,7 +1,6 @@
 """The model under evaluation: what it is, whether the suite's tokens are its own."""
 
 import functools
-import hashlib
 import math
 import os
 from typing import Any, NamedTuple
@@ -56,16 +55,13 @@ def opened(settings: Settings) -> Opened:
     uri = settings.checkpoint
     found = families.open_model(uri)
     files = checkpoints.companions(uri)
-    described = hashlib.sha256(files[families.CONFIG].read_bytes())
-    for file in sorted(found.source.files()):
-        described.update(repr(tuple(file)).encode())
     own = any(name in _TOKENIZERS or name.endswith(".model") for name in files)
     return Opened(
         uri=uri,
         config=found.config,
         family=found.family.name,
         parameters=models.parameter_count(found.config),
-        identity=described.hexdigest()[:16],
+        identity=families.identity(found),
         tokenizer=settings.tokenizer or (uri if own else ""),
     )
 

@@ -1,6 +1,7 @@
 """A model from a folder: its config.json, and its weights in either layout."""
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -109,6 +110,14 @@ def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]
         return {CONFIG: source.described()} | source.tokenizer_files()
     found = checkpoints.companions(folder or source.uri)
     return {name: path.read_bytes() for name, path in found.items()}
+
+
+def identity(model: Model) -> str:
+    """Return a hash of a checkpoint's config.json and its files, weights sampled."""
+    described = hashlib.sha256(_config_of(model.source.uri))
+    for file in sorted(model.source.files()):
+        described.update(repr(tuple(file)).encode())
+    return described.hexdigest()[:16]
 
 
 def files_of_trained(
