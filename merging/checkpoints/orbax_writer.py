@@ -168,6 +168,7 @@ def _metadata(leaf: Any) -> dict[str, Any]:
 
 def _save_template(folder: str, abstract: Mapping[str, Any]) -> None:
     """Save the tree with a zero for each leaf, and forget what is known of zeros."""
+    from absl import logging
     from orbax.checkpoint import v1 as ocp
 
     from merging.checkpoints.orbax import context as settings
@@ -175,8 +176,14 @@ def _save_template(folder: str, abstract: Mapping[str, Any]) -> None:
     zeros = {path: jnp.zeros((), jnp.int8) for path in abstract}
     options = settings()
     options.array.saving.use_ocdbt = False
-    with options:
-        ocp.save(folder, tree.unflatten(zeros))
+    # It warns that it did not find what it was told not to write.
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with options:
+            ocp.save(folder, tree.unflatten(zeros))
+    finally:
+        logging.set_verbosity(level)
     state = Path(folder) / "state"
     shutil.rmtree(state / "array_metadatas", ignore_errors=True)
     listed = json.loads((state / TREE).read_text())
