@@ -56,5 +56,5 @@ setup(
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },
-    entry_points={"console_scripts": ["merging=merging.main:main"]},
+    entry_points={"console_scripts": ["merging=merging.cli.main:main"]},
 )

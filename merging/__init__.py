@@ -9,21 +9,19 @@ Nothing is imported until it is asked for, so `import merging` costs millisecond
 import importlib
 from typing import TYPE_CHECKING
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from merging import checkpoints, methods, models, tasks
+    from merging import checkpoints, merge, methods, models, tasks
     from merging.checkpoints import open_checkpoint
-    from merging.resident import merge
-    from merging.stream import merge_checkpoints
+    from merging.merge import merge_checkpoints
 
-# What this page promises, and the module each name lives in.
+# What this page promises beside its rooms, and the room each name lives in.
 _FUNCTIONS = {
-    "merge": "merging.resident",
-    "merge_checkpoints": "merging.stream",
+    "merge_checkpoints": "merging.merge",
     "open_checkpoint": "merging.checkpoints",
 }
-_PACKAGES = ("checkpoints", "methods", "models", "tasks")
+_ROOMS = ("checkpoints", "merge", "methods", "models", "tasks")
 
 __all__ = [
     "UserError",
@@ -40,7 +38,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _FUNCTIONS:
         value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    elif name in _PACKAGES:
+    elif name in _ROOMS:
         value = importlib.import_module(f"merging.{name}")
     else:
         raise AttributeError(f"module 'merging' has no attribute {name!r}")

@@ -7,8 +7,9 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from merging import models, tree
-from merging.models.families import read_config
+from merging import models
+from merging.models.hf import read_config
+from merging.runtime import tree
 
 
 def byte_level(texts, size, opens=True):

@@ -4,7 +4,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 
 class CorruptCheckpoint(UserError):

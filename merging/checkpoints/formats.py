@@ -12,7 +12,7 @@ from etils import epath
 from merging.checkpoints import safetensors
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
 _NOT_READ = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 SUFFIX = ".gguf"
 # `package:NAME` names the one GGUF file in an installed Python package.

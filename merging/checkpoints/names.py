@@ -7,7 +7,7 @@ written as `layers.attn.wq`, as no tensor name may look like a folder.
 
 from collections.abc import Iterable
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 
 def tensor_names(paths: Iterable[str]) -> dict[str, str]:

@@ -16,9 +16,9 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from merging import distributed, tree
 from merging.checkpoints import faults
-from merging.errors import UserError
+from merging.runtime import processes, tree
+from merging.runtime.errors import UserError
 
 CHECKSUMS = "crc32"
 # Most bytes of a chunk. Whatever part of a leaf is read, the chunks that it touches are
@@ -145,13 +145,13 @@ def load(path: str | os.PathLike, targets: tree.Tree) -> dict[str, Any]:
 
 
 def _replace(path: epath.Path, fresh: epath.Path) -> None:
-    if distributed.is_first():
+    if processes.is_first():
         old = path.with_name(path.name + ".old")
         old.rmtree(missing_ok=True)
         path.rename(old)
         fresh.rename(path)
         old.rmtree()
-    distributed.barrier(f"replaced {path}")
+    processes.barrier(f"replaced {path}")
 
 
 def _target(_: str, leaf: Any) -> jax.ShapeDtypeStruct:

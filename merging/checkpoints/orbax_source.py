@@ -15,11 +15,11 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from merging import tree
 from merging.checkpoints import faults
 from merging.checkpoints.ranges import boxes
 from merging.checkpoints.source import SourceFile, sampled_digest
-from merging.errors import nearest
+from merging.runtime import tree
+from merging.runtime.errors import nearest
 
 TREE = "_METADATA"
 _COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")

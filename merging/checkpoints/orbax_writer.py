@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from merging import distributed, tree
 from merging.checkpoints import faults
 from merging.checkpoints.orbax_source import TREE, context
 from merging.checkpoints.ranges import boxes
-from merging.errors import UserError
+from merging.runtime import processes, tree
+from merging.runtime.errors import UserError
 
 PARTIAL = ".partial"
 CHUNK_BYTES = 2**23
@@ -44,7 +44,7 @@ class OrbaxWriter:
     def __init__(self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct]):
         self.uri, self.folder = os.path.abspath(uri), os.path.abspath(uri) + PARTIAL
         self._abstract = dict(abstract)
-        distributed.decide(self._make)
+        processes.broadcast(self._make)
         # Opened one by one: processes may only open what is made.
         self._arrays = {
             path: ts.open(_spec(self.folder, path), context=context(), open=True)
@@ -80,8 +80,8 @@ class OrbaxWriter:
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add files and give the folder its name; all processes."""
         self._arrays = {}
-        distributed.barrier(f"{self.uri} is written")
-        distributed.decide(lambda: self._publish(extra_files))
+        processes.barrier(f"{self.uri} is written")
+        processes.broadcast(lambda: self._publish(extra_files))
 
     def _make(self) -> None:
         """Make the template and the empty arrays, or find them made."""

@@ -19,7 +19,7 @@ from etils import epath
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
 from merging.checkpoints.source import SourceFile, sampled_digest
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

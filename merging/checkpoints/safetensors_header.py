@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints.faults import CorruptCheckpoint
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 LARGEST_HEADER = 100_000_000
 METADATA = "__metadata__"

@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from merging import distributed
 from merging.checkpoints import faults
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
-from merging.errors import UserError
+from merging.runtime import processes
+from merging.runtime.errors import UserError
 
 PARTIAL = ".partial"
 # Bytes written between two requests to store them.
@@ -64,7 +64,7 @@ class SafetensorsWriter:
                 self._index[names[path]] = name
         self._total = sum(map(_bytes, abstract.values()))
         self._several = len(shards) > 1
-        distributed.decide(lambda: self._make(begun))
+        processes.broadcast(lambda: self._make(begun))
         self._descriptors = {file: os.open(file, os.O_RDWR) for file in begun}
         self._disk, self._lock = ThreadPoolExecutor(1, "disk"), threading.Lock()
         self._unstored = 0
@@ -112,8 +112,8 @@ class SafetensorsWriter:
             os.fsync(descriptor)
             os.close(descriptor)
         self._descriptors = {}
-        distributed.barrier(f"{self.uri} is flushed")
-        distributed.decide(lambda: self._publish(extra_files))
+        processes.barrier(f"{self.uri} is flushed")
+        processes.broadcast(lambda: self._publish(extra_files))
 
     def _make(self, begun: Mapping[Path, tuple[bytes, int]]) -> None:
         folder = Path(self.folder)

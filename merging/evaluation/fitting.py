@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import EvalSet
 
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merging.errors import UserError
 from merging.evaluation.questions import Question, Where, generated, ranked
 from merging.evaluation.shapes import Shape, Shapes, chosen_shapes, dealt
+from merging.runtime.errors import UserError
 from merging.tasks import EvalSet
 
 

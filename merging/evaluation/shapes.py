@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merging.errors import UserError
 from merging.evaluation.questions import Question, generated, ranked
+from merging.runtime.errors import UserError
 from merging.tasks import EvalSet
 
 STEP = 16  # rows are padded to a multiple of this many tokens

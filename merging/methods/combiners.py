@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merging import numerics
-from merging.errors import UserError, nearest
 from merging.methods import statistics
+from merging.runtime import numerics
+from merging.runtime.errors import UserError, nearest
 
 
 class Combiner(Protocol):

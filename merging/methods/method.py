@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merging import numerics
-from merging.errors import UserError
 from merging.methods.combiners import Combiner
 from merging.methods.transforms import Transform, number
-from merging.numerics import Index
+from merging.runtime import numerics
+from merging.runtime.errors import UserError
+from merging.runtime.numerics import Index
 
 _CUTS = ("element", "row", "matrix", "tensor")
 

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from merging.errors import nearest
 from merging.methods import combiners
 from merging.methods.method import Method, compose
 from merging.methods.transforms import Fraction, drop, rescale, trim
+from merging.runtime.errors import nearest
 
 Weights = Sequence[float] | None
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging import numerics
-from merging.errors import UserError, nearest
 from merging.methods import statistics
 from merging.methods.statistics import Layout, Sample
-from merging.numerics import Index
+from merging.runtime import numerics
+from merging.runtime.errors import UserError, nearest
+from merging.runtime.numerics import Index
 
 # A fraction kept: one for all experts, or one for each of them, in their order.
 Fraction = float | tuple[float, ...]

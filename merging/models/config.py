@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 ACTIVATIONS = ("swiglu", "geglu")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -17,7 +17,7 @@ from flax import nnx
 
 from merging.models.config import DecoderConfig
 from merging.models.positions import Positions, rotate
-from merging.sharding import split_rows
+from merging.runtime.sharding import split_rows
 
 _ACTIVATION = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 

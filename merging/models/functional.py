@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from merging import sharding
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Decoder
 from merging.models.positions import causal
 from merging.models.rules import rules
+from merging.runtime import sharding
 
 Params = dict[str, Any]
 BOS = 0  # the padding id opens every sequence, as in seqio's feature converters

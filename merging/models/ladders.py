@@ -1,8 +1,8 @@
 """Named families of decoders, from smallest to largest."""
 
-from merging.errors import nearest
 from merging.models.config import DecoderConfig
 from merging.models.functional import parameter_count
+from merging.runtime.errors import nearest
 
 # width, layers, heads, head_dim of each size; multi-query attention.
 _TINY = {"1x": (16, 2, 2, 16), "8x": (48, 3, 3, 16), "24x": (96, 3, 6, 16)}

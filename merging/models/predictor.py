@@ -12,7 +12,7 @@ from merging.models.config import DecoderConfig
 from merging.models.decoder import Cache
 from merging.models.functional import bind
 from merging.models.positions import branched, causal, positions
-from merging.sharding import on, place_batch
+from merging.runtime.sharding import on, place_batch
 
 LOGITS = 1 << 28  # most logits in memory at a time
 

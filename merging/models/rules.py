@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from jax.sharding import PartitionSpec as P
 
-from merging.errors import UserError
 from merging.models.config import DecoderConfig
+from merging.runtime.errors import UserError
 
 
 def rules(config: DecoderConfig) -> tuple[tuple[str, P], ...]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from merging.report.summaries import summarise
-from merging.results import Row, write_atomically
+from merging.runtime.results import Row
+from merging.runtime.storage import write_bytes
 
 __all__ = ["summary_text", "write_report"]
 
@@ -69,12 +70,12 @@ def summary_text(rows: Iterable[Row]) -> str:
 
 def _publish(directory: Path, files: dict[str, bytes], text: str) -> Path:
     for name, data in files.items():
-        write_atomically(directory / name, data)
+        write_bytes(directory / name, data)
     for folder in ("figures", "tables"):
         for path in (directory / folder).glob("F[1-6]*"):
             if f"{folder}/{path.name}" not in files:
                 with contextlib.suppress(OSError):
                     path.unlink()
     # Last: a page that exists has all its files beside it.
-    write_atomically(directory / "index.html", text.encode("utf-8"))
+    write_bytes(directory / "index.html", text.encode("utf-8"))
     return directory / "index.html"

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from merging.report.saturation import Gains, gains
 from merging.report.summaries import MULTITASK, Grid, by_seed, measure, spread
-from merging.report.table import CELL, SPREAD, Table, every_cell
+from merging.report.table import CELL, SPREAD, every_cell
+from merging.runtime.text import Table
 
 
 def behind_figures(grid: Grid) -> dict[str, list[Table]]:

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from merging.errors import UserError
-from merging.results import Row, normalise, order
+from merging.runtime.errors import UserError
+from merging.runtime.results import Row, normalise, order
 
 
 def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from merging.report.table import Table
+from merging.runtime.text import Table
 
 HOLDS, FAILS, MIXED, UNTESTED = "holds", "does not hold", "mixed", "not tested"
 

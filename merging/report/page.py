@@ -9,8 +9,8 @@ from merging.report.drawing import BASE_NAMES, Figure, human
 from merging.report.judging import RULE, Verdict, verdict_table
 from merging.report.saturation import SATURATED
 from merging.report.summaries import SMALLEST_GAP, Grid
-from merging.report.table import Table, shown
-from merging.results import BASELINES
+from merging.runtime.results import BASELINES
+from merging.runtime.text import Table, shown
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 76rem;

@@ -10,8 +10,9 @@ from merging.report.summaries import (
     measure,
     spread,
 )
-from merging.report.table import CELL, SPREAD, Table, every_cell, shown
-from merging.results import Row
+from merging.report.table import CELL, SPREAD, every_cell
+from merging.runtime.results import Row
+from merging.runtime.text import Table, shown
 
 MODEL_MEASURES = (
     "held_in",

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from merging import distributed, report, results
+from merging import report
+from merging.runtime import processes, results
 from merging.sweep.driver import finish, open_store
 from merging.sweep.gates import gates
 from merging.sweep.rows import rows
@@ -32,9 +33,9 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
     Raises:
       UserError: a config that can't be run, or another config's workdir.
     """
-    number, _ = distributed.place()
+    number, _ = processes.process_id()
     if number:
-        distributed.print_apart(Path(workdir) / "logs", number)
+        processes.print_apart(Path(workdir) / "logs", number)
     settings = read(config)
     grid = Grid(settings)
     store, config_hash = open_store(config, workdir)

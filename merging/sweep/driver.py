@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merging import config as configs
+from merging.runtime import config as configs
+from merging.runtime.progress import EventLog, Progress
+from merging.runtime.text import duration
 from merging.sweep import pool
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step, with_needs
 from merging.sweep.store import Broken, Store
-from merging.telemetry import EventLog, Progress, duration
 
 _BASES = ("pretrain", "instruct", "given")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.sweep.driver import finish, open_store
 from merging.sweep.rows import standard_error
 from merging.sweep.settings import Settings, read

@@ -9,8 +9,8 @@ import functools
 from pathlib import Path
 
 from merging import models
-from merging.errors import UserError
-from merging.models import families
+from merging.models import hf as families
+from merging.runtime.errors import UserError
 from merging.tasks import Tokenizer
 
 # AdamW's small updates vanish in 16-bit parameters: half a unit in the last place of a

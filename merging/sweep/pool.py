@@ -17,13 +17,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import NamedTuple
 
-from merging import stopping
-from merging.errors import Preempted, UserError
+from merging.runtime import preemption
+from merging.runtime.errors import Preempted, UserError
+from merging.runtime.progress import Progress
 from merging.sweep.claims import Claim
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Lost, Store
-from merging.telemetry import Progress
 
 RETRIES = 5  # of a step whose needs turn out broken
 SAVING = 20.0  # seconds for workers to save what they train
@@ -104,7 +104,7 @@ class _Schedule:
             self._shown.update(ticks, self._running.values())
             for future in done:
                 self._settle(future)
-            if stopping.asked():
+            if preemption.asked():
                 self._stop()
 
     def _stop(self) -> None:
@@ -268,7 +268,7 @@ def _start_worker(settings: Settings, workdir: str, ticks, parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-    stopping.watch()
+    preemption.watch()
     _state.update(settings=settings, store=Store(Path(workdir)), ticks=ticks)
 
 
@@ -281,6 +281,6 @@ def _run_in_worker(step: Step, folder: Path) -> None:
         ticks.put((step.key, step.cost, share, note or step.name))
         # A training looks itself, after it has saved its step.
         if step.kind in ("data", "merge") or not share:
-            stopping.raise_if_asked()
+            preemption.raise_if_asked()
 
     work.execute(step, _state["settings"], _state["store"], folder, tick)

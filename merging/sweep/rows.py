@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from merging import models
-from merging.results import Row, normalise
+from merging.runtime.results import Row, normalise
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
 

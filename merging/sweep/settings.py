@@ -5,8 +5,8 @@ import random
 from typing import Any
 
 from merging import methods, models, tasks
-from merging.errors import UserError, nearest
 from merging.models.config import DTYPES
+from merging.runtime.errors import UserError, nearest
 from merging.sweep import given
 
 BASES = ("pt", "it")

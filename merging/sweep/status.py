@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
+from merging.runtime.text import duration
 from merging.sweep.settings import read
 from merging.sweep.steps import Grid, Step, with_needs
 from merging.sweep.store import Broken, Store
-from merging.telemetry import duration
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merging import workdir
+from merging.runtime import storage, workdir
 from merging.sweep.claims import Claim, Claims, Holder
 from merging.sweep.steps import Step
 
@@ -140,7 +140,7 @@ class Store:
         path = self.path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            workdir.write_json(partial / "output.json", {"key": step.key, **output})
+            storage.write_json(partial / "output.json", {"key": step.key, **output})
             if path.exists() and not self.finished(step):
                 shutil.rmtree(path, ignore_errors=True)
             os.rename(partial, path)

@@ -11,22 +11,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from merging import (
-    checkpoints,
-    evaluation,
-    methods,
-    models,
-    resident,
-    tasks,
-    training,
-    tree,
-)
-from merging.models import families
+from merging import checkpoints, evaluation, methods, models, tasks, training
+from merging.merge import in_memory as resident
+from merging.models import hf as families
+from merging.runtime import tree
+from merging.runtime.revision import git_revision
 from merging.sweep import given
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
-from merging.telemetry import git_revision
 
 BATCH = 128  # rows of an evaluation batch
 KEPT = 2e9  # bytes of parameters kept in memory for the next steps

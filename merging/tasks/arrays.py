@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks import cache
 from merging.tasks.faults import require_none
 from merging.tasks.suites import Suite

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from merging.errors import nearest
+from merging.runtime.errors import nearest
 from merging.tasks.generated import Generated
 from merging.tasks.jsonl import OwnFiles
 from merging.tasks.suites import Material, Suite

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks import rows
 from merging.tasks.backend import load_seqio
 from merging.tasks.faults import require_none

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 
 def require_none(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks.faults import require_none
 from merging.tasks.suites import SPLITS, Dataset
 from merging.tasks.words import Words

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 MAX_LINE = 4 << 20  # bytes; a longer line is not an example of anything
 

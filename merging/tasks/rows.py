@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks import cache
 from merging.tasks.suites import Suite
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merging.drawing import Drawing
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks import arrays, cache
+from merging.tasks.sampling import Drawing
 from merging.tasks.suites import Suite
 
 MOST_PARTS = 64  # of a task
@@ -94,12 +94,12 @@ def store(
       UserError: an unknown name or split, no examples, an answer without a token, or
         a sequence longer than ``length``.
     """
-    from merging import distributed  # JAX, which nothing else here needs
+    from merging.runtime import processes  # JAX, which nothing else here needs
 
     rates = _tasks(suite, what)
     key = cache.key(suite.digest, split, length)
     folders = [Path(cache_dir) / "stored" / f"{name}-{split}-{key}" for name in rates]
-    planned = distributed.decide(
+    planned = processes.broadcast(
         lambda: [_plan(suite, n, split, f) for n, f in zip(rates, folders, strict=True)]
     )
     parts = [
@@ -107,10 +107,10 @@ def store(
         for name, folder, count in zip(rates, folders, planned, strict=True)
     ]
     every = [part for of_task in parts for part in of_task]
-    for part in every[distributed.process() :: distributed.processes()]:
+    for part in every[processes.index() :: processes.count()]:
         if not (part.path / _PART).exists():
             _write(suite, part)
-    distributed.barrier(f"{what} ({split}) is stored")
+    processes.barrier(f"{what} ({split}) is stored")
     paths = [[part.path for part in of_task] for of_task in parts]
     return Stored(paths, list(rates.values()), length)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks import cache
 from merging.tasks.metrics import MEASURES, METRICS
 from merging.tasks.tokenizers import Tokenizer, open_tokenizer

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 _SETTINGS = "tokenizer_config.json"
 _ELSEWHERE = ("generation_config.json", "config.json")  # where the end mark may stand

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from merging import sharding
-from merging.drawing import permuted
-from merging.errors import UserError
+from merging.runtime import sharding
+from merging.runtime.errors import UserError
+from merging.tasks.sampling import permuted
 
 
 class Examples(NamedTuple):

@@ -22,18 +22,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from merging import (
-    checkpoints,
-    distributed,
-    models,
-    sharding,
-    tasks,
-    telemetry,
-    tree,
-    workdir,
-)
-from merging import config as configs
-from merging.models import families
+from merging import checkpoints, models, tasks
+from merging.models import hf as families
+from merging.runtime import config as configs
+from merging.runtime import processes, sharding, storage, tree, workdir
+from merging.runtime.progress import Progress as Shown
+from merging.runtime.revision import git_revision
 from merging.training.loop import train
 from merging.training.progress import Progress
 from merging.training.recipe import Recipe, Trained
@@ -56,12 +50,12 @@ def run(config: Any, folder: Path | str) -> Path:
       Preempted: it was asked to stop; the step is saved.
     """
     folder = Path(folder).absolute()
-    distributed.initialize(folder / "logs")
+    processes.initialize(folder / "logs")
     values = config.to_dict()
     recipe = Recipe(**values["recipe"])
-    distributed.decide(lambda: _claim(config, folder))
-    if distributed.decide((folder / "train.json").exists):
-        if distributed.is_first():
+    processes.broadcast(lambda: _claim(config, folder))
+    if processes.broadcast((folder / "train.json").exists):
+        if processes.is_first():
             print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
         return folder / "checkpoint"
     begin = time.monotonic()
@@ -75,7 +69,7 @@ def run(config: Any, folder: Path | str) -> Path:
         split: tasks.store(suite, values["what"], split, length, folder / "data")
         for split in splits
     }
-    with telemetry.Progress(recipe.steps, f"train {values['what']}") as shown:
+    with Shown(recipe.steps, f"train {values['what']}") as shown:
         trained = train(
             decoder,
             params,
@@ -93,10 +87,10 @@ def run(config: Any, folder: Path | str) -> Path:
         eos_id=suite.tokenizer.eos_id,
     )
     _publish(folder, trained, files, recipe)
-    distributed.decide(
+    processes.broadcast(
         lambda: _record(folder, trained, decoder, time.monotonic() - begin)
     )
-    if distributed.is_first():
+    if processes.is_first():
         loss = float(np.mean(trained.losses[-recipe.log_every :]))
         print(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
@@ -107,7 +101,7 @@ def run(config: Any, folder: Path | str) -> Path:
 class _Told:
     """Shows how far a training is, and keeps its losses; process 0 does the writing."""
 
-    def __init__(self, path: Path, shown: telemetry.Progress):
+    def __init__(self, path: Path, shown: Shown):
         self._path, self._shown = path, shown
         self._told: Progress | None = None
 
@@ -121,7 +115,7 @@ class _Told:
         if len(now.validations):
             note += f", validation {now.validations[-1, 1]:.4f}"
         self._shown.note(note)
-        if distributed.is_first():
+        if processes.is_first():
             # An earlier run may have told of steps that it could not save.
             mode = "w" if self._told is None else "a"
             with open(self._path, mode) as file:
@@ -198,7 +192,7 @@ def _publish(
         kept["best"] = trained.best
     for name, params in kept.items():
         checkpoints.save(folder / name, params)
-        if distributed.is_first():
+        if processes.is_first():
             for file, content in files.items():
                 (folder / name / file).write_bytes(content)
 
@@ -213,9 +207,9 @@ def _record(
         "best_step": int(trained.best_step),
         "parameters": models.parameter_count(decoder),
         "decoder": dataclasses.asdict(decoder),
-        "processes": distributed.processes(),
+        "processes": processes.count(),
         "wall_seconds_of_the_last_start": round(seconds, 1),
-        "git_revision": telemetry.git_revision(),
+        "git_revision": git_revision(),
     }
-    workdir.write_json(folder / "train.json", record)
+    storage.write_json(folder / "train.json", record)
     shutil.rmtree(folder / "training", ignore_errors=True)

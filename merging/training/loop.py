@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from merging import distributed, models, sharding
-from merging.errors import Preempted, UserError
+from merging import models
+from merging.runtime import processes, sharding
+from merging.runtime.errors import Preempted, UserError
 from merging.training import batches, progress
 from merging.training.batches import Examples, Feed, Source
 from merging.training.progress import Progress
@@ -75,7 +76,7 @@ def train(
                 now = _validate(run, now, held_back, mesh)
             if report is not None:
                 report(now)
-            preempted = distributed.preempted()
+            preempted = processes.preempted()
             due = preempted or _due(now.step, recipe.checkpoint_every)
             if workdir is not None and due:
                 if not run.finite(now.state.params):

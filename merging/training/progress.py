@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging import checkpoints, distributed, tree
-from merging.errors import UserError
+from merging import checkpoints
+from merging.runtime import processes, tree
+from merging.runtime.errors import UserError
 from merging.training.batches import Source
 
 KEPT = 2  # the newest, and the one before should the newest be damaged
@@ -58,7 +59,7 @@ def save(workdir: os.PathLike, progress: Progress, identity: int) -> Path:
     if len(progress.validations):
         record["validations"] = progress.validations
     checkpoints.save(path, record)
-    if distributed.is_first():
+    if processes.is_first():
         for old in _steps(workdir)[:-KEPT]:
             shutil.rmtree(Path(workdir) / f"step_{old:08d}", ignore_errors=True)
     return path
@@ -77,7 +78,7 @@ def restore(
     Raises:
       UserError: the newest one belongs to another recipe, model or data.
     """
-    for step in reversed(distributed.decide(lambda: _steps(workdir))):
+    for step in reversed(processes.broadcast(lambda: _steps(workdir))):
         path = Path(workdir) / f"step_{step:08d}"
         found, unreadable = None, np.zeros(1, np.int64)
         try:
@@ -85,7 +86,7 @@ def restore(
         except checkpoints.CorruptCheckpoint as error:
             logging.getLogger(__name__).warning("%s Going one back.", error)
             unreadable += 1
-        distributed.total([unreadable])  # what one can't read, none goes on from
+        processes.all_reduce([unreadable])  # what one can't read, none goes on from
         if not unreadable[0]:
             return found, path
     return None

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from merging.errors import UserError
 from merging.models import Params
 from merging.models.config import DTYPES
+from merging.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

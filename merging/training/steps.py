@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from merging import models, sharding, tree
+from merging import models
 from merging.models.positions import causal
+from merging.runtime import sharding, tree
 from merging.training.recipe import Recipe
 
 Params = dict[str, Any]

@@ -25,8 +25,8 @@ from measuring import machine
 from merge_speed import table
 
 from merging import checkpoints, models
-from merging.convert import convert
-from merging.models import families
+from merging.models import hf as families
+from merging.models.hf.convert import convert
 from merging.training import Recipe, steps
 
 _TORCH_SIDE = Path(__file__).with_name("decoder_torch.py")

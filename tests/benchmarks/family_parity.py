@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 import family_cases  # noqa: E402
 
-from merging.convert import convert  # noqa: E402
+from merging.models.hf.convert import convert  # noqa: E402
 
 _TORCH_SIDE = Path(__file__).with_name("family_models.py")
 VISIBLE = 1e-2

@@ -27,9 +27,9 @@ class Failed(Exception):
 
 def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the peak memory of each method, for each size and number of experts."""
-    from merging.stream.memory import parse_bytes  # loads JAX: other modes need not
+    from merging.runtime.storage import parse_size  # loads JAX: other modes need not
 
-    allowed = parse_bytes(options.memory_budget) + ALLOWANCE
+    allowed = parse_size(options.memory_budget) + ALLOWANCE
     rows = []
     for size, count in options.cases:
         shape = shape_of(options, size)

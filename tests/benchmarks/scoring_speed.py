@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import scored_models  # noqa: E402
 
 from merging import evaluation, tasks  # noqa: E402
-from merging.convert import convert  # noqa: E402
-from merging.scoring.model import bind, open_suite, opened  # noqa: E402
-from merging.scoring.settings import read  # noqa: E402
+from merging.evaluation.model import bind, open_suite, opened  # noqa: E402
+from merging.evaluation.settings import read  # noqa: E402
+from merging.models.hf.convert import convert  # noqa: E402
 
 _ROOT = Path(__file__).parents[2]
 _CONFIG = _ROOT / "configs/evaluate/jsonl.py"
@@ -192,7 +192,7 @@ def _seconds(workdir: Path) -> float:
 
 def _log_likelihoods(options, model: Path, files) -> dict[str, list[list[float]]]:
     """Return ours of every choice, as the command finds them on its way."""
-    from merging import config
+    from merging.runtime import config
 
     loaded = config.load(
         str(_CONFIG),

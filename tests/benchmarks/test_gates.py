@@ -8,7 +8,8 @@ About ten minutes on two idle cores; set MERGING_WORKDIR to keep or continue the
 import os
 from pathlib import Path
 
-from merging import config, sweep
+from merging import sweep
+from merging.runtime import config
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "configs" / "scaling_curves" / "tiny.py"

@@ -27,7 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import together
 
-from merging import checkpoints, tree
+from merging import checkpoints
+from merging.runtime import tree
 
 STEPS = 120
 SETTINGS = {

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from merging import tree
+from merging.runtime import tree
 
 # Every method of the registry has an entry; `test_laws` checks that.
 CASES = {

@@ -9,8 +9,11 @@ import references
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from merging import methods, numerics, resident, tree
-from merging.resident import blocks, merge
+from merging import methods
+from merging.merge import in_memory as resident
+from merging.merge import memory_blocks as blocks
+from merging.merge.in_memory import merge
+from merging.runtime import numerics, tree
 
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
 every_method = pytest.mark.parametrize("name", methods.names())

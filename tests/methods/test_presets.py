@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from merging import methods
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 
 def test_defaults_are_those_of_the_methods_table():

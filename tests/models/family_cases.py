@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from merging import models
-from merging.models import families
+from merging.models import hf as families
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())

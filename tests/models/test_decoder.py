@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from merging import models
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 SERIAL = models.DecoderConfig(
     vocab_size=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=24

@@ -10,8 +10,8 @@ import pytest
 from family_cases import CLOSE, GOLDENS, NAMES
 
 from merging import models
-from merging.errors import UserError
-from merging.models import families
+from merging.models import hf as families
+from merging.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,7 +119,7 @@ def test_loading_in_bfloat16_casts_and_stays_close():
 
 
 def test_a_model_loads_sharded_and_a_mesh_that_does_not_divide_it_is_refused():
-    from merging import sharding
+    from merging.runtime import sharding
 
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
     config, params = families.load(GOLDENS / "llama2", mesh=mesh)

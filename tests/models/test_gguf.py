@@ -10,11 +10,11 @@ from gguf import GGMLQuantizationType as Stored
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from merging import main as command_line
-from merging.convert import convert
-from merging.errors import UserError
-from merging.models import families
-from merging.models.families.gguf import interleaved
+from merging.cli import main as command_line
+from merging.models import hf as families
+from merging.models.hf.convert import convert
+from merging.models.hf.gguf import interleaved
+from merging.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import math
 import jax
 import pytest
 
-from merging import models, sharding
-from merging.errors import UserError
-from merging.models import families
+from merging import models
+from merging.models import hf as families
+from merging.runtime import sharding
+from merging.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("vocab_size", [50, 300, 400, 1000])

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from merging import models, sharding
+from merging import models
+from merging.runtime import sharding
 
 CONFIG = models.DecoderConfig(
     vocab_size=24, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=24

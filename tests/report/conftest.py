@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from merging.results import Row, normalise
+from merging.runtime.results import Row, normalise
 
 CATEGORIES = tuple(f"skill{i}" for i in range(8))
 METHODS = ("average", "task_arithmetic", "ties", "dare_ties", "rht")

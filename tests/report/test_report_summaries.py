@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from merging.errors import UserError
 from merging.report import tables
 from merging.report.joining import join
 from merging.report.summaries import Cell, spread, summarise
+from merging.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toy_suite
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import materialise
 
 LENGTH = 32

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toy_suite
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import load, load_suite, rows
 from merging.tasks.registration import register, seqio
 

@@ -9,7 +9,7 @@ import pytest
 from test_tokenizers import byte_level
 
 from merging import tasks
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks.jsonl import OwnFiles
 
 TIDES = {"dataset": "tides", "category": "sea", "split": "held_in"}

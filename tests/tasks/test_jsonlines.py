@@ -1,6 +1,6 @@
 import pytest
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import jsonlines
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import miniworld
 from merging.tasks.miniworld.world import ANIMALS, PROPERTIES, make_world
 

@@ -10,8 +10,8 @@ import types
 import invented
 import pytest
 
-from merging import main
-from merging.errors import UserError
+from merging.cli import main
+from merging.runtime.errors import UserError
 from merging.tasks.t0 import preparing, sources, tables
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import toy_suite
 
-from merging import distributed, training
-from merging.errors import UserError
+from merging import training
+from merging.runtime import processes
+from merging.runtime.errors import UserError
 from merging.tasks import Generated, Suite, arrays, materialise, store, stored
 from merging.training import batches
 
@@ -82,9 +83,9 @@ def test_files_are_parts_that_processes_share_out(lines, alone, tmp_path, monkey
     wrote = []
     with monkeypatch.context() as patch:
         patch.setattr(stored, "Stored", lambda *arguments: None)
-        patch.setattr(distributed, "processes", lambda: 2)
+        patch.setattr(processes, "count", lambda: 2)
         for process in (0, 1):
-            patch.setattr(distributed, "process", lambda process=process: process)
+            patch.setattr(processes, "index", lambda process=process: process)
             store(lines, "echo", "train", 32, tmp_path / "shared")
             wrote.append(len(list((tmp_path / "shared").rglob("tokens"))))
     assert wrote == [FILES, 2 * FILES]

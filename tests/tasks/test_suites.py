@@ -9,7 +9,7 @@ import pytest
 import toy_suite
 
 from merging import tasks
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 
 
 def test_the_facts_of_a_suite_need_no_tensorflow():

@@ -11,7 +11,7 @@ import pytest
 from test_tokenizers import byte_level
 
 from merging import tasks
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import contamination
 from merging.tasks.registration import as_written, register, seqio
 from merging.tasks.t0 import preparing, rendering, sources, tables

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from merging import main
-from merging.errors import UserError
+from merging.cli import main
+from merging.runtime.errors import UserError
 from merging.tasks import templates
 from merging.tasks.t0 import page, rendering, tables
 from merging.tasks.t0.entries import cut
@@ -214,7 +214,7 @@ def test_an_unknown_dataset_or_prompt_is_answered_with_the_nearest():
 
 def test_the_list_and_an_example_need_no_tensorflow():
     code = (
-        "import sys; from merging.main import main\n"
+        "import sys; from merging.cli.main import main\n"
         "main(['tasks', 'list']); main(['tasks', 'show', 'copa'])\n"
         "print('tensorflow' in sys.modules, 'jax' in sys.modules)"
     )

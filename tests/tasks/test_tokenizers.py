@@ -9,7 +9,7 @@ import sentencepiece
 import tokenizers
 
 from merging import tasks
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import open_tokenizer
 
 TEXTS = [

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from merging.errors import nearest
+from merging.runtime.errors import nearest
 from merging.tasks.metrics import METRICS
 from merging.tasks.suites import SPLITS
 

@@ -8,7 +8,7 @@ import random
 import zlib
 from typing import NamedTuple
 
-from merging.errors import nearest
+from merging.runtime.errors import nearest
 from merging.tasks.miniworld import held_in, held_out
 from merging.tasks.miniworld.documents import document
 from merging.tasks.miniworld.instructions import instruction

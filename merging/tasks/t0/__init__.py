@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from merging.errors import UserError, nearest
+from merging.runtime.errors import UserError, nearest
 from merging.tasks.suites import SPLITS
 from merging.tasks.t0 import sources, tables
 from merging.tasks.t0.entries import Entry

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from merging.errors import nearest
+from merging.runtime.errors import nearest
 
 OPTIONS = "options"  # in a prompt: the choices, one a line
 _SLICE = re.compile(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merging.errors import UserError
+from merging.runtime.errors import UserError
 from merging.tasks import jsonlines
 from merging.tasks.faults import require_none
 from merging.tasks.t0.entries import Entry, cut

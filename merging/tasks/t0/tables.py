@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
-from merging.errors import nearest
+from merging.runtime.errors import nearest
 from merging.tasks import templates
 from merging.tasks.suites import SPLITS
 from merging.tasks.t0.entries import OPTIONS, Entry, Field, Prompt, Source, cut

@@ -1,0 +1,34 @@
+"""The commands, in the order that `merging --help` lists them: one file each.
+
+A command imports what it needs when it runs: help must not wait for JAX.
+"""
+
+from merging.cli import (
+    convert,
+    evaluate,
+    gates,
+    merge,
+    methods,
+    plan,
+    report,
+    status,
+    sweep,
+    tasks,
+    train,
+    verify,
+)
+
+COMMANDS = {
+    "merge": merge.COMMAND,
+    "verify": verify.COMMAND,
+    "plan": plan.COMMAND,
+    "convert": convert.COMMAND,
+    "train": train.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "sweep": sweep.COMMAND,
+    "status": status.COMMAND,
+    "report": report.COMMAND,
+    "gates": gates.COMMAND,
+    "tasks": tasks.COMMAND,
+    "methods": methods.COMMAND,
+}

@@ -1,0 +1,87 @@
+"""What a command is, and what several of them share."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+    """One command: a line for the list, its own help, its options, what it runs."""
+
+    summary: str
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    resumable: bool = False
+
+
+def takes_config(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`; overrides of its values are taken out beforehand."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:arg]",
+        help="a Python file with get_config(); its values are changed with"
+        " --config.key=value, tuples as --config.key=a,b",
+    )
+
+
+def takes_config_and_workdir(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and `--workdir`."""
+    takes_config(parser)
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where everything is kept, and continued from (runs/NAME-OF-CONFIG)",
+    )
+
+
+def takes_processes(parser: argparse.ArgumentParser) -> None:
+    """Add what says that this is one process of several; `tell_processes` hands it on.
+
+    Slurm's job steps, TPU slices of GKE and Open MPI say it themselves.
+    """
+    group = parser.add_argument_group("one process of several")
+    add = group.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="of process 0, the same for all")
+    add("--processes", metavar="N", help="how many there are")
+    add("--process", metavar="I", help="which one this is, from 0; it alone reports")
+    add(
+        "--logs",
+        metavar="DIR",
+        help="where the others print, into DIR/process_I.log (WORKDIR/logs; without a"
+        " workdir, where they are started)",
+    )
+
+
+def tell_processes(arguments: argparse.Namespace) -> None:
+    """Put these options where `distributed.initialize` looks."""
+    for name in ("coordinator", "processes", "process", "logs"):
+        if getattr(arguments, name, None):
+            os.environ[f"MERGING_{name.upper()}"] = getattr(arguments, name)
+
+
+def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Path]:
+    """Return the config with its overrides, and the workdir or its default.
+
+    Raises:
+      UserError: a config that can't be read, or an override that it doesn't have.
+    """
+    from merging.runtime import config
+
+    path, argument = config.split_spec(arguments.config)
+    loaded = config.load(arguments.config, arguments.overrides)
+    default = Path("runs") / "-".join(filter(None, [path.stem, argument]))
+    return loaded, arguments.workdir or default
+
+
+def print_for_a_pipe(text: str) -> None:
+    """Print, and say nothing when the reader (`| head`) has had enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

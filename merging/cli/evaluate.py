@@ -1,0 +1,82 @@
+"""`merging evaluate`: a checkpoint's scores on a suite."""
+
+import argparse
+from pathlib import Path
+
+from merging.cli.command import (
+    Command,
+    config_and_workdir,
+    print_for_a_pipe,
+    takes_processes,
+)
+from merging.runtime.errors import UserError
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.compare:
+        if arguments.config or arguments.workdir:
+            raise UserError(
+                "--compare A B stands alone, without --config or --workdir."
+            )
+        from merging.evaluation import job as scoring
+
+        print_for_a_pipe(scoring.compare(*arguments.compare))
+        return 0
+    if not arguments.config:
+        raise UserError(
+            "merging evaluate needs --config FILE.py, or --compare A B with the "
+            "workdirs of two evaluations."
+        )
+    config, workdir = config_and_workdir(arguments)
+    from merging.evaluation import job as scoring
+
+    scoring.run(config, workdir)
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE.py[:arg]",
+        help="a Python file with get_config(), such as"
+        " configs/evaluate/miniworld.py; its values are changed with"
+        " --config.key=value, tuples as --config.key=a,b",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where everything is kept, and continued from (runs/NAME-OF-CONFIG)",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="the workdirs of two evaluations: print both values, the differences and"
+        " their paired bootstrap intervals",
+    )
+    takes_processes(parser)
+
+
+COMMAND = Command(
+    "score a checkpoint on a suite of tasks, or compare two",
+    """\
+    Score any checkpoint of a known family, safetensors or Orbax with its config.json,
+    on a suite, in its own tokens. Every finished dataset is kept in the workdir: stop
+    it at any time, and the same command continues. Prints each dataset's value, mean
+    and spread over its prompts, with a bootstrap interval; writes result rows for
+    `merging report`, and a results file for readers of lm-evaluation-harness.
+
+    examples:
+      merging evaluate --config configs/evaluate/miniworld.py \\
+          --config.checkpoint=MODEL --workdir scores
+      merging evaluate --config configs/evaluate/miniworld.py \\
+          --config.checkpoint=MERGED --config.labels.method=ties \\
+          --config.base_results=scores --workdir merged_scores
+      merging evaluate --compare scores merged_scores
+    """,
+    _options,
+    _run,
+    resumable=True,
+)

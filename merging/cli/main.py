@@ -1,0 +1,170 @@
+"""The command line: `merging COMMAND --config FILE.py[:arg] [--config.key=value …]`.
+
+No logic lives here. Exit status: 0; 2 for the user's mistake, with one message and no
+traceback; 1 for ours; 130 when stopped from the keyboard; 75 when stopped by SIGTERM,
+and then launchers run the same command again.
+"""
+
+import argparse
+import atexit
+import errno
+import gc
+import os
+import shlex
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from merging.cli import COMMANDS
+from merging.cli.command import tell_processes
+from merging.runtime import preemption
+from merging.runtime.errors import PREEMPTED, Preempted, UserError, nearest
+
+# Or Python spends more than a second, at its end, on the cycles of what it imported.
+atexit.register(gc.freeze)
+_NO_SPACE = os.strerror(errno.ENOSPC).lower()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    status, reason = _guarded(argv)
+    if status:
+        preemption.end(status, reason)
+    return status
+
+
+def _guarded(argv: list[str]) -> tuple[int, str]:
+    """Run one command; return the exit status, and in a line why it is not 0."""
+    try:
+        return _run(argv), ""
+    except Preempted as stopped:
+        print(f"{stopped}. {_stopped(argv)}", file=sys.stderr)
+        return PREEMPTED, str(stopped)
+    except UserError as error:
+        return _complain(str(error)), str(error)
+    except KeyboardInterrupt:
+        print(f"\n{_stopped(argv)}", file=sys.stderr)
+        return 130, "stopped from the keyboard"
+    except SystemExit as done:  # argparse, after --help
+        return int(done.code or 0), ""
+    except Exception as error:
+        if refused := _refused_by_the_system(error):
+            return _complain(f"{refused}\nThen: {_again(argv)}"), refused
+        if preemption.lost(error):
+            reason = f"another process of this job was lost ({_last_line(error)})"
+            print(f"merging: {reason}. {_stopped(argv)}", file=sys.stderr)
+            return PREEMPTED, reason
+        traceback.print_exc()
+        print("merging: this is a fault in merging, please report it.", file=sys.stderr)
+        return 1, f"{type(error).__name__}: {error}"
+
+
+def _run(argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise nearest("command", argv[0], COMMANDS)
+    argv, overrides = _split_overrides(argv)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    takes_config = "config" in arguments
+    if unknown:
+        valid = parser.options[arguments.command]
+        raise nearest(f"argument of merging {arguments.command}", unknown[0], valid)
+    if overrides and not takes_config:
+        raise UserError(f"merging {arguments.command} reads no config.")
+    arguments.overrides = overrides
+    tell_processes(arguments)
+    if COMMANDS[arguments.command].resumable:
+        preemption.watch()
+    return COMMANDS[arguments.command].run(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help that keeps its line breaks, and errors that are UserErrors."""
+
+    def __init__(self, **settings):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=raw, **settings)
+        self.options: dict[str, list[str]] = {}
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}.\nSee `{self.prog} --help`.")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="merging",
+        description="Merge large models, exactly and at scale, in JAX.",
+        epilog="merging COMMAND --help explains a command, with examples.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        child = commands.add_parser(
+            name, help=command.summary, description=textwrap.dedent(command.help)
+        )
+        command.options(child)
+        parser.options[name] = list(child._option_string_actions)
+    return parser
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--config.key=value` and `--config.key value` out of the arguments."""
+    rest, overrides = [], {}
+    remaining: Iterator[str] = iter(argv)
+    for argument in remaining:
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE.")
+        overrides[key] = value
+    return rest, overrides
+
+
+def _complain(message: str) -> int:
+    print(f"merging: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1]
+
+
+def _again(argv: list[str]) -> str:
+    return shlex.join(["merging", *argv])
+
+
+def _stopped(argv: list[str]) -> str:
+    if argv and argv[0] in COMMANDS and COMMANDS[argv[0]].resumable:
+        return f"Stopped. What was finished is kept; to continue:\n  {_again(argv)}"
+    return "Stopped."
+
+
+def _refused_by_the_system(error: BaseException | None) -> str | None:
+    """Return what to do about a full disk or a missing permission, if it was one."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        # Storage libraries and worker processes report a full disk in words only,
+        # amid their own.
+        words = [line for line in str(error).splitlines() if _NO_SPACE in line.lower()]
+        if number in (errno.ENOSPC, errno.EDQUOT) or words:
+            shown = (words or [error])[-1]
+            return (
+                f"the disk is full ({shown}).\nFinished work is kept; free some space."
+            )
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            return f"the system refused it ({error}).\nChange that or the directory."
+        error = error.__cause__ or error.__context__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""`merging methods`: every merge method."""
+
+import argparse
+import json
+import textwrap
+
+from merging.cli.command import Command, print_for_a_pipe
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from merging import methods
+
+    records = [
+        {
+            "name": record.name,
+            "parameters": dict(record.parameters),
+            "definition": record.definition,
+            "paper": record.paper,
+        }
+        for record in methods.catalogue()
+    ]
+    if arguments.json:
+        text = json.dumps(records, indent=2)
+    else:
+        text = "\n\n".join(_method_text(record) for record in records)
+    print_for_a_pipe(text)
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _method_text(record: dict) -> str:
+    settings = ", ".join(f"{k}={v!r}" for k, v in record["parameters"].items())
+    body = f"{record['definition']}\n{record['paper']}"
+    return f"{record['name']}({settings})\n{textwrap.indent(body, '    ')}"
+
+
+COMMAND = Command(
+    "list every merge method with its parameters, defaults and paper",
+    """\
+    List every merge method: its parameters with defaults, its definition in a
+    line, and its paper.
+
+    examples:
+      merging methods
+      merging methods --json
+    """,
+    _options,
+    _run,
+)

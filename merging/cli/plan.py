@@ -1,0 +1,64 @@
+"""`merging plan`: what work needs on chips that are not there."""
+
+import argparse
+
+from merging.cli.command import Command, print_for_a_pipe, takes_config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import json
+
+    from merging import planning as foresight
+    from merging.runtime import config
+
+    where = foresight.topology(arguments.topology, arguments.slices)
+    foresight.use_no_accelerator()
+    loaded = config.load(arguments.config, arguments.overrides)
+    parts = arguments.only.split(",") if arguments.only else foresight.PARTS
+    found = foresight.forecast(loaded, where, compile=not arguments.count, parts=parts)
+    text = json.dumps(found, indent=2) if arguments.json else foresight.as_text(found)
+    print_for_a_pipe(text)
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    takes_config(parser)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v5p:4x4x8, or another TPU slice; h200:8x16, 16 hosts of eight GPUs;"
+        " cpu:8, virtual devices",
+    )
+    parser.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="TPU slices, over a network"
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="compile nothing; count, in a second"
+    )
+    parser.add_argument(
+        "--only", metavar="PART,…", help="some of merge, scoring, training, grid"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+COMMAND = Command(
+    "what fits and how long it takes, before a chip is rented",
+    """\
+    Say whether a merge, scoring and fine-tuning fit a topology, the bytes on each
+    device, what devices exchange, what hosts read and write, the time that memory,
+    compute, interconnect and storage allow, the bottleneck, and chip-hours. Programs
+    are compiled for TPUs on this machine, with no TPU (the extra tpu);
+    for other chips they are counted. Reads no weights. Takes a plan's config, or that
+    of any merge with its checkpoints.
+
+    examples:
+      merging plan --config configs/plan/palm_64b.py --topology v5p:4x4x8
+      merging plan --config configs/plan/palm_64b.py --topology v5e:16x16 --slices 2
+      merging plan --config configs/plan/palm_64b.py --topology h200:8x16 --json
+      merging plan --config configs/merge/ties.py --config.base=BASE \\
+          --config.experts=EXPERT1,EXPERT2 --topology v6e:2x4
+    """,
+    _options,
+    _run,
+)

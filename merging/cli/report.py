@@ -1,0 +1,45 @@
+"""`merging report`: figures, tables and verdicts from rows."""
+
+import argparse
+from pathlib import Path
+
+from merging.cli.command import Command
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from merging import report
+    from merging.runtime import results
+
+    rows = results.read(arguments.workdir)
+    page = report.write_report(rows, arguments.out or arguments.workdir[0] / "report")
+    print(f"Report of {len(rows)} rows: {page}")
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="finished or unfinished runs; their rows are joined",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="(the first workdir's report/)"
+    )
+
+
+COMMAND = Command(
+    "figures, tables and verdicts from one or several runs",
+    """\
+    Read the result rows of one or several workdirs and write figures (PNG, SVG),
+    tables (CSV) and one HTML page that holds them all.
+
+    examples:
+      merging report --workdir curves
+      merging report --workdir part0 part1 part2 --out joined
+    """,
+    _options,
+    _run,
+)

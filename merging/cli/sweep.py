@@ -1,0 +1,63 @@
+"""`merging sweep`: the whole grid."""
+
+import argparse
+import re
+
+from merging.cli.command import (
+    Command,
+    config_and_workdir,
+    takes_config_and_workdir,
+    takes_processes,
+)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config, workdir = config_and_workdir(arguments)
+    from merging import sweep
+
+    sweep.run(config, workdir, shard=arguments.shard)
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    takes_config_and_workdir(parser)
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="i/n",
+        help="do the i-th of n parts of the grid, i from 0 to n-1",
+    )
+    takes_processes(parser)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no part i/n of a grid; of four parts the first is 0/4 and"
+            " the last 3/4"
+        )
+    return int(found[1]), int(found[2])
+
+
+COMMAND = Command(
+    "train, merge, evaluate and report a whole grid, resumably",
+    """\
+    Train bases and experts, merge them in every way the config lists, evaluate
+    each model, and write the report. Every finished step is kept in the workdir:
+    stop it at any time, and the same command continues; run it again when it is
+    done, and it does nothing.
+
+    examples:
+      merging sweep --config configs/scaling_curves/tiny.py --workdir curves
+      merging sweep --config configs/scaling_curves/tiny.py \\
+          --config.sizes=1x,8x --config.seeds=3 --workdir more
+      merging sweep --config FILE.py --workdir DIR --shard 0/4   # one of 4 machines
+    Any number of these may share one workdir, with --shard or without: each takes
+    steps that no other works on, and `merging status --workdir DIR` shows them all.
+    """,
+    _options,
+    _run,
+    resumable=True,
+)

@@ -1,0 +1,122 @@
+"""`merging tasks`: the datasets of a suite, their examples, and fetching them."""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from merging.cli.command import Command, print_for_a_pipe
+from merging.runtime.errors import UserError, nearest
+
+_ACTIONS = ("list", "show", "prepare")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "show" and arguments.dataset is None:
+        raise UserError("merging tasks show needs the name of a dataset.")
+    if arguments.action != "show" and arguments.dataset is not None:
+        raise UserError(f"merging tasks {arguments.action} takes no dataset.")
+    run = {"list": _list, "show": _show, "prepare": _prepare}[arguments.action]
+    if arguments.suite != "t0":
+        raise nearest("suite with tables", arguments.suite, ["t0"])
+    return run(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from merging.tasks.t0 import page
+
+    text = page.markdown().rstrip("\n") if arguments.markdown else page.listed()
+    print_for_a_pipe(text)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from merging.tasks.t0 import page, rendering, sources, tables
+
+    entry = tables.entry(arguments.dataset)
+    prompts = list(entry.prompts.values())[:3]
+    if arguments.data_dir is None:
+        records = itertools.repeat(rendering.raw(entry, entry.example), len(prompts))
+        about = f"{entry.about}\n(an invented record; --data_dir shows real ones)"
+    else:
+        located = sources.locate(entry, arguments.data_dir)
+        records = itertools.islice(sources.columns(entry, located, "train"), 3)
+        about = f"{entry.about}\n(the first of {located.folders[0]})"
+    shown = [
+        page.shown(entry, prompt, columns)
+        for prompt, columns in zip(prompts, records, strict=False)
+    ]
+    print_for_a_pipe("\n\n".join([about, *shown]))
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from merging.tasks.t0 import preparing
+
+    if arguments.data_dir is None:
+        raise UserError("merging tasks prepare needs --data_dir DIR.")
+    states = []
+    for state in preparing.prepare(arguments.data_dir, arguments.only):
+        states.append(state)
+        mark = "ready  " if state.ready else "missing"
+        about = state.about.replace("\n", "\n" + " " * 10)
+        print_for_a_pipe(f"{mark} {state.dataset}\n          {about}")
+    ready = [state.dataset for state in states if state.ready]
+    print_for_a_pipe(f"{len(ready)} of {len(states)} datasets are ready.")
+    if arguments.contamination:
+        _report(preparing.overlaps(arguments.data_dir, ready) if ready else [])
+    return 0 if len(ready) == len(states) else 1
+
+
+def _report(found: list) -> None:
+    for overlap in found:
+        numbers = ", ".join(map(str, overlap.shown))
+        print_for_a_pipe(
+            f"contamination: {overlap.evaluated} in the training part of "
+            f"{overlap.trained}: {overlap.examples} examples whole, {overlap.texts} by "
+            f"a long text (numbers {numbers}, …)"
+        )
+    if not found:
+        print_for_a_pipe("contamination: none; no evaluation example is trained on.")
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=_ACTIONS, help="what to do")
+    parser.add_argument("dataset", nargs="?", help="of show: its name")
+    parser.add_argument("--suite", default="t0", metavar="NAME", help="(t0)")
+    parser.add_argument(
+        "--data_dir", type=Path, metavar="DIR", help="where datasets are, or go"
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="A,B",
+        help="prepare these datasets (all)",
+    )
+    parser.add_argument(
+        "--contamination",
+        action="store_true",
+        help="compare what is evaluated with what is trained on; takes minutes",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="list as the page docs/t0.md"
+    )
+
+
+COMMAND = Command(
+    "list a suite's datasets, show examples, fetch the data",
+    """\
+    list: every dataset of a suite with its source, metric and prompts.
+    show: three examples of a dataset, each under another prompt.
+    prepare: fetch what the network allows into a data directory, and say of every
+    dataset whether it is ready, or how to get it. Ends with 1 while any is missing.
+
+    examples:
+      merging tasks list
+      merging tasks show copa
+      merging tasks prepare --suite t0 --data_dir data
+      merging tasks prepare --data_dir data --only copa,rte --contamination
+    """,
+    _options,
+    _run,
+)

@@ -1,0 +1,222 @@
+"""Which method merges which leaf: rules on leaf paths, and numbers by layer.
+
+A rule is a line of text, `REGEX => METHOD(name=value, …)` or `REGEX => base`; the first
+whose regular expression is found in a leaf's path decides. A value is a literal; where
+it is a number it may be `by_layer(a, b, …)`, which goes over the model's depth from a,
+at the first layer, in straight lines to the last value, at the last layer.
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from merging import methods
+from merging.methods import Method
+from merging.runtime.errors import UserError, nearest
+
+ARROW = "=>"
+BASE = "base"
+_LAYER = re.compile(r"(?:^|[./])(?:layers?|h|blocks?|layer_module)[._/](\d+)(?=[./]|$)")
+EMBEDDINGS = r"(?:embed|wte|wpe)"
+_LARGEST = 10_000
+
+
+class ByLayer(NamedTuple):
+    """A number that changes over the depth of a model."""
+
+    values: tuple[float, ...]
+
+    def at(self, depth: float) -> float:
+        """Return the value at a depth from 0, the first layer, to 1, the last."""
+        place = depth * (len(self.values) - 1)
+        left = min(int(place), len(self.values) - 2)
+        share = place - left
+        return (1 - share) * self.values[left] + share * self.values[left + 1]
+
+
+class Spec(NamedTuple):
+    """A method's name and its parameters, in which a `ByLayer` may stand."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    def method(self, depth: float) -> Method:
+        """Return the method at a depth, from 0 to 1."""
+        return methods.get(
+            self.name, **{k: _at(v, depth) for k, v in self.parameters.items()}
+        )
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether any number changes over the depth."""
+        return any(_has_layers(value) for value in self.parameters.values())
+
+
+class Rule(NamedTuple):
+    """What to do with the leaves in whose path `pattern` is found.
+
+    Attributes:
+      pattern: a regular expression.
+      then: a method, a spec of one, or None to leave the base's leaf.
+    """
+
+    pattern: str
+    then: Method | Spec | None
+
+
+def treatment(
+    leaves: Iterable[str],
+    method: Method | Spec | str,
+    rules: Sequence[Rule | str] = (),
+) -> dict[str, Method | None]:
+    """Return the method that merges each leaf; None leaves it as the base has it.
+
+    Args:
+      leaves: paths.
+      method: for leaves that no rule matches; a text is read as `parse` does.
+      rules: the first whose pattern is found in a path decides.
+
+    Raises:
+      UserError: a rule that can't be read or matches no leaf, an unknown method or
+        parameter, numbers by layer for leaves that have no layer; all are listed.
+    """
+    paths = list(leaves)
+    last = Rule("", parse(method) if isinstance(method, str) else method)
+    chosen = [parse_rule(r) if isinstance(r, str) else r for r in rules]
+    depths = layer_depths(paths)
+    found: dict[str, Method | None] = {}
+    useless = [
+        rule.pattern
+        for rule in chosen
+        if not any(re.search(rule.pattern, path) for path in paths)
+    ]
+    if useless:
+        raise UserError(
+            f"rules that match no leaf: {', '.join(useless)}. Leaves are called "
+            f"{', '.join(paths[:3])}, …"
+        )
+    made: dict[tuple[int, float], Method | None] = {}
+    for path in paths:
+        number, rule = next(
+            (i, rule)
+            for i, rule in enumerate([*chosen, last])
+            if re.search(rule.pattern, path)
+        )
+        varies = isinstance(rule.then, Spec) and rule.then.by_layer
+        key = (number, depths[path] if varies else 0.0)
+        if key not in made:
+            is_spec = isinstance(rule.then, Spec)
+            made[key] = rule.then.method(key[1]) if is_spec else rule.then
+        found[path] = made[key]
+    _refuse_split_rankings([*chosen, last])
+    return found
+
+
+def parse_rule(text: str) -> Rule:
+    """Return the rule of a line `REGEX => METHOD(…)` or `REGEX => base`.
+
+    Raises:
+      UserError: it is no such line.
+    """
+    pattern, arrow, then = text.rpartition(ARROW)
+    if not arrow or not pattern.strip():
+        raise UserError(f"{text!r} is no rule; write 'REGEX => METHOD(…)'.")
+    try:
+        re.compile(pattern.strip())
+    except re.error as error:
+        raise UserError(f"{text!r}: the pattern is malformed: {error}.") from None
+    if then.strip() == BASE:
+        return Rule(pattern.strip(), None)
+    return Rule(pattern.strip(), parse(then))
+
+
+def parse(text: str) -> Spec:
+    """Return the method of a text such as `ties(density=0.3, weights=(1, 0.5))`.
+
+    It is read, not run: a name, and keywords with literals.
+
+    Raises:
+      UserError: it is something else, or an unknown method.
+    """
+    wrong = UserError(
+        f"{text!r} is no method; write a name of `merging methods` with its "
+        "parameters, such as ties(density=0.3)."
+    )
+    if len(text) > _LARGEST:
+        raise wrong
+    name, bracket, _ = text.strip().partition("(")
+    name = name.strip()
+    if name not in methods.names():
+        raise nearest("method", name, [*methods.names(), BASE])
+    if not bracket:
+        return Spec(name, {})
+    try:
+        # A method's name may hold an @, which no Python name does.
+        call = ast.parse("f" + text.strip()[len(name) :].strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise wrong
+        parameters = {k.arg: _value(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise wrong from None
+    if None in parameters:
+        raise wrong
+    return Spec(name, parameters)
+
+
+def layer_depths(paths: Iterable[str]) -> dict[str, float]:
+    """Return the depth of each leaf: 0 in the first layer, 1 in the last.
+
+    A layer is a number after `layers`, `h` or `blocks` in a path. Outside of all,
+    embeddings come before the first layer, and the rest after the last.
+    """
+    paths = list(paths)
+    numbers = {p: int(m[1]) for p in paths if (m := _LAYER.search(p))}
+    last = max(numbers.values(), default=0)
+    outside = {p: 0.0 if re.search(EMBEDDINGS, p) else 1.0 for p in paths}
+    return outside | {path: n / max(last, 1) for path, n in numbers.items()}
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        named = isinstance(node.func, ast.Name) and node.func.id == "by_layer"
+        if not named or node.keywords or len(node.args) < 2:
+            raise ValueError("only by_layer(a, b, …) may stand for a number")
+        values = tuple(ast.literal_eval(argument) for argument in node.args)
+        if not all(type(v) in (int, float) for v in values):
+            raise ValueError("by_layer takes numbers")
+        return ByLayer(tuple(map(float, values)))
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return tuple(_value(item) for item in node.elts)
+    return ast.literal_eval(node)
+
+
+def _has_layers(value: Any) -> bool:
+    if isinstance(value, ByLayer):
+        return True
+    return isinstance(value, tuple) and any(map(_has_layers, value))
+
+
+def _at(value: Any, depth: float) -> Any:
+    if isinstance(value, ByLayer):
+        return value.at(depth)
+    if isinstance(value, tuple):
+        return tuple(_at(item, depth) for item in value)
+    return value
+
+
+def _refuse_split_rankings(rules: Sequence[Rule]) -> None:
+    """Refuse a ranking over the whole model whose numbers change by layer.
+
+    Each layer would be ranked by itself, and that is another method.
+    """
+    for rule in rules:
+        if not isinstance(rule.then, Spec) or not rule.then.by_layer:
+            continue
+        transforms = rule.then.method(0.0).transforms
+        if any(getattr(t, "scope", "") == "global" for t in transforms):
+            raise UserError(
+                f"{rule.then.name} ranks magnitudes over all leaves of a rule, and "
+                'by_layer would rank each layer by itself: add scope="tensor", or give '
+                "one number."
+            )

@@ -1,0 +1,262 @@
+"""Merge checkpoints that are larger than memory, with the bits of a merge in memory.
+
+Blocks are read, merged and written one after the other; what a method must know of
+the whole model is found in a pass before. `merge_checkpoints` is the door.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merging.merge import card, job, manifest, mergekit, rules
+from merging.merge.inputs import Inputs, expert_names, open_inputs, require_free_output
+from merging.merge.manifest import verify
+from merging.methods import Method
+from merging.runtime import memory, processes, storage, tree
+from merging.runtime.errors import UserError, nearest
+
+__all__ = ["merge_checkpoints", "prepare", "repeat", "run", "verify"]
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+FORMATS = ("safetensors", "orbax")
+
+
+def merge_checkpoints(
+    base: str | None,
+    experts: Sequence[str] | Mapping[str, str],
+    method: Method | str,
+    output: str,
+    *,
+    leaf_rules: Sequence[str] = (),
+    seed: int = 0,
+    memory_budget: str | int = "1GB",
+    dtype: str | None = None,
+    format: str | None = None,
+    shard_size: str | int = "5GB",
+    companions: str | None = None,
+) -> Path:
+    """Merge checkpoints on disk into a new one: θ = θ₀ + λ · combine(θᵢ − θ₀).
+
+    Stopped at any moment and called again with the same arguments, it goes on and
+    gives the same bytes, as it does for any number of devices and processes.
+
+    Args:
+      base: folder of θ₀; None if the method needs none.
+      experts: folders of θᵢ, or {name: folder}. Random masks depend on the names,
+        which are the folders' own if none are given.
+      method: such as ``methods.ties(density=0.2)`` or ``"ties(density=0.2)"``.
+      output: the folder to make. It appears when it is complete.
+      leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
+        leaf's path matches goes before `method` (see `merging.merge.rules`).
+      seed: of random masks.
+      memory_budget: of all blocks in memory, such as ``"1GB"``.
+      dtype: of the merged leaves; the first model's if None.
+      format: ``safetensors`` or ``orbax``; the first model's if None.
+      shard_size: the most in one safetensors file.
+      companions: whose tokenizer and config files to copy: ``base``, an expert's name
+        or a folder; the base's if None.
+
+    Returns:
+      The output's path.
+
+    Raises:
+      UserError: the models can't be merged, the output exists, the disk is full; each
+        says what is wrong and lists every offender.
+    """
+    prepared, extra = _prepare(
+        base,
+        experts,
+        method,
+        output,
+        leaf_rules=leaf_rules,
+        seed=seed,
+        memory_budget=memory_budget,
+        dtype=dtype,
+        format=format,
+        shard_size=shard_size,
+        companions=companions,
+    )
+    job.run(prepared, extra)
+    return Path(output)
+
+
+def repeat(path: str | Path, output: str, **changes: Any) -> Path:
+    """Do the merge of a manifest again, into another folder: the same bytes.
+
+    Args:
+      path: the manifest.
+      output: the folder to make.
+      changes: of what changes no bit: `memory_budget`.
+
+    Raises:
+      UserError: an input has changed since, or the method was a Python value.
+    """
+    record = manifest.read(path)
+    settings = dict(record["settings"])
+    if settings["method"].startswith("Method("):
+        raise UserError(f"{path}: its method was a Python value; repeat it in Python.")
+    experts = settings.pop("experts")
+    inputs = open_inputs(settings["base"], experts)
+    found = manifest.describe_inputs(inputs.names, inputs.sources)
+    if len(found) != len(record["inputs"]):
+        raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
+    changed = [
+        f"{old['uri']}"
+        for old, new in zip(record["inputs"], found, strict=True)
+        if old["files"] != new["files"]
+    ]
+    if changed:
+        raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
+    base = settings.pop("base")
+    return merge_checkpoints(
+        base, experts, settings.pop("method"), output, **{**settings, **changes}
+    )
+
+
+def run(config: Any, *, dry_run: bool = False) -> None:
+    """Do what a config says (see configs/merge/ties.py).
+
+    Raises:
+      UserError: as `merge_checkpoints`.
+    """
+    memory.settle_process()
+    processes.initialize()
+    if dry_run:
+        prepared = prepare(config)
+        if processes.is_first():
+            print(job.summary(prepared, prepared.plan()))
+        return
+    path = merge_checkpoints(**_arguments(config.to_dict()))
+    if processes.is_first():
+        print(f"Merged: {path} (`merging verify {path}` checks it)")
+
+
+def prepare(config: Any) -> job.Job:
+    """Return what a config asks for, checked and ready to be planned.
+
+    Reads headers, and no weight; makes nothing. An output need not be named yet.
+
+    Raises:
+      UserError: as `merge_checkpoints`.
+    """
+    arguments = _arguments(config.to_dict())
+    arguments["output"] = arguments["output"] or f"merged.{os.getpid()}"
+    return _prepare(**arguments)[0]
+
+
+def _arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `merge_checkpoints`'s arguments from a config's values."""
+    method = values.pop("method")
+    name = method.pop("name")
+    settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
+    arguments = {
+        "base": values.pop("base") or None,
+        "experts": values.pop("experts"),
+        "method": f"{name}({settings})",
+        "leaf_rules": values.pop("rules"),
+        "dtype": values.pop("dtype") or None,
+    }
+    yaml = values.pop("merge_yaml")
+    if yaml:
+        given = [k for k in ("base", "experts", "leaf_rules") if arguments[k]]
+        if given:
+            raise UserError(
+                f"merge_yaml says what {', '.join(given)} are; leave those out."
+            )
+        asked = mergekit.read(yaml)
+        arguments |= asked._asdict() | {"dtype": arguments["dtype"] or asked.dtype}
+    return {
+        **arguments,
+        "output": values.pop("output"),
+        "seed": values.pop("seed"),
+        **{key: value or None for key, value in values.items()},
+    }
+
+
+def _prepare(
+    base: str | None,
+    experts: Sequence[str] | Mapping[str, str],
+    method: Method | str,
+    output: str,
+    *,
+    leaf_rules: Sequence[str],
+    seed: int,
+    memory_budget: str | int,
+    dtype: str | None,
+    format: str | None,
+    shard_size: str | int,
+    companions: str | None,
+) -> tuple[job.Job, dict[str, bytes]]:
+    """Check everything that can be checked before a weight is read."""
+    if not output:
+        raise UserError("name the folder to make (output).")
+    if dtype is not None and dtype not in DTYPES:
+        raise nearest("dtype", dtype, DTYPES)
+    if format is not None and format not in FORMATS:
+        raise nearest("format", format, FORMATS)
+    if isinstance(experts, str):
+        raise UserError("experts must be several folders, not one text.")
+    named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
+    require_free_output(output, [*filter(None, [base]), *named.values()])
+    _warn_of_twins(named)
+    inputs = open_inputs(base, named)
+    treatment = _treatment(inputs, method, leaf_rules)
+    target = format or inputs.sources[0].format
+    settings = {
+        "base": base,
+        "experts": named,
+        "method": method if isinstance(method, str) else repr(method),
+        "leaf_rules": list(leaf_rules),
+        "seed": seed,
+        "dtype": dtype,
+        "format": target,
+        "shard_size": shard_size,
+        "companions": companions,
+    }
+    prepared = job.Job(
+        inputs=inputs,
+        treatment=treatment,
+        output=output,
+        format=target,
+        seed=seed,
+        budget=storage.parse_size(memory_budget),
+        dtype=None if dtype is None else np.dtype(_dtype(dtype)),
+        shard_bytes=storage.parse_size(shard_size),
+        settings=settings,
+    )
+    return prepared, card.companions(inputs, companions, target, dtype, settings)
+
+
+def _treatment(
+    inputs: Inputs, method: Method | str, leaf_rules: Sequence[str]
+) -> dict[str, Method | None]:
+    """Return the method of each float leaf, its numbers in the experts' order."""
+    leaves = inputs.abstracts[0]
+    floats = {p: a for p, a in leaves.items() if tree.dtype_class(a) == "float"}
+    chosen = rules.treatment(floats, method, leaf_rules)
+    if inputs.base is None and any(m is None or m.needs_base for m in chosen.values()):
+        names = sorted({m.name if m else "base" for m in chosen.values()})
+        raise UserError(f"{', '.join(names)}: this needs the base; name it (base).")
+    ordered = {
+        m: None if m is None else m.reordered(inputs.order)
+        for m in dict.fromkeys(chosen.values())
+    }
+    return {path: ordered[m] for path, m in chosen.items()}
+
+
+def _warn_of_twins(experts: Mapping[str, str]) -> None:
+    uris = list(experts.values())
+    twins = sorted({uri for uri in uris if uris.count(uri) > 1})
+    if twins:
+        text = f"merged more than once, as different experts: {', '.join(twins)}"
+        warnings.warn(text, stacklevel=3)
+
+
+def _dtype(name: str) -> Any:
+    import jax.numpy as jnp
+
+    return getattr(jnp, name)

@@ -1,0 +1,40 @@
+"""Open families on the one decoder: their configs, and their tensors' names.
+
+A family is one page; another one is another page and a name in `reading`.
+"""
+
+from merging.models.hf.family import Family, Leaf, fitted, leaves
+from merging.models.hf.ladders import describe
+from merging.models.hf.layout import gather, row_size, scatter
+from merging.models.hf.opening import (
+    CONFIG,
+    Model,
+    companion_files,
+    files_of_trained,
+    identity,
+    load,
+    open_gguf_model,
+    open_model,
+)
+from merging.models.hf.reading import FAMILIES, read_config
+
+__all__ = [
+    "CONFIG",
+    "FAMILIES",
+    "Family",
+    "Leaf",
+    "Model",
+    "companion_files",
+    "describe",
+    "files_of_trained",
+    "fitted",
+    "gather",
+    "identity",
+    "leaves",
+    "load",
+    "open_gguf_model",
+    "open_model",
+    "read_config",
+    "row_size",
+    "scatter",
+]

@@ -1,0 +1,183 @@
+"""A model from one format into the other: safetensors as its family has them, or Orbax.
+
+Safetensors come out with the family's names, one tensor for each layer, as transformers
+reads them; Orbax with the decoder's leaves, layers stacked. Leaves go through memory in
+ranges, whatever their size, and no bit of a weight changes.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from merging import checkpoints
+from merging.checkpoints import Writer
+from merging.merge.inputs import require_free_output
+from merging.models.hf import (
+    Model,
+    companion_files,
+    open_gguf_model,
+    open_model,
+    row_size,
+    scatter,
+)
+from merging.runtime import memory, processes, storage
+from merging.runtime.errors import UserError, nearest
+from merging.runtime.progress import Progress
+
+WORKERS = 2
+# A range in memory, and the same again where it is transposed.
+_COPIES = 2
+_LARGEST_RANGE = 2**28
+_TOKENIZERS = ("tokenizer", "vocab", "merges")
+
+
+class _Range(NamedTuple):
+    """Elements [start, stop) of one of the decoder's leaves."""
+
+    path: str
+    start: int
+    stop: int
+
+
+def convert(
+    input: str,
+    output: str,
+    *,
+    format: str,
+    memory_budget: str | int = "1GB",
+    shard_size: str | int = "5GB",
+    companions: str | None = None,
+) -> Path:
+    """Write a checkpoint again in another format; called by all processes.
+
+    Stopped at any moment and called again, it starts anew; the output appears when it
+    is complete.
+
+    Args:
+      input: folder of the model, in either layout, with its config.json; or a GGUF
+        file, by path or as ``package:NAME``, the one in an installed package.
+      output: the folder to make.
+      format: ``safetensors`` for the family's own layout, ``orbax`` for ours.
+      memory_budget: of all ranges in memory, such as ``"1GB"``.
+      shard_size: the most in one safetensors file.
+      companions: folder whose config.json and tokenizer to take; the input's if None.
+
+    Returns:
+      The output's path.
+
+    Raises:
+      UserError: the model is of no known family or not what its config.json says, the
+        output exists, the budget is too small, the disk is full.
+    """
+    if not input or not output:
+        raise UserError("name the checkpoint (input) and the folder to make (output).")
+    if format not in checkpoints.FORMATS:
+        raise nearest("format", format, checkpoints.FORMATS)
+    budget, shard_bytes = map(storage.parse_size, (memory_budget, shard_size))
+    require_free_output(output, [input])
+    opened = open_gguf_model if checkpoints.is_gguf(input) else open_model
+    model = opened(input, companions)
+    files = _files(model, companions)
+    abstract = _abstract(model, format)
+    ranges = list(_ranges(model, format, budget))
+    writer = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
+    mine = ranges[processes.index() :: processes.count()]
+    _copy(model, writer, format, mine)
+    writer.finish(files)
+    return Path(output)
+
+
+def run(config: Any) -> None:
+    """Do what a config says (see configs/convert/to_orbax.py).
+
+    Raises:
+      UserError: as `convert`.
+    """
+    memory.settle_process()
+    processes.initialize()
+    values = config.to_dict()
+    values["companions"] = values["companions"] or None
+    path = convert(values.pop("input"), values.pop("output"), **values)
+    if processes.is_first():
+        print(f"Converted: {path}")
+
+
+def _files(model: Model, folder: str | None) -> dict[str, bytes]:
+    """Return the config and tokenizer files to keep; warn if there is no tokenizer."""
+    found = companion_files(model, folder)
+    if not any(name.startswith(_TOKENIZERS) for name in found):
+        where = folder or model.source.uri
+        text = f"{where} holds no tokenizer files, and so the output won't."
+        warnings.warn(text, stacklevel=3)
+    return found
+
+
+def _abstract(model: Model, format: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return {name: shape and dtype} of the output, in the order to store them."""
+    if format == "orbax":
+        return {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, leaf in model.leaves.items()
+        }
+    return {
+        name: jax.ShapeDtypeStruct(leaf.tensor_shape, leaf.dtype)
+        for leaf in model.leaves.values()
+        for name in leaf.tensors
+    }
+
+
+def _ranges(model: Model, format: str, budget: int) -> Iterator[_Range]:
+    """Yield ranges that cover all leaves, of which `WORKERS` at a time fit the budget.
+
+    They are whole rows, whole chunks where the output has chunks, and whole layers
+    where these fit: parts of a transposed tensor are read or written line by line.
+    """
+    most = min(budget // (WORKERS * _COPIES), _LARGEST_RANGE)
+    ours = {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in model.leaves.items()}
+    chunks = checkpoints.granularity(format, ours)
+    for path, leaf in model.leaves.items():
+        size, room = math.prod(leaf.shape), most // leaf.dtype.itemsize
+        unit = min(math.lcm(chunks[path], row_size(leaf)), size)
+        if unit > room:
+            need = unit * leaf.dtype.itemsize * WORKERS * _COPIES
+            raise UserError(
+                f"{path}: {unit} elements of it must be in memory together, which "
+                f"takes a memory budget of {need} bytes; raise memory_budget."
+            )
+        layers = math.lcm(unit, size // leaf.shape[0] if leaf.stacked else unit)
+        step = room // (layers if layers <= room else unit)
+        step *= layers if layers <= room else unit
+        for start in range(0, size, step):
+            yield _Range(path, start, min(start + step, size))
+
+
+def _copy(model: Model, writer: Writer, format: str, ranges: Sequence[_Range]) -> None:
+    """Read, turn and write the ranges, several at a time."""
+
+    def work(part: _Range) -> int:
+        leaf = model.leaves[part.path]
+        values = np.empty(part.stop - part.start, leaf.dtype)
+        model.read_into(part.path, part.start, values)
+        if format == "orbax":
+            writer.write(part.path, part.start, values)
+        else:
+            scatter(writer, leaf, part.start, values)
+        return values.nbytes
+
+    sizes = [(r.stop - r.start) * model.leaves[r.path].dtype.itemsize for r in ranges]
+    with (
+        Progress(sum(sizes), "convert") as progress,
+        ThreadPoolExecutor(WORKERS, "convert") as pool,
+    ):
+        jobs = [pool.submit(work, part) for part in ranges]
+        try:
+            for job in as_completed(jobs):
+                progress.advance(job.result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,104 @@
+"""Foresight: what merging, scoring and fine-tuning need on chips that are not there.
+
+Programs are compiled ahead of time for the topology where there is a compiler for it,
+else their bytes are counted from shapes; the times are bounds from what the chips'
+makers say. No weight is read and no array is made.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from merging.planning import compiling, decoding, grids, rendering, resident, streaming
+from merging.planning.compiling import Target, use_no_accelerator
+from merging.planning.phases import Phase
+from merging.planning.placing import place
+from merging.planning.rendering import as_text
+from merging.planning.settings import Settings, settings
+from merging.planning.subjects import Subject, subject
+from merging.planning.topologies import Topology, topology
+from merging.runtime.errors import nearest
+
+__all__ = ["PARTS", "as_text", "forecast", "topology", "use_no_accelerator"]
+
+
+# What there is to plan.
+PARTS = ("merge", "scoring", "training", "grid")
+
+
+def forecast(
+    config: Any,
+    topology: Topology,
+    *,
+    compile: bool = True,
+    parts: Sequence[str] = PARTS,
+) -> dict[str, Any]:
+    """Return what a config's work needs on a topology, as plain data.
+
+    Args:
+      config: of a plan (configs/plan) or of a merge (configs/merge).
+      topology: the chips.
+      compile: False counts everything, which takes a second.
+      parts: of `PARTS`.
+
+    Raises:
+      UserError: an unknown part, an impossible config, a mesh that does not fit.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise nearest("part of a plan", part, PARTS)
+    chosen = settings(config.to_dict(), topology.slices)
+    about = subject(config)
+    target = compiling.target(topology, chosen.mesh, compile=compile)
+    notes = list(about.notes)
+    found = _phases(about, chosen, target, parts)
+    if any("too large" in phase.source for phase in found):
+        notes.append("what a compiler found too large was counted for the rest")
+    return {
+        "topology": {
+            "name": topology.label,
+            "devices": topology.devices,
+            "hosts": topology.hosts,
+            "memory_per_device": topology.chip.memory,
+        },
+        "model": {
+            "name": about.name,
+            "parameters": about.parameters,
+            "models": about.models,
+            "method": about.method.name if about.method else "several methods",
+        },
+        "mesh": dict(target.mesh.shape),
+        "compiler": target.compiler,
+        "missing": target.missing,
+        "phases": [rendering.phase_record(p, topology, chosen) for p in found],
+        "grid": _grid(config, chosen, topology, notes) if "grid" in parts else None,
+        "notes": notes,
+    }
+
+
+def _phases(
+    about: Subject, chosen: Settings, target: Target, parts: Sequence[str]
+) -> list[Phase]:
+    found = [streaming.forecast(about, target.topology)] if "merge" in parts else []
+    if about.decoder is None:
+        return found
+    leaves = place(about.decoder, target.mesh)
+    if "merge" in parts and about.method is not None:
+        found.append(resident.forecast(about.method, about.experts, leaves, target))
+    if "scoring" in parts:
+        found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
+    if "training" in parts:
+        found.append(decoding.train(about.decoder, chosen.training, target))
+    return found
+
+
+def _grid(
+    config: Any, chosen: Settings, topology: Topology, notes: list[str]
+) -> dict[str, Any] | None:
+    if chosen.grid is None:
+        return None
+    target = compiling.target(topology, chosen.mesh, compile=False)
+    costs = [grids.cost(config, chosen, target, size) for size in chosen.grid.sizes]
+    if None in costs:
+        notes.append("no hours for the grid, as nothing is known of the chips' speed")
+        return None
+    return rendering.grid_record(costs, grids.assumptions(chosen))

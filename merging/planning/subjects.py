@@ -1,0 +1,131 @@
+"""What is planned: models of a ladder, or checkpoints that are there."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from merging import checkpoints, methods, models
+from merging.merge import streamed as stream
+from merging.merge.partition import Plan, make_plan
+from merging.methods import Method
+from merging.models.hf import open_model
+from merging.runtime import tree
+from merging.runtime.errors import UserError
+from merging.runtime.storage import parse_size
+
+
+class Subject(NamedTuple):
+    """Models to merge, to score and to fine-tune; no weight of them is ever read.
+
+    Attributes:
+      name: for a person.
+      decoder: None where the models are of no family known here.
+      method: that merges the leaves; None where several do.
+      experts: their names.
+      plan: of the streaming merge.
+      notes: what can't be planned, and why.
+    """
+
+    name: str
+    decoder: models.DecoderConfig | None
+    method: Method | None
+    experts: tuple[str, ...]
+    plan: Plan
+    notes: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> int:
+        """How many are read for one merge."""
+        return max(len(group.read) for group in self.plan.groups)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of one model."""
+        return sum(math.prod(shape) for shape in self.plan.shapes)
+
+
+def subject(config: Any) -> Subject:
+    """Return what a config is about: a plan's own (configs/plan) or a merge's.
+
+    Raises:
+      UserError: it is neither, or says something impossible.
+    """
+    if {"ladder", "size", "experts", "method"} <= set(config):
+        return of_ladder(config)
+    if {"experts", "method", "output"} <= set(config):
+        return of_merge(config)
+    raise UserError(
+        "merging plan takes a config of a plan (configs/plan/palm_64b.py) or of a merge"
+        " (configs/merge/ties.py); this one is neither."
+    )
+
+
+def of_ladder(config: Any, size: str = "", method: Method | None = None) -> Subject:
+    """Return a ladder's model with experts of the same shape.
+
+    Args:
+      config: a plan's.
+      size: of the ladder; the config's by default.
+      method: the config's by default.
+    """
+    size = size or config.size
+    vocabulary = config.vocab_size
+    decoder = models.size(config.ladder, size, vocab_size=vocabulary)
+    if method is None:
+        settings = config.method.to_dict()
+        method = methods.get(settings.pop("name"), **settings)
+    if config.experts < 1:
+        raise UserError(f"experts = {config.experts}: there must be one at least.")
+    experts = tuple(f"expert{i}" for i in range(config.experts))
+    method.reordered(range(len(experts)))  # refuses as many weights as do not fit
+    leaves = tree.flatten(models.abstract(decoder))
+    plan = make_plan(
+        [leaves] * (len(experts) + method.needs_base),
+        dict.fromkeys(leaves, method),
+        parse_size(config.memory_budget),
+        granularity=_chunks(leaves),
+    )
+    return Subject(f"{config.ladder} {size}", decoder, method, experts, plan)
+
+
+def of_merge(config: Any) -> Subject:
+    """Return the checkpoints that a merge's config names; reads their headers only."""
+    job = stream.prepare(config)
+    found = set(job.treatment.values())
+    method = found.pop() if len(found) == 1 else None
+    notes = []
+    if method is None:
+        notes.append("leaves are merged by several rules: only the streaming merge")
+    try:
+        decoder = open_model(job.inputs.sources[0].uri).config
+    except UserError as error:
+        decoder = None
+        notes.append(
+            "only the streaming merge, as the model is of no known family: "
+            + str(error).splitlines()[0]
+        )
+    if decoder is not None:
+        stored = _stored_dtype(job.inputs.abstracts[0])
+        both = {"dtype": stored, "param_dtype": stored}
+        # Recomputed in the backward pass, as the ladder's large sizes are.
+        decoder = dataclasses.replace(decoder, remat=True, **both)
+    names = tuple(job.inputs.experts)
+    name = job.inputs.sources[0].uri
+    return Subject(name, decoder, method, names, job.plan(), tuple(notes))
+
+
+def _stored_dtype(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+    """Return the dtype of most of a checkpoint's elements."""
+    sizes: dict[str, int] = {}
+    for leaf in leaves.values():
+        name = str(np.dtype(leaf.dtype))
+        sizes[name] = sizes.get(name, 0) + math.prod(leaf.shape)
+    return max(sizes, key=sizes.__getitem__)
+
+
+def _chunks(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    return checkpoints.granularity("safetensors", leaves).__getitem__

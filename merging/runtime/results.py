@@ -1,0 +1,331 @@
+"""Result rows: one evaluated model on one dataset, as one JSON line.
+
+Everything the report knows it reads from here, so reading is strict: a file that
+was cut, edited by hand or made by something else is refused with file, line and
+reason, and never half-believed.
+"""
+
+import dataclasses
+import gzip
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from merging.runtime.errors import UserError
+from merging.runtime.storage import write_bytes
+
+FILE = "results.jsonl"
+BASES = ("pt", "it")
+SPLITS = ("held_in", "held_out")
+BASELINES = ("base", "expert", "multitask", "multitask_early")
+
+MAX_LINE = 64 * 1024
+MAX_ROWS = 2_000_000
+MAX_PROBLEMS = 10
+
+# Starts with a letter or digit and holds no markup: such a name is safe in a
+# spreadsheet cell, a figure's label and a web page alike.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+/ -]{0,119}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One evaluated model on one dataset (SUITES.md, "Result rows").
+
+    Attributes:
+      params: parameter count of the model.
+      base: "pt" or "it".
+      method: a merge method, or one of `BASELINES`.
+      parameters: the method's settings: scalars or flat lists of them; the report
+        reads "scale", "density" and "scale_at_edge".
+      K: 0 base, 1 expert, otherwise the number of experts merged or trained on.
+      subset: names of the categories whose experts went in.
+      merged: a held-in dataset whose category is in `subset`.
+      value: the raw metric; so are `value_of_expert` (the dataset's own expert,
+        None for held-out) and `value_of_base`.
+      normalised: see `normalise`; None where it does not exist.
+    """
+
+    suite: str
+    ladder: str
+    size: str
+    params: int
+    base: str
+    method: str
+    parameters: Mapping[str, object]
+    K: int
+    subset: tuple[str, ...]
+    seed: int
+    dataset: str
+    category: str
+    split: str
+    metric: str
+    chance: float
+    merged: bool
+    value: float
+    value_of_expert: float | None
+    value_of_base: float | None
+    normalised: float | None
+    examples: int
+    wall_seconds: float
+    git_revision: str
+    config_hash: str
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Row))
+
+
+def normalise(value: float, denominator: float | None) -> float | None:
+    """Return value / denominator, or None where the denominator is 0 or None."""
+    return value / denominator if denominator else None
+
+
+def order(row: Row) -> tuple:
+    """The one sort key of rows: by what was evaluated, never by when or where."""
+    model = (row.suite, row.ladder, row.params, row.size, BASES.index(row.base))
+    return (*model, row.K, row.method, row.seed, tuple(sorted(row.subset))) + (
+        row.split,
+        row.category,
+        row.dataset,
+    )
+
+
+def write(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
+    """Write rows, sorted, to a JSON-lines file (gzip when it ends in .gz).
+
+    The file appears whole or not at all. The same rows give the same bytes.
+
+    Raises:
+      ValueError: a row that `read` would refuse.
+      UserError: the file cannot be written (disk full, no permission).
+    """
+    path = Path(path)
+    rows = sorted(rows, key=order)
+    for row in rows:
+        if found := _problems(dataclasses.asdict(row)):
+            raise ValueError(f"not a valid result row: {'; '.join(found)}: {row}")
+    lines = (
+        json.dumps(dataclasses.asdict(row), ensure_ascii=True, allow_nan=False)
+        for row in rows
+    )
+    data = "".join(f"{line}\n" for line in lines).encode("ascii")
+    # A gzip header holds a clock reading unless told otherwise.
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return path
+
+
+def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Row]:
+    """Read and sort the rows of one or several files.
+
+    Args:
+      paths: JSON-lines files, plain or gzip, or directories that hold `FILE` (or
+        `FILE`.gz). Rows that occur in several files are all returned.
+
+    Raises:
+      UserError: a missing file, or bad lines: each named by file:line and reason.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    rows, bad = [], []
+    for path in map(_locate, paths):
+        for number, line in _lines(path):
+            try:
+                rows.append(_parse(line))
+            except ValueError as error:
+                bad.append(f"{path}:{number}: {error}")
+            if len(bad) >= MAX_PROBLEMS:
+                break
+            if len(rows) > MAX_ROWS:
+                raise UserError(f"{path}:{number}: more than {MAX_ROWS} rows in all")
+    if bad:
+        more = ", stopped there" if len(bad) >= MAX_PROBLEMS else ""
+        raise UserError(
+            f"{len(bad)} unreadable result row{'s' * (len(bad) > 1)}{more}; write the "
+            "file anew by running its sweep again:\n" + "\n".join(bad)
+        )
+    return sorted(rows, key=order)
+
+
+def _locate(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        candidates = [path / FILE, path / f"{FILE}.gz"]
+    else:
+        candidates = [path]
+    for candidate in candidates:
+        # A pipe or a device would never end.
+        if candidate.is_file():
+            return candidate
+    wanted = f"{FILE} in it" if path.is_dir() else "such file"
+    raise UserError(f"cannot read result rows of {path}: no {wanted}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with path.open("rb") as probe:
+            zipped = probe.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                yield number, line
+                if len(line) > MAX_LINE:
+                    return
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"cannot read {path} after line {number}: {error}; the file is cut or "
+            "damaged, write it anew by running its sweep again"
+        ) from error
+
+
+def _parse(line: bytes) -> Row:
+    """Return the row, or raise ValueError saying what is wrong with the line."""
+    if len(line) > MAX_LINE:
+        raise ValueError(f"longer than {MAX_LINE} bytes")
+    try:
+        record = json.loads(
+            line.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+        )
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if found := _problems(record):
+        raise ValueError("; ".join(found))
+    numbers = ("chance", "value", "value_of_expert", "value_of_base", "normalised")
+    for key in (*numbers, "wall_seconds"):
+        record[key] = None if record[key] is None else float(record[key])
+    return Row(**record | {"subset": tuple(record["subset"])})
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return record
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a number")
+
+
+def _problems(record: Mapping[str, object]) -> list[str]:
+    """Everything wrong with a row, in words; empty for a valid one."""
+    missing = [key for key in FIELDS if key not in record]
+    extra = sorted(repr(key)[:40] for key in record if key not in FIELDS)
+    found = [f"missing {', '.join(missing)}"] if missing else []
+    found += [f"unknown key {', '.join(extra[:5])}"] if extra else []
+    found += [
+        f"{key} must be {wanted}, not {_shown(record[key])}"
+        for key, (wanted, valid) in _SCHEMA.items()
+        if key in record and not valid(record[key])
+    ]
+    return found or _contradictions(record)
+
+
+def _contradictions(record: Mapping[str, object]) -> list[str]:
+    """Fields that are valid one by one and cannot be true together."""
+    found = []
+    held_in = record["split"] == "held_in"
+    if record["method"] not in BASELINES:
+        if record["K"] != len(record["subset"]):
+            found.append(f"K is {record['K']} but subset has {len(record['subset'])}")
+        if record["merged"] != (held_in and record["category"] in record["subset"]):
+            found.append("merged contradicts split, category and subset")
+    denominator = record["value_of_expert"] if held_in else record["value_of_base"]
+    expected, given = normalise(record["value"], denominator), record["normalised"]
+    # A null is always allowed: the ratio can be left out, but not be another one.
+    if given is not None and (
+        expected is None or not math.isclose(given, expected, rel_tol=1e-4)
+    ):
+        found.append(f"normalised is {given}, value / denominator is {expected}")
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # The magnitude is bounded so that sums of squares stay finite.
+    return abs(value) <= 1e12
+
+
+def _is_scalar(value: object) -> bool:
+    return (
+        value is None or isinstance(value, bool) or _is_number(value) or _is_name(value)
+    )
+
+
+def _is_whole(low: int, high: int = 10**15) -> Callable[[object], bool]:
+    def valid(value: object) -> bool:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and low <= value <= high
+
+    return valid
+
+
+def _is_subset(value: object) -> bool:
+    named = isinstance(value, list | tuple) and all(map(_is_name, value))
+    return named and len(set(value)) == len(value)
+
+
+def _is_settings(value: object) -> bool:
+    def setting(item: object) -> bool:
+        return (
+            all(map(_is_scalar, item))
+            if isinstance(item, list | tuple)
+            else _is_scalar(item)
+        )
+
+    return isinstance(value, Mapping) and all(
+        _is_name(key) and setting(item) for key, item in value.items()
+    )
+
+
+_TEXT = ("a plain name (letters, digits, _.:@+/- and spaces)", _is_name)
+_NUMBER = ("a finite number", _is_number)
+_OPTIONAL = ("a finite number or null", lambda v: v is None or _is_number(v))
+_SCHEMA: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "suite": _TEXT,
+    "ladder": _TEXT,
+    "size": _TEXT,
+    "params": ("a whole number from 1", _is_whole(1)),
+    "base": (f"one of {', '.join(BASES)}", lambda v: v in BASES),
+    "method": _TEXT,
+    "parameters": ("an object of plain settings", _is_settings),
+    "K": ("a whole number from 0", _is_whole(0, 10_000)),
+    "subset": ("a list of distinct plain names", _is_subset),
+    "seed": ("a whole number from 0", _is_whole(0)),
+    "dataset": _TEXT,
+    "category": _TEXT,
+    "split": (f"one of {', '.join(SPLITS)}", lambda v: v in SPLITS),
+    "metric": _TEXT,
+    "chance": _NUMBER,
+    "merged": ("true or false", lambda v: isinstance(v, bool)),
+    "value": _NUMBER,
+    "value_of_expert": _OPTIONAL,
+    "value_of_base": _OPTIONAL,
+    "normalised": _OPTIONAL,
+    "examples": ("a whole number from 1", _is_whole(1)),
+    "wall_seconds": _NUMBER,
+    "git_revision": _TEXT,
+    "config_hash": _TEXT,
+}

@@ -1,0 +1,54 @@
+"""Which revision of the code runs."""
+
+import functools
+import importlib.metadata
+import json
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+
+@functools.cache
+def git_revision() -> str:
+    """Return the revision of the code that runs: 12 digits, `-dirty` if changed since.
+
+    Found for a checkout, for an installation from one that still holds the same files,
+    and for an installation from a repository's address; otherwise `v` and the version.
+    """
+    package = Path(__file__).resolve().parents[1]
+    if _git(package, "ls-files", "__init__.py"):
+        return _revision_of(package)
+    try:
+        installed = importlib.metadata.distribution("merging")
+        origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+    if "vcs_info" in origin:
+        return origin["vcs_info"]["commit_id"][:12]
+    source = Path(unquote(urlparse(origin.get("url", "")).path)) / "merging"
+    if "dir_info" in origin and _same_code(package, source):
+        return _revision_of(source) or f"v{installed.version}"
+    return f"v{installed.version}"
+
+
+def _revision_of(package: Path) -> str:
+    revision = _git(package, "rev-parse", "--short=12", "HEAD")
+    changed = _git(package, "status", "--porcelain", "--", ".")
+    return revision + "-dirty" if revision and changed else revision
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what git prints, or nothing where there is no git or no repository."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""
+
+
+def _same_code(one: Path, other: Path) -> bool:
+    def files(folder: Path) -> dict[Path, bytes]:
+        return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*.py")}
+
+    return files(one) == files(other)

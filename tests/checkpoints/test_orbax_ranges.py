@@ -1,0 +1,211 @@
+"""Ranges of Orbax checkpoints, and Orbax checkpoints written piece by piece."""
+
+import os
+import shutil
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as v0
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from merging import UserError, checkpoints
+from merging.checkpoints import CorruptCheckpoint, orbax_writer
+from merging.checkpoints.ranges import boxes
+from merging.runtime import tree
+
+
+def leaves():
+    rng = np.random.default_rng(0)
+    return {
+        "layers/w": rng.standard_normal((3, 40, 50)).astype(jnp.bfloat16),
+        "layers/zero": np.zeros((3, 40), np.float32),
+        "embed": rng.standard_normal((70, 9)).astype(np.float32),
+        "half": rng.standard_normal(5).astype(np.float16),
+        "ids": np.arange(6, dtype=np.int32),
+        "flag": np.array([True, False]),
+        "scalar": np.array(2.5, np.float32),
+    }
+
+
+def arrays():
+    return tree.unflatten({path: jnp.asarray(leaf) for path, leaf in leaves().items()})
+
+
+def save_v1(path):
+    ocp.save(path, arrays())
+
+
+def save_v1_plain(path):
+    settings = ocp.Context()
+    settings.array.saving.use_compression = False
+    settings.array.saving.use_ocdbt = False
+    with settings:
+        ocp.save(path, arrays())
+
+
+def save_v0(path):
+    with v0.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, arrays())
+
+
+def save_v0_files(path):
+    v0.PyTreeCheckpointer(use_ocdbt=False).save(path, arrays())
+
+
+def save_v0_step(path):
+    with v0.CheckpointManager(path) as manager:
+        manager.save(0, args=v0.args.StandardSave(arrays()))
+        manager.wait_until_finished()
+    return path / "0"
+
+
+SAVERS = [save_v1, save_v1_plain, save_v0, save_v0_files, save_v0_step]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (4, 1, 3, 2)])
+def test_boxes_make_up_every_range(shape):
+    array = np.arange(int(np.prod(shape))).reshape(shape)
+    flat = array.reshape(-1)
+    for start in range(len(flat)):
+        for stop in range(start, len(flat) + 1):
+            found = np.full(stop - start, -1)
+            parts = list(boxes(shape, start, stop))
+            for box in parts:
+                part = array[box.slices]
+                found[box.offset : box.offset + box.size] = part.reshape(-1)
+            assert np.array_equal(found, flat[start:stop])
+            assert len(parts) <= max(2 * len(shape) - 1, 1)
+
+
+@pytest.mark.parametrize("save", SAVERS)
+def test_ranges_of_what_orbax_wrote_are_read(tmp_path, save):
+    path = save(tmp_path / "ckpt") or tmp_path / "ckpt"
+    source = checkpoints.open_checkpoint(path)
+    assert source.format == "orbax"
+    found = tree.flatten(source.abstract)
+    assert set(found) == set(leaves())
+    for name, leaf in leaves().items():
+        assert (found[name].shape, found[name].dtype) == (leaf.shape, leaf.dtype)
+        flat = np.array(leaf).reshape(-1)
+        start = len(flat) // 3
+        out = np.empty(len(flat) - start, leaf.dtype)
+        source.read_into(name, start, out)
+        assert out.tobytes() == flat[start:].tobytes()
+    assert source.files() == checkpoints.open_checkpoint(path).files()
+
+
+def written(path, extra=None):
+    abstract = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in leaves().items()
+    }
+    writer = checkpoints.create(str(path), "orbax", abstract)
+
+    def write(name, leaf):
+        flat = np.array(leaf).reshape(-1)
+        step = writer.granularity(name)
+        for start in reversed(range(0, len(flat), step)):
+            writer.write(name, start, flat[start : start + step])
+
+    threads = [threading.Thread(target=write, args=item) for item in leaves().items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not path.exists()
+    writer.finish(extra or {})
+
+
+@pytest.mark.parametrize("chunk", [64, 2**23])
+def test_what_is_written_piece_by_piece_is_what_orbax_reads(
+    tmp_path, monkeypatch, chunk
+):
+    monkeypatch.setattr(orbax_writer, "CHUNK_BYTES", chunk)
+    path = tmp_path / "out"
+    written(path, {"manifest.json": b"{}"})
+    assert (path / "manifest.json").read_bytes() == b"{}"
+    with v0.StandardCheckpointer() as checkpointer:
+        by_v0 = checkpointer.restore(path / "state")
+    for restored in (ocp.load(path), by_v0, checkpoints.restore(path)):
+        found = tree.flatten(restored)
+        assert set(found) == set(leaves())
+        for name, leaf in leaves().items():
+            assert found[name].dtype == leaf.dtype
+            assert np.asarray(found[name]).tobytes() == leaf.tobytes()
+
+
+def test_chunks_are_equal_ranges_of_a_leaf():
+    for shape in ((10_000, 3000), (64, 100, 7000), (5, 5_000_000), (3,), ()):
+        leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+        elements = orbax_writer.granularity(leaf)
+        assert 1 <= elements * 4 <= max(orbax_writer.CHUNK_BYTES, 4)
+
+
+def test_an_unfinished_folder_is_gone_on_with_only_by_the_same_layout(tmp_path):
+    of = {"a": jax.ShapeDtypeStruct((4,), np.int32)}
+    first = checkpoints.create(str(tmp_path / "out"), "orbax", of)
+    first.write("a", 0, np.arange(4, dtype=np.int32))
+    again = checkpoints.create(str(tmp_path / "out"), "orbax", of)
+    out = np.empty(4, np.int32)
+    again.read_into("a", 0, out)
+    assert out.tolist() == [0, 1, 2, 3]
+    other = {"a": jax.ShapeDtypeStruct((5,), np.int32)}
+    with pytest.raises(UserError, match="laid out differently"):
+        checkpoints.create(str(tmp_path / "out"), "orbax", other)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("commit", "was not committed"),
+        ("_METADATA", "no _METADATA"),
+        ("zarr.json", "layers/w"),
+    ],
+)
+def test_a_folder_without_one_of_its_files_is_named(tmp_path, name, words):
+    save_v1_plain(tmp_path / "ckpt")
+    if name == "commit":
+        (tmp_path / "ckpt" / "_CHECKPOINT_METADATA").unlink()
+        (tmp_path / "ckpt" / "commit_success.txt").unlink()
+    elif name == "zarr.json":
+        (tmp_path / "ckpt" / "state" / "layers.w" / name).unlink()
+    else:
+        (tmp_path / "ckpt" / "state" / name).unlink()
+    with pytest.raises(CorruptCheckpoint, match=words):
+        checkpoints.open_checkpoint(tmp_path / "ckpt")
+
+
+def test_a_damaged_chunk_is_named_with_its_leaf(tmp_path):
+    written(tmp_path / "ckpt")
+    source = checkpoints.open_checkpoint(tmp_path / "ckpt")
+    chunks = tmp_path / "ckpt" / "state" / "embed" / "c"
+    file = next(p for p in chunks.rglob("*") if p.is_file())
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(CorruptCheckpoint, match="embed"):
+        source.read_into("embed", 0, np.empty(630, np.float32))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tree_metadata": {"a": 1}}'])
+def test_a_list_of_leaves_that_is_none_is_damage(tmp_path, text):
+    save_v1(tmp_path / "ckpt")
+    (tmp_path / "ckpt" / "state" / "_METADATA").write_text(text)
+    with pytest.raises(CorruptCheckpoint):
+        checkpoints.open_checkpoint(tmp_path / "ckpt")
+
+
+def test_a_leaf_cannot_lead_out_of_the_folder(tmp_path):
+    save_v1_plain(tmp_path / "ckpt")
+    listed = tmp_path / "ckpt" / "state" / "_METADATA"
+    listed.write_text(listed.read_text().replace('"key": "embed"', '"key": "../embed"'))
+    shutil.copytree(tmp_path / "ckpt" / "state" / "embed", tmp_path / "ckpt" / "embed")
+    with pytest.raises(CorruptCheckpoint, match="a leaf is called"):
+        checkpoints.open_checkpoint(tmp_path / "ckpt")
+
+
+def test_a_stop_while_the_template_is_made_is_made_good(tmp_path):
+    os.makedirs(tmp_path / "out.partial" / "state" / "half")
+    written(tmp_path / "out")
+    assert set(tree.flatten(checkpoints.restore(tmp_path / "out"))) == set(leaves())

@@ -1,0 +1,301 @@
+import errno
+import json
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from merging.cli import main as command_line
+from merging.runtime.errors import UserError
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(name="small"):
+    return ConfigDict({"name": name, "sizes": ("1x",), "train": {"steps": 5}})
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "example.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture
+def sweep(monkeypatch):
+    """Stand in for merging.sweep, and record its calls."""
+    fake = types.ModuleType("merging.sweep")
+    fake.calls = []
+    fake.fail = None
+    fake.passes = True
+
+    def run(config, workdir, shard):
+        fake.calls.append((config, workdir, shard))
+        if fake.fail:
+            raise fake.fail
+
+    def gates(config, workdir):
+        fake.calls.append((config, workdir))
+        return fake.passes
+
+    fake.run, fake.gates = run, gates
+    monkeypatch.setitem(sys.modules, "merging.sweep", fake)
+    monkeypatch.setattr("merging.sweep", fake, raising=False)
+    return fake
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*argv):
+        status = command_line.main([str(a) for a in argv])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_sweep_gets_the_overridden_config_the_workdir_and_the_shard(
+    run, sweep, config, tmp_path
+):
+    overrides = ["--config.sizes=1x,8x", "--config.train.steps", "7"]
+    workdir = ["--workdir", tmp_path / "w", "--shard", "1/3"]
+    status, _, _ = run("sweep", "--config", f"{config}:big", *overrides, *workdir)
+    assert status == 0
+    [(given, where, shard)] = sweep.calls
+    assert given.to_dict() == {
+        "name": "big",
+        "sizes": ("1x", "8x"),
+        "train": {"steps": 7},
+    }
+    assert given.is_locked
+    assert (where, shard) == (tmp_path / "w", (1, 3))
+
+
+def test_without_a_workdir_the_config_names_it(run, sweep, config):
+    run("sweep", "--config", config)
+    run("sweep", f"--config={config}:big")
+    assert [call[1] for call in sweep.calls] == [
+        Path("runs/example"),
+        Path("runs/example-big"),
+    ]
+    assert sweep.calls[0][2] == (0, 1)
+
+
+@pytest.mark.parametrize(("passes", "status"), [(True, 0), (False, 1)])
+def test_gates_end_with_their_verdict(run, sweep, config, passes, status):
+    sweep.passes = passes
+    assert run("gates", "--config", config)[0] == status
+    assert len(sweep.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("swep", "unknown command 'swep': did you mean sweep"),
+        ("sweep", "required: --config"),
+        ("sweep --config CONFIG --wrokdir x", "'--wrokdir': did you mean --workdir"),
+        ("sweep --config CONFIG --config.nam=x", "did you mean name?"),
+        ("sweep --config CONFIG --config.name", "--config.name needs a value"),
+        ("sweep --config CONFIG --config.name --shard 0/1", "needs a value"),
+        ("sweep --config CONFIG --config.train.steps=many", "a whole number"),
+        ("sweep --config CONFIG --shard 3/3", "the first is 0/4"),
+        ("sweep --config CONFIG --shard one", "the first is 0/4"),
+        ("sweep --config CONFIG.gone", "a config is a Python file"),
+        ("report", "required: --workdir"),
+        ("report --workdir x --config.name=y", "reads no config"),
+        ("methods --jsn", "did you mean --json"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_status_2(
+    run, sweep, config, arguments, expected
+):
+    status, out, err = run(*shlex.split(arguments.replace("CONFIG", config)))
+    assert (status, out) == (2, "")
+    assert err.startswith("merging: error: ") and expected in err
+    assert "Traceback" not in err
+    assert sweep.calls == []
+
+
+def test_a_user_error_from_inside_is_shown_as_it_is(run, sweep, config):
+    sweep.fail = UserError("K = 9 of 8 experts")
+    status, _, err = run("sweep", "--config", config)
+    assert (status, err) == (2, "merging: error: K = 9 of 8 experts\n")
+
+
+def test_a_fault_of_ours_shows_its_traceback_and_status_1(run, sweep, config):
+    sweep.fail = ZeroDivisionError("oops")
+    status, _, err = run("sweep", "--config", config)
+    assert status == 1
+    assert "Traceback" in err and "ZeroDivisionError: oops" in err
+
+
+def test_stopping_a_sweep_says_how_to_continue(run, sweep, config):
+    sweep.fail = KeyboardInterrupt()
+    status, _, err = run("sweep", "--config", config, "--workdir", "my runs")
+    assert status == 130
+    assert "What was finished is kept" in err
+    assert f"merging sweep --config {config} --workdir 'my runs'" in err
+
+
+def full_disk_in_words():
+    # As storage libraries raise it: no errno, the reason only in the text.
+    return ValueError("RESOURCE_EXHAUSTED: [source: x] No space left on device")
+
+
+def full_disk_behind_another_error():
+    error = RuntimeError("saving failed")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/w/x")
+    return error
+
+
+def full_disk_in_a_worker():
+    error = RuntimeError("saving failed")
+    error.__cause__ = Exception("Traceback: line 1\nOSError: No space left on device\n")
+    return error
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/w/x"),
+        full_disk_in_words(),
+        full_disk_behind_another_error(),
+        full_disk_in_a_worker(),
+    ],
+)
+def test_a_full_disk_is_named_with_the_way_on(run, sweep, config, failure):
+    sweep.fail = failure
+    status, _, err = run("sweep", "--config", config)
+    assert status == 2
+    assert "the disk is full" in err and "Finished work is kept" in err
+    assert f"merging sweep --config {config}" in err
+    assert "Traceback" not in err
+
+
+def test_a_forbidden_directory_is_named(run, sweep, config):
+    sweep.fail = PermissionError(errno.EACCES, "Permission denied", "/locked")
+    status, _, err = run("sweep", "--config", config)
+    assert status == 2 and "'/locked'" in err and "Traceback" not in err
+
+
+def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
+    calls = []
+    results = types.ModuleType("merging.runtime.results")
+    results.read = lambda paths: calls.append(paths) or ["row"] * 3
+    report = types.ModuleType("merging.report")
+    report.write_report = lambda rows, out: calls.append((rows, out)) or out / "i.html"
+    for fake in (results, report):
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+        monkeypatch.setattr(fake.__name__, fake, raising=False)
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, out, _ = run("report", "--workdir", one, two)
+    assert status == 0
+    assert calls == [[one, two], (["row"] * 3, one / "report")]
+    assert out == f"Report of 3 rows: {one / 'report' / 'i.html'}\n"
+    run("report", "--workdir", one, two, "--out", tmp_path / "joined")
+    assert calls[-1] == (["row"] * 3, tmp_path / "joined")
+
+
+class Record(NamedTuple):
+    name: str
+    parameters: dict
+    paper: str
+    definition: str
+
+
+@pytest.fixture
+def methods(monkeypatch):
+    fake = types.ModuleType("merging.methods")
+    records = [
+        Record("average", {}, "folklore", "the mean of the experts"),
+        Record("ties", {"density": 0.2, "scope": "global"}, "Yadav 2023", "trim, vote"),
+    ]
+    fake.catalogue = lambda: records
+    monkeypatch.setitem(sys.modules, "merging.methods", fake)
+    monkeypatch.setattr("merging.methods", fake, raising=False)
+
+
+def test_methods_are_listed_with_defaults_definition_and_paper(run, methods):
+    status, out, _ = run("methods")
+    assert status == 0
+    assert out == (
+        "average()\n    the mean of the experts\n    folklore\n\n"
+        "ties(density=0.2, scope='global')\n    trim, vote\n    Yadav 2023\n"
+    )
+
+
+def test_methods_are_listed_for_programs(run, methods):
+    _, out, _ = run("methods", "--json")
+    assert json.loads(out)[1] == {
+        "name": "ties",
+        "parameters": {"density": 0.2, "scope": "global"},
+        "definition": "trim, vote",
+        "paper": "Yadav 2023",
+    }
+
+
+@pytest.mark.parametrize("command", ["sweep", "report", "gates", "methods"])
+def test_the_help_of_a_command_shows_examples(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: merging {command}")
+    examples = out[out.index("examples:") :]
+    assert f"  merging {command}" in examples
+
+
+def test_the_help_lists_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(name in out for name in ("sweep", "report", "gates", "methods"))
+
+
+def test_no_command_is_a_mistake_answered_with_the_help(run):
+    status, out, err = run()
+    assert (status, out) == (2, "") and "usage: merging" in err
+
+
+def python(*arguments, **settings):
+    command = [sys.executable, "-m", "merging", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **settings)
+
+
+def test_the_program_ends_with_the_status_of_main(config):
+    ran = python("sweep", "--config", config, "--config.nmae=x")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("merging: error: unknown config key 'nmae'")
+
+
+def test_the_list_of_methods_can_be_piped_into_a_reader_that_stops():
+    ran = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m merging methods | true; echo $PIPESTATUS"],
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.stdout, ran.stderr) == ("0\n", "")
+
+
+def test_every_method_of_the_library_is_listed():
+    ran = python("methods", "--json")
+    assert ran.returncode == 0, ran.stderr
+    records = {record["name"]: record for record in json.loads(ran.stdout)}
+    mission = {"average", "task_arithmetic", "ties", "dare", "dare_ties", "rht"}
+    assert mission <= set(records)
+    assert records["ties"]["parameters"]["density"] == 0.2
+    assert records["rht"]["parameters"]["density"] == 0.7
+    assert all(r["paper"] and r["definition"] for r in records.values())
+
+
+def test_the_readme_and_the_ci_run_the_same_two_commands():
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
+    run = (root / ".ci" / "run").read_text()
+    assert "pip install '.[test]' && pytest" in readme
+    assert "pip install '.[test]'" in run and "stage pytest pytest\n" in run
+    sweep = "merging sweep --config configs/scaling_curves/"
+    assert f"pip install . && {sweep}tiny.py --workdir curves" in readme
+    assert f"{sweep}smoke.py" in run

@@ -1,0 +1,465 @@
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import toy_suite
+
+from merging import evaluation, models
+from merging.evaluation import questions
+from merging.runtime import sharding
+from merging.runtime.errors import UserError
+from merging.tasks import Generated, Suite
+from merging.tasks.metrics import METRICS
+
+VOCABULARY = len(toy_suite.VOCABULARY)
+
+
+class Bigram:
+    """A language model in NumPy: log p of a token given the one before, BOS = 0."""
+
+    def __init__(self, seed: int):
+        logits = np.random.default_rng(seed).normal(0, 3, (VOCABULARY, VOCABULARY))
+        self.log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        self.shapes = set()
+
+    def score(self, openers, tokens, lengths, firsts, owners, targets):
+        self.shapes.add(("score", *tokens.shape, owners.shape[1]))
+        last = self.last(openers, tokens, lengths)
+        scores = self.log_p[last[:, None], firsts]
+        rows = np.arange(len(tokens))[:, None]
+        slots = np.c_[lengths] + np.arange(owners.shape[1])
+        before = tokens[rows, np.minimum(slots, tokens.shape[1] - 1)]
+        log_p = self.log_p[before, targets]
+        for c in range(firsts.shape[1]):
+            scores[:, c] += np.sum(log_p * (owners == c), -1)
+        return scores
+
+    def generate(self, openers, tokens, lengths, max_new_tokens, eos_id):
+        self.shapes.add(("generate", *tokens.shape, max_new_tokens))
+        token, done, out = self.last(openers, tokens, lengths), False, []
+        for _ in range(max_new_tokens):
+            token = self.log_p[token].argmax(-1)
+            out.append(np.where(done, 0, token))
+            done = done | (token == eos_id)
+        return np.stack(out, -1)
+
+    @staticmethod
+    def last(openers, tokens, lengths):
+        padded = np.c_[openers, tokens]
+        return padded[np.arange(len(tokens)), lengths]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Suite("toy", Generated("toy_suite", test_examples=40, train_examples=1))
+
+
+@pytest.fixture(scope="module")
+def sets(toy):
+    return evaluation.load_suite(toy, "test")
+
+
+def by_name(scores):
+    return {(s.dataset, s.metric): s.value for s in scores}
+
+
+def test_scores_name_dataset_metric_and_examples(sets):
+    scores = evaluation.evaluate(sets, Bigram(0))
+    assert [(s.dataset, s.metric, s.examples) for s in scores] == [
+        (d.name, d.metric, 40) for d in toy_suite.DATASETS
+    ]
+    assert all(0 <= s.value <= 1 for s in scores)
+
+
+class Oracle(Bigram):
+    """Knows one set's answers by their prompts; with sign -1, how to avoid them."""
+
+    def __init__(self, eval_set, sign):
+        super().__init__(0)
+        self.sign, self.answers = sign, {}
+        for m, target in enumerate(eval_set.targets):
+            prompt = tuple(eval_set.prompts[m, : eval_set.prompt_lengths[m]])
+            answer = eval_set.continuations[m, : eval_set.continuation_lengths[m]]
+            if not eval_set.ranked or target[1]:
+                self.answers[prompt] = list(answer)
+        assert len(self.answers) == eval_set.examples
+
+    def score(self, openers, tokens, lengths, firsts, owners, targets):
+        scores = np.zeros(firsts.shape)
+        for row, length in enumerate(lengths):
+            answer = self.answers[tuple(tokens[row, :length])]
+            for c, first in enumerate(firsts[row]):
+                choice = [first, *targets[row][owners[row] == c]]
+                scores[row, c] = self.sign * (choice == answer)
+        return scores
+
+    def generate(self, openers, tokens, lengths, max_new_tokens, eos_id):
+        out = np.zeros((len(tokens), max_new_tokens), int)
+        for row, t, n in zip(out, tokens, lengths, strict=True):
+            answer = self.answers[tuple(t[:n])] if self.sign > 0 else []
+            row[: len(answer) + 1] = [*answer, eos_id]
+        return out
+
+
+@pytest.mark.parametrize("index", range(len(toy_suite.DATASETS)))
+def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_zero(sets, index):
+    one = sets[index]
+    assert evaluation.evaluate([one], Oracle(one, 1))[0].value == 1
+    assert evaluation.evaluate([one], Oracle(one, -1))[0].value == 0
+
+
+def test_values_do_not_depend_on_batch_size_order_or_company(sets):
+    expected = by_name(evaluation.evaluate(sets, Bigram(1), batch_size=256))
+    assert len(set(expected.values())) > 3
+    for size in (1, 7, 64):
+        assert by_name(evaluation.evaluate(sets, Bigram(1), batch_size=size)) == (
+            expected
+        )
+    assert by_name(evaluation.evaluate(sets[::-1], Bigram(1))) == expected
+    alone = [evaluation.evaluate([one], Bigram(1)) for one in sets]
+    assert by_name(sum(alone, [])) == expected
+
+
+def whole(model, one):
+    """Score every row on its own: log p of its continuation, token by token."""
+    found = []
+    for m in range(len(one.groups)):
+        prompt = one.prompts[m, : one.prompt_lengths[m]]
+        choice = one.continuations[m, : one.continuation_lengths[m]]
+        row = [one.bos_id, *prompt, *choice]
+        pairs = zip(row[len(prompt) :], choice, strict=False)
+        found.append(sum(model.log_p[before, token] for before, token in pairs))
+    return found
+
+
+def test_choices_that_share_a_prompt_score_as_every_row_on_its_own(sets):
+    ranked = [s for s in sets if s.ranked]
+    answers = evaluation.outputs(evaluation.prepare(ranked, batch_size=16), Bigram(2))
+    for one, answer in zip(ranked, answers, strict=True):
+        np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+
+
+def test_choices_whose_prompts_differ_are_scored_behind_their_own(sets):
+    (one,) = [s for s in sets if s.dataset == "phrase"]
+    prompts = one.prompts.copy()
+    prompts[1::2, 0] = 5  # every second choice
+    one = dataclasses.replace(one, prompts=prompts)
+    (answer,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+
+
+def test_many_continuations_are_dealt_out_to_several_rows(sets, monkeypatch):
+    (one,) = [s for s in sets if s.dataset == "phrase"]
+    monkeypatch.setattr(questions, "WAYS", 1)
+    prepared = evaluation.prepare([one], batch_size=16)
+    assert prepared.batches == 5  # 80 rows
+    (answer,) = evaluation.outputs(prepared, Bigram(2))
+    np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+
+
+def test_a_choice_on_its_own_is_scored_behind_the_opener_if_a_metric_asks(sets):
+    (one,) = [s for s in sets if s.dataset == "phrase"]
+    (plain,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    assert plain.alone is None
+    metrics = (METRICS["accuracy"], METRICS["accuracy_unconditional"])
+    one = dataclasses.replace(one, metrics=metrics)
+    (answer,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    nothing = dataclasses.replace(one, prompt_lengths=0 * one.prompt_lengths)
+    expected = whole(Bigram(2), nothing)
+    np.testing.assert_allclose(answer.alone, expected, rtol=1e-6)
+    by_example = (answer.said - expected).reshape(-1, 2)
+    right = np.array([t[1] for t in one.targets]).reshape(-1, 2).argmax(-1)
+    value = np.mean(by_example.argmax(-1) == right)
+    scores = by_name(evaluation.evaluate([one], Bigram(2)))
+    assert scores["phrase", "accuracy_unconditional"] == pytest.approx(value)
+    assert value != scores["phrase", "accuracy"]
+
+
+def test_without_an_opening_token_the_rows_first_token_opens(sets):
+    class Seen(Bigram):
+        def score(self, openers, tokens, lengths, *continuations):
+            self.rows |= {
+                (o, *t[:n]) for o, t, n in zip(openers, tokens, lengths, strict=True)
+            }
+            return super().score(openers, tokens, lengths, *continuations)
+
+    (one,) = [s for s in sets if s.dataset == "colour"]
+    prompts = {
+        tuple(p[:n]) for p, n in zip(one.prompts, one.prompt_lengths, strict=True)
+    }
+    for bos_id, rows in ((None, prompts), (7, {(7, *p) for p in prompts})):
+        model = Seen(0)
+        model.rows = set()
+        bare = dataclasses.replace(one, bos_id=bos_id)
+        (answer,) = evaluation.outputs(evaluation.prepare([bare]), model)
+        assert model.rows == rows
+        np.testing.assert_allclose(answer.said, whole(Bigram(0), one), rtol=1e-6)
+
+
+def test_batches_have_few_shapes_in_steps_of_sixteen(sets):
+    model = Bigram(0)
+    evaluation.evaluate(sets, model, batch_size=32)
+    room = {s.max_new_tokens for s in sets if not s.ranked}
+    ranked = {("score", 32, t, m) for t in (15, 31) for m in (0, 16)}
+    assert any(shape[0] == "score" for shape in model.shapes)
+    assert model.shapes <= ranked | {
+        ("generate", 32, t, n) for t in (15, 31) for n in room
+    }
+
+
+def made_of(tokens, tails):
+    """Return a set of examples with so many tokens behind the prompt's opener.
+
+    An example has two choices, of which the first has ``tails`` tokens but one.
+    """
+    n = len(tokens)
+    longest = np.stack([np.array(tails) + 1, np.ones(n, int)], 1).ravel()
+    metric = METRICS["accuracy"]
+    return evaluation.EvalSet(
+        *("made", "", 0, True),
+        prompts=np.full((2 * n, max(tokens)), 3, np.int32),
+        prompt_lengths=np.repeat(np.array(tokens) - tails, 2),
+        continuations=np.full((2 * n, longest.max()), 4, np.int32),
+        continuation_lengths=longest,
+        groups=np.repeat(np.arange(n), 2),
+        targets=((), ()) * n,
+        metrics=(metric,),
+        decode=str,
+        postprocess=None,
+        eos_id=1,
+        max_new_tokens=0,
+    )
+
+
+def best_widths(needed, most, worth):
+    """Return the lowest cost with at most so many widths, by trying all choices."""
+    ends = sorted(set(needed))
+    found = []
+    for k in range(1, most + 1):
+        for chosen in itertools.combinations(ends[:-1], k - 1):
+            widths = [*chosen, ends[-1]]
+            padded = [min(w for w in widths if w >= n) + 1 for n in needed]
+            found.append(sum(padded) + k * worth)
+    return min(found)
+
+
+def test_widths_are_those_that_pad_least_for_what_they_cost():
+    lengths = np.random.default_rng(0).gamma(4, 10, 200).astype(int) + 1
+    one = made_of(lengths, np.zeros(200, int))
+    needed = (-(-(lengths + 1) // 16) * 16 - 1).tolist()
+    numbers = []
+    for worth in (100, 300, 1_000, 10**6):
+        shapes = evaluation.chosen_shapes([one], worth)
+        widths = [shape.width for shape in shapes.ranked]
+        numbers.append(len(widths))
+        assert widths == sorted(widths) and widths[-1] >= lengths.max()
+        assert all(s.tail == 0 and (s.width + 1) % 16 == 0 for s in shapes.ranked)
+        padded = sum(min(w for w in widths if w >= n) + 1 for n in needed)
+        paid = padded + len(widths) * worth
+        assert paid == best_widths(needed, len(set(needed)), worth)
+    assert numbers == sorted(numbers, reverse=True)
+    assert numbers[0] > 4 and numbers[-1] == 1
+    by_default = evaluation.chosen_shapes([one])
+    assert by_default == evaluation.chosen_shapes([one], 0.03 * (lengths + 1).sum())
+
+
+def test_long_tails_have_shapes_of_their_own_where_that_is_worth_it():
+    few, many = made_of([60, 100], [40, 70]), made_of([60] * 300, [0] * 300)
+    apart = evaluation.chosen_shapes([few, many], 100)
+    assert apart.ways == 2
+    assert apart.ranked == ((63, 0), (111, 128))
+    assert evaluation.chosen_shapes([few, many], 10**5).ranked == ((111, 128),)
+    assert evaluation.chosen_shapes([many], 100).ranked == ((63, 0),)
+    assert evaluation.chosen_shapes([many], 100).generated == ()
+
+
+def test_given_shapes_serve_sets_that_need_less(sets):
+    shapes = evaluation.Shapes(4, ((63, 16), (127, 16)), ((63, 0), (127, 0)))
+    made = (tuple(evaluation.Shape(*s) for s in kind) for kind in shapes[1:])
+    shapes = evaluation.Shapes(4, *made)
+    prepared = evaluation.prepare(sets, batch_size=32, shapes=shapes)
+    found = {b.arrays[1].shape for job in prepared.jobs for b in job.batches}
+    assert found == {(32, 63)}
+    plain, padded = (
+        evaluation.evaluate(evaluation.prepare(sets, shapes=s), Bigram(3))
+        for s in (None, shapes)
+    )
+    assert plain == padded
+
+
+def test_what_would_not_fill_a_batch_goes_where_there_is_room():
+    short, long = made_of([10] * 20, [0] * 20), made_of([60] * 13, [0] * 13)
+    shapes = evaluation.chosen_shapes([short, long], 1)
+    assert shapes.ranked == ((15, 0), (63, 0))
+    prepared = evaluation.prepare([short, long], batch_size=16, shapes=shapes)
+    batches = [(b.arrays[1].shape[1], len(b.rows)) for b in prepared.jobs[0].batches]
+    # 3 of the short ones go where 3 places are left among the long.
+    assert batches == [(63, 16), (15, 16), (15, 1)]
+    seen = np.concatenate([batch.rows for batch in prepared.jobs[0].batches])
+    assert sorted(seen) == list(range(33))
+
+
+def test_rows_that_no_shape_holds_are_refused():
+    shapes = evaluation.chosen_shapes([made_of([20] * 4, [0] * 4)])
+    with pytest.raises(UserError, match="40 tokens, 0 of them behind.*fits none"):
+        evaluation.prepare([made_of([40], [0])], shapes=shapes)
+    with pytest.raises(UserError, match="20 tokens, 3 of them behind.*fits none"):
+        evaluation.prepare([made_of([20], [3])], shapes=shapes)
+    with pytest.raises(UserError, match="2 choices, and shapes with room for 1"):
+        evaluation.prepare([made_of([9], [0])], shapes=shapes._replace(ways=1))
+
+
+def test_a_shape_is_paid_for_by_every_number_of_tokens_to_generate():
+    one = dataclasses.replace(
+        made_of([10] * 30 + [60] * 3, [0] * 33), ranked=False, max_new_tokens=8
+    )
+    other = dataclasses.replace(one, max_new_tokens=24)
+    # A second width saves 48 tokens of each of two sets' 60 short rows.
+    worth = 48 * 120
+    alone = evaluation.chosen_shapes([one, one], worth - 1)
+    assert [shape.width for shape in alone.generated] == [15, 63]
+    both = evaluation.chosen_shapes([one, other], worth - 1)
+    assert [shape.width for shape in both.generated] == [63]
+
+
+def test_sets_with_one_token_choices_share_their_batches(sets):
+    ranked = [s for s in sets if s.dataset in ("colour", "pair")]
+    # 2 × 40 prompts, and not 40 × (3 + 2) rows
+    assert evaluation.prepare(ranked, batch_size=16).batches == 5
+
+
+def test_the_share_of_padding_is_that_of_slots_without_a_token(sets):
+    (one,) = [s for s in sets if s.dataset == "colour"]
+    prepared = evaluation.prepare([one], batch_size=16)
+    lengths = one.prompt_lengths[::3] + 1
+    slots = sum(np.size(b.arrays[1]) + 16 for b in prepared.jobs[0].batches)
+    assert prepared.padding == pytest.approx(1 - lengths.sum() / slots)
+    assert 0 < prepared.padding < 0.7
+
+
+def test_a_mesh_gives_the_same_values(sets):
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    prepared = evaluation.prepare(sets, batch_size=64, sharding=rows)
+    (_, tokens, *_) = prepared.jobs[0].batches[0].arrays
+    assert tokens.sharding.is_equivalent_to(rows, 2)
+    expected = by_name(evaluation.evaluate(sets, Bigram(3)))
+
+    class OnHost(Bigram):
+        def score(self, *arguments):
+            return super().score(*map(np.asarray, arguments))
+
+        def generate(self, *arguments):
+            *rows, new, eos_id = arguments
+            return super().generate(*map(np.asarray, rows), new, eos_id)
+
+    assert by_name(evaluation.evaluate(prepared, OnHost(3))) == expected
+
+
+DECODER = models.DecoderConfig(
+    vocab_size=VOCABULARY + VOCABULARY % 2,
+    width=16,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_width=24,
+)
+
+
+def test_a_decoders_scores_depend_on_no_batch_size_mesh_order_or_company(sets):
+    params = jax.tree.map(lambda x: 2 * x, models.init(DECODER, 0))
+    sets = [s for s in sets if s.dataset in ("colour", "phrase", "copy")]
+    mesh = sharding.make_mesh({"data": 4, "tensor": 2})
+    rows = sharding.batch_sharding(mesh)
+    places = sharding.shardings(params, models.rules(DECODER), mesh)
+    layouts = {
+        "one": (None, params, dict(batch_size=64), sets),
+        "reversed": (None, params, dict(batch_size=8), sets[::-1]),
+        "mesh": (
+            mesh,
+            jax.device_put(params, places),
+            dict(batch_size=64, sharding=rows),
+            sets,
+        ),
+    }
+    found = {}
+    for name, (over, weights, how, chosen) in layouts.items():
+        bound = (
+            functools.partial(call, weights) for call in models.predictor(DECODER, over)
+        )
+        predict = models.Predictor(*bound)
+        prepared = evaluation.prepare(chosen, **how)
+        answers = evaluation.outputs(prepared, predict)
+        found[name] = {s.dataset: a.said for s, a in zip(chosen, answers, strict=True)}
+    for one in sets:
+        for other in ("reversed", "mesh"):
+            ours, theirs = found["one"][one.dataset], found[other][one.dataset]
+            if one.ranked:
+                np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
+            else:
+                assert theirs == ours
+    assert np.ptp(found["one"]["phrase"]) > 1
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused(sets):
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    with pytest.raises(UserError, match="a batch of 12 does not split evenly"):
+        evaluation.prepare(sets, batch_size=12, sharding=rows)
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(UserError, match="no datasets"):
+        evaluation.prepare([])
+    with pytest.raises(UserError, match="batch size 0"):
+        evaluation.prepare([object()], batch_size=0)
+
+
+@pytest.mark.parametrize("dataset", ["colour", "phrase", "bag", "retell"])
+def test_seqios_own_evaluator_finds_the_same_values(toy, sets, dataset):
+    from merging.tasks.registration import register, seqio
+
+    register(toy)
+    model = Bigram(4)
+    task = toy.evaluations(dataset)[""]
+    evaluator = seqio.Evaluator(
+        task,
+        seqio.DecoderFeatureConverter(pack=False),
+        eval_split="test",
+        async_compute_metrics=False,
+    )
+
+    (room,) = [s.max_new_tokens for s in sets if s.dataset == dataset]
+
+    def score(ds, model_feature_shapes=None):
+        return [(int(i), float(_log_p(model, ex))) for i, ex in ds.as_numpy_iterator()]
+
+    def predict(ds, model_feature_shapes=None):
+        return [(int(i), _greedy(model, ex, room)) for i, ex in ds.as_numpy_iterator()]
+
+    metrics, _ = evaluator.evaluate(
+        compute_metrics=True, score_fn=score, predict_fn=predict, step=0
+    )
+    (expected,) = metrics.result()[task].values()
+    ours = [s for s in evaluation.evaluate(sets, model) if s.dataset == dataset]
+    assert ours[0].value == pytest.approx(float(expected), abs=1e-12)
+    assert 0 < ours[0].value < 1
+
+
+def _log_p(model, ex):
+    """Score a row as seqio's converter lays it out, independently of `Bigram.score`."""
+    log_p = model.log_p[ex["decoder_input_tokens"], ex["decoder_target_tokens"]]
+    return np.sum(log_p * ex["decoder_loss_weights"])
+
+
+def _greedy(model, ex, room):
+    start = int(np.argmax(ex["decoder_loss_weights"]))
+    token, out = ex["decoder_input_tokens"][start], []
+    while len(out) < room and (not out or out[-1] != 1):
+        token = int(model.log_p[token].argmax())
+        out.append(token)
+    return out

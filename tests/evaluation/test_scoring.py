@@ -1,0 +1,406 @@
+"""`merging evaluate`, from checkpoints to rows, on one to eight devices."""
+
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import scored_models
+import together
+import tokenizers
+
+from merging import models, report, tasks
+from merging.cli.main import main
+from merging.evaluation import export, store, tables
+from merging.evaluation import job as scoring
+from merging.models import hf as families
+from merging.runtime import processes, results
+from merging.tasks.metrics import MEASURES
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "evaluate" / "miniworld.py"
+DATASETS = ("ropes", "mrpc", "copa", "hellaswag")
+EXAMPLES = 12
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two models of one tokenizer, each evaluated once."""
+    folder = tmp_path_factory.mktemp("scoring")
+    texts = tasks.suite("miniworld").material.module.documents(0, 300)
+    tokenizer = scored_models.byte_level(texts, 300)
+    for name, seed in (("a", 0), ("b", 1)):
+        scored_models.write(folder / name, tokenizer, seed=seed, width=16)
+        assert evaluate(folder, name) == 0
+    return folder
+
+
+def evaluate(folder, model, workdir=None, **values):
+    """Run the command and return its status; `values` replace the config's."""
+    return main(arguments(folder, model, workdir, **values))
+
+
+def arguments(folder, model, workdir=None, **values):
+    settings = {
+        "checkpoint": folder / model,
+        "datasets": ",".join(DATASETS),
+        "suite.test_examples": EXAMPLES,
+        "bootstrap.resamples": 50,
+        "metrics": "accuracy_norm,rouge_l,bleu",
+    } | {key.replace("__", "."): value for key, value in values.items()}
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    place = workdir or folder / f"scores_{model}"
+    return ["evaluate", "--config", str(CONFIG), "--workdir", str(place), *flags]
+
+
+def values(workdir):
+    return {row.dataset: row.value for row in results.read(workdir)}
+
+
+def copy(made, tmp_path, without=()):
+    """Return a copy of model a's workdir, some of its finished datasets left out."""
+    shutil.copytree(made / "scores_a", tmp_path / "w")
+    for name in without:
+        for path in (tmp_path / "w" / "tasks").glob(f"{name}-*"):
+            path.unlink()
+    return tmp_path / "w"
+
+
+def finished(workdir):
+    return sorted(path.name for path in (workdir / "tasks").glob("*-*.json"))
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The names of the datasets that are evaluated from here on."""
+    names = []
+    original = scoring.evaluated
+
+    def counted(work, *rest):
+        names.append(work.dataset.name)
+        return original(work, *rest)
+
+    monkeypatch.setattr(scoring, "evaluated", counted)
+    return names
+
+
+def log_likelihood(model, prompt, choice):
+    """Return log p of a choice's ids behind those of a prompt, by one forward pass."""
+    config, params = model
+    sequence = np.zeros(200, np.int32)
+    ids = [*prompt, *choice]
+    sequence[1 : 1 + len(ids)] = ids
+    forward = jax.jit(models.logits, static_argnums=0)
+    log_p = jax.nn.log_softmax(forward(config, params, sequence[None])[0])
+    return sum(float(log_p[len(prompt) + i, id]) for i, id in enumerate(choice))
+
+
+@pytest.mark.parametrize("dataset", ["mrpc", "hellaswag"])
+def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset):
+    model = families.load(made / "a")
+    suite = tasks.suite("miniworld", test_examples=EXAMPLES, tokenizer=str(made / "a"))
+    (one,) = tasks.load_suite(
+        suite, "test", datasets=[dataset], cache_dir=made / "scores_a" / "data"
+    )
+    sizes = zip(one.prompt_lengths, one.continuation_lengths, strict=True)
+    scores = [
+        log_likelihood(model, one.prompts[i, :start], one.continuations[i, :size])
+        for i, (start, size) in enumerate(sizes)
+    ]
+    right = []
+    for example in range(one.examples):
+        mine = np.flatnonzero(one.groups == example)
+        right.append(one.targets[mine[int(np.argmax(np.array(scores)[mine]))]][1])
+    assert len(right) == EXAMPLES
+    assert values(made / "scores_a")[dataset] == pytest.approx(np.mean(right))
+    assert one.bos_id == 0 and one.continuation_lengths.max() > 1
+
+
+@pytest.mark.parametrize("suite", ["jsonl", "miniworld"])
+def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, capsys):
+    folder = shutil.copytree(made / "a", tmp_path / "a")
+    flags = ["--workdir", str(tmp_path / "w"), f"--config.checkpoint={folder}"]
+    if suite == "jsonl":
+        flags += [f"--config.suite.files={tmp_path / 'mine.jsonl'}"]
+    else:
+        flags += ["--config.datasets=copa", "--config.suite.test_examples=24"]
+    of = {"dataset": "copa", "category": "made_up", "split": "held_out"}
+    module = tasks.suite("miniworld").material.module
+    keys = ("inputs", "choices", "label")
+    examples = [
+        {key: example[key] for key in keys}
+        for example in module.examples("copa", "test", 0, 24)
+    ]
+    lines = [json.dumps(of | example) for example in examples]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    config = ["evaluate", "--config", str(CONFIG.with_stem(suite)), *flags]
+    assert main(config) == 0
+    plain = counts(tmp_path / "w")
+    assert main([*config, "--config.suite.chat=true"]) == 2
+    assert "holds no chat template" in capsys.readouterr().err
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{{ bos_token }}Q: {{ messages[0]['content'] }}\nA: "
+    settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert main([*config, "--config.suite.chat=true"]) == 0
+    model = families.load(folder)
+    codec = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = lambda text: codec.encode(text, add_special_tokens=False).ids  # noqa: E731
+    right = []
+    for example in examples:
+        prompt = ids(f"Q: {example['inputs']}\nA: ")
+        both = [ids(f"Q: {example['inputs']}\nA: {c}") for c in example["choices"]]
+        scores = [log_likelihood(model, prompt, b[len(prompt) :]) for b in both]
+        right.append(float(np.argmax(scores) == example["label"]))
+    assert counts(tmp_path / "w") == right != plain
+
+
+def counts(workdir):
+    """Return 1 or 0 for every example of an evaluation of one dataset."""
+    (record,) = store.present(workdir)[1]
+    (only,) = record["prompts"].values()
+    return store.unpacked(only["counts"]["accuracy"])[:, 0].tolist()
+
+
+def test_rows_say_what_was_evaluated_and_are_read_by_the_report(made, tmp_path):
+    rows = {row.dataset: row for row in results.read(made / "scores_a")}
+    assert set(rows) == set(DATASETS)
+    copa = rows["copa"]
+    config, params = families.load(made / "a")
+    assert copa.params == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert copa.size == f"{copa.params / 1e3:.3g}K" and copa.ladder == "llama"
+    assert (copa.method, copa.K, copa.base, copa.seed) == ("base", 0, "pt", 0)
+    assert (copa.suite, copa.metric, copa.chance) == ("miniworld", "accuracy", 0.5)
+    assert copa.examples == EXAMPLES and 0 < copa.wall_seconds < 60
+    assert copa.value_of_base == copa.value and copa.normalised == 1
+    assert copa.value_of_expert is None
+    page = report.write_report(rows.values(), tmp_path / "report")
+    assert "copa" in page.read_text()
+
+
+def test_the_same_command_again_evaluates_nothing(made, evaluated, capsys):
+    before = (made / "scores_a" / results.FILE).read_bytes()
+    assert evaluate(made, "a", batch_size=8) == 0
+    assert evaluated == []
+    printed = capsys.readouterr().out
+    assert "hellaswag" in printed and "Padding took" in printed
+    lines = before.decode().splitlines()
+    again = (made / "scores_a" / results.FILE).read_text().splitlines()
+    strip = [json.loads(line) | {"config_hash": ""} for line in lines]
+    assert [json.loads(line) | {"config_hash": ""} for line in again] == strip
+
+
+def test_a_compilation_is_worth_fewer_tokens_of_a_larger_model(made):
+    small = scoring.opened(
+        types.SimpleNamespace(checkpoint=str(made / "a"), tokenizer="")
+    )
+    large = small._replace(parameters=10 * small.parameters)
+    assert scoring.compilation(small) == 10 * scoring.compilation(large) > 10**5
+
+
+def test_neither_batches_nor_devices_change_a_value(made, tmp_path):
+    changed = dict(batch_size=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    workdir = copy(made, tmp_path, without=DATASETS)
+    assert evaluate(made, "a", workdir, **changed) == 0
+    assert values(workdir) == values(made / "scores_a")
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    made, tmp_path, evaluated, monkeypatch
+):
+    workdir = copy(made, tmp_path, without=DATASETS)
+    save = store.save
+
+    def killed(place, key, record):
+        save(place, key, record)
+        if record["dataset"] == DATASETS[1]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save", killed)
+        assert evaluate(made, "a", workdir) == 130
+    assert evaluated == list(DATASETS[:2]) and len(finished(workdir)) == 2
+    assert evaluate(made, "a", workdir) == 0
+    assert evaluated == list(DATASETS)
+    assert values(workdir) == values(made / "scores_a")
+
+
+def test_sigterm_ends_between_two_batches_and_says_how_to_go_on(
+    made, tmp_path, monkeypatch, capsys
+):
+    workdir = copy(made, tmp_path, without=["copa"])
+    monkeypatch.setattr(processes, "preempted", lambda: True)
+    assert evaluate(made, "a", workdir) == 75
+    assert "to continue:\n  merging evaluate" in capsys.readouterr().err
+    assert not any(name.startswith("copa") for name in finished(workdir))
+
+
+def test_a_damaged_file_is_made_again(made, tmp_path, evaluated):
+    workdir = copy(made, tmp_path)
+    (path,) = (workdir / "tasks").glob("copa-*")
+    path.write_text(path.read_text()[:-20])
+    assert evaluate(made, "a", workdir) == 0
+    assert evaluated == ["copa"]
+    assert values(workdir) == values(made / "scores_a")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(count=5),
+        dict(metrics="accuracy_per_token"),
+        dict(context=64),
+        dict(suite__world_seed=3),
+    ],
+    ids=str,
+)
+def test_what_values_depend_on_makes_another_task(made, tmp_path, evaluated, changed):
+    workdir = copy(made, tmp_path)
+    assert evaluate(made, "a", workdir, datasets="copa", **changed) == 0
+    assert evaluated == ["copa"]
+    (row,) = results.read(workdir)
+    assert row.examples == changed.get("count", EXAMPLES)
+
+
+def test_prompts_longer_than_the_context_are_counted(made, tmp_path, capsys):
+    workdir = copy(made, tmp_path)
+    assert evaluate(made, "a", workdir, datasets="copa,mrpc", context=24) == 0
+    printed = capsys.readouterr().out
+    (path,) = (
+        set((workdir / "tasks").glob("copa-*"))
+        - set((made / "scores_a" / "tasks").glob("copa-*"))
+        - {workdir / "tasks" / n for n in finished(made / "scores_a")}
+    )
+    cut = json.loads(path.read_text())["prompts"][""]["truncated"]
+    assert 0 < cut <= EXAMPLES
+    assert f"copa: {cut} of {EXAMPLES} prompts were longer than the model's" in printed
+
+
+def test_a_row_is_held_against_another_evaluation(made, tmp_path):
+    labels = dict(labels__method="ties", labels__K=2, labels__subset="x,y")
+    workdir = tmp_path / "w"
+    shutil.copytree(made / "scores_b", workdir)
+    assert evaluate(made, "b", workdir, base_results=made / "scores_a", **labels) == 0
+    base = values(made / "scores_a")
+    for row in results.read(workdir):
+        assert row.value_of_base == base[row.dataset]
+        assert (row.method, row.K, row.subset) == ("ties", 2, ("x", "y"))
+        if row.split == "held_out":
+            assert row.normalised == pytest.approx(row.value / base[row.dataset])
+
+
+def test_two_evaluations_are_compared_on_the_same_examples(made, capsys):
+    a, b = made / "scores_a", made / "scores_b"
+    assert main(["evaluate", "--compare", str(a), str(b)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line.split() for line in lines[3:]}
+    assert set(found) == {*DATASETS, "mean"}
+    for name in DATASETS:
+        mine, other = values(a)[name], values(b)[name]
+        numbers = [float(cell) for cell in found[name][2:7]]
+        assert numbers[:3] == pytest.approx([mine, other, other - mine], abs=6e-4)
+        assert numbers[3] <= numbers[2] + 6e-4 and numbers[2] <= numbers[4] + 6e-4
+        sure = numbers[3] > 0 or numbers[4] < 0
+        assert found[name][7] == ("yes" if sure else "no")
+
+
+def test_other_examples_are_not_compared(made, tmp_path, capsys):
+    workdir = copy(made, tmp_path)
+    for other in (dict(count=6), dict(suite__world_seed=3)):
+        assert evaluate(made, "a", workdir, datasets="copa", **other) == 0
+        both = [str(made / "scores_b"), str(workdir)]
+        assert main(["evaluate", "--compare", *both]) == 2
+        assert "other examples of copa" in capsys.readouterr().err
+    assert main(["evaluate", "--compare", str(tmp_path), str(workdir)]) == 2
+    assert "holds no finished evaluation" in capsys.readouterr().err
+
+
+def test_the_export_has_the_names_of_lm_evaluation_harness(made):
+    (path,) = (made / "scores_a" / "lm_eval").glob("*/results_*.json")
+    record = json.loads(path.read_text())
+    rows = {row.dataset: row for row in results.read(made / "scores_a")}
+    found = record["results"]
+    assert set(found) == {f"miniworld_{name}" for name in DATASETS}
+    assert found["miniworld_copa"]["acc,none"] == rows["copa"].value
+    assert 0 < found["miniworld_copa"]["acc_stderr,none"] < 0.3
+    assert 0 <= found["miniworld_copa"]["acc_norm,none"] <= 1
+    assert found["miniworld_ropes"]["exact_match,none"] == rows["ropes"].value
+    assert {"rougeL,none", "bleu,none"} < set(found["miniworld_ropes"])
+    assert record["n-samples"]["miniworld_copa"]["effective"] == EXAMPLES
+    assert record["higher_is_better"]["miniworld_copa"]["acc"] is True
+    assert record["config"]["model_num_parameters"] == rows["copa"].params
+
+
+def test_bleu_is_exported_out_of_a_hundred(tmp_path):
+    texts = ["the cat sat on the mat", "a dog ran home today"]
+    counts = MEASURES["bleu"].counts(texts, ["the cat sat on the rug", texts[1]])
+    value = MEASURES["bleu"].value(counts.sum(axis=0), 2)
+    only = {"examples": 2, "values": {"bleu": value}}
+    only["counts"] = {"bleu": store.packed(counts)}
+    facts = dict(dataset="d", category="c", split="held_in", metric="bleu")
+    record = facts | {"prompts": {"": only}, "seconds": 1, "git_revision": "r"}
+    settings = types.SimpleNamespace(
+        **dict(resamples=9, bootstrap_seed=0, level=0.9, suite="s", split="test"),
+        **dict(dtype=None, batch_size=1, count=None, context=8),
+    )
+    model = types.SimpleNamespace(uri="m", parameters=1)
+    path = export.write(tmp_path, settings, model, [tables.summary(record, settings)])
+    found = json.loads(path.read_text())["results"]["s_d"]
+    assert found["bleu,none"] == pytest.approx(100 * value) and 0.5 < value < 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (dict(checkpoint=""), "no checkpoint to evaluate"),
+        (dict(checkpoint="nowhere"), "nowhere"),
+        (dict(metrics="acuracy"), "unknown metric 'acuracy': did you mean accuracy"),
+        (dict(datasets="copra"), "unknown dataset 'copra': did you mean copa"),
+        (dict(split="tests"), "unknown split 'tests': did you mean test"),
+        (dict(labels__method="ties", labels__K=2), "labels.K is 2"),
+        (dict(batch_size=0), "batch_size = 0 must be 1 or more"),
+        (dict(mesh__data=3), "does not use 8 devices"),
+        (dict(base_results="."), "no results.jsonl in it"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(made, tmp_path, capsys, changed, said):
+    workdir = copy(made, tmp_path, without=["copa"])
+    assert evaluate(made, "a", workdir, **{"datasets": "copa"} | changed) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsys):
+    texts = tasks.suite("miniworld").material.module.documents(0, 300)
+    tokenizer = scored_models.byte_level(texts, 300)
+    scored_models.write(tmp_path / "small", tokenizer, vocabulary=280)
+    assert evaluate(tmp_path, "small") == 2
+    assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
+
+
+def test_two_processes_find_the_values_of_one(made, tmp_path):
+    workdir = copy(made, tmp_path, without=["copa", "ropes"])
+    command = [sys.executable, "-m", "merging", *arguments(made, "a", workdir)]
+    started = together.start(command, 2, together.environment())
+    printed = together.heard(started)
+    assert together.statuses(started) == [0, 0], printed
+    assert "hellaswag" in printed[0] and "hellaswag" not in printed[1]
+    assert values(workdir) == values(made / "scores_a")
+
+
+def test_the_wording_averages_and_its_spread_are_shown(made):
+    record = store.present(made / "scores_a")[1][2]
+    assert record["dataset"] == "copa"
+    (only,) = record["prompts"].values()
+    other = only | {"values": {m: v + 0.25 for m, v in only["values"].items()}}
+    summary = tables.value(
+        record | {"prompts": {"one": only, "two": other}}, "accuracy"
+    )
+    value = only["values"]["accuracy"]
+    assert summary.value == pytest.approx(value + 0.125)
+    assert summary.by_prompt == {"one": value, "two": value + 0.25}
+    assert summary.spread == pytest.approx(0.25 / 2**0.5)

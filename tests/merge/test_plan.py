@@ -1,0 +1,138 @@
+"""Plans: every element once, under the budget, and the same for any process count."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from merging import methods
+from merging.merge.partition import ROW, make_plan, workers
+from merging.runtime.errors import UserError
+
+SHAPES = {
+    "embed": (5000, 300),
+    "layers/w": (3, 700, 400),
+    "layers/norm": (3, 300),
+    "bias": (1,),
+    "none": (0, 4),
+    "scalar": (),
+    "wide": (2, 250_000),
+}
+
+
+def abstract(dtype=jnp.bfloat16, **other):
+    return {
+        path: jax.ShapeDtypeStruct(shape, other.get(path, dtype))
+        for path, shape in SHAPES.items()
+    }
+
+
+def planned(method, budget=10**8, models=3, of=None, **settings):
+    models = [of or abstract()] * models
+    treatment = dict.fromkeys(models[0], method)
+    return make_plan(models, treatment, budget, **settings)
+
+
+def covered(plan):
+    found = {path: [] for path in plan.paths}
+    for block in plan.blocks:
+        for piece in block.pieces:
+            found[plan.paths[piece.leaf]].append((piece.start, piece.stop))
+    return {path: sorted(parts) for path, parts in found.items()}
+
+
+def row_trim():
+    trim = methods.trim(0.5, "row")
+    return methods.compose("x", trim, combiner=methods.elect_sign(), scale=1.0)
+
+
+@pytest.mark.parametrize(
+    "method", [methods.task_arithmetic(), methods.ties(), methods.rht(), row_trim()]
+)
+@pytest.mark.parametrize("budget", [9 * 10**6, 10**7, 10**9])
+def test_every_element_is_in_one_block(method, budget):
+    for path, parts in covered(planned(method, budget)).items():
+        size = math.prod(SHAPES[path])
+        ends = [0, *itertools.chain.from_iterable(parts), size]
+        if size:
+            assert ends[::2] == ends[1::2], path
+        else:
+            assert not parts
+
+
+def test_blocks_stay_under_the_budget():
+    plan = planned(methods.ties(), 10**6)
+    largest = max(block.size for block in plan.blocks)
+    assert plan.groups[0].bytes_per_element == 3 * 2 + 2
+    # Three are worked on and a fourth is read; each worker needs 18 bytes more.
+    assert (4 * 6 + 3 * 18) * largest <= 10**6
+    assert workers(plan, 10**6) == 3
+
+
+def test_rows_are_never_cut_where_magnitudes_are_ranked_in_them():
+    plan = planned(row_trim(), 10**7)
+    for block in plan.blocks:
+        (piece,) = block.pieces
+        shape = plan.shapes[piece.leaf]
+        last = shape[-1] if shape else 1
+        assert block.columns == last
+        assert piece.start % last == 0
+
+
+def test_a_row_larger_than_the_budget_is_named():
+    with pytest.raises(UserError, match="wide: 250000 elements .* raise memory_budget"):
+        planned(row_trim(), 10**6)
+
+
+def test_a_tensor_that_fits_is_one_block_and_a_larger_one_is_cut():
+    plan = planned(methods.rht(), 10**7)
+    whole = {plan.paths[b.pieces[0].leaf]: b.whole for b in plan.blocks}
+    assert whole["layers/norm"]
+    assert not whole["embed"]
+    assert len(covered(plan)["embed"]) > 1
+
+
+def test_cuts_are_at_the_multiples_that_the_writer_wants():
+    plan = planned(methods.ties(), 10**7, granularity=lambda path: 30_000)
+    starts = {start for parts in covered(plan).values() for start, _ in parts}
+    assert len(starts) > 3
+    assert all(start % 30_000 == 0 for start in starts)
+
+
+def test_leaves_of_other_dtypes_or_methods_are_other_groups():
+    of = abstract(embed=jnp.float32, bias=jnp.int32)
+    treatment = dict.fromkeys(of, methods.ties()) | {"scalar": None}
+    plan = make_plan([of, of], treatment, 10**8)
+    found = {
+        plan.paths[leaf]: (group.method, [str(d) for d in group.read])
+        for group in plan.groups
+        for leaf in group.leaves
+    }
+    assert found["embed"] == (methods.ties(), ["float32", "float32"])
+    assert found["wide"] == (methods.ties(), ["bfloat16", "bfloat16"])
+    assert found["bias"] == (None, ["int32", "int32"])
+    assert found["scalar"] == (None, ["bfloat16"])
+
+
+def test_processes_share_out_all_blocks_and_equal_bytes():
+    shapes = {f"w{i}": jax.ShapeDtypeStruct((1000, 3000), "float32") for i in range(40)}
+    plan = planned(methods.ties(), 10**9, of=shapes)
+    total = sum(plan.bytes_of(block) for block in plan.blocks)
+    for processes in (1, 2, 4):
+        shares = [plan.share(i, processes) for i in range(processes)]
+        assert sorted(itertools.chain(*shares)) == list(range(len(plan.blocks)))
+        sizes = [sum(plan.bytes_of(plan.blocks[i]) for i in share) for share in shares]
+        assert max(sizes) <= total / processes * 1.02
+
+
+def test_a_budget_too_small_for_a_row_says_what_is_needed():
+    with pytest.raises(UserError, match=r"give at least (\d+)") as caught:
+        planned(methods.ties(), 1000)
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    plan = planned(methods.ties(), least)
+    assert max(sum(block.counts) for block in plan.blocks) == 1
+    assert {block.columns for block in plan.blocks} == {ROW}
+    assert np.all([block.elements <= ROW for block in plan.blocks])

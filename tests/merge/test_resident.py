@@ -1,0 +1,298 @@
+"""Merging in memory: statistics, masks, donation, what moves, errors."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from methods import cases
+
+from merging import methods
+from merging.merge import in_memory as resident
+from merging.merge import memory_blocks as blocks
+from merging.merge import memory_kernels as kernels
+from merging.merge.in_memory import merge, merge_scales
+from merging.runtime import tree
+from merging.runtime.errors import UserError
+
+
+def assert_same_bits(one, other):
+    assert cases.bits(one) == cases.bits(other)
+
+
+def one_leaf(values, dtype=jnp.float32):
+    return {"w": jnp.asarray(values, dtype)}
+
+
+def test_the_global_trim_ranks_the_whole_model():
+    base = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
+    expert = {"a": jnp.arange(1.0, 5), "b": jnp.arange(10.0, 14)}
+    merged = merge(base, {"e": expert}, methods.ties(density=0.5), donate=False)
+    # Of eight, k = 4, and keep_all's threshold is the fourth smallest: five stay.
+    assert merged["a"].tolist() == [0, 0, 0, 4]
+    assert merged["b"].tolist() == [10, 11, 12, 13]
+
+
+def test_a_zero_sum_takes_the_majority_sign_of_the_model():
+    experts = {"a": one_leaf([1, -1, -1, 2.0]), "b": one_leaf([-1, -1, -1, -2.0])}
+    base = one_leaf([0, 0, 0, 0.0])
+    found = merge(base, experts, methods.ties(density=1), donate=False)
+    assert found["w"].tolist() == [-1, -1, -1, -2]
+    positive = methods.ties(density=1, zero="positive")
+    assert merge(base, experts, positive)["w"].tolist() == [1, -1, -1, 2]
+
+
+def test_the_trim_after_the_drop_ranks_what_the_drop_left():
+    base, experts = cases.models(2)
+    dropped = methods.dare_ties(density=0.5, trim_density=1.0)
+    assert_same_bits(
+        merge(base, experts, dropped, donate=False),
+        merge(base, experts, methods.dare_ties(density=0.5), donate=False),
+    )
+    # A hundredth of half dropped: only the largest magnitudes of all remain.
+    strict = methods.dare_ties(density=0.5, trim_density=0.01)
+    merged = merge(base, experts, strict, donate=False)
+    moved = jax.tree.map(lambda x, y: np.abs(np.asarray(x - y)), merged, base)
+    values = np.concatenate([x.ravel() for x in jax.tree.leaves(moved)])
+    assert set(np.round(values[values > 0] * 256 * 0.5)) == {11}
+
+
+def kept_by_dare(experts, seed=0, name="e", path="w", density=0.5):
+    """Return where one expert's mask keeps, seen through a merge."""
+    size = 4096
+    base = {path: jnp.zeros(size)}
+    alone = {n: {path: jnp.full(size, float(n == name))} for n in experts}
+    method = methods.dare(density=density, scale=1.0)
+    return np.asarray(merge(base, alone, method, seed=seed)[path]) > 0
+
+
+def test_masks_depend_on_seed_expert_and_path_and_nothing_else():
+    mask = kept_by_dare(["e"])
+    np.testing.assert_array_equal(mask, kept_by_dare(["a", "e", "z"]))
+    np.testing.assert_array_equal(mask, kept_by_dare(["z", "e"]))
+    assert 0.45 < mask.mean() < 0.55
+    others = [
+        kept_by_dare(["e"], seed=1),
+        kept_by_dare(["f"], name="f"),
+        kept_by_dare(["e"], path="v"),
+    ]
+    for other in others:
+        assert 0.4 < (mask == other).mean() < 0.6
+
+
+def test_an_expert_keeps_more_of_the_same_elements_at_a_higher_density():
+    sparse, dense = kept_by_dare(["e"], density=0.2), kept_by_dare(["e"], density=0.6)
+    assert not (sparse & ~dense).any()
+
+
+def test_every_scale_is_the_merge_with_that_scale():
+    base, experts = cases.models()
+    method = methods.dare_ties(density=0.6, trim_density=0.5)
+    scales = [0.0, 0.3, 1.0]
+    for scale, merged in zip(
+        scales, merge_scales(base, experts, method, scales), strict=True
+    ):
+        alone = methods.dare_ties(density=0.6, trim_density=0.5, scale=scale)
+        assert_same_bits(merged, merge(base, experts, alone, donate=False))
+    with pytest.raises(UserError, match="average has no scale"):
+        next(merge_scales(base, experts, methods.average(), [1.0]))
+
+
+def test_new_numbers_compile_nothing():
+    base, experts = cases.models()
+    for name, first, second in (
+        ("ties", {"density": 0.2}, {"density": 0.7, "scale": 0.1}),
+        ("dare_ties", {"weights": (1, 2, 3)}, {"weights": (3, 2, 1), "density": 0.3}),
+        ("rht", {"scale": 0.1}, {"scale": 0.2, "density": 0.1}),
+    ):
+        before = merge(base, experts, methods.get(name, **first), donate=False)
+        with jax.no_tracing():  # raises where something would be compiled
+            method = methods.get(name, **second)
+            after = merge(base, experts, method, seed=5, donate=False)
+        # And the new numbers were not ignored.
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        assert any((a != b).any() for a, b in pairs)
+
+
+def mesh_of(*shape):
+    names = ("x", "y")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+
+
+@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_bases_buffers_are_reused(name, sharded):
+    sharding = NamedSharding(mesh_of(8), P("x")) if sharded else None
+    shapes = {"a": (64, 8), "b": (8, 3)}
+    base, experts = cases.models(shapes=shapes)
+    base = jax.tree.map(lambda x: jax.device_put(x, sharding), base)
+    where = {p: x.addressable_shards[0].data.unsafe_buffer_pointer() for p, x in
+             base.items()}  # fmt: skip
+    merged = merge(base, experts, methods.get(name))
+    assert all(x.is_deleted() for x in base.values())
+    assert not any(x.is_deleted() for e in experts.values() for x in e.values())
+    for path, leaf in merged.items():
+        shard = leaf.addressable_shards[0].data
+        assert shard.unsafe_buffer_pointer() == where[path]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_without_donation_everything_is_kept(name):
+    base, experts = cases.models()
+    before = cases.bits(base)
+    merge(base, experts, methods.get(name), donate=False)
+    assert cases.bits(base) == before
+
+
+def test_a_base_that_is_also_an_expert_or_tied_or_numpy_can_be_donated():
+    tied = jnp.arange(4.0)
+    owned = np.arange(4.0, dtype=np.float32)
+    base = {"a": tied, "b": tied, "c": owned}
+    expert = {"a": tied, "b": tied + 1, "c": owned + 1}
+    merged = merge(base, {"e": expert}, methods.task_arithmetic(scale=1.0))
+    assert_same_bits(merged, {"a": np.float32([0, 1, 2, 3]), "b": expert["b"],
+                              "c": expert["c"]})  # fmt: skip
+    assert owned.tolist() == [0, 1, 2, 3]
+    assert not tied.is_deleted()
+
+
+LAYOUTS = {
+    "leading": ((8,), P("x")),
+    "trailing": ((8,), P(None, "x")),
+    "both": ((2, 4), P("y", "x")),
+    "folded": ((2, 4), P(None, ("x", "y"))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.ties(ties="exact"),
+        methods.ties(scope="row", ties="exact"),
+        methods.dare_ties(trim_density=0.1),
+        methods.rht(),
+        methods.average(),
+    ],
+    ids=lambda m: f"{m.name}-{m.cut}",
+)
+def test_no_leaf_is_gathered(layout, method, monkeypatch):
+    shape, spec = LAYOUTS[layout]
+    sharding = NamedSharding(mesh_of(*shape), spec)
+    base, experts = cases.models(2, shapes={"w": (16, 64)})
+    base, experts = jax.tree.map(lambda x: jax.device_put(x, sharding), (base, experts))
+    programs = []
+
+    def recording(jitted):
+        def run(*args, **static):
+            programs.append(jitted.lower(*args, **static).compile())
+            return jitted(*args, **static)
+
+        return run
+
+    for name in ("merge", "merge_over", "keys", "count", "ballot"):
+        monkeypatch.setattr(kernels, name, recording(getattr(kernels, name)))
+    merge(base, experts, method)
+    assert len(programs) >= (1 if method.name == "average" else 2)
+    for program in programs:
+        moved = re.findall(
+            r"(all-gather|all-to-all|collective-permute)\(", program.as_text()
+        )
+        assert not moved
+    # The last program writes over the base: 16 * 64 float32 over eight devices.
+    assert programs[-1].memory_analysis().alias_size_in_bytes == 16 * 64 * 4 // 8
+
+
+def test_experts_in_another_layout_are_brought_to_the_bases():
+    base, experts = cases.models(2, shapes={"w": (16, 64)})
+    expected = cases.bits(merge(base, experts, methods.rht(), donate=False))
+    mesh = mesh_of(8)
+    base = jax.device_put(base, NamedSharding(mesh, P("x")))
+    experts["law"] = jax.device_put(experts["law"], NamedSharding(mesh, P(None, "x")))
+    merged = merge(base, experts, methods.rht(), donate=False)
+    assert cases.bits(merged) == expected
+    assert merged["w"].sharding.spec == P("x")
+
+
+def test_small_leaves_share_blocks_up_to_a_size(monkeypatch):
+    monkeypatch.setattr(blocks, "PACKED_LEAF", 600)
+    monkeypatch.setattr(blocks, "PACKED_BLOCK", 650)
+    base, experts = cases.models()
+    job = resident._prepare(base, experts, methods.ties(), 0)
+    sizes = sorted(sum(int(job.layout.sizes[i]) for i in b.leaves) for b in job.blocks)
+    assert sum(sizes) == tree.element_count(base) and len(job.blocks) == 3
+    assert [b.rows is None for b in job.blocks].count(True) == 2
+    small = merge(base, experts, methods.ties(), donate=False)
+    monkeypatch.undo()
+    assert_same_bits(small, merge(base, experts, methods.ties(), donate=False))
+
+
+def test_an_average_needs_no_base():
+    base, experts = cases.models()
+    without = merge(None, experts, methods.average())
+    assert_same_bits(without, merge(base, experts, methods.average()))
+    with pytest.raises(UserError, match="ties merges task vectors: it needs the base"):
+        merge(None, experts, methods.ties())
+
+
+def test_mixed_dtypes_are_merged_wide_and_come_back_as_the_bases():
+    base = one_leaf([1.0, 2.0], jnp.bfloat16)
+    expert = one_leaf([1 + 2**-12, 2.0])
+    merged = merge(base, {"e": expert}, methods.task_arithmetic(scale=2.0**11))
+    assert merged["w"].dtype == jnp.bfloat16
+    assert merged["w"].tolist() == [1.5, 2.0]
+
+
+def test_nan_and_inf_are_all_named_by_leaf_and_model():
+    base, experts = cases.models()
+    base["odd"] = base["odd"].at[62].set(jnp.inf)
+    experts["math"]["layers"]["norm"] = (
+        experts["math"]["layers"]["norm"].at[1, 2].set(jnp.nan)
+    )
+    for limit in (blocks.PACKED_LEAF, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(blocks, "PACKED_LEAF", limit)
+            with pytest.raises(UserError) as error:
+                merge(base, experts, methods.ties())
+        assert str(error.value).splitlines()[1:] == [
+            "  odd in 'base'",
+            "  layers/norm in 'expert math'",
+        ]
+    assert not base["scalar"].is_deleted()
+
+
+def test_integer_leaves_are_copied_and_all_unequal_ones_listed():
+    base = {"w": jnp.zeros(2), "ids": jnp.arange(3), "on": jnp.array([True])}
+    good = {**base, "w": jnp.ones(2)}
+    merged = merge(base, {"good": good}, methods.average(), donate=False)
+    assert merged["ids"].tolist() == [0, 1, 2] and merged["on"].tolist() == [True]
+    bad = {**base, "ids": jnp.array([0, 1, 3]), "on": jnp.array([False])}
+    with pytest.raises(UserError) as error:
+        merge(base, {"good": good, "bad": bad}, methods.average())
+    assert str(error.value).splitlines()[1:] == [
+        "  ids: 'expert bad' differs from 'base'",
+        "  on: 'expert bad' differs from 'base'",
+    ]
+
+
+def test_models_that_differ_are_refused_with_every_leaf():
+    base = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    experts = {"x": {"a": jnp.zeros(3), "b": jnp.zeros(2)}, "y": {"a": jnp.zeros(2)}}
+    with pytest.raises(UserError, match="a: shape .*'expert x'(.|\n)*b: missing"):
+        merge(base, experts, methods.average())
+
+
+def test_experts_and_weights_that_do_not_fit_are_refused():
+    base = one_leaf([0.0])
+    with pytest.raises(UserError, match="at least one"):
+        merge(base, {}, methods.average())
+    with pytest.raises(UserError, match="2 weights for 1 experts"):
+        merge(base, {"e": base}, methods.average(weights=(1, 2)))
+    with pytest.raises(UserError, match="names must be strings, not 3"):
+        merge(base, {3: base}, methods.average())
+    with pytest.raises(UserError, match="complex64 leaves cannot be merged"):
+        complex_ = one_leaf([1j], jnp.complex64)
+        merge(complex_, {"e": complex_}, methods.average())

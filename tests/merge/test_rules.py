@@ -1,0 +1,94 @@
+"""Rules: which method merges which leaf, and numbers that change over the depth."""
+
+import pytest
+
+from merging import UserError, methods
+from merging.merge import rules
+
+LEAVES = [
+    "model.embed_tokens.weight",
+    "lm_head.weight",
+    *(f"model.layers.{i}.mlp.weight" for i in range(5)),
+    *(f"model.layers.{i}.norm.weight" for i in range(5)),
+]
+
+
+def test_the_first_rule_that_is_found_decides():
+    found = rules.treatment(
+        LEAVES,
+        "ties(density=0.3)",
+        ["norm => base", r"layers\.[01]\. => average", "layers => task_arithmetic()"],
+    )
+    assert found["model.layers.0.norm.weight"] is None
+    assert found["model.layers.1.mlp.weight"] == methods.average()
+    assert found["model.layers.2.mlp.weight"] == methods.task_arithmetic()
+    assert found["model.embed_tokens.weight"] == methods.ties(density=0.3)
+
+
+def test_numbers_go_over_the_depth_in_straight_lines():
+    text = "task_arithmetic(scale=by_layer(0, 1, 0.5), weights=(1, by_layer(2, 4)))"
+    found = rules.treatment(LEAVES, text)
+    scales = [found[f"model.layers.{i}.mlp.weight"].scale for i in range(5)]
+    weights = [found[f"model.layers.{i}.mlp.weight"].weights for i in range(5)]
+    assert scales == [0, 0.5, 1, 0.75, 0.5]
+    assert weights == [(1, 2), (1, 2.5), (1, 3), (1, 3.5), (1, 4)]
+    assert found["model.embed_tokens.weight"].scale == 0
+    assert found["lm_head.weight"].scale == 0.5
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["layers/3/attn/wq", "transformer.h.3.attn.weight", "blocks_3/w", "x/layer.3.w"],
+)
+def test_a_layer_is_a_number_after_its_word(path):
+    assert rules.layer_depths([path, path.replace("3", "6")])[path] == 0.5
+
+
+def test_values_are_read_and_never_run():
+    spec = rules.parse("ties( density = (0.2, 0.5), scope='tensor', weights=None )")
+    assert spec.method(0.0) == methods.ties(density=(0.2, 0.5), scope="tensor")
+    for text in (
+        "ties(density=__import__('os'))",
+        "ties(density=open('x'))",
+        "ties(0.2)",
+        "ties(**{})",
+        "ties(density=0.2) or 1",
+        "ties(density=",
+        "ties().x",
+        "ties(density=by_layer(1))",
+        "ties(" * 3000,
+    ):
+        with pytest.raises(UserError, match="is no method"):
+            rules.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("mlp", "is no rule; write"),
+        ("( => base", "the pattern is malformed"),
+        ("mlq => base", "match no leaf: mlq"),
+        ("mlp => tise()", "unknown method 'tise'.*ties"),
+        ("mlp => ties(densty=1)", "densty.*density"),
+        ("mlp => ties(density=2)", r"density must be in \(0, 1\]"),
+    ],
+)
+def test_a_wrong_rule_is_named(rule, words):
+    with pytest.raises(UserError, match=words):
+        rules.treatment(LEAVES, "average", [rule])
+
+
+def test_a_ranking_of_the_whole_model_does_not_change_by_layer():
+    with pytest.raises(UserError, match='scope="tensor"'):
+        rules.treatment(LEAVES, "ties(density=by_layer(0.1, 0.5))")
+    split = rules.treatment(LEAVES, "ties(density=by_layer(0.1, 0.5), scope='tensor')")
+    assert len(set(split.values())) == 5
+
+
+def test_numbers_per_expert_follow_the_experts_order():
+    method = methods.rht(density=(0.2, 0.5, 1.0), weights=(1, 2, 3))
+    turned = method.reordered((2, 0, 1))
+    assert turned == methods.rht(density=(1.0, 0.2, 0.5), weights=(3, 1, 2))
+    assert turned.of(1) == methods.rht(density=0.2).transforms
+    with pytest.raises(UserError, match="3 weights for 2 experts, 3 values of density"):
+        method.reordered((0, 1))

@@ -1,0 +1,265 @@
+"""Streaming merges: the bits of a merge in memory, whatever the blocks and formats."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import models
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from merging import UserError, checkpoints, methods
+from merging.cli import main
+from merging.merge import in_memory as resident
+from merging.merge import streamed as stream
+from merging.runtime import tree
+
+ROOT = Path(__file__).parents[2]
+
+ROWS = methods.compose(
+    "rows",
+    methods.trim(0.3, "row", "exact"),
+    combiner=methods.elect_sign(),
+    scale=0.7,
+)
+METHODS = {
+    "average": methods.average(weights=(1, 2, 0.5)),
+    "task_arithmetic": methods.task_arithmetic(),
+    "ties": methods.ties(),
+    "ties of tensors": methods.ties(scope="tensor", density=(0.2, 0.5, 0.1)),
+    "ties exact": methods.ties(ties="exact"),
+    "dare": methods.dare(),
+    "dare_ties": methods.dare_ties(density=0.4),
+    "dare_ties trimmed": methods.dare_ties(density=0.6, trim_density=0.4),
+    "rht": methods.rht(density=0.4),
+    "rows": ROWS,
+}
+
+
+def in_memory(family, method):
+    base, experts = family
+    loaded = {n: load_file(f"{e}/model.safetensors") for n, e in experts.items()}
+    return resident.merge(load_file(f"{base}/model.safetensors"), loaded, method)
+
+
+def merged(family, method, output, **settings):
+    base, experts = family
+    return stream.merge_checkpoints(base, experts, method, str(output), **settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("budget", ["200MB", "700kB"])
+def test_it_has_the_bits_of_a_merge_in_memory(family, tmp_path, name, budget):
+    method = METHODS[name]
+    path = merged(family, method, tmp_path / "out", memory_budget=budget)
+    expected = models.bits(in_memory(family, method))
+    assert models.bits(load_file(path / "model.safetensors")) == expected
+
+
+def test_a_negative_majority_decides_where_votes_cancel(tmp_path):
+    base = {"a": np.zeros((40, 50), np.float32), "b": np.zeros(70, np.float32)}
+    moves = np.random.default_rng(0).choice([-1, -1, 1], (2, 40, 50)) / 4
+    experts = [{"a": m.astype(np.float32), "b": base["b"] - 1} for m in moves]
+    family = (
+        models.save(tmp_path / "base", base),
+        {f"e{i}": models.save(tmp_path / f"e{i}", e) for i, e in enumerate(experts)},
+    )
+    path = merged(family, methods.ties(density=1), tmp_path / "out")
+    cancelled = moves[0] == -moves[1]
+    assert 0 < cancelled.sum() < cancelled.size
+    assert (load_file(path / "model.safetensors")["a"][cancelled] == -0.25).all()
+
+
+def test_leaves_of_several_dtypes_are_ranked_together(tmp_path):
+    start = models.base()
+    start["model.embed_tokens.weight"] = start["model.embed_tokens.weight"].astype("f4")
+    experts = {f"e{i}": models.expert(start, i) for i in range(2)}
+    family = (
+        models.save(tmp_path / "base", start),
+        {n: models.save(tmp_path / n, e) for n, e in experts.items()},
+    )
+    path = merged(family, methods.ties(), tmp_path / "out", memory_budget="700kB")
+    expected = models.bits(in_memory(family, methods.ties()))
+    assert models.bits(load_file(path / "model.safetensors")) == expected
+
+
+@pytest.mark.parametrize("method", ["ties", "rht"])
+def test_orbax_and_safetensors_hold_the_same_leaves(family, tmp_path, method):
+    expected = models.bits(in_memory(family, METHODS[method]))
+    settings = {"memory_budget": "64MB"}
+    orbax = merged(
+        family, METHODS[method], tmp_path / "orbax", format="orbax", **settings
+    )
+    restored = tree.flatten(checkpoints.restore(orbax))
+    assert models.bits(restored) == expected
+    base, experts = family
+    inputs = (str(orbax), {"one": str(orbax)})
+    back = merged(inputs, "average()", tmp_path / "back", format="safetensors")
+    assert models.bits(load_file(back / "model.safetensors")) == expected
+    assert stream.verify(str(orbax)) == stream.verify(str(back)) == []
+
+
+def test_shards_have_an_index_and_the_same_leaves(family, tmp_path):
+    path = merged(family, "ties()", tmp_path / "out", shard_size="100kB")
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    shards = sorted(path.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert set(index["weight_map"].values()) == {shard.name for shard in shards}
+    joined = {}
+    for shard in shards:
+        joined |= load_file(shard)
+    assert models.bits(joined) == models.bits(in_memory(family, METHODS["ties"]))
+    sizes = sum(leaf.nbytes for leaf in joined.values())
+    assert index["metadata"]["total_size"] == sizes
+
+
+def test_the_output_may_have_another_dtype(family, tmp_path):
+    path = merged(family, "task_arithmetic()", tmp_path / "out", dtype="float32")
+    leaves = load_file(path / "model.safetensors")
+    rounded = {p: a.astype(jnp.bfloat16) for p, a in leaves.items() if p != "positions"}
+    rounded["positions"] = leaves["positions"]
+    expected = models.bits(in_memory(family, METHODS["task_arithmetic"]))
+    assert models.bits(rounded) == expected
+    assert json.loads((path / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+def test_rules_treat_leaves_apart(family, tmp_path):
+    path = merged(
+        family,
+        "task_arithmetic(scale=1.0)",
+        tmp_path / "out",
+        leaf_rules=[
+            "norm|scalar => base",
+            "mlp => task_arithmetic(scale=by_layer(0.5, 1.0), weights=(1, 0, 0))",
+        ],
+    )
+    base, experts = family
+    start = load_file(f"{base}/model.safetensors")
+    leaves = load_file(path / "model.safetensors")
+    first = load_file(f"{experts['e0']}/model.safetensors")
+    norm = "model.layers.0.input_layernorm.weight"
+    assert leaves[norm].tobytes() == start[norm].tobytes()
+    for layer, scale in ((0, 0.5), (1, 1.0)):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        old = start[name].astype(np.float32)
+        delta = first[name].astype(np.float32) - old
+        expected = (old + np.float32(scale) * delta).astype(jnp.bfloat16)
+        assert leaves[name].tobytes() == expected.tobytes()
+
+
+def test_a_mergekit_yaml_and_rules_are_followed_from_the_command_line(
+    family, tmp_path, capsys
+):
+    base, experts = family
+    config = str(ROOT / "configs" / "merge" / "average.py")
+    listed = "".join(
+        f"  - {{model: {e}, parameters: {{weight: {w}, density: [0.2, 0.9]}}}}\n"
+        for e, w in zip(experts.values(), (1.0, 0.5, 2.0), strict=True)
+    )
+    (tmp_path / "merge.yml").write_text(
+        f"merge_method: ties\nbase_model: {base}\nmodels:\n{listed}"
+    )
+    command = ["merge", "--config", config, f"--config.output={tmp_path / 'out'}"]
+    status = main.main([*command, f"--config.merge_yaml={tmp_path / 'merge.yml'}"])
+    assert status == 0, capsys.readouterr().err
+    by_layer = "by_layer(0.2, 0.9)"
+    densities = f"density=({by_layer}, {by_layer}, {by_layer})"
+    expected = merged(
+        family,
+        f"ties@mergekit({densities}, weights=(1, 0.5, 2))",
+        tmp_path / "expected",
+    )
+    found = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert found == (expected / "model.safetensors").read_bytes()
+
+    command = ["merge", "--config", config, f"--config.output={tmp_path / 'apart'}"]
+    command += [
+        f"--config.base={base}",
+        f"--config.experts={','.join(experts.values())}",
+    ]
+    apart = "--config.rules=mlp => dare(density=0.5, scale=1), norm|scalar => base"
+    assert main.main([*command, apart]) == 0, capsys.readouterr().err
+    rules = json.loads((tmp_path / "apart" / "manifest.json").read_text())
+    assert rules["settings"]["leaf_rules"] == [
+        "mlp => dare(density=0.5, scale=1)",
+        "norm|scalar => base",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"), [("average", 1), ("ties", 2), ("rht", 4)]
+)
+def test_a_dry_run_prints_the_plan_and_makes_nothing(
+    family, tmp_path, capsys, method, passes
+):
+    base, experts = family
+    words = {
+        "base": base,
+        "experts": ",".join(experts.values()),
+        "output": tmp_path / "o",
+    }
+    command = ["merge", "--config", str(ROOT / "configs" / "merge" / f"{method}.py")]
+    command += [f"--config.{key}={word}" for key, word in words.items()]
+    assert main.main([*command, "--config.memory_budget=200kB", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.startswith(method)]
+    assert int(row.split()[4]) == passes
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_repeats_the_merge_and_verify_notices_a_changed_byte(
+    family, tmp_path
+):
+    path = merged(family, "dare_ties(density=0.5)", tmp_path / "out", seed=3)
+    again = stream.repeat(path / "manifest.json", str(tmp_path / "again"))
+    weights = (path / "model.safetensors").read_bytes()
+    assert (again / "model.safetensors").read_bytes() == weights
+    with open(again / "model.safetensors", "r+b") as file:
+        file.seek(-1000, 2)
+        byte = file.read(1)[0]
+        file.seek(-1000, 2)
+        file.write(bytes([byte ^ 1]))
+    (line,) = stream.verify(str(again))
+    assert "its bytes have changed" in line
+
+
+def test_a_manifest_is_not_repeated_with_other_inputs(tmp_path):
+    family = models.family(tmp_path)
+    path = merged(family, "ties()", tmp_path / "out")
+    shutil.rmtree(family[1]["e0"])
+    models.save(tmp_path / "e0", models.expert(models.base(), 9))
+    with pytest.raises(UserError, match="not what they were: .*e0"):
+        stream.repeat(path / "manifest.json", str(tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"method": "ties()"}},
+        {"settings": 3},
+        {"inputs": None},
+        {"inputs": []},
+        {"leaves": {"w": "abc"}},
+        {"version": 7},
+    ],
+)
+def test_a_manifest_that_was_tampered_with_is_refused(family, tmp_path, change):
+    path = merged(family, "task_arithmetic()", tmp_path / "out") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        stream.repeat(path, str(tmp_path / "again"))
+
+
+def test_an_expert_given_twice_counts_twice_with_a_warning(family, tmp_path):
+    base, experts = family
+    with pytest.warns(UserWarning, match="more than once.*e0"):
+        path = stream.merge_checkpoints(
+            base, [experts["e0"]] * 2, "task_arithmetic(scale=0.5)", str(tmp_path / "o")
+        )
+    once = stream.merge_checkpoints(
+        base, [experts["e0"]], "task_arithmetic(scale=1.0)", str(tmp_path / "once")
+    )
+    one, two = (load_file(p / "model.safetensors") for p in (once, path))
+    assert models.bits(one) == models.bits(two)

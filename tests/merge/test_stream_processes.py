@@ -1,0 +1,187 @@
+"""A streaming merge that is killed, or shared by processes, gives the same bytes."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import models
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from together import ROOT, environment, heard, start
+
+from merging.runtime import errors
+
+TIES = ROOT / "configs" / "merge" / "ties.py"
+
+
+def command(family, output, **values):
+    base, experts = family
+    settings = {"base": base, "experts": ",".join(experts.values()), "output": output}
+    settings |= {"memory_budget": "700kB"} | values
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    merge = [sys.executable, "-m", "merging", "merge", "--config", str(TIES)]
+    return [*merge, *flags]
+
+
+def run(family, output, **values):
+    ran = subprocess.run(
+        command(family, output, **values),
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+@pytest.fixture(scope="module")
+def expected(family, tmp_path_factory):
+    """The bytes of a merge that nothing disturbed."""
+    output = tmp_path_factory.mktemp("expected") / "out"
+    run(family, output)
+    return (output / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_killed_merge_goes_on_to_the_same_bytes(family, tmp_path, expected, blocks):
+    output = tmp_path / "out"
+    journal = tmp_path / "out.partial" / ".merge" / "blocks.0.jsonl"
+    with subprocess.Popen(
+        command(family, output), env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= blocks:
+                break
+            time.sleep(random.uniform(0, 0.003))
+        process.send_signal(signal.SIGKILL)
+    if not output.exists():
+        finished = journal.read_bytes().count(b"\n")
+        assert finished >= blocks
+        again = run(family, output)
+        assert f"{finished} of " in again.stderr
+    assert (output / "model.safetensors").read_bytes() == expected
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_block_whose_bytes_were_lost_is_done_again(family, tmp_path, expected):
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    with subprocess.Popen(
+        command(family, output), env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        journal = partial / ".merge" / "blocks.0.jsonl"
+        while process.poll() is None:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= 2:
+                break
+        process.send_signal(signal.SIGKILL)
+    if output.exists():
+        pytest.skip("it was faster than the kill")
+    weights = partial / "model.safetensors"
+    size = weights.stat().st_size
+    with open(weights, "r+b") as file:  # as after a power failure
+        file.seek(4096)
+        file.write(bytes(size - 4096))
+    run(family, output)
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+def wait_for_blocks(partial, blocks, process):
+    """Wait until so many blocks are finished, or the process has ended."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        journals = partial.glob(".merge/blocks.*.jsonl")
+        if sum(j.read_bytes().count(b"\n") for j in journals) >= blocks:
+            return
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_work_and_give_the_same_bytes(
+    family, tmp_path, expected, processes
+):
+    output = tmp_path / "out"
+    started = start(command(family, output), processes, environment())
+    said = heard(started)
+    assert [process.returncode for process in started] == [0] * processes, said
+    assert (output / "model.safetensors").read_bytes() == expected
+    assert sum("Merged:" in text for text in said) == 1
+
+
+def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):
+    output = tmp_path / "out"
+    # Small blocks, so that it is far from the end when the signal comes.
+    settings = {"memory_budget": "300kB"}
+    process = subprocess.Popen(
+        command(family, output, **settings),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_blocks(tmp_path / "out.partial", 1, process)
+    process.send_signal(signal.SIGTERM)
+    (said,) = (process.communicate(timeout=60)[1],)
+    if process.returncode != 0:  # else it was faster than the signal
+        assert process.returncode == errors.PREEMPTED, said
+        assert "stopped by SIGTERM" in said and "to continue" in said
+        assert not output.exists()
+        assert "were finished before" in run(family, output, **settings).stderr
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_preempted_process_ends_them_all(family, tmp_path, expected, number):
+    output = tmp_path / "out"
+    merge = command(family, output, memory_budget="300kB")
+    started = start(merge, 2, environment())
+    wait_for_blocks(tmp_path / "out.partial", 2, started[number])
+    started[number].send_signal(signal.SIGTERM)
+    said = heard(started, limit=60)
+    statuses = [process.returncode for process in started]
+    assert statuses in ([errors.PREEMPTED] * 2, [0, 0]), said
+    if statuses != [0, 0]:
+        again = start(merge, 2, environment())
+        said = heard(again)
+        assert [process.returncode for process in again] == [0, 0], said
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+def test_one_killed_process_ends_them_all_and_they_go_on(family, tmp_path, expected):
+    output = tmp_path / "out"
+    merge = command(family, output, memory_budget="300kB")
+    started = start(merge, 2, environment())
+    wait_for_blocks(tmp_path / "out.partial", 2, started[1])
+    started[1].kill()
+    said = heard(started, limit=90)
+    if started[0].returncode != 0:
+        again = start(merge, 2, environment())
+        said = heard(again)
+        assert [process.returncode for process in again] == [0, 0], said
+    assert (output / "model.safetensors").read_bytes() == expected
+
+
+def test_the_first_error_is_named_by_every_process(family, tmp_path):
+    """A NaN lies in a block that only one of two processes reads."""
+    base, experts = family
+    leaves = load_file(f"{experts['e0']}/model.safetensors")
+    leaves["model.layers.1.mlp.up_proj.weight"][-1, -1] = np.nan
+    bad = models.save(tmp_path / "bad", leaves)
+    merge = command((base, experts | {"e0": bad}), tmp_path / "out")
+    started = start(merge, 2, environment())
+    said = heard(started, limit=60)
+    assert [process.returncode for process in started] == [2, 2], said
+    assert all("NaN or Inf in the weights" in text for text in said), said
+    assert sum("failed first" in text for text in said) == 1
+
+
+def test_a_kill_without_warning_leaves_no_output(family, tmp_path):
+    output = tmp_path / "out"
+    with subprocess.Popen(
+        command(family, output), env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (tmp_path / "out.partial").exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert not output.exists()

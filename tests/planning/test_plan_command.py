@@ -1,0 +1,233 @@
+"""`merging plan`: its tables and data, its fallbacks, and what it refuses."""
+
+import importlib.util
+import json
+import re
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from merging import models
+from merging import planning as foresight
+from merging.cli.main import main
+from merging.models import hf as families
+from merging.planning import compiling, rendering
+from merging.runtime import config as configs
+from merging.runtime.errors import UserError
+
+PALM = ["plan", "--config", "configs/plan/palm_64b.py"]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for TPUs needs libtpu (the extra tpu)",
+)
+
+
+def run(capsys, *arguments):
+    status = main([*PALM, *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def cells(text, row):
+    """Return the cells of the first line that begins so."""
+    line = next(line for line in text.splitlines() if line.startswith(row))
+    return re.split(r"\s{2,}", line)
+
+
+def test_the_data_parses_and_the_tables_hold_its_numbers(capsys):
+    where = ["--topology", "h200:8x16", "--count"]
+    _, text, _ = run(capsys, *where)
+    status, out, _ = run(capsys, *where, "--json")
+    found = json.loads(out)
+    assert status == 0
+    blocks = text.split("\n\n")
+    for phase in found["phases"]:
+        memory, name = phase["bytes_per_device"], phase["name"]
+        if memory is not None:
+            shown = cells(blocks[1], name)
+            parts = ("arguments", "outputs", "scratch")
+            assert shown[2:5] == [rendering.size(memory[part]) for part in parts]
+        header, shown = cells(blocks[2], "time allowed by"), cells(blocks[2], name)
+        row = dict(zip(header, shown, strict=True))
+        for limit, seconds in phase["seconds"].items():
+            assert row[limit] == rendering.seconds(seconds)
+        assert row["bottleneck"] == phase["bottleneck"]
+        assert row["chip-hours"] == rendering.number(phase["chip_hours"])
+    total = cells(blocks[4], "all")
+    assert total[-1] == rendering.number(found["grid"]["chip_hours"])
+    assert found["grid"]["merges"] == 480
+
+
+def test_64b_on_128_chips_has_the_bytes_and_seconds_of_its_shape(capsys):
+    _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--count", "--json")
+    streaming, merge, score, step = json.loads(out)["phases"]
+    params, chips = 62_495_662_080, 128
+    # Two passes over nine models of bfloat16, dealt to 32 hosts by whole blocks.
+    assert streaming["bytes_per_host"]["read"] == pytest.approx(
+        2 * 9 * 2 * params / 32, rel=0.01
+    )
+    assert streaming["bytes_per_host"]["written"] == pytest.approx(
+        2 * params / 32, rel=0.01
+    )
+    assert merge["bottleneck"] == "storage"
+    assert merge["seconds"]["storage"] == pytest.approx(9 * 2 * params / 32 / 2e9)
+    # Parameters and two moments in float32; eight operations a weight and token.
+    assert step["bytes_per_device"]["arguments"] == pytest.approx(
+        12 * params / chips, rel=0.02
+    )
+    tokens = 128 * 1024
+    attention = 4 * 4 * 64 * 32 * 256 * 1024 * tokens / chips
+    assert step["flops_per_device"] == pytest.approx(
+        8 * params * tokens / chips + attention, rel=0.001
+    )
+    assert step["seconds"]["compute"] == step["flops_per_device"] / 459e12
+    assert step["chip_hours"] == pytest.approx(
+        step["bound_seconds"] / 0.5 * chips / 3600
+    )
+    assert all(p["fits"] for p in (merge, score, step))
+
+
+def test_what_does_not_fit_says_so(capsys):
+    _, text, _ = run(capsys, "--topology", "h100:8x1", "--count", "--only", "training")
+    assert cells(text, "training step")[1] == "NO"
+
+
+def test_slices_exchange_gradients_over_the_network(capsys):
+    where = ["--topology", "v5p:4x4x4", "--slices", "2", "--count", "--json"]
+    _, out, _ = run(capsys, *where)
+    found = json.loads(out)
+    assert found["mesh"] == {"data": 2, "fsdp": 16, "tensor": 4}
+    step = found["phases"][-1]
+    (one,) = [c for c in step["collectives"] if c["network"]]
+    assert one["kind"] == "all-reduce"
+    # Each of two copies sends what it holds once: scatter, then gather.
+    assert one["sent"] == pytest.approx(4 * 62_495_662_080 / 64, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--topology", "v5q:4x4"], "unknown chip 'v5q': did you mean v5p"),
+        (["--topology", "v5p:3x4x4"], "the first two sizes must be even"),
+        (
+            ["--topology", "v5p:4x4x8", "--config.mesh.tensor=64"],
+            "tensor=64 does not divide 32 heads; tensor may be 1, 2, 4, 8, 16, 32",
+        ),
+        (["--topology", "v5p:4x4x8", "--config.mesh.tensor=3"], "give sizes whose"),
+        (
+            ["--topology", "v5p:4x4x8", "--config.scoring.batch=12"],
+            "12 rows do not divide over 32 devices",
+        ),
+        (
+            ["--topology", "v5p:4x4x8", "--config.efficiency=0.0"],
+            "must be positive: efficiency = 0.0",
+        ),
+        (["--topology", "v5p:4x4x8", "--only", "mergee"], "did you mean merge"),
+        (["--topology", "v5p:4x4x8", "--config.size=65b"], "did you mean 64b"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_message(capsys, arguments, why):
+    status, out, error = run(capsys, "--count", *arguments)
+    assert (status, out) == (2, "")
+    assert why in error and "Traceback" not in error
+
+
+def test_a_config_of_something_else_is_refused(capsys):
+    tiny = ["--config", "configs/scaling_curves/tiny.py", "--topology", "cpu:8"]
+    assert main(["plan", *tiny]) == 2
+    assert "configs/plan/palm_64b.py" in capsys.readouterr().err
+
+
+def test_without_libtpu_it_counts_and_says_so(capsys, monkeypatch):
+    version = metadata.version
+
+    def without(name):
+        if name == "libtpu":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(compiling.metadata, "version", without)
+    _, text, _ = run(capsys, "--topology", "v5p:4x4x8", "--only", "merge")
+    assert "counted: libtpu is not installed" in text
+    _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--only", "merge", "--json")
+    found = json.loads(out)
+    assert found["compiler"] == "" and "libtpu" in found["missing"]
+    assert {phase["source"] for phase in found["phases"]} == {"counted"}
+
+
+def test_for_a_gpu_and_for_more_virtual_devices_than_there_are_it_counts(capsys):
+    assert len(jax.devices()) == 8  # JAX is awake, and their number settled
+    for name, why in (
+        ("h200:8x2", "JAX compiles for a GPU only where there is one"),
+        ("cpu:16", "this process has only 8 virtual devices"),
+    ):
+        _, out, _ = run(capsys, "--topology", name, "--only", "merge", "--json")
+        assert why in json.loads(out)["missing"]
+
+
+def test_a_grid_costs_its_steps_merges_and_rows(make_config, grid, of_phase):
+    config = make_config(grid=grid, mesh=dict(fsdp=-1))
+    where = foresight.topology("v5p:2x2x1")
+    found = foresight.forecast(config, where, compile=False)
+    small, large = found["grid"]["sizes"]
+    assert (small["merges"], found["grid"]["merges"]) == (24, 48)
+    load = 4 * found["model"]["parameters"] / 2e9 * 4 / 3600
+    # 2 x 3 x 4 experts of 10 steps, an IT base of 20, two multitask models of 30.
+    step = of_phase(found, "training step")["chip_hours"]
+    assert large["training"] == pytest.approx(320 * step + 27 * load)
+    # 24 merges, 24 experts, two bases and two multitask models, 1,000 rows of eight;
+    # and 100 for each λ: of 12 averages one, of 12 TIES merges two.
+    batch = of_phase(found, "scoring")["chip_hours"]
+    rows = 52 * 1000 + 12 * 100 + 12 * 2 * 100
+    assert large["evaluation"] == pytest.approx(rows / 8 * batch)
+    hours = [large[part] for part in ("training", "merging", "evaluation")]
+    assert large["total"] == pytest.approx(sum(hours))
+    assert found["grid"]["chip_hours"] == pytest.approx(small["total"] + large["total"])
+
+
+def test_checkpoints_of_a_known_family_are_planned_from_their_headers(of_phase):
+    folder = "tests/models/goldens/llama3"
+    config = configs.load(
+        "configs/merge/ties.py", {"base": folder, "experts": f"{folder},"}
+    )
+    found = foresight.forecast(config, foresight.topology("v5e:2x1"), compile=False)
+    decoder, params = families.load(folder)
+    assert found["model"]["parameters"] == models.parameter_count(decoder)
+    merge = of_phase(found, "resident merge")["bytes_per_device"]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert merge["arguments"] == pytest.approx(2 * size / 2, rel=0.05)
+    names = [phase["name"] for phase in found["phases"]]
+    assert names[2:] == ["scoring", "training step"]
+
+
+def on_one_chip(size):
+    """Return a v5e, and what lowers a product of so large a matrix for it."""
+    where = compiling.target(foresight.topology("v5e:1x1"), {"fsdp": -1}, compile=True)
+    whole = jax.NamedSharding(where.mesh, jax.P())
+    matrix = jax.ShapeDtypeStruct((size, size), jnp.float32, sharding=whole)
+    return where, lambda: jax.jit(lambda x: x @ x.T).lower(matrix)
+
+
+@needs_libtpu
+def test_the_compiler_says_what_does_not_fit_a_chip():
+    with pytest.raises(compiling.TooLarge) as caught:
+        compiling.compiled(*on_one_chip(2**17))
+    assert caught.value.needed >= 2**36
+
+
+@needs_libtpu
+def test_compiling_twice_takes_nothing_from_the_cache_and_warns_of_nothing(recwarn):
+    for _ in range(2):
+        found = compiling.compiled(*on_one_chip(1024))
+        assert (found.arguments, found.outputs) == (2**22, 2**22)
+        jax.clear_caches()
+    assert not [w for w in recwarn if "compilation cache" in str(w.message)]
+    assert jax.config.jax_enable_compilation_cache
+
+
+def test_an_impossible_topology_is_the_users_mistake():
+    with pytest.raises(UserError, match="several slices|data axis"):
+        where = foresight.topology("v5p:4x4x4", 2)
+        compiling.target(where, {"data": 1, "fsdp": -1}, compile=False)

@@ -1,0 +1,146 @@
+"""One program of two real processes, and what may be said wrongly about them."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from merging.cli import command
+from merging.runtime import processes
+from merging.runtime.errors import UserError
+
+OURS = ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS")
+RANKS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID")
+PROGRAM = """
+import os, sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from merging import checkpoints
+from merging.runtime import processes, sharding
+assert processes.initialize()
+me = os.environ["MERGING_PROCESS"]
+assert processes.is_first() == (me == "0")
+assert processes.broadcast(lambda: {"from": me, "n": [1, 2.5]}) == {
+    "from": "0", "n": [1, 2.5]}
+mesh = sharding.make_mesh({"fsdp": -1})
+split = sharding.batch_sharding(mesh)
+data = np.arange(32, dtype=np.float32).reshape(4, 8)
+x = jax.make_array_from_callback((4, 8), split, lambda i: data[i])
+for add in (0, 1):
+    checkpoints.save(sys.argv[1], {"x": x + add})
+like = {"x": jax.ShapeDtypeStruct((4, 8), np.float32, sharding=split)}
+back = checkpoints.restore(sys.argv[1], like)["x"]
+for shard in back.addressable_shards:
+    np.testing.assert_array_equal(shard.data, data[shard.index] + 1)
+processes.barrier("done")
+print("fine", me)
+"""
+
+
+def test_two_processes_agree_and_share_a_checkpoint(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "MERGING_COORDINATOR": f"localhost:{port}",
+        "MERGING_PROCESSES": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "c")],
+            env={**told, "MERGING_PROCESS": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for i, output in enumerate(outputs):
+        assert f"fine {i}" in output, output
+
+
+def test_alone_it_decides_itself_and_waits_for_no_one(monkeypatch):
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+    assert not processes.initialize()
+    assert processes.is_first()
+    assert processes.broadcast(lambda: (1, 2)) == (1, 2)
+    processes.barrier("alone")
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [
+        ({}, (0, 1)),
+        (
+            {
+                "MERGING_COORDINATOR": "a:1",
+                "MERGING_PROCESSES": "4",
+                "MERGING_PROCESS": "3",
+            },
+            (3, 4),
+        ),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "8"}, (1, 8)),
+        ({"SLURM_PROCID": "1"}, (0, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, (2, 3)),
+        ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b"}, (1, 2)),
+        ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, (0, 1)),
+    ],
+)
+def test_launchers_say_which_process_this_is(monkeypatch, told, place):
+    for name in (*OURS, *RANKS, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert processes.process_id() == place
+
+
+def test_flags_say_what_the_variables_do(monkeypatch):
+    for name in OURS:
+        monkeypatch.setenv(name, "of the launcher")
+    flags = "--coordinator a:1 --processes 4 --process 3".split()
+    parser = argparse.ArgumentParser()
+    command.takes_processes(parser)
+    command.tell_processes(parser.parse_args(flags))
+    assert processes.process_id() == (3, 4)
+    assert os.environ["MERGING_COORDINATOR"] == "a:1"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"MERGING_PROCESS": "0"}, "MERGING_COORDINATOR, MERGING_PROCESSES is not"),
+        (
+            {
+                "MERGING_COORDINATOR": "a:1",
+                "MERGING_PROCESSES": "two",
+                "MERGING_PROCESS": "0",
+            },
+            "must be numbers",
+        ),
+        (
+            {
+                "MERGING_COORDINATOR": "a:1",
+                "MERGING_PROCESSES": "2",
+                "MERGING_PROCESS": "2",
+            },
+            "counts from 0",
+        ),
+    ],
+)
+def test_half_said_clusters_are_refused(monkeypatch, told, words):
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        processes.initialize()

@@ -1,0 +1,280 @@
+"""A sweep is done once: whatever happens to it, the same rows come out."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import together
+
+from merging.cli.main import main
+from merging.runtime import config as configs
+from merging.runtime import results
+from merging.runtime.errors import UserError
+from merging.sweep import run
+from merging.sweep.settings import read
+from merging.sweep.steps import Grid, part, with_needs
+from merging.sweep.store import Broken, Store
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "configs" / "scaling_curves" / "smoke.py"
+# Eight steps: two of data, a base, two experts, a multitask model, two merges.
+SMALL = {
+    "bases": "pt",
+    "methods": "average,ties",
+    "experts_merged": "2",
+    "pretraining.steps": "20",
+    "expert.steps": "10",
+    "multitask.steps": "20",
+    "multitask.validate_every": "10",
+    "workers": "2",
+}
+
+
+def command(workdir: Path, **changes: str) -> list[str]:
+    chosen = {**SMALL, **changes}
+    overrides = [f"--config.{key}={value}" for key, value in chosen.items()]
+    start = [sys.executable, "-m", "merging", "sweep", "--config", str(SMOKE)]
+    return [*start, "--workdir", str(workdir), *overrides]
+
+
+def sweep(workdir: Path, **changes: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(workdir, **changes),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def rows(workdir: Path) -> list[dict]:
+    """Return the rows without the two fields that say when they were made."""
+    lines = (workdir / "results.jsonl").read_text().splitlines()
+    made = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "wall_seconds"} for row in made]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("sweep") / "run"
+    done = sweep(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_every_model_is_scored_on_every_dataset_and_reported(finished):
+    read_rows = results.read(finished)
+    merges = [r for r in read_rows if r.K == 2]
+    assert {r.method for r in merges} == {"average", "ties"}
+    assert len(merges) == 2 * 23
+    assert {r.method for r in read_rows} >= {"base", "multitask", "multitask_early"}
+    assert (finished / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_merges_know_their_experts_and_their_scale(finished):
+    ties = [r for r in results.read(finished) if r.method == "ties"]
+    assert all(r.parameters["scale"] in (0.5, 1.0) for r in ties)
+    assert all(r.parameters["scale_at_edge"] is True for r in ties)
+    merged = [r for r in ties if r.merged]
+    assert len(merged) == 4 and {r.category for r in merged} == set(ties[0].subset)
+    assert all(r.value_of_expert is not None for r in merged)
+
+
+def test_evaluate_opens_what_was_trained_and_finds_its_rows(finished, tmp_path):
+    data = json.loads((finished / "config.json").read_text())["config"]["data"]
+    for kind, method in (("pretrain", "base"), ("multitask", "multitask")):
+        (checkpoint,) = finished.glob(f"steps/{kind}/*/checkpoint")
+        flags = {
+            "checkpoint": checkpoint,
+            "suite.world_seed": data["world_seed"],
+            "suite.test_examples": data["test_examples"],
+            "bootstrap.resamples": 10,
+        }
+        config = str(ROOT / "configs" / "evaluate" / "miniworld.py")
+        arguments = ["evaluate", "--config", config, "--workdir", str(tmp_path / kind)]
+        overrides = [f"--config.{key}={value}" for key, value in flags.items()]
+        assert main([*arguments, *overrides]) == 0
+        own = [r for r in results.read(finished) if r.method == method]
+        found = {r.dataset: r.value for r in results.read(tmp_path / kind)}
+        assert found == pytest.approx({r.dataset: r.value for r in own})
+        assert len(own) == 23 and sum(found.values()) > 0
+
+
+def test_a_finished_sweep_does_nothing_and_says_so(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("steps/*/*/*")}
+    table = rows(finished)
+    again = sweep(finished)
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in finished.glob("steps/*/*/*")} == before
+    assert rows(finished) == table
+
+
+def test_a_killed_sweep_goes_on_as_two_processes_to_the_same_rows(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    # What reads the suite takes longest, and is tested with the rest of it.
+    shutil.copytree(finished / "data", workdir / "data")
+    shutil.copy(finished / "config.json", workdir)
+    process = subprocess.Popen(
+        command(workdir),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while len(list(workdir.glob("steps/*/*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: the workers must follow
+    process.wait()
+    kept = set(workdir.glob("steps/*/*"))
+    assert len(kept) >= 3 and not (workdir / "results.jsonl").exists()
+    time.sleep(1)
+    assert _survivors(process.pid) == []
+    told = ["--coordinator", "localhost:1", "--processes", "2", "--process"]
+    both = [
+        subprocess.Popen(
+            [*command(workdir, workers="1"), *told, str(number)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = together.heard(both)
+    assert together.statuses(both) == [0, 0], said
+    assert "result rows" in said[0] and "result rows" not in said[1]
+    assert said[1].splitlines() == [
+        f"merging: process 1 prints into {workdir}/logs/process_1.log"
+    ]
+    assert "sweep: done in" in (workdir / "logs" / "process_1.log").read_text()
+    assert kept <= set(workdir.glob("steps/*/*"))
+    assert rows(workdir) == rows(finished)
+
+
+def _survivors(session: int) -> list[str]:
+    listed = subprocess.run(
+        ["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True
+    )
+    alive = [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
+    # Python's own helper, which ends when its pipe closes.
+    return [line for line in alive if "resource_tracker" not in line]
+
+
+def test_a_damaged_checkpoint_is_made_again_with_a_warning(finished):
+    table = rows(finished)
+    base = next(finished.glob("steps/pretrain/*/checkpoint"))
+    files = [p for p in base.rglob("*") if p.is_file() and p.stat().st_size > 4096]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for merge in finished.glob("steps/merge/*"):
+        (merge / "output.json").unlink()
+    # A record cut short, as a power loss leaves it.
+    next(finished.glob("steps/multitask/*/output.json")).write_text('{"key":')
+    again = sweep(finished)
+    assert again.returncode == 0, again.stderr
+    assert "warning: pretrain/1x" in again.stderr and "again" in again.stderr
+    assert "warning: multitask/1x" in again.stderr
+    assert rows(finished) == table
+
+
+def test_another_config_may_not_use_the_workdir(finished):
+    refused = sweep(finished, **{"expert.steps": "11"})
+    assert refused.returncode == 2
+    assert "another config" in refused.stderr and "--workdir" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    refused = sweep(tmp_path)
+    assert refused.returncode == 2 and "holds no sweep" in refused.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def settings(**changes: str):
+    return read(configs.load(str(SMOKE), changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": "tise,average"}, "ties"),
+        ({"sizes": "9x"}, "8x"),
+        ({"bases": "pt,itt"}, "base"),
+        ({"suite": "miniwrld"}, "miniworld"),
+        ({"experts_merged": "2,9"}, "9"),
+        ({"methods": ""}, "methods"),
+        ({"densities.ties": "1.5"}, "density"),
+        ({"seeds": "0"}, "seeds"),
+        ({"batch_size": "-1"}, "batch_size"),
+        ({"expert.steps": "0"}, "expert"),
+    ],
+)
+def test_a_sweep_that_cannot_run_is_refused_before_any_work(change, message):
+    with pytest.raises(UserError, match=message):
+        settings(**change)
+
+
+def test_keys_change_with_what_a_step_depends_on_and_with_nothing_else():
+    grid, other = Grid(settings()), Grid(settings(**{"expert.steps": "21"}))
+    again = Grid(settings(workers="1", methods="average"))
+    arguments = ("1x", "it", "average", 2, 0)
+    assert grid.merge(*arguments).key == again.merge(*arguments).key
+    assert grid.merge(*arguments).key != other.merge(*arguments).key
+    assert grid.base("1x", "it").key == other.base("1x", "it").key
+
+
+def test_steps_come_after_what_they_need():
+    ordered = with_needs(Grid(settings()).targets())
+    place = {step.key: at for at, step in enumerate(ordered)}
+    assert len(place) == len(ordered)
+    assert all(place[n.key] < place[s.key] for s in ordered for n in s.needs)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100])
+def test_parts_of_a_grid_are_a_partition(count):
+    targets = Grid(settings()).targets()
+    parts = [part(targets, index, count) for index in range(count)]
+    assert [s.name for p in parts for s in p] == [s.name for s in targets]
+
+
+def test_an_empty_part_of_a_grid_does_nothing(tmp_path, capsys):
+    config = configs.load(str(SMOKE), SMALL)
+    targets = Grid(settings(**SMALL)).targets()
+    empty = next(i for i in range(50) if not part(targets, i, 50))
+    assert run(config, tmp_path / "run", (empty, 50)) == (tmp_path / "run").absolute()
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_config_half_written_by_a_killed_run_locks_no_one_out(tmp_path):
+    (tmp_path / "config.json.123.tmp").write_text("{")
+    Store(tmp_path).claim({}, "abc")
+    with pytest.raises(UserError, match="another config"):
+        Store(tmp_path).claim({}, "def")
+
+
+def test_subsets_grow_by_adding_experts():
+    chosen = settings()
+    for seed in range(3):
+        sets = [set(chosen.subset(seed, k)) for k in (2, 4, 6, 8)]
+        assert [len(s) for s in sets] == [2, 4, 6, 8]
+        assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+
+
+def test_an_output_of_another_step_is_not_believed(tmp_path):
+    grid = Grid(settings())
+    store, step = Store(tmp_path), grid.base("1x", "pt")
+    claim, folder = store.take(step)
+    store.publish(step, folder, {"test": {}})
+    claim.finish()
+    assert store.output(step)["test"] == {}
+    (store.path(step) / "output.json").write_text('{"key": "other", "test": {}}')
+    with pytest.raises(Broken, match="not this step's"):
+        store.output(step)

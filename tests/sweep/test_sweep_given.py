@@ -1,0 +1,227 @@
+"""A sweep whose base is a checkpoint of a known family, with its own tokenizer."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from ml_collections import ConfigDict
+
+from merging import checkpoints, models, sweep, tasks, training
+from merging.models import hf as families
+from merging.models.hf.convert import convert
+from merging.runtime import results
+from merging.runtime.errors import UserError
+from merging.sweep.settings import read
+from merging.sweep.steps import Grid, with_needs
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "vocab_size": 512,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE that, as SmolLM2's, opens texts with nothing."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    world = tasks.suite("miniworld").material.module
+    made.train_from_iterator(world.documents(0, 300), trainer)
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny random Llama in Hugging Face's layout."""
+    folder = tmp_path_factory.mktemp("given")
+    described = folder / "described"
+    described.mkdir()
+    (described / "config.json").write_text(json.dumps(LLAMA))
+    write_tokenizer(described)
+    _, config = families.read_config(json.dumps(LLAMA))
+    checkpoints.save(folder / "orbax", models.init(config, 0))
+    return convert(
+        str(folder / "orbax"),
+        str(folder / "hf"),
+        format="safetensors",
+        companions=str(described),
+    )
+
+
+def config(base: Path, **changes) -> ConfigDict:
+    """Two experts of a given base, merged in two ways."""
+    made = ConfigDict(
+        {
+            "suite": "miniworld",
+            "data": {
+                "world_seed": 2,
+                "train_examples": 32,
+                "validation_examples": 4,
+                "test_examples": 8,
+            },
+            "ladder": "tiny-llama",
+            "sizes": ("6k",),
+            "given": (str(base),),
+            "bases": ("it",),
+            "methods": ("average", "ties"),
+            "experts_merged": (2,),
+            "seeds": 1,
+            "learning_rate": 1e-3,
+            "learning_rate_exponent": 0.0,
+            "batch_size": 8,
+            "expert": {"steps": 7, "rate": 1.0},
+            "scales": {"ties": (0.5, 1.0)},
+            "densities": {},
+            "workers": 1,
+        }
+    )
+    made.update(changes)
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("sweep") / "run"
+    sweep.run(config(base), workdir)
+    return workdir
+
+
+def test_a_given_base_is_scored_and_its_experts_are_merged(finished):
+    rows = results.read(finished)
+    assert {r.method for r in rows} == {"base", "expert", "average", "ties"}
+    assert {(r.ladder, r.size, r.base) for r in rows} == {("tiny-llama", "6k", "it")}
+    assert len([r for r in rows if r.method == "base"]) == 23
+    merged = [r for r in rows if r.method == "ties" and r.merged]
+    assert len(merged) == 4 and all(r.value_of_expert is not None for r in merged)
+    kinds = {path.name for path in (finished / "steps").iterdir()}
+    assert kinds == {"data", "given", "expert", "merge"}
+
+
+def test_the_base_is_read_where_it_lies_and_not_copied(finished):
+    (step,) = (finished / "steps" / "given").iterdir()
+    assert [path.name for path in step.iterdir()] == ["output.json"]
+
+
+def test_a_finished_sweep_of_a_given_base_does_nothing(finished, base, capsys):
+    before = (finished / "results.jsonl").read_bytes()
+    sweep.run(config(base), finished)
+    assert "nothing to do" in capsys.readouterr().err
+    assert (finished / "results.jsonl").read_bytes() == before
+
+
+def test_experts_have_learned_and_are_float32(finished, base):
+    start = families.load(base)[1]
+    experts = sorted((finished / "steps" / "expert").iterdir())
+    assert len(experts) == 2
+    for expert in experts:
+        params = checkpoints.restore(expert / "checkpoint")
+        assert params["embed"].dtype == np.float32
+        assert not np.array_equal(params["embed"], start["embed"])
+        own = tasks.open_tokenizer(str(expert / "checkpoint"))
+        assert own.digest == tasks.open_tokenizer(str(base)).digest
+
+
+def test_keys_follow_what_the_checkpoint_holds_and_not_where_it_lies(base, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    before = Grid(read(config(base))).base("6k", "it")
+    assert Grid(read(config(moved))).base("6k", "it").key == before.key
+    changed = tmp_path / "changed"
+    shutil.copytree(base, changed)
+    weights = changed / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert Grid(read(config(changed))).base("6k", "it").key != before.key
+
+
+def test_a_checkpoint_that_changed_meanwhile_is_refused(base, tmp_path):
+    from merging.sweep import given
+
+    with pytest.raises(UserError, match="has changed since"):
+        given.load(str(base), "0" * 16)
+
+
+def test_no_text_is_opened_by_a_token_that_its_tokenizer_never_puts_there(base):
+    settings = read(config(base))
+    assert settings.suite.tokenizer.bos_id is None
+    assert settings.decoder("6k").bos_id is None
+
+
+def test_the_steps_are_a_given_base_its_experts_and_merges(base):
+    targets = Grid(read(config(base))).targets()
+    kinds = [step.kind for step in with_needs(targets)]
+    assert kinds == ["data", "given", "data", "expert", "expert", "merge", "merge"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"given": ("nowhere",)}, "nowhere.*merging convert"),
+        ({"bases": ("pt", "it")}, "name that one"),
+        ({"sizes": ("6k", "7k")}, "1 checkpoints are given for 2 sizes"),
+        ({"pretraining": {"steps": 5}}, "given bases are not trained"),
+        ({"dtype": "float31"}, "float32"),
+        ({"given": ()}, "tokenizer|pretraining"),
+    ],
+)
+def test_what_does_not_go_with_a_given_base_is_refused(base, change, message):
+    with pytest.raises(UserError, match=message):
+        read(config(base, **change))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(base, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    described = {**LLAMA, "vocab_size": 100}
+    (small / "config.json").write_text(json.dumps(described))
+    _, decoder = families.read_config(json.dumps(described))
+    made = tmp_path / "orbax"
+    checkpoints.save(made, models.init(decoder, 0))
+    convert(str(made), str(small / "hf"), format="safetensors", companions=str(small))
+    chosen = config(small / "hf")
+    chosen.data.tokenizer = str(base)
+    with pytest.raises(UserError, match="only 100"):
+        read(chosen)
+
+
+def test_gates_are_refused_since_there_is_no_pair_of_bases(base, tmp_path):
+    with pytest.raises(UserError, match="given checkpoints have no such pair"):
+        sweep.gates(config(base), tmp_path)
+
+
+def test_a_text_without_opening_mark_is_learned_from_its_second_token_on():
+    _, opened = families.read_config(json.dumps(LLAMA))
+    unopened = dataclasses.replace(opened, bos_id=None)
+    params, rng = models.init(opened, 0), np.random.default_rng(0)
+    tokens = rng.integers(3, 500, (4, 9)).astype(np.int32)
+    marked = np.insert(tokens, 0, opened.bos_id, axis=1)
+    weights = rng.random((4, 9), np.float32)
+    # A text that spells its opening mark out, and one that is opened by the model.
+    spelled = np.insert(weights, 0, 1.0, axis=1)
+    expected = training.loss(opened, params, tokens, weights)
+    found = training.loss(unopened, params, marked, spelled)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    other = training.loss(unopened, params, tokens, weights)
+    assert abs(float(other - expected)) > 1e-3

@@ -1,0 +1,262 @@
+"""Training learns, resumes to the bit, stops in time, and spreads over devices."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from merging import models, training
+from merging.runtime import sharding
+from merging.runtime.errors import Preempted, UserError
+from merging.tasks.sampling import permuted
+from merging.training import batches, steps
+
+CONFIG = models.DecoderConfig(
+    vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=16
+)
+RECIPE = training.Recipe(
+    steps=23, batch_size=8, learning_rate=1e-2, warmup_steps=4, log_every=5
+)
+
+
+def copies(count=64, seed=0):
+    """Sequences whose second half repeats the first, learned on the second half."""
+    half = np.random.default_rng(seed).integers(3, 24, (count, 6))
+    tokens = np.zeros((count, 32), np.int32)
+    tokens[:, :12] = np.concatenate([half, half], axis=1)
+    weights = np.zeros((count, 32), bool)
+    weights[:, 6:12] = True
+    return training.Examples(tokens, weights)
+
+
+EXAMPLES = copies()
+PARAMS = models.init(CONFIG, 0)
+
+
+class Killed(Exception):
+    pass
+
+
+def train_until(step, **arguments):
+    def report(now):
+        if now.step >= step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train(CONFIG, PARAMS, EXAMPLES, report=report, **arguments)
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return training.train(CONFIG, PARAMS, EXAMPLES, RECIPE)
+
+
+def test_loss_falls_and_the_given_parameters_stay(plain):
+    before = np.array(PARAMS["embed"])
+    assert plain.losses.shape == (23,) and plain.losses.dtype == np.float32
+    assert plain.losses[-3:].mean() < plain.losses[:3].mean() - 0.3
+    assert plain.steps == plain.best_step == 23 and not plain.stopped_early
+    np.testing.assert_array_equal(before, PARAMS["embed"])
+
+
+def test_the_first_steps_equal_adamw_by_hand():
+    """Loss, clipping, AdamW, warm-up and cosine in NumPy, gradients from JAX."""
+    recipe = dataclasses.replace(
+        RECIPE, steps=6, warmup_steps=2, weight_decay=0.1, clip_norm=0.05
+    )
+    got = training.train(CONFIG, PARAMS, EXAMPLES, recipe)
+    tokens, weights = batches.opened(EXAMPLES, 24).examples
+    gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
+    params, m, v = (
+        dict(leaves.items())
+        for leaves in (steps.tree.flatten(jax.device_get(PARAMS)), {}, {})
+    )
+    for i in range(6):
+        rows = permuted(0, 0, 64, 8 * i, 8 * i + 8)
+        value, g = gradient(
+            CONFIG, steps.tree.unflatten(params), tokens[rows], weights[rows]
+        )
+        np.testing.assert_allclose(got.losses[i], value, rtol=1e-5)
+        g = steps.tree.flatten(jax.device_get(g))
+        norm = np.sqrt(sum(np.square(x).sum() for x in g.values()))
+        cosine = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * max(i - 2, 0) / 4))
+        rate = 1e-2 * min((i + 1) / 2, cosine)
+        for name in params:
+            clipped = g[name] * min(1, 0.05 / norm)
+            m[name] = 0.9 * m.get(name, 0) + 0.1 * clipped
+            v[name] = 0.98 * v.get(name, 0) + 0.02 * clipped**2
+            update = m[name] / (1 - 0.9 ** (i + 1))
+            update = update / (np.sqrt(v[name] / (1 - 0.98 ** (i + 1))) + 1e-8)
+            decay = 0.0 if name.endswith("norm") else 0.1
+            params[name] = params[name] - rate * (update + decay * params[name])
+
+
+def test_columns_that_teach_nothing_are_cut_to_a_multiple_of_16():
+    assert batches.opened(EXAMPLES, 24).examples.tokens.shape == (64, 16)
+
+
+@pytest.mark.parametrize("newest_is_damaged", [False, True])
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, plain, newest_is_damaged):
+    recipe = dataclasses.replace(RECIPE, checkpoint_every=7)
+    train_until(16, recipe=recipe, workdir=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_00000007",
+        "step_00000014",
+    ]
+    if newest_is_damaged:
+        shutil.rmtree(tmp_path / "step_00000014" / "state")
+    seen = []
+    resumed = training.train(
+        CONFIG,
+        PARAMS,
+        EXAMPLES,
+        recipe,
+        workdir=tmp_path,
+        report=lambda now: seen.append(now.step),
+    )
+    assert min(seen) == (10 if newest_is_damaged else 15)
+    assert_same_bits(resumed.losses, plain.losses)
+    assert_same_bits(resumed.params, plain.params)
+
+
+def test_a_preempted_run_saves_its_step_and_continues_to_the_same_bits(
+    tmp_path, plain, monkeypatch
+):
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr("merging.runtime.processes.preempted", lambda: seen[-1] >= 3)
+        with pytest.raises(Preempted, match="SIGTERM at step"):
+            training.train(
+                CONFIG,
+                PARAMS,
+                EXAMPLES,
+                RECIPE,
+                workdir=tmp_path,
+                report=lambda now: seen.append(now.step),
+            )
+    (saved,) = tmp_path.iterdir()
+    assert saved.name == f"step_{seen[-1]:08d}"
+    resumed = training.train(CONFIG, PARAMS, EXAMPLES, RECIPE, workdir=tmp_path)
+    assert_same_bits(resumed.losses, plain.losses)
+    assert_same_bits(resumed.params, plain.params)
+
+
+def test_a_workdir_of_another_training_is_refused(tmp_path):
+    recipe = dataclasses.replace(RECIPE, steps=5, checkpoint_every=5)
+    training.train(CONFIG, PARAMS, EXAMPLES, recipe, workdir=tmp_path)
+    other = dataclasses.replace(recipe, learning_rate=2e-2)
+    wider = dataclasses.replace(CONFIG, mlp_width=24)
+    for config, examples, changed in (
+        (CONFIG, EXAMPLES, other),
+        (CONFIG, copies(seed=1), recipe),
+        (wider, EXAMPLES, recipe),
+    ):
+        params = models.init(config, 0)
+        with pytest.raises(UserError, match="another recipe, model or examples"):
+            training.train(config, params, examples, changed, workdir=tmp_path)
+
+
+def test_a_new_learning_rate_or_length_does_not_recompile(plain):
+    run = steps.program(CONFIG, "float32", None).run
+    before = run._cache_size()
+    changed = dataclasses.replace(
+        RECIPE, learning_rate=3e-3, steps=11, warmup_steps=1, weight_decay=0.1, b1=0.8
+    )
+    other = training.train(CONFIG, PARAMS, EXAMPLES, changed)
+    assert run._cache_size() == before > 0
+    assert not np.array_equal(other.losses[1:], plain.losses[1:11])
+
+
+def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    """Finite until step 14, whose batch holds the row with the infinite weight."""
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e-4, checkpoint_every=4)
+    poisoned = int(permuted(0, 0, 64, 56, 64)[0])
+    weights = np.array(EXAMPLES.loss_weights, np.float32)
+    weights[poisoned] *= 3e38
+    examples = training.Examples(EXAMPLES.tokens, weights)
+    with pytest.raises(training.TrainingDiverged) as error:
+        training.train(CONFIG, PARAMS, examples, recipe, workdir=tmp_path)
+    assert error.value.step == 7
+    assert error.value.checkpoint == tmp_path / "step_00000004"
+    assert "step 7" in str(error.value) and "step_00000004" in str(error.value)
+
+
+def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
+    """Validation on contradicting targets gets worse as soon as training works."""
+    recipe = dataclasses.replace(
+        RECIPE, steps=60, validate_every=5, patience=2, checkpoint_every=5
+    )
+    few, opposite = copies(8), copies(40, seed=5)
+    half = opposite.tokens[:, 6:12].copy()
+    opposite.tokens[:, 6:12] = np.roll(half, 1, axis=1)
+    arguments = dict(validation=opposite, workdir=tmp_path)
+    got = training.train(CONFIG, PARAMS, few, recipe, **arguments)
+    curve = got.validation_losses
+    assert got.stopped_early and got.steps < 60
+    assert got.best_step == min(curve, key=curve.get)
+    assert got.steps == got.best_step + 10
+    held_back = batches.opened(opposite, 24).examples
+    for params, step in ((got.best, got.best_step), (got.params, got.steps)):
+        value = float(training.loss(CONFIG, params, *held_back))
+        assert value == pytest.approx(curve[step], rel=1e-5)
+    again = training.train(CONFIG, PARAMS, few, recipe, **arguments)
+    assert_same_bits((again.best, again.params), (got.best, got.params))
+
+
+def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    recipe = dataclasses.replace(RECIPE, checkpoint_every=7)
+    train_until(16, recipe=recipe, workdir=tmp_path, mesh=mesh)
+    found = training.train(
+        CONFIG, PARAMS, EXAMPLES, recipe, workdir=tmp_path, mesh=mesh
+    )
+    np.testing.assert_allclose(found.losses, plain.losses, rtol=2e-5)
+    up = found.params["layers"]["up"]
+    assert len(up.sharding.device_set) == 8
+    assert up.addressable_shards[0].data.shape == (2, 8, 8)
+
+
+def test_gradients_on_eight_devices_equal_those_on_one():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    rules = sharding.shardings(PARAMS, models.rules(CONFIG), mesh)
+    gradient = jax.jit(jax.grad(training.loss, 1), static_argnums=0)
+    batch = [array[:8] for array in batches.opened(EXAMPLES, 24).examples]
+    one = gradient(CONFIG, PARAMS, *batch)
+    placed = [sharding.place_batch(mesh, array) for array in batch]
+    many = gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_learns(plain):
+    got = training.train(
+        CONFIG, PARAMS, EXAMPLES, dataclasses.replace(RECIPE, dtype="bfloat16")
+    )
+    assert got.params["embed"].dtype == np.float32
+    assert not np.array_equal(got.losses, plain.losses)
+    np.testing.assert_allclose(got.losses, plain.losses, rtol=0.03)
+
+
+def test_impossible_recipes_and_examples_are_refused():
+    with pytest.raises(UserError) as error:
+        training.Recipe(steps=0, learning_rate=float("nan"), b2=1.0, patience=3)
+    for name in ("steps = 0", "learning_rate = nan", "b2 = 1.0", "patience needs"):
+        assert name in str(error.value)
+    tokens, weights = EXAMPLES
+    for bad, words in (
+        ((tokens[:, :5], weights), "one shape"),
+        ((tokens[:0], weights[:0]), "N > 0"),
+        ((tokens, 0 * weights), "not all of them 0"),
+        ((tokens + 2, weights), "vocabulary from 0 to 23"),
+    ):
+        with pytest.raises(UserError, match=words):
+            training.train(CONFIG, PARAMS, training.Examples(*bad), RECIPE)
+    validating = dataclasses.replace(RECIPE, validate_every=5)
+    with pytest.raises(UserError, match="needs validation examples"):
+        training.train(CONFIG, PARAMS, EXAMPLES, validating)
