@@ -9,7 +9,7 @@ from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import companions
 from merging.checkpoints.source import Source, SourceFile
-from merging.checkpoints.writer import Writer
+from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
     from merging.checkpoints.orbax import exists, restore, save
@@ -27,6 +27,7 @@ __all__ = [
     "granularity",
     "is_gguf",
     "open_checkpoint",
+    "require_free_output",
     "restore",
     "save",
     "tensor_names",

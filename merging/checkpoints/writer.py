@@ -1,9 +1,13 @@
 """A checkpoint as something to write to, piece by piece."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from merging.runtime.errors import UserError
 
 
 class Writer(Protocol):
@@ -31,3 +35,28 @@ class Writer(Protocol):
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add small files, and publish it under its name; called by all processes."""
+
+
+def require_free_output(output: str, inputs: Sequence[str]) -> None:
+    """Refuse an output that exists, or that lies in an input.
+
+    Raises:
+      UserError: it does.
+    """
+    if "://" in output:
+        raise UserError(
+            f"{output}: an output must be a folder of a mounted file system; merge to "
+            "a local one and copy it."
+        )
+    path = Path(os.path.realpath(output))
+    if os.path.lexists(output):
+        raise UserError(
+            f"the output {output} exists; delete it or choose another name. "
+            "(`merging verify` checks a finished one.)"
+        )
+    for uri in inputs:
+        where = Path(os.path.realpath(uri))
+        if "://" not in uri and (path == where or where in path.parents):
+            raise UserError(
+                f"the output {output} lies in the input {uri}; choose a folder outside."
+            )

@@ -1,8 +1,6 @@
 """The models of a merge, opened and held against each other before a weight is read."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -89,31 +87,6 @@ def expert_names(uris: Sequence[str]) -> dict[str, str]:
             name = f"{stem}#{times}"
         names[name] = uri
     return names
-
-
-def require_free_output(output: str, inputs: Sequence[str]) -> None:
-    """Refuse an output that exists, or that lies in an input.
-
-    Raises:
-      UserError: it does.
-    """
-    if "://" in output:
-        raise UserError(
-            f"{output}: an output must be a folder of a mounted file system; merge to "
-            "a local one and copy it."
-        )
-    path = Path(os.path.realpath(output))
-    if os.path.lexists(output):
-        raise UserError(
-            f"the output {output} exists; delete it or choose another name. "
-            "(`merging verify` checks a finished one.)"
-        )
-    for uri in inputs:
-        where = Path(os.path.realpath(uri))
-        if "://" not in uri and (path == where or where in path.parents):
-            raise UserError(
-                f"the output {output} lies in the input {uri}; choose a folder outside."
-            )
 
 
 def _require_same_leaves(inputs: Inputs) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from merging.checkpoints import require_free_output
 from merging.merge import card, job, manifest, mergekit, rules
-from merging.merge.inputs import Inputs, expert_names, open_inputs, require_free_output
+from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import memory, processes, storage, tree

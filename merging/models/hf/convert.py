@@ -17,7 +17,6 @@ import numpy as np
 
 from merging import checkpoints
 from merging.checkpoints import Writer
-from merging.merge.inputs import require_free_output
 from merging.models.hf import (
     Model,
     companion_files,
@@ -80,7 +79,7 @@ def convert(
     if format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
     budget, shard_bytes = map(storage.parse_size, (memory_budget, shard_size))
-    require_free_output(output, [input])
+    checkpoints.require_free_output(output, [input])
     opened = open_gguf_model if checkpoints.is_gguf(input) else open_model
     model = opened(input, companions)
     files = _files(model, companions)
