@@ -4,7 +4,7 @@
         --config.checkpoint=MODEL --workdir scores
 
 The model is a folder with config.json, safetensors or Orbax, and its tokenizer; a
-ladder's, which was trained here, knows the suite's words and needs none. Nothing is
+family's, which was trained here, knows the suite's words and needs none. Nothing is
 downloaded. Cost: 23 datasets of 256 examples each, a minute or two for a model of ten
 million parameters on two cores.
 """
@@ -28,10 +28,10 @@ def get_config() -> ConfigDict:
     config.dtype = ""  # as the checkpoint's
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     config.bootstrap = ConfigDict(dict(resamples=1000, level=0.95, seed=0))
-    # What the result rows say of the model; ladder and size are its family's and its
+    # What the result rows say of the model; family and size are its family's and its
     # number of parameters if empty.
     config.labels = ConfigDict(
-        dict(ladder="", size="", base="pt", method="base", K=0, subset=(), seed=0)
+        dict(family="", size="", base="pt", method="base", K=0, subset=(), seed=0)
     )
     config.base_results = ""  # workdirs to hold the rows against
     config.expert_results = ""

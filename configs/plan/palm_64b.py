@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.ladder = "palm"
+    config.family = "palm"
     config.size = "64b"
     config.vocab_size = 256_000
     config.experts = 8

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
             instructions=40_000,
         )
     )
-    config.ladder = "tiny"
+    config.family = "tiny"
     config.sizes = ("1x", "8x")
     config.bases = ("pt", "it")
     config.methods = ("average", "task_arithmetic", "ties", "dare_ties", "rht")

@@ -3,7 +3,7 @@
     merging convert --config configs/convert/smollm2.py --config.output=runs/smollm2
     merging sweep --config configs/smollm2/miniworld.py --workdir runs/smollm2_miniworld
 
-A real instruction-tuned model in place of the ladders' pretrained ones: all weights are
+A real instruction-tuned model in place of our pretrained ones: all weights are
 fine-tuned, in float32. Cost: 26 minutes on two cores that others use as well, 6 GB of
 memory, 2.2 GB of disk. Expect: docs/results/smollm2.
 """
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
             ),
         )
     )
-    config.ladder = "smollm2"
+    config.family = "smollm2"
     config.sizes = ("135M",)
     config.given = ("runs/smollm2",)  # a base for each size
     config.bases = ("it",)

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
 
     config.start = ""  # a checkpoint to go on from; fresh parameters without
     # What the checkpoint is, if no config.json in it says so.
-    config.ladder = "tiny"
+    config.family = "tiny"
     config.size = "8x"
     config.seed = 0  # of fresh parameters
     config.param_dtype = ""  # of the parameters; those of the start

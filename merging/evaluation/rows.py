@@ -50,7 +50,7 @@ def rows(
     labels = settings.labels
     of_model = {
         "suite": settings.suite,
-        "ladder": labels["ladder"] or model.family,
+        "family": labels["family"] or model.family,
         "size": labels["size"] or _size(model.parameters),
         "params": model.parameters,
         "base": labels["base"],

@@ -12,9 +12,9 @@ from merging.models.functional import (
     parameter_count,
     shift_right,
 )
-from merging.models.ladders import ladder, size
 from merging.models.predictor import Predictor, predictor
 from merging.models.rules import require_whole_heads, rules
+from merging.models.sizes import size, sizes
 
 __all__ = [
     "BOS",
@@ -26,7 +26,6 @@ __all__ = [
     "bind",
     "forward",
     "init",
-    "ladder",
     "logits",
     "parameter_count",
     "predictor",
@@ -34,4 +33,5 @@ __all__ = [
     "rules",
     "shift_right",
     "size",
+    "sizes",
 ]

@@ -18,7 +18,7 @@ class Cost(NamedTuple):
     """Chip-hours of one size of a grid.
 
     Attributes:
-      size: of the ladder.
+      size: of the family.
       merges: how many.
       training: of experts, instruction-tuned bases and multitask models.
       merging: of all merges, models read and the merged one kept in memory.
@@ -43,15 +43,15 @@ def cost(config: Any, settings: Settings, target: Target, size: str) -> Cost | N
     """Return what one size costs; None where the chip's figures are not known.
 
     Args:
-      config: of the plan, with its ladder and vocabulary.
+      config: of the plan, with its family and vocabulary.
       settings: with a grid.
       target: the devices; nothing is compiled for them.
-      size: of the ladder.
+      size: of the family.
 
     Raises:
       UserError: a mesh that does not fit this size; an unknown size or method.
     """
-    decoder = models.size(config.ladder, size, vocab_size=config.vocab_size)
+    decoder = models.size(config.family, size, vocab_size=config.vocab_size)
     clock = _Clock(decoder, settings, target)
     if clock.step.seconds is None or clock.batch.seconds is None:
         return None

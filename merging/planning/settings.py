@@ -36,7 +36,7 @@ class Grid(NamedTuple):
     """A grid of merges, and what it takes besides them.
 
     Attributes:
-      sizes: of the ladder.
+      sizes: of the family.
       bases: how many, each with experts of its own; one is given, others are trained.
       methods: by name, with their defaults.
       experts_merged: K.

@@ -1,4 +1,4 @@
-"""What is planned: models of a ladder, or checkpoints that are there."""
+"""What is planned: models of a family, or checkpoints that are there."""
 
 import dataclasses
 import math
@@ -54,8 +54,8 @@ def subject(config: Any) -> Subject:
     Raises:
       UserError: it is neither, or says something impossible.
     """
-    if {"ladder", "size", "experts", "method"} <= set(config):
-        return of_ladder(config)
+    if {"family", "size", "experts", "method"} <= set(config):
+        return of_family(config)
     if {"experts", "method", "output"} <= set(config):
         return of_merge(config)
     raise UserError(
@@ -64,17 +64,17 @@ def subject(config: Any) -> Subject:
     )
 
 
-def of_ladder(config: Any, size: str = "", method: Method | None = None) -> Subject:
-    """Return a ladder's model with experts of the same shape.
+def of_family(config: Any, size: str = "", method: Method | None = None) -> Subject:
+    """Return a family's model with experts of the same shape.
 
     Args:
       config: a plan's.
-      size: of the ladder; the config's by default.
+      size: of the family; the config's by default.
       method: the config's by default.
     """
     size = size or config.size
     vocabulary = config.vocab_size
-    decoder = models.size(config.ladder, size, vocab_size=vocabulary)
+    decoder = models.size(config.family, size, vocab_size=vocabulary)
     if method is None:
         settings = config.method.to_dict()
         method = methods.get(settings.pop("name"), **settings)
@@ -89,7 +89,7 @@ def of_ladder(config: Any, size: str = "", method: Method | None = None) -> Subj
         parse_size(config.memory_budget),
         granularity=_chunks(leaves),
     )
-    return Subject(f"{config.ladder} {size}", decoder, method, experts, plan)
+    return Subject(f"{config.family} {size}", decoder, method, experts, plan)
 
 
 def of_merge(config: Any) -> Subject:
@@ -111,7 +111,7 @@ def of_merge(config: Any) -> Subject:
     if decoder is not None:
         stored = _stored_dtype(job.inputs.abstracts[0])
         both = {"dtype": stored, "param_dtype": stored}
-        # Recomputed in the backward pass, as the ladder's large sizes are.
+        # Recomputed in the backward pass, as the family's large sizes are.
         decoder = dataclasses.replace(decoder, remat=True, **both)
     names = tuple(job.inputs.experts)
     name = job.inputs.sources[0].uri

@@ -54,7 +54,7 @@ def _with_experts(rows: list[Row]) -> list[Row]:
     """Give rows the expert's value that only another part of the grid has."""
 
     def key(row: Row) -> tuple:
-        return (row.suite, row.ladder, row.size, row.base, row.seed, row.dataset)
+        return (row.suite, row.family, row.size, row.base, row.seed, row.dataset)
 
     experts = {
         key(row): row.value
@@ -81,11 +81,11 @@ def require_one_experiment(rows: Sequence[Row]) -> None:
     """Refuse rows that cannot share a figure's axes.
 
     Raises:
-      UserError: no rows, several suites or ladders, or one name for two things.
+      UserError: no rows, several suites or families, or one name for two things.
     """
     if not rows:
         raise UserError("no result rows: nothing to report; run the sweep first")
-    for what in ("suite", "ladder"):
+    for what in ("suite", "family"):
         if len(names := sorted({getattr(row, what) for row in rows})) > 1:
             raise UserError(
                 f"rows of several {what}s ({', '.join(names)}) do not share an axis; "

@@ -47,7 +47,7 @@ def page(
       figures: drawn figures, each inlined as SVG.
       behind: figure name → the tables to show under it.
     """
-    title = f"Merging report: suite {grid.suite}, ladder {grid.ladder}"
+    title = f"Merging report: suite {grid.suite}, family {grid.family}"
     parts = [
         f"<h1>{_text(title)}</h1>",
         _what_was_run(grid),

@@ -97,7 +97,7 @@ class Grid:
     """
 
     suite: str
-    ladder: str
+    family: str
     sizes: Mapping[str, int]
     bases: tuple[str, ...]
     methods: tuple[str, ...]
@@ -158,7 +158,7 @@ def summarise(rows: Iterable[Row]) -> Grid:
     """Aggregate rows into the grid's cells.
 
     Raises:
-      UserError: no rows, rows of several suites or ladders, or runs that
+      UserError: no rows, rows of several suites or families, or runs that
         contradict each other.
     """
     rows, notes = join(rows)
@@ -188,7 +188,7 @@ def summarise(rows: Iterable[Row]) -> Grid:
     merges = [cell for cell in cells if cell.method not in BASELINES]
     grid = Grid(
         suite=rows[0].suite,
-        ladder=rows[0].ladder,
+        family=rows[0].family,
         sizes=dict(sorted({(r.size, r.params) for r in rows}, key=lambda x: x[::-1])),
         bases=tuple(base for base in BASES if any(r.base == base for r in rows)),
         methods=tuple(sorted({c.method for c in merges}, key=method_key)),

@@ -51,7 +51,7 @@ class Row:
     """
 
     suite: str
-    ladder: str
+    family: str
     size: str
     params: int
     base: str
@@ -86,7 +86,7 @@ def normalise(value: float, denominator: float | None) -> float | None:
 
 def order(row: Row) -> tuple:
     """The one sort key of rows: by what was evaluated, never by when or where."""
-    model = (row.suite, row.ladder, row.params, row.size, BASES.index(row.base))
+    model = (row.suite, row.family, row.params, row.size, BASES.index(row.base))
     return (*model, row.K, row.method, row.seed, tuple(sorted(row.subset))) + (
         row.split,
         row.category,
@@ -305,7 +305,7 @@ _NUMBER = ("a finite number", _is_number)
 _OPTIONAL = ("a finite number or null", lambda v: v is None or _is_number(v))
 _SCHEMA: dict[str, tuple[str, Callable[[object], bool]]] = {
     "suite": _TEXT,
-    "ladder": _TEXT,
+    "family": _TEXT,
     "size": _TEXT,
     "params": ("a whole number from 1", _is_whole(1)),
     "base": (f"one of {', '.join(BASES)}", lambda v: v in BASES),

@@ -51,7 +51,7 @@ def _rows(
     decoder = settings.decoder(step.settings["size"])
     of_model = {
         "suite": suite.name,
-        "ladder": settings.ladder,
+        "family": settings.family,
         "size": size,
         "params": models.parameter_count(decoder),
         "base": of_base,

@@ -34,13 +34,13 @@ class Settings:
 
     Attributes:
       suite: what is learned and measured.
-      ladder: name of the family of sizes; of given bases, whatever it is to be called.
-      sizes: names of the ladder's sizes, smallest first; of given bases likewise.
+      family: name of the family of sizes; of given bases, whatever it is to be called.
+      sizes: names of the family's sizes, smallest first; of given bases likewise.
       bases: "pt" (pretrained) and "it" (instruction-tuned).
       methods: names of merge methods.
       experts_merged: the values of K.
       seeds: runs with experts and subsets of their own.
-      learning_rate: peak rate of pretraining for the ladder's smallest model.
+      learning_rate: peak rate of pretraining for the family's smallest model.
       learning_rate_exponent: another size's rate is this power of its parameters
         (as a multiple of the smallest's) times that.
       batch_size: sequences a step, everywhere.
@@ -56,7 +56,7 @@ class Settings:
     """
 
     suite: tasks.Suite
-    ladder: str
+    family: str
     sizes: tuple[str, ...]
     bases: tuple[str, ...]
     methods: tuple[str, ...]
@@ -83,14 +83,14 @@ class Settings:
         """Return the model of a size."""
         if folder := self.folder(size):
             return given.decoder(folder, self.suite.tokenizer, self.dtype)
-        return models.size(self.ladder, size, vocab_size=len(self.suite.tokenizer))
+        return models.size(self.family, size, vocab_size=len(self.suite.tokenizer))
 
     def peak_rate(self, size: str) -> float:
         """Return a size's peak learning rate, of which phases take shares."""
         smallest = self.sizes[0]
         if not self.given:
             vocabulary = len(self.suite.tokenizer)
-            smallest = next(iter(models.ladder(self.ladder, vocab_size=vocabulary)))
+            smallest = next(iter(models.sizes(self.family, vocab_size=vocabulary)))
         counts = [models.parameter_count(self.decoder(s)) for s in (size, smallest)]
         ratio = counts[0] / counts[1]
         return self.learning_rate * ratio**self.learning_rate_exponent

@@ -163,7 +163,7 @@ def _start(
         decoder, params = families.load(start, dtype=dtype, mesh=mesh)
     else:
         vocabulary = len(suite.tokenizer)
-        decoder = models.size(values["ladder"], values["size"], vocab_size=vocabulary)
+        decoder = models.size(values["family"], values["size"], vocab_size=vocabulary)
         if dtype:
             decoder = dataclasses.replace(decoder, param_dtype=dtype)
         if start:

@@ -172,7 +172,7 @@ def test_rows_say_what_was_evaluated_and_are_read_by_the_report(made, tmp_path):
     copa = rows["copa"]
     config, params = families.load(made / "a")
     assert copa.params == sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert copa.size == f"{copa.params / 1e3:.3g}K" and copa.ladder == "llama"
+    assert copa.size == f"{copa.params / 1e3:.3g}K" and copa.family == "llama"
     assert (copa.method, copa.K, copa.base, copa.seed) == ("base", 0, "pt", 0)
     assert (copa.suite, copa.metric, copa.chance) == ("miniworld", "accuracy", 0.5)
     assert copa.examples == EXAMPLES and 0 < copa.wall_seconds < 60

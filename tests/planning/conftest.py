@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 TINY = dict(
-    ladder="tiny",
+    family="tiny",
     size="64x",
     vocab_size=400,
     experts=2,

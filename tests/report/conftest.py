@@ -15,7 +15,7 @@ SIZES = {"1x": 16_000, "8x": 128_000, "24x": 384_000, "64x": 1_024_000}
 def make_row(**given) -> Row:
     facts = dict(
         suite="miniworld",
-        ladder="tiny",
+        family="tiny",
         size="1x",
         params=16_000,
         base="pt",

@@ -144,7 +144,7 @@ def test_contradicting_configurations_are_refused(merge):
     ("change", "reason"),
     [
         ({"suite": "t0"}, "rows of several suites"),
-        ({"ladder": "palm"}, "rows of several ladders"),
+        ({"family": "palm"}, "rows of several families"),
         ({"params": 5}, "size 1x has two different params"),
         ({"metric": "f1"}, "dataset a has two different category/split/metric"),
     ],

@@ -14,7 +14,7 @@ from merging.runtime.results import Row
 
 ROW = Row(
     suite="miniworld",
-    ladder="tiny",
+    family="tiny",
     size="1x",
     params=16_000,
     base="it",
@@ -134,7 +134,7 @@ def test_a_bad_field_is_named_with_file_and_line(tmp_path, changes, reason):
         (line()[:-20], "not JSON"),
         ("\n", "not JSON"),
         ("[1, 2]\n", "not a JSON object"),
-        ('{"suite": "a"}\n', "missing ladder, size"),
+        ('{"suite": "a"}\n', "missing family, size"),
         (line()[:-1] + ', "K": 2}\n', "a key occurs twice"),
         (line(value=float("nan")) + "\n", "NaN is not a number"),
         (line(value=float("-inf")) + "\n", "-Infinity is not a number"),

@@ -80,7 +80,7 @@ def config(base: Path, **changes) -> ConfigDict:
                 "validation_examples": 4,
                 "test_examples": 8,
             },
-            "ladder": "tiny-llama",
+            "family": "tiny-llama",
             "sizes": ("6k",),
             "given": (str(base),),
             "bases": ("it",),
@@ -110,7 +110,7 @@ def finished(base, tmp_path_factory) -> Path:
 def test_a_given_base_is_scored_and_its_experts_are_merged(finished):
     rows = results.read(finished)
     assert {r.method for r in rows} == {"base", "expert", "average", "ties"}
-    assert {(r.ladder, r.size, r.base) for r in rows} == {("tiny-llama", "6k", "it")}
+    assert {(r.family, r.size, r.base) for r in rows} == {("tiny-llama", "6k", "it")}
     assert len([r for r in rows if r.method == "base"]) == 23
     merged = [r for r in rows if r.method == "ties" and r.merged]
     assert len(merged) == 4 and all(r.value_of_expert is not None for r in merged)

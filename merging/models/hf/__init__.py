@@ -4,7 +4,6 @@ A family is one page; another one is another page and a name in `reading`.
 """
 
 from merging.models.hf.family import Family, Leaf, fitted, leaves
-from merging.models.hf.ladders import describe
 from merging.models.hf.layout import gather, row_size, scatter
 from merging.models.hf.opening import (
     CONFIG,
@@ -16,6 +15,7 @@ from merging.models.hf.opening import (
     open_gguf_model,
     open_model,
 )
+from merging.models.hf.own import describe
 from merging.models.hf.reading import FAMILIES, read_config
 
 __all__ = [

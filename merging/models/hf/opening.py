@@ -17,8 +17,8 @@ from merging.models.config import DTYPES, DecoderConfig
 from merging.models.functional import Params, abstract
 from merging.models.hf.family import Family, Leaf, fitted, leaves
 from merging.models.hf.gguf import GgufSource
-from merging.models.hf.ladders import describe
 from merging.models.hf.layout import gather
+from merging.models.hf.own import describe
 from merging.models.hf.reading import read_config
 from merging.models.rules import rules
 from merging.runtime import sharding, tree
@@ -131,10 +131,10 @@ def files_of_trained(
     """Return {name: content} of what to lay beside parameters that were trained.
 
     Args:
-      config: of a ladder, if the start says nothing of it.
+      config: of a family, if the start says nothing of it.
       start: the checkpoint that training began with; its config goes along.
       tokenizer: the files of the one that was trained with.
-      eos_id: its end mark, for a ladder's config.
+      eos_id: its end mark, for a family's config.
     """
     found = checkpoints.companions(start) if start else {}
     kept = (CONFIG, GENERATION) if tokenizer else found

@@ -8,9 +8,9 @@ from merging.models.config import DecoderConfig
 from merging.models.hf.family import Family
 from merging.models.hf.fields import Fields
 from merging.models.hf.gemma import GEMMA2, GEMMA3
-from merging.models.hf.ladders import PALM, TINY
 from merging.models.hf.llama import LLAMA
 from merging.models.hf.mistral import MISTRAL
+from merging.models.hf.own import PALM, TINY
 from merging.models.hf.qwen import QWEN2, QWEN3
 from merging.runtime.errors import UserError, nearest
 

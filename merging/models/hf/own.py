@@ -1,4 +1,4 @@
-"""Our own ladders' decoders: their config.json is what we write beside a training.
+"""Our own decoders: their config.json is what we write beside a training.
 
 ``PALM``: PaLM's shape, attention and MLP side by side (arXiv 2204.02311); no such model
 was published with its weights. RMSNorm stands for PaLM's LayerNorm without biases.
@@ -41,7 +41,7 @@ TINY = Family("tiny", "TinyForCausalLM", _tiny)
 
 
 def describe(config: DecoderConfig, eos_id: int) -> str:
-    """Return the config.json of a ladder's decoder, as `read_config` reads it.
+    """Return the config.json of a family's decoder, as `read_config` reads it.
 
     It has one dtype, the parameters'. `eos_id` is the tokenizer's end mark.
     """

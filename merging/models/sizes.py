@@ -17,11 +17,11 @@ _PALM = {
     "24b": (6144, 42, 24, 256),
     "64b": (8192, 64, 32, 256),
 }
-LADDERS = ("tiny", "palm")
+FAMILIES = ("tiny", "palm")
 
 
-def ladder(name: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
-    """Return the decoders of a ladder, smallest first.
+def sizes(family: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
+    """Return the decoders of a family of sizes, smallest first.
 
     ``tiny``: four multi-query SwiGLU decoders whose parameters stand 1 : 8 : 24 : 64
     at any vocabulary, the largest near a million at 400 tokens: the smallest one's
@@ -33,30 +33,30 @@ def ladder(name: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
     billion parameters.
 
     Raises:
-      UserError: an unknown ladder.
+      UserError: an unknown family.
     """
-    if name == "palm":
+    if family == "palm":
         return {size: _palm(size, vocab_size) for size in _PALM}
-    if name != "tiny":
-        raise nearest("ladder", name, LADDERS)
+    if family != "tiny":
+        raise nearest("family", family, FAMILIES)
     smallest = _tiny("1x", vocab_size, _TINY_MLP)
     unit = parameter_count(smallest)
-    sizes = {"1x": smallest}
+    found = {"1x": smallest}
     for size in ("8x", "24x", "64x"):
-        sizes[size] = _tiny(size, vocab_size, _mlp_width(size, vocab_size, unit))
-    return sizes
+        found[size] = _tiny(size, vocab_size, _mlp_width(size, vocab_size, unit))
+    return found
 
 
-def size(name: str, size: str, *, vocab_size: int) -> DecoderConfig:
-    """Return one decoder of a ladder.
+def size(family: str, size: str, *, vocab_size: int) -> DecoderConfig:
+    """Return one decoder of a family.
 
     Raises:
-      UserError: an unknown ladder or size, with the nearest names.
+      UserError: an unknown family or size, with the nearest names.
     """
-    sizes = ladder(name, vocab_size=vocab_size)
-    if size not in sizes:
-        raise nearest(f"size of ladder {name!r}", size, sizes)
-    return sizes[size]
+    found = sizes(family, vocab_size=vocab_size)
+    if size not in found:
+        raise nearest(f"size of family {family!r}", size, found)
+    return found[size]
 
 
 def _tiny(size: str, vocab_size: int, mlp_width: int) -> DecoderConfig:
