@@ -4,8 +4,8 @@ The room is named as what it does, so it can be called: `merging.merge(base, exp
 method)` is `merging.merge.merge`.
 """
 
-from merging.merge.in_memory import merge, merge_scales
 from merging.merge.manifest import verify
+from merging.merge.memory import merge, merge_scales
 from merging.merge.streamed import merge_checkpoints
 from merging.runtime.naming import callable_as
 

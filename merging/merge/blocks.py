@@ -1,38 +1,38 @@
-"""The pass that merges: each block is computed, checked, written, and journaled."""
+"""The pass that merges: each block is computed, checked, written, and journaled.
+
+**The majority.** Where the votes on an element's sign cancel, TIES takes the sign that
+most elements of the *model* lean to, and that is known only when every block was
+merged. A pass to find it first would read every input once more. Instead a block is
+merged as if the majority were positive; the few elements whose votes cancel are merged
+again as if it were negative, and kept in the journal with their positions; and each
+block counts its votes. When all blocks are done, the votes are added up, and if they
+are negative the kept values are written over the others.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints import Writer
-from merging.merge import kernels
+from merging.merge import checks, kernels
 from merging.merge.inputs import BASE
 from merging.merge.journal import Journal
-from merging.merge.partition import Block, Group, Plan
-from merging.merge.pipeline import Columns, Few, Loaded, Pipeline, each_piece, marked
-from merging.merge.statistics import Section, Surveyor
-from merging.methods import Method
-from merging.runtime.errors import UserError
-
-
-class Ready(NamedTuple):
-    """A section and its statistics; None where each block has its own."""
-
-    section: Section
-    states: list[list[Any]] | None
+from merging.merge.kernels import Gathered
+from merging.merge.partition import Block, Kind, Partition, RowMetadata
+from merging.merge.pipeline import Loaded, Pipeline
+from merging.merge.reduce import LeafGroup, States
+from merging.methods import Method, Votes
 
 
 class BlockMerger:
     """Merges blocks one by one and hands them to the writer.
 
     Args:
-      plan: the merge's.
+      cut: the merge's partition.
       pipeline: to read blocks with.
-      surveyor: for the statistics of leaves that are in memory whole.
-      sections: gives a block's.
+      states: gives the group and the states of a loaded block's leaves.
       writer: of the output.
       journal: told of every finished block.
       names: of the models that are read, in order.
@@ -40,203 +40,179 @@ class BlockMerger:
 
     def __init__(
         self,
-        plan: Plan,
+        cut: Partition,
         pipeline: Pipeline,
-        surveyor: Surveyor,
-        sections: Callable[[Block], Ready],
+        states: Callable[[Loaded], tuple[LeafGroup, States]],
         writer: Writer,
         journal: Journal,
         names: Sequence[str],
     ):
-        self._plan, self._pipeline, self._surveyor = plan, pipeline, surveyor
-        self._sections, self._writer, self._journal = sections, writer, journal
-        self._names = names
+        self._cut, self._pipeline, self._states = cut, pipeline, states
+        self._writer, self._journal, self._names = writer, journal, names
 
     def run(self, numbers: Sequence[int], advance: Callable[[int, str], None]) -> None:
-        """Merge these blocks of the plan."""
+        """Merge these blocks of the partition."""
         for block in self._pipeline.each(numbers, self._models, self._merge):
-            path = self._plan.paths[block.pieces[0].leaf]
-            advance(self._plan.bytes_of(block), path)
+            path = self._cut.paths[block.pieces[0].leaf]
+            advance(self._cut.bytes_of(block), path)
 
-    def _models(self, group: Group) -> list[int]:
-        """Return which models a group's blocks are read from."""
-        everything = list(range(len(group.read)))
-        if group.method is None or group.method.needs_base:
+    def _models(self, kind: Kind) -> list[int]:
+        """Return which models a kind's blocks are read from."""
+        everything = list(range(len(kind.read)))
+        if kind.method is None or kind.method.needs_base:
             return everything
         return [i for i in everything if self._names[i] != BASE]
 
     def _merge(self, loaded: Loaded) -> None:
-        group = self._plan.groups[loaded.block.group]
-        if group.method is None:
+        kind = self._cut.kinds[loaded.block.kind]
+        dtype = jnp.dtype(kind.dtype)
+        if kind.method is None:
             self._require_equal(loaded)
-            self._write(loaded, loaded.models[0].astype(group.dtype), 0, _NONE, _NONE)
+            self._write(loaded, loaded.models[0].astype(dtype))
             return
-        ready = self._sections(loaded.block)
-        states = ready.states
-        if states is None:
-            states = self._surveyor.states_in_memory(ready.section, loaded)
-        columns = Columns(ready.section.layout, ready.section.leaves, loaded)
-        host = _inputs(ready.section.method, columns, loaded, states)
-        inputs = self._pipeline.on_devices(host)
-        method = dataclasses.replace(ready.section.method, name="")
-        dtype = jnp.dtype(group.dtype)
+        group, states = self._states(loaded)
+        method = dataclasses.replace(group.method, name="")
+        block, rows = loaded.block, loaded.models[0].shape[0]
+        metadata = RowMetadata(block, group.layout, group.leaves, rows)
+        base, experts = None, list(loaded.models)
+        if method.needs_base:
+            base, *experts = experts
+        spread = [[metadata.spread(s) for s in of] for of in states.transforms]
+        combined = metadata.spread(states.combined)
+        host = experts, spread, combined, metadata.offset
+        base_there, there = self._pipeline.on_devices(block, (base, host))
         if not asks_majority(method):
-            merged = np.asarray(kernels.merge(method, *inputs, True, dtype=dtype))
+            merged = kernels.merge(
+                base_there,
+                method,
+                *there,
+                strides=block.strides,
+                dtype=dtype,
+                matrix=block.matrix,
+            )
+            merged = np.asarray(merged)
             self._require_finite(loaded, merged)
-            self._write(loaded, merged, 0, _NONE, _NONE)
+            self._write(loaded, merged)
             return
-        # Elements whose votes cancel are merged as if the majority were positive, and
-        # again below as if it were negative; which it is, is known at the end.
-        packed = np.asarray(kernels.merge_and_vote(method, *inputs, dtype=dtype))
-        merged, codes = kernels.unpacked(packed, dtype)
+        packed = kernels.merge_and_vote(
+            base_there, method, *there, strides=block.strides, dtype=dtype
+        )
+        merged, codes = kernels.unpacked(np.asarray(packed), dtype)
         self._require_finite(loaded, merged)
         ballot = np.count_nonzero(codes == kernels.POSITIVE)
         ballot -= np.count_nonzero(codes == kernels.NEGATIVE)
-        positions, values = marked(codes, kernels.CANCELLED), _NONE
+        positions = kernels.marked(codes, kernels.CANCELLED)
+        values = np.zeros(0, dtype)
         if len(positions):
-            few = Few(columns, positions, loaded.block.columns)
-            values = _merged_again(method, host, few, dtype)
+            few = Gathered(metadata, positions, block.columns)
+            values = _merged_again(method, base, experts, spread, few, dtype)
         self._write(loaded, merged, int(ballot), positions, values)
 
     def _write(
         self,
         loaded: Loaded,
         merged: np.ndarray,
-        ballot: int,
-        positions: np.ndarray,
-        values: np.ndarray,
+        ballot: int = 0,
+        positions: np.ndarray = np.zeros(0, np.uint32),  # noqa: B008
+        values: np.ndarray = np.zeros(0, np.uint32),  # noqa: B008
     ) -> None:
         checksum = 0
-        for piece, part in each_piece(loaded.block, merged):
-            self._writer.write(self._plan.paths[piece.leaf], piece.start, part)
+        for piece, part in loaded.block.parts(merged):
+            self._writer.write(self._cut.paths[piece.leaf], piece.start, part)
             checksum = _checksum(part, checksum)
         positions = positions.astype(np.uint32)
         self._journal.keep_block(loaded.number, checksum, ballot, positions, values)
 
     def _require_equal(self, loaded: Loaded) -> None:
         """Integers are copied, and must be the same in all models."""
-        first, *rest = (_pieces(loaded.block, model) for model in loaded.models)
-        names = self._names
-        wrong = [
-            f"{self._plan.paths[piece.leaf]}: {names[i + 1]!r} differs from "
-            f"{names[0]!r}"
-            for i, other in enumerate(rest)
-            for piece, a, b in zip(loaded.block.pieces, first, other, strict=True)
-            if not np.array_equal(a, b)
-        ]
-        if wrong:
-            raise UserError(
-                "integer and boolean leaves must be equal in all models, and are "
-                "copied; leave these out of the merge:\n  " + "\n  ".join(wrong)
-            )
-
-    def _require_finite(self, loaded: Loaded, merged: np.ndarray) -> None:
-        if not _has_nonfinite(merged):
-            return
-        models = self._names[-len(loaded.models) :]
-        wrong = [
-            f"{self._plan.paths[piece.leaf]} in {name!r}"
-            for name, array in zip(models, loaded.models, strict=True)
-            for piece, part in zip(
-                loaded.block.pieces, _pieces(loaded.block, array), strict=True
-            )
-            if _has_nonfinite(part)
-        ]
-        if wrong:
-            raise UserError("NaN or Inf in the weights of:\n  " + "\n  ".join(wrong))
-        leaves = [
-            self._plan.paths[piece.leaf]
-            for piece, part in zip(
-                loaded.block.pieces, _pieces(loaded.block, merged), strict=True
-            )
-            if _has_nonfinite(part)
-        ]
-        raise UserError(
-            f"merged weights are beyond the range of {merged.dtype} in "
-            f"{', '.join(leaves)}: choose a wider dtype or a smaller scale."
+        (first, start), *rest = zip(
+            self._names, map(loaded.block.parts, loaded.models), strict=False
+        )
+        checks.refuse_unequal(
+            f"{self._cut.paths[piece.leaf]}: {name!r} differs from {first!r}"
+            for name, parts in rest
+            for (piece, ours), (_, theirs) in zip(start, parts, strict=True)
+            if not np.array_equal(ours, theirs)
         )
 
+    def _require_finite(self, loaded: Loaded, merged: np.ndarray) -> None:
+        if not kernels.nonfinite(merged):
+            return
+        names = self._names[-len(loaded.models) :]
+        models = zip(names, loaded.models, strict=True)
+        inputs = [(leaf, n) for n, array in models for leaf in self._bad(loaded, array)]
+        checks.refuse_nonfinite(inputs, self._bad(loaded, merged), merged.dtype)
 
-def apply_majority(plan: Plan, writer: Writer, journal: Journal, mine: set[int]) -> int:
-    """Write over the elements whose votes cancel, as a negative majority wants them.
+    def _bad(self, loaded: Loaded, array: np.ndarray) -> list[str]:
+        """Return the leaves of a block that are not finite in an array of it."""
+        return [
+            self._cut.paths[piece.leaf]
+            for piece, part in loaded.block.parts(array)
+            if kernels.nonfinite(part)
+        ]
 
-    Returns:
-      How many there were.
-    """
-    total = 0
+
+def apply_majority(
+    cut: Partition, writer: Writer, journal: Journal, mine: set[int]
+) -> None:
+    """Write over the elements whose votes cancel, as a negative majority wants them."""
     for number, done in sorted(journal.done().items()):
         if number not in mine or not done.ties:
             continue
-        block = plan.blocks[number]
-        dtype = plan.groups[block.group].dtype
+        block = cut.blocks[number]
+        dtype = cut.kinds[block.kind].dtype
         positions, values = journal.ties(done, dtype)
-        total += len(positions)
         row = 0
         for piece, rows in zip(block.pieces, block.counts, strict=True):
             start, size = row * block.columns, piece.stop - piece.start
             here = (positions >= start) & (positions < start + size)
             row += rows
             if here.any():
-                path = plan.paths[piece.leaf]
+                path = cut.paths[piece.leaf]
                 part = np.empty(size, dtype)
                 writer.read_into(path, piece.start, part)
                 part[positions[here] - start] = values[here]
                 writer.write(path, piece.start, part)
-    return total
 
 
-def verified(plan: Plan, writer: Writer, journal: Journal, mine: set[int]) -> set[int]:
+def verified(
+    cut: Partition, writer: Writer, journal: Journal, mine: set[int]
+) -> set[int]:
     """Return the blocks that an earlier run finished and that are still whole."""
     found = set()
     for number, done in journal.done().items():
-        if number not in mine:
-            continue
-        block = plan.blocks[number]
-        dtype = plan.groups[block.group].dtype
-        parts = [np.empty(p.stop - p.start, dtype) for p in block.pieces]
-        for piece, part in zip(block.pieces, parts, strict=True):
-            writer.read_into(plan.paths[piece.leaf], piece.start, part)
-        checksum = 0
-        for part in parts:
-            checksum = _checksum(part, checksum)
-        if checksum == done.checksum:
+        if number in mine and _stored(cut, cut.blocks[number], writer) == done.checksum:
             found.add(number)
     return found
 
 
+def _stored(cut: Partition, block: Block, writer: Writer) -> int:
+    """Return the checksum of what is stored of a block."""
+    dtype, checksum = cut.kinds[block.kind].dtype, 0
+    for piece in block.pieces:
+        part = np.empty(piece.stop - piece.start, dtype)
+        writer.read_into(cut.paths[piece.leaf], piece.start, part)
+        checksum = _checksum(part, checksum)
+    return checksum
+
+
 def asks_majority(method: Method) -> bool:
     """Return whether elements without a sign of their own take the majority's."""
-    return getattr(method.combiner, "zero", "") == "majority"
-
-
-_NONE = np.zeros(0, np.uint32)
-_PART = 2**17
-
-
-def _pieces(block: Block, array: np.ndarray) -> list[np.ndarray]:
-    return [flat for _, flat in each_piece(block, array)]
-
-
-def _inputs(method: Method, columns: Columns, loaded: Loaded, states) -> tuple:
-    """Return what the kernels take: base, experts, states, offset."""
-    experts = list(loaded.models)
-    base = experts.pop(0) if method.needs_base else None
-    spread = [[columns.spread(state) for state in of] for of in states]
-    return base, experts, spread, columns.offset
+    return isinstance(method.combiner.reduction(), Votes)
 
 
 def _merged_again(
-    method: Method, inputs: tuple, few: Few, dtype: np.dtype
+    method: Method, base, experts, spread, few: Gathered, dtype: np.dtype
 ) -> np.ndarray:
     """Return what single elements become under a negative majority."""
-    base, experts, states, _ = inputs
     merged = kernels.merge(
-        method,
         None if base is None else few.elements(base),
+        method,
         [few.elements(expert) for expert in experts],
-        few.rows(states),
-        few.index,
-        False,
+        few.rows(spread),
+        np.zeros(few.offset.low.shape, bool),
+        few.offset,
+        strides=(0, 1),
         dtype=dtype,
     )
     return few.only(merged)
@@ -249,16 +225,3 @@ def _checksum(part: np.ndarray, before: int) -> int:
     found = int(np.add.reduce(words[:whole].view(np.uint64), dtype=np.uint64))
     rest = int.from_bytes(words[whole:].tobytes(), "little")
     return (before * 3 + found + rest + 1) % 2**64
-
-
-def _has_nonfinite(array: np.ndarray) -> bool:
-    """Return whether any element is NaN or infinite, from its bits."""
-    unsigned = np.dtype(f"u{array.dtype.itemsize}").type
-    infinity = np.array(np.inf, array.dtype).view(unsigned)
-    magnitude = unsigned(np.iinfo(unsigned).max >> 1)
-    bits = array.reshape(-1).view(unsigned)
-    # In parts that stay in the cache.
-    return any(
-        (bits[at : at + _PART] & magnitude).max() >= infinity
-        for at in range(0, len(bits), _PART)
-    )

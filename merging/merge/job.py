@@ -1,6 +1,5 @@
 """One merge of checkpoints, from its plan to the published output."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,11 +10,12 @@ from merging import checkpoints
 from merging.merge import blocks, manifest
 from merging.merge.inputs import Inputs
 from merging.merge.journal import Journal
-from merging.merge.partition import Block, Plan, make_plan
-from merging.merge.pipeline import Pipeline
-from merging.merge.statistics import Section, Surveyor
+from merging.merge.partition import Partition, partition
+from merging.merge.passes import Passes
+from merging.merge.pipeline import Loaded, Pipeline
+from merging.merge.reduce import LeafGroup, States, find_states
 from merging.methods import Method
-from merging.runtime import preemption, processes
+from merging.runtime import preemption, processes, storage, text
 from merging.runtime.progress import Progress
 
 
@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
     Attributes:
       inputs: the models.
-      treatment: {path of each float leaf: the method that merges it}, its numbers in
+      recipe: {path of each float leaf: the method that merges it}, its numbers in
         the order of `inputs.experts`; None keeps the base's.
       output: the folder to make.
       format: `safetensors` or `orbax`.
@@ -36,7 +36,7 @@ class Job(NamedTuple):
     """
 
     inputs: Inputs
-    treatment: Mapping[str, Method | None]
+    recipe: Mapping[str, Method | None]
     output: str
     format: str
     seed: int
@@ -45,22 +45,22 @@ class Job(NamedTuple):
     shard_bytes: int
     settings: Mapping[str, Any]
 
-    def abstract(self, plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract(self, cut: Partition) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the output's {path: shape and dtype}, in the first model's order."""
-        dtypes = {i: group.dtype for group in plan.groups for i in group.leaves}
-        place = {path: i for i, path in enumerate(plan.paths)}
+        dtypes = {i: kind.dtype for kind in cut.kinds for i in kind.leaves}
+        place = {path: i for i, path in enumerate(cut.paths)}
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, dtypes[place[path]])
             for path, leaf in self.inputs.abstracts[0].items()
         }
 
-    def plan(self) -> Plan:
+    def partition(self) -> Partition:
         """Return the blocks; reads no weights and makes no files."""
         leaves = self.inputs.abstracts[0]
         granularity = checkpoints.granularity(self.format, leaves)
-        return make_plan(
+        return partition(
             self.inputs.abstracts,
-            self.treatment,
+            self.recipe,
             self.budget,
             dtype=self.dtype,
             granularity=granularity.__getitem__,
@@ -76,21 +76,21 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
       UserError: the inputs' values cannot be merged, the disk is full, or the output's
         unfinished folder belongs to another merge.
     """
-    plan = job.plan()
-    abstract = job.abstract(plan)
+    cut = job.partition()
+    abstract = job.abstract(cut)
     described = processes.broadcast(
         lambda: manifest.describe_inputs(job.inputs.names, job.inputs.sources)
     )
     writer = checkpoints.create(
         job.output, job.format, abstract, shard_bytes=job.shard_bytes
     )
-    journal = Journal(writer.folder, _fingerprint(job, plan, described))
-    mine = set(plan.share(processes.index(), processes.count()))
-    work = sum(plan.bytes_of(plan.blocks[i]) for i in mine)
+    journal = Journal(writer.folder, _fingerprint(job, cut, described))
+    mine = set(cut.share(processes.index(), processes.count()))
+    work = sum(cut.bytes_of(cut.blocks[i]) for i in mine)
     with Progress(work, "merge", check=preemption.raise_if_asked) as progress:
-        _merge_blocks(job, plan, writer, journal, mine, progress)
+        _merge_blocks(job, cut, writer, journal, mine, progress)
         processes.barrier("all blocks are merged")
-        _settle_majority(plan, writer, journal, mine)
+        _settle_majority(cut, writer, journal, mine)
         processes.barrier("the majority is applied")
         progress.note("checking what was written")
         found = journal.keep_digests(
@@ -113,82 +113,86 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
     writer.finish({**extra, manifest.NAME: manifest.as_bytes(record)})
 
 
-def _merge_blocks(job, plan, writer, journal, mine, progress) -> None:
+def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> None:
     """Merge the blocks of this process that no earlier run has finished."""
     if journal.negative() is not None:  # then all were finished
         progress.skip(progress.total)
         return
-    finished = blocks.verified(plan, writer, journal, mine)
-    progress.skip(sum(plan.bytes_of(plan.blocks[i]) for i in finished))
+    finished = blocks.verified(cut, writer, journal, mine)
+    progress.skip(sum(cut.bytes_of(cut.blocks[i]) for i in finished))
     if finished:
         progress.message(f"{len(finished)} of {len(mine)} blocks were finished before.")
-    pipeline = Pipeline(plan, job.inputs.sources, job.budget)
-    surveyor = Surveyor(
-        plan, pipeline, list(job.inputs.experts), job.seed, journal, mine, progress
-    )
+    has_base = job.inputs.base is not None
+    pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget)
+    names = job.inputs.names
+    passes = Passes(cut, pipeline, names, journal, mine, progress)
     try:
-        sections = _Sections(plan, surveyor)
-        merger = blocks.BlockMerger(
-            plan, pipeline, surveyor, sections.of, writer, journal, job.inputs.names
-        )
+        states = _States(job, cut, passes)
+        merger = blocks.BlockMerger(cut, pipeline, states.of, writer, journal, names)
         merger.run(sorted(mine - finished), progress.advance)
     finally:
         pipeline.close()
 
 
-class _Sections:
-    """What each method merges, with the statistics that take passes over it."""
+class _States:
+    """The states of every leaf group: those that take passes are found at once."""
 
-    def __init__(self, plan: Plan, surveyor: Surveyor):
-        self._plan = plan
-        self._ready: dict[Method, blocks.Ready] = {}
-        for number, method in enumerate(_methods(plan)):
+    def __init__(self, job: Job, cut: Partition, passes: Passes):
+        self._cut, self._passes = cut, passes
+        self._experts, self._seed = list(job.inputs.experts), job.seed
+        self._found: dict[Method, tuple[LeafGroup, States]] = {}
+        for number, method in enumerate(cut.methods):
             held = tuple(
                 i
-                for i, block in enumerate(plan.blocks)
-                if plan.groups[block.group].method == method and not block.whole
+                for i, block in enumerate(cut.blocks)
+                if cut.kinds[block.kind].method == method and not block.whole
             )
-            leaves = {p.leaf for i in held for p in plan.blocks[i].pieces}
+            leaves = sorted({p.leaf for i in held for p in cut.blocks[i].pieces})
             if held:
-                section = self._section(str(number), method, sorted(leaves), held)
-                self._ready[method] = blocks.Ready(section, surveyor.states(section))
+                group = self._group(str(number), method, leaves, held)
+                self._found[method] = group, self._states(group, passes)
 
-    def of(self, block: Block) -> blocks.Ready:
-        """Return a block's section."""
-        method = self._plan.groups[block.group].method
-        if not block.whole:
-            return self._ready[method]
-        leaves = [piece.leaf for piece in block.pieces]
-        return blocks.Ready(self._section("", method, leaves, ()), None)
+    def of(self, loaded: Loaded) -> tuple[LeafGroup, States]:
+        """Return a loaded block's group, and its leaves' states."""
+        method = self._cut.kinds[loaded.block.kind].method
+        if not loaded.block.whole:
+            return self._found[method]
+        leaves = [piece.leaf for piece in loaded.block.pieces]
+        group = self._group("", method, leaves, ())
+        return group, self._states(group, self._passes.resident(group, loaded))
 
-    def _section(self, name: str, method: Method, leaves, held) -> Section:
-        layout = self._plan.layout(leaves)
-        return Section(name, method, layout, tuple(leaves), held)
+    def _group(self, name: str, method: Method, leaves, held) -> LeafGroup:
+        return LeafGroup(name, method, self._cut.layout(leaves), tuple(leaves), held)
 
-
-def _methods(plan: Plan) -> list[Method]:
-    """Return the different methods, in the order of the plan."""
-    return list(dict.fromkeys(g.method for g in plan.groups if g.method is not None))
+    def _states(self, group: LeafGroup, answers: Any) -> States:
+        return find_states(group, self._experts, self._seed, answers)
 
 
-def _settle_majority(plan, writer, journal, mine) -> None:
+def _settle_majority(cut: Partition, writer, journal, mine) -> None:
     """Find the majority sign under each method, and write what depends on it."""
-    asking = [m for m in _methods(plan) if blocks.asks_majority(m)]
+    asking = [method for method in cut.methods if blocks.asks_majority(method)]
     if not asking:
         return
+
+    def method_of(number: int) -> Method | None:
+        return cut.kinds[cut.blocks[number].kind].method
+
     negative = journal.negative()
     if negative is None:
         votes = np.zeros(len(asking), np.int64)
         for number, done in journal.done().items():
-            method = plan.groups[plan.blocks[number].group].method
-            if number in mine and method in asking:
-                votes[asking.index(method)] += done.ballot
+            if number in mine and method_of(number) in asking:
+                votes[asking.index(method_of(number))] += done.ballot
         processes.all_reduce([votes])
-        negative = [i for i, vote in enumerate(votes) if vote < 0]
+        negative = [
+            i
+            for i, (method, total) in enumerate(zip(asking, votes, strict=True))
+            if not method.combiner.reduction().finish(int(total))
+        ]
         journal.keep_negative(negative)
     losing = {asking[i] for i in negative}
-    chosen = {i for i in mine if plan.groups[plan.blocks[i].group].method in losing}
-    blocks.apply_majority(plan, writer, journal, chosen)
+    chosen = {i for i in mine if method_of(i) in losing}
+    blocks.apply_majority(cut, writer, journal, chosen)
 
 
 def _my_leaves(abstract: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,52 +204,44 @@ def _my_leaves(abstract: Mapping[str, Any]) -> dict[str, Any]:
     return {p: a for (p, a), own in zip(abstract.items(), mine, strict=True) if own}
 
 
-def _fingerprint(job: Job, plan: Plan, described: list) -> dict[str, Any]:
+def _fingerprint(job: Job, cut: Partition, described: list) -> dict[str, Any]:
     """Return everything that the output's bytes, and their order, depend on."""
-    cuts = hashlib.sha256(repr(plan.blocks).encode()).hexdigest()
-    digests = [
-        [file["name"], file["size"], file["digest"]]
-        for model in described
-        for file in model["files"]
-    ]
     return {
         "settings": {k: v for k, v in job.settings.items() if k != "output"},
-        "inputs": digests,
-        "memory_budget": [job.budget, cuts],
-        "jax": jax.__version__,
+        "inputs": [
+            [file["name"], file["size"], file["digest"]]
+            for model in described
+            for file in model["files"]
+        ],
+        "memory_budget": [job.budget, storage.digest(repr(cut.blocks))],
+        "versions": manifest.versions(),
+        "x64": bool(jax.config.jax_enable_x64),
+        "platform": jax.default_backend(),
     }
 
 
-def summary(job: Job, plan: Plan) -> str:
-    """Return the plan in words: what a dry run prints."""
+def summary(job: Job, cut: Partition) -> str:
+    """Return the partition in words: what a dry run prints."""
     shared_by = processes.count()
-    lines: list[tuple[object, ...]] = [
-        ("group", "leaves", "elements", "blocks", "passes", "read", "written")
+    rows: list[tuple[object, ...]] = [
+        ("method", "leaves", "elements", "blocks", "passes", "read", "written")
     ]
-    for number, group in enumerate(plan.groups):
-        of = [b for b in plan.blocks if b.group == number]
-        lines.append(
+    for number, kind in enumerate(cut.kinds):
+        of = [b for b in cut.blocks if b.kind == number]
+        rows.append(
             (
-                "kept" if group.method is None else group.method.name,
-                len(group.leaves),
+                "kept" if kind.method is None else kind.method.name,
+                len(kind.leaves),
                 f"{sum(b.elements for b in of):,}",
                 len(of),
-                max(map(plan.passes_over, of), default=1),
-                _bytes(sum(map(plan.read_for, of)) / shared_by),
-                _bytes(sum(map(plan.written_for, of)) / shared_by),
+                max(map(cut.passes_over, of), default=1),
+                text.size(sum(map(cut.read_for, of)) / shared_by),
+                text.size(sum(map(cut.written_for, of)) / shared_by),
             )
         )
     return (
-        f"{len(plan.blocks)} blocks under {_bytes(job.budget)} of memory. Bytes for "
-        f"each of {shared_by} processes:\n{manifest.table(lines)}\n"
-        f"Peak memory: {_bytes(job.budget)} of blocks, and about 0.4 GB for Python "
+        f"{len(cut.blocks)} blocks under {text.size(job.budget)} of memory. Bytes for "
+        f"each of {shared_by} processes:\n{text.table(rows)}\n"
+        f"Peak memory: {text.size(job.budget)} of blocks, and about 0.4 GB for Python "
         "and JAX."
     )
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

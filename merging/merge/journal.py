@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merging.methods import Kept
 from merging.runtime import processes
 from merging.runtime.errors import UserError
 
@@ -57,31 +56,28 @@ class Journal:
         self._lock = threading.Lock()
         processes.broadcast(lambda: self._begin(merge))
         lines = processes.broadcast(lambda: _lines(self._folder / "answers.jsonl"))
-        self._answers = {line["name"]: line["answers"] for line in lines}
+        self._answers = {line["name"]: line for line in lines}
         self._ties_name = f"ties.{self._process}.bin"
 
-    def answers(
-        self, name: str, questions: Mapping[int, Any]
-    ) -> dict[int, np.ndarray] | None:
-        """Return what was answered before, or None; an empty answer to no question."""
-        if not questions:
-            return {}
-        found = self._answers.get(name)
-        if found is None or {int(e) for e in found} != set(questions):
-            return None
-        replies = {int(e): np.array(reply, np.int64) for e, reply in found.items()}
-        shapes = {
-            e: q.threshold.shape for e, q in questions.items() if isinstance(q, Kept)
-        }
-        if any(replies[e].shape != shape for e, shape in shapes.items()):
-            return None
-        return replies
+    def answers(self, name: str, asked: Mapping[int, Any]) -> dict[int, Any] | None:
+        """Return what the very same was answered before, by expert, or None.
 
-    def keep_answers(self, name: str, replies: Mapping[int, np.ndarray]) -> None:
-        """Write down the answers to one round of questions."""
-        if replies and processes.is_first():
-            plain = {expert: reply.tolist() for expert, reply in replies.items()}
-            self._append("answers.jsonl", {"name": name, "answers": plain})
+        Args:
+          name: of the stage and turn.
+          asked: {expert: what, as plain JSON}.
+        """
+        kept = self._answers.get(name)
+        if kept is None or kept["asked"] != _as_json(asked):
+            return None
+        return {int(expert): reply for expert, reply in kept["answers"].items()}
+
+    def keep_answers(
+        self, name: str, asked: Mapping[int, Any], answers: Mapping[int, Any]
+    ) -> None:
+        """Write down what was asked in one turn, and its answers."""
+        if asked and processes.is_first():
+            record = {"name": name, "asked": asked, "answers": answers}
+            self._append("answers.jsonl", record)
 
     def done(self) -> dict[int, Done]:
         """Return the finished blocks of all processes, of this run and before."""
@@ -176,6 +172,11 @@ class Journal:
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 line = b"\n" + line  # a kill left half a line
             file.write(line)
+
+
+def _as_json(record: Any) -> Any:
+    """Return a record as reading its JSON gives it."""
+    return json.loads(json.dumps(record))
 
 
 def _lines(path: Path) -> list[Any]:

@@ -1,8 +1,13 @@
 """What is computed for one block on the devices: the compiled functions.
 
-A block is an array [rows, columns] for each model; what holds of a leaf (a threshold,
-a mask's key) is a column [rows, 1], and so is the index of each row's first element.
-Each function returns one large array: XLA on CPUs computes everything twice for two.
+They serve both forms of a block (`partition.Block`). Of *rows*, [rows, columns] for
+each model, what is known of a leaf (a threshold, a mask's key) is a column [rows, 1],
+and so is the index of each row's first element, the offset; strides are (0, 1). Of a
+leaf in its *own* shape and sharding these are scalars, and the strides are the leaf's.
+
+They are all that runs on the devices, so that what a merge would cost on devices that
+are not there can be read from them, compiled ahead of time. Each returns one large
+array: XLA on CPUs computes everything twice for two.
 """
 
 import sys
@@ -13,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from merging import methods
 from merging.runtime import numerics
@@ -24,35 +30,83 @@ _CODE_BYTE = 2 if sys.byteorder == "little" else 1
 ABOVE, INSIDE = 1, 2
 
 
-@partial(jax.jit, static_argnames="dtype")
-def merge(method, base, experts, states, offset, verdict, *, dtype) -> Array:
+def _merge(
+    base,
+    method,
+    experts,
+    states,
+    combined,
+    offset,
+    *,
+    strides,
+    dtype,
+    matrix=None,
+    sharding=None,
+) -> Array:
     """Return the merged block; NaN wherever any input is NaN or infinite.
 
     Args:
-      method: name left out, so that only its structure compiles.
-      base: [rows, columns], or None.
+      base: the block of θ₀; None if there is none.
+      method: with its name left out, so that only its structure compiles.
       experts: of each expert, likewise.
       states: [expert][transform].
-      offset: each row's first element, as `numerics.Index`.
-      verdict: of the combiner.
+      combined: the combiner's state.
+      offset: the index of the block's, or each row's, first element.
+      strides: of the block's axes, in elements of the leaf.
       dtype: of the result.
+      matrix: see `methods.merge_block`.
+      sharding: of the result, for a leaf that lies on a mesh.
     """
-    index = _index(experts[0], offset)
-    merged = methods.merge_block(method, base, experts, states, verdict, index, dtype)
+    gathers = matrix is not None and sharding is not None
+    if gathers:
+        # A decomposition needs all of a matrix, and is the same program everywhere.
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        base, experts = lax.with_sharding_constraint((base, experts), whole)
+    index = numerics.element_index(experts[0].shape, strides, offset)
+    merged = methods.merge_block(
+        method, base, experts, states, combined, index, dtype, matrix
+    )
     # x − x is 0 for a finite x and NaN for any other.
-    sound = sum((x - x) for x in _widened(base, experts)) == 0
-    return jnp.where(sound, merged, jnp.nan)
+    inputs = [base, *experts] if method.needs_base else experts
+    working = numerics.working_dtype(*(x.dtype for x in inputs))
+    widened = [x.astype(working) for x in inputs]
+    merged = jnp.where(sum((x - x) for x in widened) == 0, merged, jnp.nan)
+    if gathers:
+        merged = lax.with_sharding_constraint(merged, whole)
+    if sharding is None:
+        return merged
+    return lax.with_sharding_constraint(merged, sharding)
 
 
-@partial(jax.jit, static_argnames="dtype")
-def merge_and_vote(method, base, experts, states, offset, *, dtype) -> Array:
+_STATIC = ("strides", "dtype", "matrix", "sharding")
+merge = jax.jit(_merge, static_argnames=_STATIC)
+# An average does not read the base, whose buffers are to be reused all the same.
+merge_over = jax.jit(
+    _merge, static_argnames=_STATIC, donate_argnums=0, keep_unused=True
+)
+
+
+@partial(jax.jit, static_argnames=("strides", "dtype"))
+def merge_and_vote(
+    base, method, experts, states, combined, offset, *, strides, dtype
+) -> Array:
     """Return the block merged under a positive majority, and each elected sign.
 
     In one array of unsigned integers, to be taken apart by `unpacked`: of a 16-bit
     result the sign's code above the bits; of a wider one the codes after all the bits.
+    A code is POSITIVE, NEGATIVE, 0 where all experts are zero, or CANCELLED where their
+    votes, not all zero, sum to zero, so that the model's majority decides.
     """
-    merged = merge(method, base, experts, states, offset, True, dtype=dtype)
-    codes = _votes(method, base, experts, states, offset)
+    merged = merge(
+        base, method, experts, states, combined, offset, strides=strides, dtype=dtype
+    )
+    index = numerics.element_index(experts[0].shape, strides, offset)
+    values = methods.task_vectors(method, base, experts, states, index)
+    sums = method.combiner.reduction().of(values, method.weights)
+    anything = sum(jnp.abs(value) for value in values) > 0
+    cancelled = jnp.where(anything, jnp.uint8(CANCELLED), jnp.uint8(0))
+    signed = jnp.where(sums > 0, jnp.uint8(POSITIVE), jnp.uint8(NEGATIVE))
+    codes = jnp.where(sums == 0, cancelled, signed)
     size = dtype.itemsize * 8
     bits = lax.bitcast_convert_type(merged, f"uint{size}")
     if size == 16:
@@ -69,55 +123,113 @@ def unpacked(packed: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarra
     return bits.view(dtype), codes.reshape(-1).astype(np.uint8)
 
 
-def _votes(method, base, experts, states, offset) -> Array:
-    """Return each element's elected sign: POSITIVE, NEGATIVE, 0, or CANCELLED.
+@partial(jax.jit, static_argnames="strides")
+def reduced(reduction, method, base, experts, states, offset, *, strides) -> Array:
+    """Return what a block adds to a reduction of `Votes` or `Sums`.
 
-    0 where all experts are zero; CANCELLED where their votes, not all zero, sum to
-    zero, so that the model's majority decides.
+    Args:
+      reduction: whose `update` is given the method's transformed task vectors.
+      method: such as to the transforms before the one that asks.
+      base: the block of θ₀, or None.
+      experts: of each expert that is asked about.
+      states: [expert][transform].
+      offset: as in `merge`.
+      strides: likewise.
     """
-    index = _index(experts[0], offset)
+    index = numerics.element_index(experts[0].shape, strides, offset)
     values = methods.task_vectors(method, base, experts, states, index)
-    sums = method.combiner.votes(values, method.weights)
-    anything = sum(jnp.abs(value) for value in values) > 0
-    cancelled = jnp.where(anything, jnp.uint8(CANCELLED), jnp.uint8(0))
-    signed = jnp.where(sums > 0, jnp.uint8(POSITIVE), jnp.uint8(NEGATIVE))
-    return jnp.where(sums == 0, cancelled, signed)
+    return reduction.update(values, method.weights)
 
 
-@partial(jax.jit, static_argnames="dtype")
-def keys(transforms, base, expert, states, offset, *, dtype) -> Array:
+@partial(jax.jit, static_argnames=("strides", "dtype"))
+def keys(transforms, base, expert, states, offset, *, strides, dtype) -> Array:
     """Return the magnitude keys of one expert's Δ after some transforms."""
-    index = _index(expert, offset)
+    index = numerics.element_index(expert.shape, strides, offset)
     return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
 
 
-@partial(jax.jit, static_argnames="dtype")
-def windowed(transforms, base, expert, states, offset, low, bins, *, dtype) -> Array:
+@partial(jax.jit, static_argnames="strides")
+def count(transforms, base, expert, states, offset, threshold, cutoff, *, strides):
+    """Return how many of one expert's Δ each trial would keep (`count_kept`)."""
+    index = numerics.element_index(expert.shape, strides, offset)
+    return methods.count_kept(
+        transforms, base, expert, states, index, threshold, cutoff
+    )
+
+
+@partial(jax.jit, static_argnames=("strides", "dtype"))
+def windowed(
+    transforms, base, expert, states, offset, low, bins, *, strides, dtype
+) -> Array:
     """Return, as uint8, where each magnitude key lies: ABOVE a window, INSIDE, or 0.
 
     Args:
       transforms: of one expert, before the one that asks.
-      base: [rows, columns].
-      expert: likewise.
+      base: the block of θ₀.
+      expert: of the expert.
       states: of the transforms.
-      offset: each row's first element.
+      offset: as in `merge`.
       low: the window's first key.
       bins: its width.
+      strides: as in `merge`.
       dtype: of keys.
     """
-    found = keys(transforms, base, expert, states, offset, dtype=dtype)
+    found = keys(transforms, base, expert, states, offset, strides=strides, dtype=dtype)
     # What lies below the window wraps around to the far end.
     inside = (found - low) < bins
     above = jnp.where(found >= low, jnp.uint8(ABOVE), jnp.uint8(0))
     return jnp.where(inside, jnp.uint8(INSIDE), above)
 
 
-def _index(like: Array, offset: numerics.Index) -> numerics.Index:
-    # Columns have stride 1; rows begin where the offset says.
-    return numerics.element_index(like.shape, (0, 1), offset)
+def marked(codes: np.ndarray, mark: int) -> np.ndarray:
+    """Return where the codes, few of which do, have the mark's bit.
+
+    Looks at eight at a time, and then closer where there is one.
+    """
+    codes = np.concatenate([codes, np.zeros(-len(codes) % 8, np.uint8)])
+    eights = codes.view(np.uint64)
+    hit = np.flatnonzero(eights & np.uint64(mark * 0x0101010101010101))
+    near = np.flatnonzero(eights[hit].view(np.uint8) & np.uint8(mark))
+    return hit[near // 8] * 8 + near % 8
 
 
-def _widened(base: Any, experts: Any) -> list[Array]:
-    inputs = experts if base is None else [base, *experts]
-    dtype = numerics.working_dtype(*(x.dtype for x in inputs))
-    return [x.astype(dtype) for x in inputs]
+class Gathered:
+    """A few elements of a block, as arrays [elements, 1] that are computed on alone.
+
+    Args:
+      metadata: the block's, as `partition.RowMetadata`.
+      positions: of the elements in the flat block; one at least.
+      width: columns of the block.
+    """
+
+    def __init__(self, metadata: Any, positions: np.ndarray, width: int):
+        # Few sizes compile; what fills one up is computed for nothing.
+        self._count, size = len(positions), 1 << max(len(positions) - 1, 7).bit_length()
+        self._positions = np.resize(positions, size).astype(np.int64)
+        self._row, column = np.divmod(self._positions, width)
+        self.offset = metadata.index(self._row, column)
+
+    def elements(self, array: np.ndarray) -> np.ndarray:
+        """Return them from a block's array."""
+        return array.reshape(-1).take(self._positions)[:, None]
+
+    def rows(self, columns: Any) -> Any:
+        """Return what is known of them from columns [rows, 1]."""
+        return jax.tree.map(lambda x: x.take(self._row, axis=0), columns)
+
+    def only(self, results: Any) -> np.ndarray:
+        """Return the results, without those that filled up, flat."""
+        return np.asarray(results).reshape(-1)[: self._count]
+
+
+def nonfinite(array: np.ndarray, part: int = 2**17) -> bool:
+    """Return whether any element on the host is NaN or infinite, from its bits."""
+    unsigned = np.dtype(f"u{array.dtype.itemsize}").type
+    infinity = np.array(np.inf, array.dtype).view(unsigned)
+    magnitude = unsigned(np.iinfo(unsigned).max >> 1)
+    bits = array.reshape(-1).view(unsigned)
+    # In parts that stay in the cache.
+    return any(
+        (bits[at : at + part] & magnitude).max() >= infinity
+        for at in range(0, len(bits), part)
+    )

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -157,13 +157,3 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
 def as_bytes(manifest: Mapping[str, Any]) -> bytes:
     """Return a manifest's file."""
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def table(lines: Iterable[Sequence[object]]) -> str:
-    """Return lines of aligned columns."""
-    rows = [[str(cell) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

@@ -1,23 +1,31 @@
-"""Leaves cut into blocks under a memory budget, and dealt out to processes.
+"""Leaves cut into blocks, and the blocks dealt out to processes.
 
-Every leaf is a row-major run of elements; a piece is a range of one, a block one or
-more pieces that are read, merged and written together. Where the cuts are changes no
-bit of the result, so a plan follows from the sizes alone: the same for any number of
-processes, which share its blocks out.
+Every leaf is a row-major run of elements; a piece is a range of one, and a block one or
+more pieces that are merged together. A block is an array for each model, in one of two
+forms: *rows*, [rows, columns], in which each piece begins a row of its own and what is
+left of its last row is padding; or *own*, a whole leaf in its own shape and sharding.
+
+Where the cuts are changes no bit of the result. Streamed models are cut under a memory
+budget (`partition`), from the sizes alone: the same for any number of processes, which
+share the blocks out. Models in memory are not cut (`resident_blocks`): small leaves on
+one device are packed into rows, so that thirty of them cost one program and one call,
+and every other leaf is a block of its own.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from merging.methods import Layout, Method
+from merging.methods import Layout, Method, Sums, Threshold
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
+from merging.runtime.numerics import Index
 
-# Elements in a row of a block. Small leaves share a block, each from a row of its own.
+# Elements in a row of a streamed block. Small leaves share a block.
 ROW = 1024
 # Larger blocks gain nothing; smaller ones cost calls.
 LARGEST, SMALLEST = 2**22, 2**18
@@ -27,22 +35,27 @@ FINENESS = 128
 WORKERS = 3
 # Bytes per element of what a merge or a count computes in between.
 SCRATCH = 16
+# In memory: of a row, and of the leaves and blocks that are packed; that costs a copy
+# in working precision.
+PACKED_ROW, PACKED_LEAF, PACKED_BLOCK = 128, 2**20, 2**24
+# A leaf that holds a layer after the other is named after `layers`, without a number.
+_STACKED = re.compile(r"(?:^|[./])(?:layers|blocks)[./](?!\d)")
 
 
 class Piece(NamedTuple):
-    """Elements [start, stop) of a leaf, by its place among the plan's leaves."""
+    """Elements [start, stop) of a leaf, by its place among all leaves."""
 
     leaf: int
     start: int
     stop: int
 
 
-class Group(NamedTuple):
-    """Leaves that are treated alike, in the order of their paths.
+class Kind(NamedTuple):
+    """Leaves of one method and the same dtypes, in the order of their paths.
 
     Attributes:
       method: that merges them; None leaves them as they are in the first model.
-      leaves: their places among the plan's leaves.
+      leaves: their places among the partition's leaves.
       read: the dtypes as stored, one for each model that is read, in order.
       dtype: of the result.
     """
@@ -69,19 +82,23 @@ class Group(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Pieces of one group, one below the other in an array [rows, columns].
+    """Pieces that are merged together.
 
     Attributes:
-      group: its place among the plan's groups.
-      pieces: each begins a row.
-      columns: of a row; `ROW`, or a leaf's last dimension if rows must stay whole.
-      whole: whether a leaf's statistics can be found in this block alone.
+      kind: its place among the partition's kinds.
+      pieces: each begins a row; of a block in its own shape, the one leaf.
+      columns: of a row; a leaf's last dimension if its rows must stay whole.
+      whole: whether its leaf's reductions can be found in this block alone.
+      matrix: (rows, columns) of the matrices it holds whole, if the method wants them.
+      shape: of a block in a leaf's own shape; None if it is rows.
     """
 
-    group: int
+    kind: int
     pieces: tuple[Piece, ...]
     columns: int
-    whole: bool
+    whole: bool = False
+    matrix: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
 
     @property
     def counts(self) -> list[int]:
@@ -98,49 +115,116 @@ class Block(NamedTuple):
         """Elements in all pieces."""
         return sum(p.stop - p.start for p in self.pieces)
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """How far apart neighbours along each axis are in their leaf.
 
-class Plan(NamedTuple):
+        In rows, columns are neighbours, and where each row begins is its offset.
+        """
+        own = self.shape
+        return (0, 1) if own is None else numerics.row_major_strides(own)
+
+    def parts(self, array: np.ndarray) -> list[tuple[Piece, np.ndarray]]:
+        """Return each piece with its elements of the block's array, flat."""
+        flat, found, start = array.reshape(-1), [], 0
+        for piece, rows in zip(self.pieces, self.counts, strict=True):
+            found.append((piece, flat[start : start + piece.stop - piece.start]))
+            start += rows * self.columns
+        return found
+
+
+class RowMetadata:
+    """What a block's elements need to know of their leaf: their index, and its states.
+
+    Args:
+      block: the block.
+      layout: of the leaves that one method merges.
+      leaves: their places among all leaves.
+      rows: of the block's arrays, which may be more than its pieces fill.
+    """
+
+    def __init__(
+        self, block: Block, layout: Layout, leaves: Sequence[int], rows: int = 0
+    ):
+        place = {leaf: i for i, leaf in enumerate(leaves)}
+        self._largest = int(layout.sizes.max(initial=0))
+        self._own = block.shape is not None
+        counts = [1] if self._own else block.counts
+        rows = max(rows, sum(counts))
+        self._leaves, self._starts = np.zeros((2, rows), np.int64)
+        row = 0
+        for piece, count in zip(block.pieces, counts, strict=True):
+            here = slice(row, row + count)
+            self._leaves[here] = place[piece.leaf]
+            self._starts[here] = piece.start + np.arange(count) * block.columns
+            row += count
+        self.offset: Index = self.index(np.arange(rows), 0)
+        if self._own:
+            self.offset = numerics.as_index(0, self._largest)
+
+    def index(self, row: np.ndarray, column: np.ndarray | int) -> Index:
+        """Return the indices in their leaves of single elements, as [elements, 1]."""
+        found = (self._starts[row] + column)[:, None]
+        return numerics.as_index(found, self._largest)
+
+    def spread(self, state: Any) -> Any:
+        """Return a state's entries to broadcast against the block's arrays.
+
+        Columns [rows, 1]; scalars for a block in its leaf's own shape.
+        """
+        if self._own:
+            return jax.tree.map(lambda x: np.asarray(x)[self._leaves[0]], state)
+        return jax.tree.map(lambda x: np.asarray(x)[self._leaves][:, None], state)
+
+
+class Partition(NamedTuple):
     """Which blocks to merge, in order.
 
     Attributes:
       paths: of all leaves, sorted.
       shapes: theirs.
-      groups: leaves treated alike.
-      blocks: of all groups.
+      kinds: leaves treated alike.
+      blocks: of all kinds, in order.
     """
 
     paths: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    groups: tuple[Group, ...]
+    kinds: tuple[Kind, ...]
     blocks: tuple[Block, ...]
 
+    @property
+    def methods(self) -> list[Method]:
+        """The different methods, in their first leaves' order."""
+        used = (kind.method for kind in self.kinds if kind.method is not None)
+        return list(dict.fromkeys(used))
+
     def layout(self, leaves: Sequence[int]) -> Layout:
-        """Return leaves as a method's statistics want them."""
-        group_of = {i: group for group in self.groups for i in group.leaves}
+        """Return leaves as a method's reductions want them."""
+        kind_of = {i: kind for kind in self.kinds for i in kind.leaves}
         return Layout(
             tuple(self.paths[i] for i in leaves),
             tuple(self.shapes[i] for i in leaves),
-            any(group_of[i].working == np.float64 for i in leaves),
+            any(kind_of[i].working == np.float64 for i in leaves),
         )
 
     def bytes_of(self, block: Block) -> int:
         """Return the bytes that are read and written for a block."""
-        return block.elements * self.groups[block.group].bytes_per_element
+        return block.elements * self.kinds[block.kind].bytes_per_element
 
     def read_for(self, block: Block) -> int:
         """Return the bytes that are read for a block, in all passes over it."""
-        group = self.groups[block.group]
-        each = sum(d.itemsize for d in group.read)
+        kind = self.kinds[block.kind]
+        each = sum(d.itemsize for d in kind.read)
         return block.elements * each * self.passes_over(block)
 
     def written_for(self, block: Block) -> int:
         """Return the bytes that are written for a block."""
-        return block.elements * self.groups[block.group].dtype.itemsize
+        return block.elements * self.kinds[block.kind].dtype.itemsize
 
     def passes_over(self, block: Block) -> int:
-        """Return how often a block is read, as a rule (see `survey_passes`)."""
-        method = self.groups[block.group].method
-        return 1 if method is None or block.whole else 1 + survey_passes(method)
+        """Return how often a block is read, as a rule (see `reduction_passes`)."""
+        method = self.kinds[block.kind].method
+        return 1 if method is None or block.whole else 1 + reduction_passes(method)
 
     def share(self, process: int, processes: int) -> list[int]:
         """Return a process's blocks: neighbours, and an equal part of the bytes."""
@@ -150,41 +234,40 @@ class Plan(NamedTuple):
         return [int(i) for i in np.flatnonzero(owner == process)]
 
 
-def statistics_scope(method: Method) -> str:
-    """Return over what a method ranks magnitudes: `model`, `tensor` or `none`.
-
-    A ranking within rows needs no statistics: rows are never cut.
-    """
-    scopes = {getattr(t, "scope", "none") for t in method.transforms}
-    if "global" in scopes:
-        return "model"
-    return "tensor" if method.cut == "tensor" or "tensor" in scopes else "none"
-
-
-def survey_passes(method: Method) -> int:
-    """Return how many passes before the merge find a method's statistics, as a rule.
+def reduction_passes(method: Method) -> int:
+    """Return how many passes before the merge find a method's reductions, as a rule.
 
     A window of magnitudes that misses the threshold costs another. Exact ties cost two
-    more: how many there are, and where the last one that is kept lies.
+    more: how many there are, and where the last one that is kept lies. Votes cost none.
     """
-    ranked = [t for t in method.transforms if getattr(t, "scope", "row") != "row"]
-    return sum(3 if getattr(t, "ties", "") == "exact" else 1 for t in ranked)
+    passes = {Threshold: lambda r: 3 if r.ties == "exact" else 1, Sums: lambda r: 1}
+    return sum(passes[type(r)](r) for r in method.reductions if type(r) in passes)
 
 
-def make_plan(
+def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return (rows, columns) of a leaf's matrices, or None if it is no matrix.
+
+    A leaf of more axes is a batch of matrices; one that is stacked by layers
+    (`layers/mlp/up`, but not `layers.0.mlp.up`) has an axis for them in front.
+    """
+    own = shape[1:] if _STACKED.search(path) else shape
+    return tuple(own[-2:]) if len(own) >= 2 and math.prod(shape) else None
+
+
+def partition(
     abstracts: Sequence[Mapping[str, jax.ShapeDtypeStruct]],
-    treatment: Mapping[str, Method | None],
+    recipe: Mapping[str, Method | None],
     budget: int,
     *,
     dtype: np.dtype | None = None,
     granularity: Callable[[str], int] = lambda path: 1,
-) -> Plan:
-    """Cut the leaves of a merge into blocks.
+) -> Partition:
+    """Cut the leaves of a streamed merge into blocks.
 
     Args:
       abstracts: {path: shape and dtype} of each model, the base first if there is one;
         all of one structure.
-      treatment: the method for each float leaf; None takes it from the first model.
+      recipe: the method for each float leaf; None takes it from the first model.
       budget: bytes of memory for blocks.
       dtype: of the merged leaves; their first model's by default.
       granularity: elements that the writer wants to get together, for each path.
@@ -194,52 +277,101 @@ def make_plan(
     """
     first = abstracts[0]
     paths = tuple(sorted(first))
-    groups: dict[tuple, list[int]] = {}
+    kinds: dict[tuple, list[int]] = {}
     for i, path in enumerate(paths):
         read = tuple(np.dtype(of[path].dtype) for of in abstracts)
         floating = tree.dtype_class(first[path]) == "float"
-        method = treatment[path] if floating else None
+        method = recipe[path] if floating else None
         kept = floating and method is None
         target = np.dtype(dtype) if dtype is not None and floating else read[0]
         key = (method, read[:1] if kept else read, target)
-        groups.setdefault(key, []).append(i)
-    plan = Plan(
+        kinds.setdefault(key, []).append(i)
+    found = Partition(
         paths,
         tuple(tuple(first[path].shape) for path in paths),
-        tuple(Group(m, tuple(of), r, d) for (m, r, d), of in groups.items()),
+        tuple(Kind(m, tuple(of), r, d) for (m, r, d), of in kinds.items()),
         (),
     )
-    total = sum(math.prod(shape) for shape in plan.shapes)
+    total = sum(math.prod(shape) for shape in found.shapes)
     blocks: list[Block] = []
-    for number, group in enumerate(plan.groups):
-        capacity = _capacity(plan, group, budget, total)
-        largest = _largest(group, budget)
-        blocks += _Cutter(plan, number, capacity, largest, granularity).blocks()
-    return plan._replace(blocks=tuple(blocks))
+    for number, kind in enumerate(found.kinds):
+        capacity = _capacity(kind, budget, total)
+        largest = budget // kind.bytes_in_memory(1)
+        blocks += _Cutter(found, number, capacity, largest, granularity).blocks()
+    return found._replace(blocks=tuple(blocks))
 
 
-def workers(plan: Plan, budget: int) -> int:
+def resident_blocks(
+    paths: Sequence[str], leaves: Sequence[Any], method: Method, working: Sequence[Any]
+) -> Partition:
+    """Return the partition of float leaves in memory, all merged by one method.
+
+    Args:
+      paths: of the leaves, sorted.
+      leaves: the arrays whose dtype and layout the merged ones take.
+      method: that merges them.
+      working: the dtype that each is computed in.
+    """
+    kinds: dict[tuple, list[int]] = {}
+    packs: dict[Any, list[int]] = {}
+    packed: list[tuple[int, list[int]]] = []
+    blocks: list[Block] = []
+    places: dict[int, int] = {}
+
+    def kind_of(i: int) -> int:
+        key = (np.dtype(leaves[i].dtype), np.dtype(working[i]))
+        kinds.setdefault(key, []).append(i)
+        return list(kinds).index(key)
+
+    may_pack = method.granularity == "element"
+    for i, leaf in enumerate(leaves):
+        places[i] = kind_of(i)
+        devices = leaf.sharding.device_set
+        if may_pack and len(devices) == 1 and 0 < leaf.size <= PACKED_LEAF:
+            pack = packs.setdefault((next(iter(devices)), places[i]), [])
+            if pack and sum(leaves[j].size for j in pack) + leaf.size > PACKED_BLOCK:
+                packed.append((places[i], pack[:]))
+                pack.clear()
+            pack.append(i)
+            continue
+        wants = method.granularity == "matrix"
+        matrix = matrix_shape(paths[i], leaf.shape) if wants else None
+        piece, last = Piece(i, 0, leaf.size), leaf.shape[-1] if leaf.ndim else 1
+        blocks.append(
+            Block(places[i], (piece,), max(last, 1), True, matrix, tuple(leaf.shape))
+        )
+    packed += [(kind, pack) for (_, kind), pack in packs.items()]
+    for kind, pack in packed:
+        pieces = tuple(Piece(i, 0, leaves[i].size) for i in pack)
+        blocks.append(Block(kind, pieces, PACKED_ROW))
+    return Partition(
+        tuple(paths),
+        tuple(tuple(leaf.shape) for leaf in leaves),
+        tuple(
+            Kind(method, tuple(of), (work,), dtype)
+            for (dtype, work), of in kinds.items()
+        ),
+        tuple(blocks),
+    )
+
+
+def workers(cut: Partition, budget: int) -> int:
     """Return how many blocks can be worked on at a time, one at least."""
     for count in range(WORKERS, 1, -1):
         if all(
-            plan.groups[block.group].bytes_in_memory(count) * block.size <= budget
-            for block in plan.blocks
+            cut.kinds[block.kind].bytes_in_memory(count) * block.size <= budget
+            for block in cut.blocks
         ):
             return count
     return 1
 
 
-def _largest(group: Group, budget: int) -> int:
-    """Return the most elements that may be in one block, worked on by itself."""
-    return budget // group.bytes_in_memory(1)
-
-
-def _capacity(plan: Plan, group: Group, budget: int, total: int) -> int:
-    fits = budget // group.bytes_in_memory(WORKERS)
+def _capacity(kind: Kind, budget: int, total: int) -> int:
+    fits = budget // kind.bytes_in_memory(WORKERS)
     fine = min(LARGEST, max(SMALLEST, total // FINENESS))
     capacity = min(fits, fine) // ROW * ROW
     if capacity < ROW:
-        least = group.bytes_in_memory(WORKERS) * ROW
+        least = kind.bytes_in_memory(WORKERS) * ROW
         raise UserError(
             f"a memory budget of {budget} bytes does not hold one block of each model; "
             f"give at least {least} (memory_budget)."
@@ -248,77 +380,98 @@ def _capacity(plan: Plan, group: Group, budget: int, total: int) -> int:
 
 
 class _Cutter:
-    """Cuts the leaves of one group."""
+    """Cuts the leaves of one kind."""
 
-    def __init__(self, plan: Plan, number: int, capacity: int, largest: int, grain):
-        self._plan, self._number = plan, number
-        self._group = plan.groups[number]
+    def __init__(self, cut: Partition, number: int, capacity: int, largest: int, grain):
+        self._cut, self._number, self._kind = cut, number, cut.kinds[number]
         self._capacity, self._largest, self._grain = capacity, largest, grain
-        method = self._group.method
-        self._scope = "none" if method is None else statistics_scope(method)
-        self._rows_stay_whole = method is not None and method.cut == "row"
+        method = self._kind.method
+        self._granularity = "element" if method is None else method.granularity
+        reductions = () if method is None else method.reductions
+        ranked = any(isinstance(r, Threshold) for r in reductions)
+        summed = any(isinstance(r, Sums) for r in reductions)
+        # Whether all that must be known of a leaf can be found in the leaf alone.
+        self._leafwise = (ranked or summed) and not method.ranks_model
 
     def blocks(self) -> list[Block]:
-        """Return blocks that cover the group's leaves, in their order."""
+        """Return blocks that cover the kind's leaves, in their order."""
         blocks: list[Block] = []
         waiting: list[Piece] = []
         room = self._capacity
-        for leaf in self._group.leaves:
-            size = math.prod(self._plan.shapes[leaf])
+
+        def flush() -> None:
+            if waiting:
+                blocks.append(Block(self._number, tuple(waiting), ROW))
+                waiting.clear()
+
+        for leaf in self._kind.leaves:
+            shape = self._cut.shapes[leaf]
+            size = math.prod(shape)
             if size == 0:
                 continue
-            columns = self._columns(leaf)
-            if self._rows_stay_whole or self._scope == "tensor":
-                blocks += self._alone(leaf, size, columns)
+            matrix = None
+            if self._granularity == "matrix":
+                matrix = matrix_shape(self._cut.paths[leaf], shape)
+            apart = self._granularity in ("row", "tensor") or matrix
+            if apart or self._leafwise:
+                blocks += self._alone(leaf, shape, size, matrix)
                 continue
-            if size > room and waiting:
-                blocks.append(Block(self._number, tuple(waiting), ROW, False))
-                waiting, room = [], self._capacity
+            if size > room:
+                flush()
+                room = self._capacity
             if size <= room:
                 waiting.append(Piece(leaf, 0, size))
                 room -= -(-size // ROW) * ROW
             else:
-                blocks += self._cut(leaf, size, ROW)
-        if waiting:
-            blocks.append(Block(self._number, tuple(waiting), ROW, False))
+                blocks += self._pieces(leaf, size, ROW, ROW, None)
+        flush()
         return blocks
 
-    def _columns(self, leaf: int) -> int:
-        shape = self._plan.shapes[leaf]
-        return (shape[-1] if shape else 1) if self._rows_stay_whole else ROW
+    def _alone(self, leaf: int, shape, size: int, matrix) -> list[Block]:
+        """Return a leaf's own blocks: one, if its reductions can be found in it."""
+        columns = ROW if self._granularity == "element" else (*shape, 1)[len(shape) - 1]
+        if matrix:
+            unit = math.prod(matrix)
+        elif self._granularity == "tensor":
+            unit = size
+        else:
+            unit = columns
+        fits = -(-size // columns) * columns <= self._largest
+        if self._leafwise and fits:
+            piece = Piece(leaf, 0, size)
+            return [Block(self._number, (piece,), columns, True, matrix)]
+        return self._pieces(leaf, size, columns, unit, matrix)
 
-    def _alone(self, leaf: int, size: int, columns: int) -> list[Block]:
-        """Return a leaf's own blocks: one, if its statistics can be found in it."""
-        if self._scope == "tensor" and -(-size // columns) * columns <= self._largest:
-            return [Block(self._number, (Piece(leaf, 0, size),), columns, True)]
-        return self._cut(leaf, size, columns)
-
-    def _cut(self, leaf: int, size: int, columns: int) -> list[Block]:
-        step = self._step(leaf, size, columns)
+    def _pieces(
+        self, leaf: int, size: int, columns: int, unit: int, matrix
+    ) -> list[Block]:
+        step = self._step(leaf, size, unit, matrix)
         return [
             Block(
                 self._number,
                 (Piece(leaf, start, min(start + step, size)),),
                 columns,
                 False,
+                matrix,
             )
             for start in range(0, size, step)
         ]
 
-    def _step(self, leaf: int, size: int, columns: int) -> int:
+    def _step(self, leaf: int, size: int, unit: int, matrix) -> int:
         """Return how many elements of a leaf one block takes, all about as many.
 
         Blocks of one size are one program to compile.
         """
-        path = self._plan.paths[leaf]
-        unit = self._grain(path)
-        if self._rows_stay_whole:
-            unit = math.lcm(unit, columns)
-        elif unit == 1:
-            unit = ROW
+        path = self._cut.paths[leaf]
+        grain = self._grain(path)
+        if self._granularity != "element":
+            unit = math.lcm(grain, unit)
+        elif grain > 1:
+            unit = grain
         unit = min(unit, size)
-        if unit > self._largest:
-            need = unit * self._group.bytes_in_memory(1)
+        # A matrix is not cut, whatever the budget; nor is a leaf that must stay whole.
+        if unit > self._largest and self._granularity in ("element", "row"):
+            need = unit * self._kind.bytes_in_memory(1)
             raise UserError(
                 f"{path}: {unit} elements of it must be in memory together (whole rows "
                 f"or chunks), which takes a memory budget of {need} bytes; raise "

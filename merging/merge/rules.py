@@ -65,7 +65,7 @@ class Rule(NamedTuple):
     then: Method | Spec | None
 
 
-def treatment(
+def recipe(
     leaves: Iterable[str],
     method: Method | Spec | str,
     rules: Sequence[Rule | str] = (),
@@ -213,8 +213,7 @@ def _refuse_split_rankings(rules: Sequence[Rule]) -> None:
     for rule in rules:
         if not isinstance(rule.then, Spec) or not rule.then.by_layer:
             continue
-        transforms = rule.then.method(0.0).transforms
-        if any(getattr(t, "scope", "") == "global" for t in transforms):
+        if rule.then.method(0.0).ranks_model:
             raise UserError(
                 f"{rule.then.name} ranks magnitudes over all leaves of a rule, and "
                 'by_layer would rank each layer by itself: add scope="tensor", or give '

@@ -129,7 +129,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
     if dry_run:
         prepared = prepare(config)
         if processes.is_first():
-            print(job.summary(prepared, prepared.plan()))
+            print(job.summary(prepared, prepared.partition()))
         return
     path = merge_checkpoints(**_arguments(config.to_dict()))
     if processes.is_first():
@@ -205,7 +205,7 @@ def _prepare(
     require_free_output(output, [*filter(None, [base]), *named.values()])
     _warn_of_twins(named)
     inputs = open_inputs(base, named)
-    treatment = _treatment(inputs, method, leaf_rules)
+    recipe = _recipe(inputs, method, leaf_rules)
     target = format or inputs.sources[0].format
     settings = {
         "base": base,
@@ -220,7 +220,7 @@ def _prepare(
     }
     prepared = job.Job(
         inputs=inputs,
-        treatment=treatment,
+        recipe=recipe,
         output=output,
         format=target,
         seed=seed,
@@ -232,13 +232,13 @@ def _prepare(
     return prepared, card.companions(inputs, companions, target, dtype, settings)
 
 
-def _treatment(
+def _recipe(
     inputs: Inputs, method: Method | str, leaf_rules: Sequence[str]
 ) -> dict[str, Method | None]:
     """Return the method of each float leaf, its numbers in the experts' order."""
     leaves = inputs.abstracts[0]
     floats = {p: a for p, a in leaves.items() if tree.dtype_class(a) == "float"}
-    chosen = rules.treatment(floats, method, leaf_rules)
+    chosen = rules.recipe(floats, method, leaf_rules)
     if inputs.base is None and any(m is None or m.needs_base for m in chosen.values()):
         names = sorted({m.name if m else "base" for m in chosen.values()})
         raise UserError(f"{', '.join(names)}: this needs the base; name it (base).")

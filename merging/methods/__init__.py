@@ -1,54 +1,72 @@
 """Merge methods: pure mathematics on blocks of weights.
 
-`get`, `names` and `catalogue` are the registry; each preset is also a function.
+`get`, `names`, `catalogue` and `register` are the registry; each preset is a function,
+too. A method is composed of task-vector transforms (`trim`, `drop`, `rescale`) and a
+combiner (`elect_sign`, `combiners.mean`, `combiners.sum`, or `combiner` of your own).
 """
 
-from merging.methods.combiners import elect_sign
+from merging.methods import combiners, reductions
+from merging.methods.combiners import combiner, elect_sign
 from merging.methods.method import (
+    GRANULARITIES,
     Method,
     compose,
     count_kept,
-    count_votes,
     magnitude_keys,
     merge_block,
     task_vectors,
     transform_block,
 )
 from merging.methods.presets import (
-    Entry,
     average,
-    catalogue,
     dare,
     dare_ties,
-    get,
-    names,
+    iso_c,
+    model_stock,
     rht,
     task_arithmetic,
     ties,
 )
-from merging.methods.statistics import Ballot, Kept, Layout
+from merging.methods.reductions import CountQuery, Layout, Sums, Threshold, Votes
+from merging.methods.registry import (
+    Entry,
+    catalogue,
+    get,
+    load_file,
+    names,
+    register,
+)
 from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
-    "Ballot",
+    "GRANULARITIES",
+    "CountQuery",
     "Entry",
-    "Kept",
     "Layout",
     "Method",
+    "Sums",
+    "Threshold",
     "Transform",
+    "Votes",
     "average",
     "catalogue",
+    "combiner",
+    "combiners",
     "compose",
     "count_kept",
-    "count_votes",
     "dare",
     "dare_ties",
     "drop",
     "elect_sign",
     "get",
+    "iso_c",
+    "load_file",
     "magnitude_keys",
     "merge_block",
+    "model_stock",
     "names",
+    "reductions",
+    "register",
     "rescale",
     "rht",
     "task_arithmetic",

@@ -1,75 +1,128 @@
 """Combiners: K transformed task vectors (or models) become one.
 
-Like a transform, a combiner is a frozen dataclass of static words with two
-functions: `inquire` finds on the host what it must know of the whole model, and
-`combine` is pure and elementwise. Experts are added one by one in a fixed order, as
-a reduction over a stacked axis might be reordered by the compiler.
+Like a transform, a combiner is a frozen dataclass of static words: it says how finely
+leaves may be cut and which reduction it needs, makes its state of what was found, and
+`combine` is pure. Experts are added one by one in a fixed order, as a reduction over a
+stacked axis might be reordered by the compiler.
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from merging.methods import statistics
+from merging.methods.reductions import Layout, Sums, Terms, Votes
 from merging.runtime import numerics
 from merging.runtime.errors import UserError, nearest
 
+Weights = Sequence[Array] | None
+
 
 class Combiner(Protocol):
-    """What `Method` needs of a combiner."""
+    """What `Method` needs of a combiner.
+
+    Attributes:
+      granularity: how finely a leaf may be cut into blocks; see `method.GRANULARITIES`.
+    """
+
+    granularity: str
 
     def check(self, weights: Sequence[float]) -> None:
         """Raise a UserError if these weights cannot be combined with."""
 
-    def inquire(self) -> Generator[Any, Any, Any]:
-        """Find what is needed of the whole model."""
+    def reduction(self) -> Votes | Sums | None:
+        """Return what must be found of all transformed task vectors before."""
 
-    def combine(
-        self, values: Sequence[Array], weights: Sequence[Array] | None, state: Any
-    ) -> Array:
+    def state(self, layout: Layout, found: Any) -> Any:
+        """Return the state, arrays with an entry for each leaf, of what was found."""
+
+    def combine(self, values: Sequence[Array], weights: Weights, state: Any) -> Array:
         """Combine K blocks of one shape."""
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True)
-class Sum:
-    """Σ wᵢΔᵢ (Ilharco et al. 2023)."""
+@dataclass(frozen=True, repr=False)
+class Combined:
+    """A combiner that is given as functions; see `combiner`."""
+
+    function: Callable[[Sequence[Array], Weights, Any], Array]
+    granularity: str = "element"
+    terms: Terms | None = None
+    finish: Callable[[np.ndarray], Any] | None = None
+    refuse: Callable[[Sequence[float]], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"combiner({self.function.__module__}.{self.function.__qualname__})"
 
     def check(self, weights):
-        """Accept any, negative ones too (that is forgetting)."""
+        """Refuse what the method's author refuses."""
+        if self.refuse is not None:
+            self.refuse(weights)
 
-    def inquire(self):
-        """Need nothing."""
-        yield from ()
+    def reduction(self):
+        """Ask for the terms' sums, if there are terms."""
+        return None if self.terms is None else Sums(self.terms, repr(self))
 
-    def combine(self, values, weights, state):
-        """Add, in order."""
-        return _add(_weighted(values, weights))
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Mean:
-    """Σ wᵢθᵢ / Σ wᵢ; the weights' sum must not be zero."""
-
-    def check(self, weights):
-        """Refuse weights that sum to zero."""
-        if math.fsum(weights) == 0:
-            raise UserError(f"the weights of a mean must not sum to 0: {weights!r}.")
-
-    def inquire(self):
-        """Need nothing."""
-        yield from ()
+    def state(self, layout, found):
+        """Return what the author makes of the sums."""
+        return () if self.terms is None else self.finish(found)
 
     def combine(self, values, weights, state):
-        """Add, in order, then divide once."""
-        divisor = len(values) if weights is None else _add(weights)
-        return numerics.divided(_add(_weighted(values, weights)), divisor)
+        """Call the author's function."""
+        return self.function(values, weights, state)
+
+
+def combiner(
+    function: Callable[[Sequence[Array], Weights, Any], Array],
+    granularity: str = "element",
+    terms: Terms | None = None,
+    state: Callable[[np.ndarray], Any] | None = None,
+    refuse: Callable[[Sequence[float]], None] | None = None,
+) -> Combined:
+    """Return a combiner made of pure functions: all that a new method has to bring.
+
+    The functions must be a module's own (no lambdas made anew on each call), as a
+    program is compiled for each of them.
+
+    Args:
+      function: ``(values, weights, state) -> merged``. `values` are K blocks of
+        transformed task vectors (models, where the method has no scale), float32;
+        `weights` K numbers or None for all 1. With granularity ``element`` the blocks
+        are arbitrary pieces, and the function must be elementwise; with ``row`` their
+        last axis is a whole row of a leaf; with ``matrix`` they are [m, rows, columns],
+        whole matrices, or of at most two axes for what is no matrix.
+      granularity: ``element``, ``row``, ``matrix`` or ``tensor``.
+      terms: ``(values, weights) -> terms``, elementwise, if sums over each leaf are
+        needed, e.g. `reductions.gram_terms`; rows then stay whole.
+      state: makes, of float64 sums [leaves, T], arrays with an entry for each leaf; the
+        function is given them broadcast against the blocks.
+      refuse: raises a UserError for weights that cannot be used.
+    """
+    if terms is not None and granularity == "element":
+        granularity = "row"
+    return Combined(function, granularity, terms, state, refuse)
+
+
+def refuse_sum_of_zero(weights: Sequence[float]) -> None:
+    """Raise a UserError for weights that a mean cannot divide by."""
+    if math.fsum(weights) == 0:
+        raise UserError(f"the weights of a mean must not sum to 0: {weights!r}.")
+
+
+def _sum(values: Sequence[Array], weights: Weights, state: Any) -> Array:
+    """Add, in order."""
+    return add(weighted(values, weights))
+
+
+def _mean(values: Sequence[Array], weights: Weights, state: Any) -> Array:
+    """Add, in order, then divide once."""
+    divisor = len(values) if weights is None else add(weights)
+    return numerics.divided(_sum(values, weights, state), divisor)
 
 
 @jax.tree_util.register_static
@@ -82,6 +135,7 @@ class ElectSign:
     weighted: bool
     reduce: str
     divisor: str
+    granularity = "element"
 
     def check(self, weights):
         """Refuse negative weights: agreeing experts' could sum to zero."""
@@ -90,17 +144,20 @@ class ElectSign:
                 f"the weights of a disjoint mean must not be negative: {weights!r}."
             )
 
-    def inquire(self):
-        """Find whether an element with no sign of its own is taken as positive."""
-        if self.zero == "positive":
-            return True
-        return (yield from statistics.majority_sign())
+    def reduction(self):
+        """Ask for the model's majority, if an element without a sign takes it."""
+        return Votes(self.votes) if self.zero == "majority" else None
+
+    def state(self, layout, found):
+        """Return, for each leaf, whether an element with no sign of its own is +."""
+        positive = True if found is None else found
+        return np.full(len(layout.paths), positive)
 
     def votes(self, values, weights):
         """Return each element's sum of votes; its sign is the elected one."""
         if self.by == "count":
             values = [jnp.sign(value) for value in values]
-        return _add(_weighted(values, weights) if self.weighted else values)
+        return add(weighted(values, weights) if self.weighted else values)
 
     def combine(self, values, weights, state):
         """Merge, at each element, the experts whose sign is the elected one."""
@@ -108,29 +165,29 @@ class ElectSign:
         positive = (votes > 0) | ((votes == 0) & jnp.asarray(state))
         # Strict comparisons: a zero agrees with no sign.
         agree = [jnp.where(positive, v > 0, v < 0) for v in values]
-        merged = _add(
+        merged = add(
             [
                 jnp.where(yes, value, 0)
-                for yes, value in zip(agree, _weighted(values, weights), strict=True)
+                for yes, value in zip(agree, weighted(values, weights), strict=True)
             ]
         )
         if self.reduce == "sum":
             return merged
         shares = [yes.astype(merged.dtype) for yes in agree]
         if self.divisor == "count":
-            return merged / jnp.maximum(_add(shares), 1)
-        divisor = _add(_weighted(shares, weights))
+            return merged / jnp.maximum(add(shares), 1)
+        divisor = add(weighted(shares, weights))
         return merged / jnp.where(divisor > 0, divisor, 1)
 
 
-def mean() -> Mean:
-    """Return the weighted mean, Σ wᵢΔᵢ / Σ wᵢ."""
-    return Mean()
+def mean() -> Combined:
+    """Return the weighted mean, Σ wᵢΔᵢ / Σ wᵢ; the weights' sum must not be zero."""
+    return combiner(_mean, refuse=refuse_sum_of_zero)
 
 
-def sum() -> Sum:  # noqa: A001 (the field's word; used as `combiners.sum`)
-    """Return the weighted sum, Σ wᵢΔᵢ."""
-    return Sum()
+def sum() -> Combined:  # noqa: A001 (the field's word; used as `combiners.sum`)
+    """Return the weighted sum, Σ wᵢΔᵢ (Ilharco et al. 2023); any weights will do."""
+    return combiner(_sum)
 
 
 def elect_sign(
@@ -167,13 +224,15 @@ def elect_sign(
     return ElectSign(by, zero, bool(weighted), reduce, divisor)
 
 
-def _weighted(values: Sequence[Array], weights: Sequence[Array] | None) -> list[Array]:
+def weighted(values: Sequence[Array], weights: Weights) -> list[Array]:
+    """Return each block times its weight, rounded."""
     if weights is None:
         return list(values)
     return [numerics.scaled(value, w) for w, value in zip(weights, values, strict=True)]
 
 
-def _add(values: Sequence[Array]) -> Array:
+def add(values: Sequence[Array]) -> Array:
+    """Return the blocks' sum, in their order."""
     first, *rest = values
     for value in rest:
         first = first + value

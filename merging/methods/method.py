@@ -2,8 +2,8 @@
 
 A method is data. Its numbers (scale, density, weights) are pytree leaves, so jit
 traces them and a new λ compiles nothing; its words are static. It is immutable and
-equal by value. The same value serves a merge in memory and a streaming one: both find
-the states (`statistics`), then call `merge_block` on blocks of any size.
+equal by value. The same value serves a merge in memory and a streamed one: both find
+what its reductions ask for, then call `merge_block` on blocks.
 """
 
 import dataclasses
@@ -17,12 +17,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from merging.methods.combiners import Combiner
+from merging.methods.reductions import Reduction, Threshold
 from merging.methods.transforms import Transform, number
 from merging.runtime import numerics
 from merging.runtime.errors import UserError
 from merging.runtime.numerics import Index
 
-_CUTS = ("element", "row", "matrix", "tensor")
+# How finely a leaf may be cut into blocks, the finest first: anywhere; between rows (of
+# its last axis); between 2-D matrices (a stacked leaf is a batch of them); nowhere.
+GRANULARITIES = ("element", "row", "matrix", "tensor")
 
 
 @partial(
@@ -53,12 +56,31 @@ class Method:
         """Whether it merges task vectors."""
         return self.scale is not None
 
+    @property
+    def granularity(self) -> str:
+        """The coarsest of its parts' granularities."""
+        parts = (*self.transforms, self.combiner)
+        return max((part.granularity for part in parts), key=GRANULARITIES.index)
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """What its parts ask for, in order."""
+        asked = (part.reduction() for part in (*self.transforms, self.combiner))
+        return tuple(reduction for reduction in asked if reduction is not None)
+
+    @property
+    def ranks_model(self) -> bool:
+        """Whether magnitudes are ranked over all the leaves that it merges."""
+        return any(
+            isinstance(r, Threshold) and r.scope == "global" for r in self.reductions
+        )
+
     def of(self, expert: int) -> tuple[Transform, ...]:
         """Return the transforms of one expert, whose numbers may be its own."""
         return tuple(
-            dataclasses.replace(t, **{name: getattr(t, name)[expert]})
-            if (name := _per_expert(t))
-            else t
+            dataclasses.replace(
+                t, **{name: values[expert] for name, values in _per_expert(t).items()}
+            )
             for t in self.transforms
         )
 
@@ -68,33 +90,28 @@ class Method:
         Raises:
           UserError: weights, or other numbers per expert, are not as many.
         """
+        given = [] if self.weights is None else [("weights", self.weights)]
+        for transform in self.transforms:
+            given += [(f"values of {n}", v) for n, v in _per_expert(transform).items()]
         wrong = [
             f"{len(values)} {name} for {len(order)} experts"
-            for name, values in self._numbers_per_expert()
+            for name, values in given
             if len(values) != len(order)
         ]
         if wrong:
             raise UserError(f"{', '.join(wrong)}: give one for each, in their order.")
+
+        def permuted(values: Sequence[Any]) -> tuple:
+            return tuple(values[i] for i in order)
+
         transforms = tuple(
-            dataclasses.replace(t, **{name: _permuted(getattr(t, name), order)})
-            if (name := _per_expert(t))
-            else t
+            dataclasses.replace(
+                t, **{name: permuted(values) for name, values in _per_expert(t).items()}
+            )
             for t in self.transforms
         )
-        weights = None if self.weights is None else _permuted(self.weights, order)
+        weights = None if self.weights is None else permuted(self.weights)
         return dataclasses.replace(self, transforms=transforms, weights=weights)
-
-    def _numbers_per_expert(self) -> list[tuple[str, tuple]]:
-        found = [] if self.weights is None else [("weights", self.weights)]
-        for transform in self.transforms:
-            if name := _per_expert(transform):
-                found.append((f"values of {name}", getattr(transform, name)))
-        return found
-
-    @property
-    def cut(self) -> str:
-        """The finest blocks a leaf may be cut into: `element` < `row` < … `tensor`."""
-        return max((t.cut for t in self.transforms), key=_CUTS.index, default="element")
 
 
 def compose(
@@ -146,14 +163,30 @@ def transform_block(
     return value
 
 
+def task_vectors(
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    index: Index,
+) -> list[Array]:
+    """Return each expert's transformed task vector (or model), in float32 (or 64)."""
+    start = base if method.needs_base else None
+    return [
+        transform_block(method.of(i), start, expert, state, index)
+        for i, (expert, state) in enumerate(zip(experts, states, strict=True))
+    ]
+
+
 def merge_block(
     method: Method,
     base: Array | None,
     experts: Sequence[Array],
     states: Sequence[Sequence[Any]],
-    verdict: Any,
+    combined: Any,
     index: Index,
     dtype: jnp.dtype,
+    matrix: tuple[int, int] | None = None,
 ) -> Array:
     """Merge one block: float32 (or float64) arithmetic, one rounding, to `dtype`.
 
@@ -162,28 +195,32 @@ def merge_block(
       base: the block of θ₀; may be None if the method needs no base.
       experts: the same block of each θᵢ, in order.
       states: [expert][transform], for this block's leaf.
-      verdict: what the combiner's `inquire` found.
+      combined: the combiner's state, likewise.
       index: each element's index in its leaf.
       dtype: of the result.
+      matrix: (rows, columns) of the matrices that the block holds whole, for a combiner
+        of that granularity; None otherwise, and for what is no matrix.
     """
-    start = base if method.needs_base else None
-    values = task_vectors(method, start, experts, states, index)
-    merged = method.combiner.combine(values, method.weights, verdict)
-    if start is not None:
-        merged = start.astype(merged.dtype) + numerics.scaled(merged, method.scale)
+    values = task_vectors(method, base, experts, states, index)
+    if matrix is not None:
+        values = [value.reshape(-1, *matrix) for value in values]
+    merged = method.combiner.combine(values, method.weights, combined)
+    merged = merged.reshape(experts[0].shape)
+    if method.needs_base:
+        merged = base.astype(merged.dtype) + numerics.scaled(merged, method.scale)
     return merged.astype(dtype)
 
 
 def count_kept(
     transforms: Sequence[Transform],
-    base: Array,
+    base: Array | None,
     expert: Array,
     states: Sequence[Any],
     index: Index,
     threshold: Array,
     cutoff: Index,
 ) -> Array:
-    """Answer `statistics.Kept` for one block: [trials] or [trials, leading] int32.
+    """Answer a `CountQuery` for one block: [trials] or [trials, leading] int32.
 
     `transforms` are those *before* the trim that asks; `threshold` [trials] are keys.
     """
@@ -201,38 +238,7 @@ def magnitude_keys(transforms, base, expert, states, index, key_dtype) -> Array:
     return numerics.magnitude_keys(delta, key_dtype)
 
 
-def count_votes(
-    method: Method,
-    base: Array,
-    experts: Sequence[Array],
-    states: Sequence[Sequence[Any]],
-    index: Index,
-) -> Array:
-    """Answer `statistics.Ballot` for one block: int32 scalar or [leading]."""
-    values = task_vectors(method, base, experts, states, index)
-    votes = method.combiner.votes(values, method.weights)
-    return numerics.total(jnp.sign(votes).astype(jnp.int32))
-
-
-def task_vectors(
-    method: Method,
-    base: Array | None,
-    experts: Sequence[Array],
-    states: Sequence[Sequence[Any]],
-    index: Index,
-) -> list[Array]:
-    """Return each expert's transformed task vector, in float32 (or float64)."""
-    return [
-        transform_block(method.of(i), base, expert, state, index)
-        for i, (expert, state) in enumerate(zip(experts, states, strict=True))
-    ]
-
-
-def _per_expert(transform: Transform) -> str | None:
-    """Return the name of a transform's number that is one for each expert."""
-    names = (field.name for field in dataclasses.fields(transform))
-    return next((n for n in names if isinstance(getattr(transform, n), tuple)), None)
-
-
-def _permuted(values: Sequence[Any], order: Sequence[int]) -> tuple:
-    return tuple(values[i] for i in order)
+def _per_expert(transform: Transform) -> dict[str, tuple]:
+    """Return the numbers of a transform of which there is one for each expert."""
+    named = {f.name: getattr(transform, f.name) for f in dataclasses.fields(transform)}
+    return {name: value for name, value in named.items() if isinstance(value, tuple)}

@@ -1,41 +1,24 @@
 """The methods by name: short presets over the building blocks (METHODS.md's table)."""
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from merging.methods import combiners
+from merging.methods.combiners import add, weighted
 from merging.methods.method import Method, compose
+from merging.methods.reductions import gram_matrices, gram_terms
+from merging.methods.registry import register
 from merging.methods.transforms import Fraction, drop, rescale, trim
-from merging.runtime.errors import nearest
+from merging.runtime import numerics
 
 Weights = Sequence[float] | None
 
 
-class Entry(NamedTuple):
-    """What `merging methods` prints: name, parameters with defaults, paper."""
-
-    name: str
-    parameters: dict[str, Any]
-    paper: str
-    definition: str
-
-
-_PRESETS: dict[str, tuple[Callable[..., Method], Entry]] = {}
-
-
-def _preset(paper: str, definition: str, name: str = ""):
-    def register(function: Callable[..., Method]) -> Callable[..., Method]:
-        signature = inspect.signature(function)
-        defaults = {key: p.default for key, p in signature.parameters.items()}
-        entry = Entry(name or function.__name__, defaults, paper, definition)
-        _PRESETS[entry.name] = function, entry
-        return function
-
-    return register
-
-
-@_preset("Wortsman et al. 2022, arXiv 2203.05482", "θ = Σ wᵢθᵢ / Σ wᵢ; needs no base")
+@register("Wortsman et al. 2022, arXiv 2203.05482", "θ = Σ wᵢθᵢ / Σ wᵢ; needs no base")
 def average(weights: Weights = None) -> Method:
     """Weighted average of the models themselves.
 
@@ -45,7 +28,7 @@ def average(weights: Weights = None) -> Method:
     return compose("average", combiner=combiners.mean(), scale=None, weights=weights)
 
 
-@_preset("Ilharco et al. 2023, arXiv 2212.04089", "θ = θ₀ + λ Σ wᵢΔᵢ")
+@register("Ilharco et al. 2023, arXiv 2212.04089", "θ = θ₀ + λ Σ wᵢΔᵢ")
 def task_arithmetic(scale: float = 0.4, weights: Weights = None) -> Method:
     """Add the task vectors to the base. The default λ is the papers'; validate it."""
     return compose(
@@ -53,7 +36,7 @@ def task_arithmetic(scale: float = 0.4, weights: Weights = None) -> Method:
     )
 
 
-@_preset(
+@register(
     "Yadav et al. 2023, arXiv 2306.01708",
     "trim Δᵢ to the top density by magnitude, elect a sign, mean of those that agree",
 )
@@ -79,7 +62,7 @@ def ties(
     )
 
 
-@_preset(
+@register(
     "Yu et al. 2024, arXiv 2311.03099",
     "Δ̂ᵢ = m ⊙ Δᵢ / density, m ~ Bernoulli(density); θ = θ₀ + λ Σ wᵢΔ̂ᵢ",
 )
@@ -99,7 +82,7 @@ def dare(
     )
 
 
-@_preset(
+@register(
     "Yu et al. 2024, arXiv 2311.03099, with Yadav et al. 2023",
     "DARE's drop and rescale, then TIES' election and disjoint mean",
 )
@@ -127,7 +110,7 @@ def dare_ties(
     )
 
 
-@_preset(
+@register(
     "Wang et al. 2025, arXiv 2505.21226",
     "exactly the top density of each tensor / density, sign election, disjoint mean",
 )
@@ -148,18 +131,88 @@ def rht(density: Fraction = 0.7, scale: float = 1.0, weights: Weights = None) ->
     )
 
 
+@register(
+    "Jang et al. 2024, arXiv 2403.19522",
+    "θ = θ₀ + λ t (θ̄ − θ₀), t = K cos / (1 + (K − 1) cos) for each leaf",
+)
+def model_stock(scale: float = 1.0) -> Method:
+    """Model Stock: the mean of the experts, drawn towards the base where they disagree.
+
+    cos is the mean of the pairwise cosines of the experts' task vectors on a leaf; the
+    cosines of a vector that is zero there count as 0. A leaf whose t has no value (the
+    denominator is 0) keeps the base, as in mergekit 0.1.5. One expert has t = 1.
+    """
+    combiner = combiners.combiner(_interpolated, terms=gram_terms, state=_stock_ratios)
+    return compose("model_stock", combiner=combiner, scale=scale)
+
+
+def _stock_ratios(sums: np.ndarray) -> np.ndarray:
+    """Return t for each leaf, float64 [leaves], of the Gram matrices' sums."""
+    gram = gram_matrices(sums)
+    norms = np.sqrt(np.einsum("lii->li", gram))
+    lengths = norms[:, :, None] * norms[:, None, :]
+    cosines = np.divide(gram, lengths, out=np.zeros_like(gram), where=lengths > 0)
+    count = gram.shape[1]
+    if count < 2:
+        return np.ones(len(gram))
+    cosine = cosines[:, *np.triu_indices(count, 1)].mean(axis=1)
+    below = 1 + (count - 1) * cosine
+    return np.divide(count * cosine, below, out=np.zeros(len(gram)), where=below != 0)
+
+
+def _interpolated(values: Sequence[Array], weights: object, ratio: Array) -> Array:
+    mean = numerics.divided(add(values), len(values))
+    return numerics.product(
+        mean, jnp.broadcast_to(ratio, mean.shape).astype(mean.dtype)
+    )
+
+
+@register(
+    "Marczak et al. 2025, arXiv 2502.04959",
+    "θ = θ₀ + λ U σ̄ Vᵀ of each matrix of Σ wᵢΔᵢ = U Σ Vᵀ, σ̄ the mean singular value",
+)
+def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
+    """Isotropic merging in the common subspace: all singular values become their mean.
+
+    What is no matrix (norms, biases) is averaged, as its authors have it.
+    """
+    combiner = combiners.combiner(
+        _isotropic, granularity="matrix", refuse=combiners.refuse_sum_of_zero
+    )
+    return compose("iso_c", combiner=combiner, scale=scale, weights=weights)
+
+
+def _isotropic(
+    values: Sequence[Array], weights: Sequence[Array] | None, state: object
+) -> Array:
+    total = add(weighted(values, weights))
+    if total.ndim < 3:
+        divisor = len(values) if weights is None else add(weights)
+        return numerics.divided(total, divisor)
+
+    def flattened(matrix: Array) -> Array:
+        left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
+        pieces = numerics.piece_sums(spectrum)
+        mean = numerics.divided(numerics.piece_sums(pieces)[0], spectrum.size)
+        product = jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+        return numerics.scaled(product, mean)
+
+    # One matrix after the other, so that a batch of any size gives the same bits.
+    return jax.lax.map(flattened, total)
+
+
 # The rules of mergekit 0.1.5, so that who comes from there finds the same numbers
 # first: per tensor, weights inside the election, sums where others have means.
 
 
-@_preset("mergekit 0.1.5, linear", "θ = Σ wᵢθᵢ [/ Σ wᵢ]", name="linear@mergekit")
+@register("mergekit 0.1.5, linear", "θ = Σ wᵢθᵢ [/ Σ wᵢ]", name="linear@mergekit")
 def linear_mergekit(weights: Weights = None, normalize: bool = True) -> Method:
     """Weighted sum of the models, divided by the weights' sum if `normalize`."""
     combiner = combiners.mean() if normalize else combiners.sum()
     return compose("linear@mergekit", combiner=combiner, scale=None, weights=weights)
 
 
-@_preset(
+@register(
     "mergekit 0.1.5, task_arithmetic",
     "θ = θ₀ + λ Σ wᵢΔᵢ [/ Σ wᵢ]",
     name="task_arithmetic@mergekit",
@@ -173,7 +226,7 @@ def task_arithmetic_mergekit(
     return compose(name, combiner=combiner, scale=scale, weights=weights)
 
 
-@_preset(
+@register(
     "mergekit 0.1.5, ties",
     "keep exactly max(1, ⌊density·n⌋) of each tensor, elect by weighted mass, 0 is +",
     name="ties@mergekit",
@@ -198,7 +251,7 @@ def ties_mergekit(
     )
 
 
-@_preset(
+@register(
     "mergekit 0.1.5, dare_linear",
     "θ = θ₀ + λ Σ wᵢ(m ⊙ Δᵢ / density) [/ Σ wᵢ], m ~ Bernoulli(density)",
     name="dare_linear@mergekit",
@@ -224,7 +277,7 @@ def dare_linear_mergekit(
     )
 
 
-@_preset(
+@register(
     "mergekit 0.1.5, dare_ties",
     "DARE's drop and rescale, then mergekit's election; a sum unless normalize",
     name="dare_ties@mergekit",
@@ -249,29 +302,3 @@ def dare_ties_mergekit(
 def _election_of_mergekit(normalize: bool) -> combiners.ElectSign:
     reduce = "mean" if normalize else "sum"
     return combiners.elect_sign(zero="positive", weighted=True, reduce=reduce)
-
-
-def names() -> list[str]:
-    """Return the methods' names, in the order of `merging methods`."""
-    return list(_PRESETS)
-
-
-def get(name: str, **parameters: Any) -> Method:
-    """Return the method of that name.
-
-    Raises:
-      UserError: an unknown name or parameter (with the nearest valid ones), or a
-        value that is out of range.
-    """
-    if name not in _PRESETS:
-        raise nearest("method", name, _PRESETS)
-    function, entry = _PRESETS[name]
-    for parameter in parameters:
-        if parameter not in entry.parameters:
-            raise nearest(f"parameter of {name}", parameter, entry.parameters)
-    return function(**parameters)
-
-
-def catalogue() -> list[Entry]:
-    """Return a record of every method: name, parameters with defaults, paper."""
-    return [entry for _, entry in _PRESETS.values()]

@@ -1,13 +1,12 @@
 """Task-vector transforms: what happens to each expert's Δ before they are combined.
 
 A transform is a frozen dataclass whose numbers are traced and whose words are static
-(see `Method`), with two functions. `inquire` runs on the host and finds the state,
-arrays with one entry for each leaf, asking for counts where it must (`statistics`).
-`apply` is pure and elementwise (or rowwise): it takes one block of Δ and the state
-of the block's leaf, broadcast against the block.
+(see `Method`). It says how finely leaves may be cut (`granularity`) and which reduction
+it needs, if any; from what was found it makes its state, arrays with one entry for each
+leaf; and `apply` is pure: one block of Δ, and the state of the block's leaf, broadcast
+against the block.
 """
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging.methods import statistics
-from merging.methods.statistics import Layout, Sample
+from merging.methods.reductions import Layout, Reduction, Threshold, trim_rank
 from merging.runtime import numerics
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.numerics import Index
@@ -31,16 +29,27 @@ TIES = ("keep_all", "exact")
 
 
 class Transform(Protocol):
-    """What `Method` needs of a transform."""
+    """What `Method` needs of a transform.
 
-    @property
-    def cut(self) -> str:
-        """How a leaf may be cut into blocks: `element`, `row`, `matrix`, `tensor`."""
+    Attributes:
+      granularity: how finely a leaf may be cut into blocks; see `method.GRANULARITIES`.
+    """
 
-    def inquire(
-        self, layout: Layout, expert: str, seed: int, sample: Sample | None = None
-    ) -> Generator[Any, Any, Any]:
-        """Find the state for one expert: a NamedTuple of arrays [leaves], or ()."""
+    granularity: str
+
+    def reduction(self) -> Reduction | None:
+        """Return what must be found of each expert's Δ before."""
+
+    def state(self, layout: Layout, expert: str, seed: int, found: Any) -> Any:
+        """Return the state: a NamedTuple of arrays [leaves], or ().
+
+        Args:
+          layout: the leaves.
+          expert: its name.
+          seed: of random masks.
+          found: by the reduction, or None: (threshold keys, cutoff indices), both
+            int64 [leaves], of a `Threshold`; float64 [leaves, T] of `Sums`.
+        """
 
     def apply(self, delta: Array, state: Any, index: Index) -> Array:
         """Transform one block of Δ, given each element's index in its leaf."""
@@ -81,24 +90,28 @@ class Trim:
     at_least: int = 0
 
     @property
-    def cut(self) -> str:
+    def granularity(self) -> str:
         """Rows must be whole for a ranking within them, else any cut will do."""
         return "row" if self.scope == "row" else "element"
 
-    def inquire(self, layout, expert, seed, sample=None):
-        """Find the threshold (and cutoff) of each leaf, or the rank in its rows."""
+    def reduction(self):
+        """Ask for the threshold, unless every block can find it in its rows."""
         if self.scope == "row":
+            return None
+        return Threshold(self._rank, self.scope, self.ties)
+
+    def state(self, layout, expert, seed, found):
+        """Return the threshold (and cutoff) of each leaf, or the rank in its rows."""
+        if found is None:
             ranks = [self._rank(s[-1] if s else 1) for s in layout.shapes]
             return RowRank(np.array(ranks, np.int32))
-        threshold, cutoff = yield from statistics.magnitude_cut(
-            layout, self._rank, self.scope, self.ties, sample
-        )
-        words = np.uint64 if layout.wide else np.uint32
+        threshold, cutoff = found
         largest = int(layout.sizes.max(initial=0))
-        return Cutoff(threshold.astype(words), numerics.as_index(cutoff, largest))
+        keys = threshold.astype(layout.key_dtype)
+        return Cutoff(keys, numerics.as_index(cutoff, largest))
 
     def _rank(self, elements: int) -> int:
-        rank = statistics.trim_rank(self.density, elements, self.ties)
+        rank = trim_rank(self.density, elements, self.ties)
         return max(rank, min(self.at_least, elements))
 
     def apply(self, delta, state, index):
@@ -123,11 +136,13 @@ class Drop:
 
     density: Fraction
     rescale: bool
-    cut = "element"
+    granularity = "element"
 
-    def inquire(self, layout, expert, seed, sample=None):
-        """Derive each leaf's mask key from (seed, expert, path); asks nothing."""
-        yield from ()
+    def reduction(self):
+        """Need nothing."""
+
+    def state(self, layout, expert, seed, found):
+        """Derive each leaf's mask key from (seed, expert, path)."""
         keys = [numerics.mask_key(seed, expert, path) for path in layout.paths]
         words = np.array(keys, np.uint32).reshape(-1, 2)
         bound = np.full(len(keys), numerics.mask_bound(self.density), np.uint32)
@@ -146,11 +161,13 @@ class Rescale:
     """Divide by a number; see `rescale`."""
 
     divisor: Fraction
-    cut = "element"
+    granularity = "element"
 
-    def inquire(self, layout, expert, seed, sample=None):
+    def reduction(self):
         """Need nothing."""
-        yield from ()
+
+    def state(self, layout, expert, seed, found):
+        """Keep nothing."""
         return ()
 
     def apply(self, delta, state, index):

@@ -21,6 +21,8 @@ from jax import Array, lax
 
 # A count of at most this many elements fits an int32 on the device.
 COUNT_LIMIT = 2**31 - 1
+# Neighbours in a row whose float terms are summed on the device; a power of two.
+PIECE = 1024
 _WORD = 0xFFFFFFFF
 
 
@@ -121,7 +123,8 @@ def divided(values: Array, divisor: Array) -> Array:
 
 def key_top(key_dtype: jnp.dtype) -> int:
     """Return an integer above every finite or infinite magnitude's key."""
-    return (0x7F80_0000 if key_dtype == jnp.uint32 else 0x7FF0_0000_0000_0000) + 1
+    narrow = np.dtype(key_dtype) == np.uint32
+    return (0x7F80_0000 if narrow else 0x7FF0_0000_0000_0000) + 1
 
 
 def magnitude_keys(values: Array, key_dtype: jnp.dtype) -> Array:
@@ -201,6 +204,35 @@ def total(values: Array) -> Array:
     if values.ndim < 2 or values.size // values.shape[0] > COUNT_LIMIT:
         raise ValueError(f"a block of shape {values.shape} cannot be counted in int32")
     return jnp.sum(values, axis=range(1, values.ndim), dtype=jnp.int32)
+
+
+def product(one: Array, other: Array) -> Array:
+    """Return the elementwise product, rounded before anything else uses it.
+
+    As in `scaled`: an integer addition keeps a compiler from fusing it with a sum. The
+    number added is 0 for finite factors, which the compiler cannot know; others are
+    refused before anything is published.
+    """
+    bits = jnp.uint64 if one.dtype == jnp.float64 else jnp.uint32
+    zero = ((one != one) | (other != other)).astype(bits)
+    found = lax.bitcast_convert_type(one * other, bits)
+    return lax.bitcast_convert_type(found + zero, one.dtype)
+
+
+def piece_sums(values: Array) -> Array:
+    """Return sums of `PIECE` neighbours along the last axis: [..., pieces].
+
+    Halves are added to halves until one is left, so the order of the additions is the
+    same whatever the block, the device or the compiler.
+    """
+    values = jnp.atleast_1d(values)
+    pieces = -(-values.shape[-1] // PIECE)
+    short = pieces * PIECE - values.shape[-1]
+    pad = [(0, 0)] * (values.ndim - 1) + [(0, short)]
+    values = jnp.pad(values, pad).reshape(*values.shape[:-1], pieces, PIECE)
+    while (half := values.shape[-1] // 2) > 0:
+        values = values[..., :half] + values[..., half:]
+    return values[..., 0]
 
 
 def mask_key(seed: int, expert: str, path: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from merging import UserError, checkpoints, methods
 from merging.cli import main
-from merging.merge import in_memory as resident
+from merging.merge import memory
 from merging.merge import streamed as stream
 from merging.runtime import tree
 
@@ -41,7 +41,7 @@ METHODS = {
 def in_memory(family, method):
     base, experts = family
     loaded = {n: load_file(f"{e}/model.safetensors") for n, e in experts.items()}
-    return resident.merge(load_file(f"{base}/model.safetensors"), loaded, method)
+    return memory.merge(load_file(f"{base}/model.safetensors"), loaded, method)
 
 
 def merged(family, method, output, **settings):

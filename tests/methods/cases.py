@@ -19,6 +19,8 @@ CASES = {
     "dare": [{}, {"density": 0.5, "rescale": False, "weights": (1.0, 0.5, 2.0)}],
     "dare_ties": [{}, {"density": 0.6, "trim_density": 0.3, "zero": "positive"}],
     "rht": [{}, {"density": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "model_stock": [{}, {"scale": 0.5}],
+    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "linear@mergekit": [{"weights": (1.0, 0.5, 2.0)}],
     "task_arithmetic@mergekit": [{}, {"weights": (1.0, 0.5, 2.0), "normalize": True}],
     "ties@mergekit": [

@@ -220,3 +220,42 @@ def _weighted_sum(deltas, weights):
 
 def _add(base, merged, scale):
     return {path: base[path] + scale * merged[path] for path in base}
+
+
+def model_stock(base, experts, seed, scale):
+    del seed
+    deltas, merged = _deltas(base, experts), {}
+    for path in base:
+        vectors = [d[path].ravel() for d in deltas]
+        cosines = []
+        for i in range(len(vectors)):
+            for j in range(i):
+                a, b = vectors[i], vectors[j]
+                length = np.sqrt((a @ a) * (b @ b))
+                cosines.append(a @ b / length if length else 0.0)
+        count = len(vectors)
+        if count == 1:
+            ratio = 1.0
+        else:
+            mean = np.mean(cosines)
+            below = 1 + (count - 1) * mean
+            ratio = count * mean / below if below else 0.0
+        merged[path] = ratio * sum(d[path] for d in deltas) / count
+    return _add(base, merged, scale)
+
+
+def iso_c(base, experts, seed, weights, scale):
+    del seed
+    merged = {}
+    for path, total in _weighted_sum(_deltas(base, experts), weights).items():
+        stacked = total.ndim - path.startswith("layers/")
+        if stacked < 2 or not total.size:
+            merged[path] = total / sum(weights)
+            continue
+        matrices = total.reshape(-1, *total.shape[-2:])
+        flat = []
+        for matrix in matrices:
+            u, s, v = np.linalg.svd(matrix, full_matrices=False)
+            flat.append(s.mean() * u @ v)
+        merged[path] = np.array(flat).reshape(total.shape)
+    return _add(base, merged, scale)

@@ -10,9 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from merging import methods
-from merging.merge import in_memory as resident
-from merging.merge import memory_blocks as blocks
-from merging.merge.in_memory import merge
+from merging.merge import memory, merge, partition
 from merging.runtime import numerics, tree
 
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
@@ -25,7 +23,7 @@ scaled = pytest.mark.parametrize("name", SCALED)
 def expected(name, parameters, base, experts, seed=0):
     entry = next(e for e in methods.catalogue() if e.name == name)
     full = {**entry.parameters, **parameters}
-    if full["weights"] is None:
+    if full.get("weights", ()) is None:
         full["weights"] = (1.0,) * len(experts)
     experts64 = {n: cases.as_float64(e) for n, e in experts.items()}
     return getattr(references, name.replace("@", "_"))(
@@ -140,7 +138,7 @@ def test_sharded_and_unsharded_and_unpacked_agree_bit_for_bit(
     }
     method = methods.get(name, **parameters)
     packed = cases.bits(merge(base, experts, method, donate=False))
-    monkeypatch.setattr(blocks, "PACKED_LEAF", 0)
+    monkeypatch.setattr(partition, "PACKED_LEAF", 0)
     assert cases.bits(merge(base, experts, method, donate=False)) == packed
     layouts = list(mesh_layouts())
     for label, place in layouts if parameters == {} else layouts[-1:]:
@@ -154,35 +152,50 @@ def test_sharded_and_unsharded_and_unpacked_agree_bit_for_bit(
             assert leaf.sharding.is_equivalent_to(given, leaf.ndim), path
 
 
+# {granularity: (the leaf's shape, elements and shape of the least block)}.
+CUTS = {
+    "element": ((12, 10), 1, (-1,)),
+    "row": ((12, 10), 10, (-1, 10)),
+    "matrix": ((5, 4, 6), 24, (-1, 6)),
+}
+
+
 @every_case
 def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
-    base, experts = cases.models(shapes={"w": (12, 10)})
     method = methods.get(name, **parameters)
-    job = resident._prepare(base, experts, method, 0)
+    shape, least, block_shape = CUTS[method.granularity]
+    base, experts = cases.models(shapes={"w": shape})
+    job = memory._prepare(base, experts, method, 0)
     whole = np.asarray(merge(base, experts, method, donate=False)["w"])
     models = [
         np.asarray(p["w"]) for p in (base, *(experts[n] for n in sorted(experts)))
     ]
-    states = [[jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states]
-    rows, columns = whole.shape
-    sizes = (5,) if method.cut == "row" else (1, 50)
-    merge_block = jax.jit(methods.merge_block, static_argnums=6)
-    step_of = columns if method.cut == "row" else 1
-    for size in sizes:
+    states = [
+        [jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states.transforms
+    ]
+    combined = jax.tree.map(lambda x: x[0], job.states.combined)
+    matrix = (4, 6) if method.granularity == "matrix" else None
+    strides = (block_shape[-1], 1) if len(block_shape) > 1 else (1,)
+    merge_block = jax.jit(methods.merge_block, static_argnums=(6, 7))
+    for size in (1, 50) if method.granularity == "element" else (1, 3, 5):
         parts = []
-        for start in range(0, whole.size, size * step_of):
-            piece = slice(start, min(start + size * step_of, whole.size))
-            shape = (-1, columns) if method.cut == "row" else (-1,)
-            cut = [m.reshape(-1)[piece].reshape(shape) for m in models]
-            strides = (columns, 1) if method.cut == "row" else (1,)
+        for start in range(0, whole.size, size * least):
+            piece = slice(start, min(start + size * least, whole.size))
+            cut = [m.reshape(-1)[piece].reshape(block_shape) for m in models]
             index = numerics.element_index(
                 cut[0].shape, strides, numerics.as_index(start, whole.size)
             )
-            parts.append(
-                merge_block(
-                    job.method, cut[0], cut[1:], states, job.verdict, index, jnp.float32
-                ).ravel()
+            merged = merge_block(
+                job.method,
+                cut[0],
+                cut[1:],
+                states,
+                combined,
+                index,
+                jnp.float32,
+                matrix,
             )
+            parts.append(merged.ravel())
         np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
 
 

@@ -33,6 +33,10 @@ def test_every_entry_says_where_it_comes_from():
 def test_methods_are_hashable_and_equal_by_value(name):
     one, other = methods.get(name), methods.get(name)
     assert one == other and hash(one) == hash(other)
+    entry = next(e for e in methods.catalogue() if e.name == name)
+    if "weights" not in entry.parameters:
+        assert methods.get(name, scale=2) == methods.get(name, scale=2.0) != one
+        return
     assert methods.get(name, weights=[1, 2]) == methods.get(name, weights=(1.0, 2.0))
     assert methods.get(name, weights=[1, 2]) != one
 
@@ -46,10 +50,12 @@ def test_numbers_are_traced_and_words_are_not():
     assert jax.tree.leaves(methods.ties(0.25, 0.5)) == [0.25, 0.5]
 
 
-def test_the_cut_is_the_coarsest_of_the_transforms():
-    assert methods.dare_ties(trim_density=0.5).cut == "element"
-    assert methods.ties(scope="row").cut == "row"
-    assert methods.task_arithmetic().cut == "element"
+def test_the_granularity_is_the_coarsest_of_the_parts():
+    assert methods.dare_ties(trim_density=0.5).granularity == "element"
+    assert methods.ties(scope="row").granularity == "row"
+    assert methods.task_arithmetic().granularity == "element"
+    assert methods.model_stock().granularity == "row"
+    assert methods.iso_c().granularity == "matrix"
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():
@@ -101,4 +107,4 @@ def test_the_building_blocks_compose_into_new_methods():
         scale=0.5,
     )
     assert [type(t).__name__ for t in method.transforms] == ["Drop", "Trim", "Rescale"]
-    assert method.cut == "row"
+    assert method.granularity == "row"

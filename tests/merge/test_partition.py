@@ -1,4 +1,4 @@
-"""Plans: every element once, under the budget, and the same for any process count."""
+"""Partitions: every element once, under the budget, the same for all processes."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from merging import methods
-from merging.merge.partition import ROW, make_plan, workers
+from merging.merge.partition import ROW, partition, workers
 from merging.runtime.errors import UserError
 
 SHAPES = {
@@ -32,15 +32,15 @@ def abstract(dtype=jnp.bfloat16, **other):
 
 def planned(method, budget=10**8, models=3, of=None, **settings):
     models = [of or abstract()] * models
-    treatment = dict.fromkeys(models[0], method)
-    return make_plan(models, treatment, budget, **settings)
+    recipe = dict.fromkeys(models[0], method)
+    return partition(models, recipe, budget, **settings)
 
 
-def covered(plan):
-    found = {path: [] for path in plan.paths}
-    for block in plan.blocks:
+def covered(cut):
+    found = {path: [] for path in cut.paths}
+    for block in cut.blocks:
         for piece in block.pieces:
-            found[plan.paths[piece.leaf]].append((piece.start, piece.stop))
+            found[cut.paths[piece.leaf]].append((piece.start, piece.stop))
     return {path: sorted(parts) for path, parts in found.items()}
 
 
@@ -64,19 +64,19 @@ def test_every_element_is_in_one_block(method, budget):
 
 
 def test_blocks_stay_under_the_budget():
-    plan = planned(methods.ties(), 10**6)
-    largest = max(block.size for block in plan.blocks)
-    assert plan.groups[0].bytes_per_element == 3 * 2 + 2
+    cut = planned(methods.ties(), 10**6)
+    largest = max(block.size for block in cut.blocks)
+    assert cut.kinds[0].bytes_per_element == 3 * 2 + 2
     # Three are worked on and a fourth is read; each worker needs 18 bytes more.
     assert (4 * 6 + 3 * 18) * largest <= 10**6
-    assert workers(plan, 10**6) == 3
+    assert workers(cut, 10**6) == 3
 
 
 def test_rows_are_never_cut_where_magnitudes_are_ranked_in_them():
-    plan = planned(row_trim(), 10**7)
-    for block in plan.blocks:
+    cut = planned(row_trim(), 10**7)
+    for block in cut.blocks:
         (piece,) = block.pieces
-        shape = plan.shapes[piece.leaf]
+        shape = cut.shapes[piece.leaf]
         last = shape[-1] if shape else 1
         assert block.columns == last
         assert piece.start % last == 0
@@ -88,28 +88,28 @@ def test_a_row_larger_than_the_budget_is_named():
 
 
 def test_a_tensor_that_fits_is_one_block_and_a_larger_one_is_cut():
-    plan = planned(methods.rht(), 10**7)
-    whole = {plan.paths[b.pieces[0].leaf]: b.whole for b in plan.blocks}
+    cut = planned(methods.rht(), 10**7)
+    whole = {cut.paths[b.pieces[0].leaf]: b.whole for b in cut.blocks}
     assert whole["layers/norm"]
     assert not whole["embed"]
-    assert len(covered(plan)["embed"]) > 1
+    assert len(covered(cut)["embed"]) > 1
 
 
 def test_cuts_are_at_the_multiples_that_the_writer_wants():
-    plan = planned(methods.ties(), 10**7, granularity=lambda path: 30_000)
-    starts = {start for parts in covered(plan).values() for start, _ in parts}
+    cut = planned(methods.ties(), 10**7, granularity=lambda path: 30_000)
+    starts = {start for parts in covered(cut).values() for start, _ in parts}
     assert len(starts) > 3
     assert all(start % 30_000 == 0 for start in starts)
 
 
 def test_leaves_of_other_dtypes_or_methods_are_other_groups():
     of = abstract(embed=jnp.float32, bias=jnp.int32)
-    treatment = dict.fromkeys(of, methods.ties()) | {"scalar": None}
-    plan = make_plan([of, of], treatment, 10**8)
+    recipe = dict.fromkeys(of, methods.ties()) | {"scalar": None}
+    cut = partition([of, of], recipe, 10**8)
     found = {
-        plan.paths[leaf]: (group.method, [str(d) for d in group.read])
-        for group in plan.groups
-        for leaf in group.leaves
+        cut.paths[leaf]: (kind.method, [str(d) for d in kind.read])
+        for kind in cut.kinds
+        for leaf in kind.leaves
     }
     assert found["embed"] == (methods.ties(), ["float32", "float32"])
     assert found["wide"] == (methods.ties(), ["bfloat16", "bfloat16"])
@@ -119,12 +119,12 @@ def test_leaves_of_other_dtypes_or_methods_are_other_groups():
 
 def test_processes_share_out_all_blocks_and_equal_bytes():
     shapes = {f"w{i}": jax.ShapeDtypeStruct((1000, 3000), "float32") for i in range(40)}
-    plan = planned(methods.ties(), 10**9, of=shapes)
-    total = sum(plan.bytes_of(block) for block in plan.blocks)
+    cut = planned(methods.ties(), 10**9, of=shapes)
+    total = sum(cut.bytes_of(block) for block in cut.blocks)
     for processes in (1, 2, 4):
-        shares = [plan.share(i, processes) for i in range(processes)]
-        assert sorted(itertools.chain(*shares)) == list(range(len(plan.blocks)))
-        sizes = [sum(plan.bytes_of(plan.blocks[i]) for i in share) for share in shares]
+        shares = [cut.share(i, processes) for i in range(processes)]
+        assert sorted(itertools.chain(*shares)) == list(range(len(cut.blocks)))
+        sizes = [sum(cut.bytes_of(cut.blocks[i]) for i in share) for share in shares]
         assert max(sizes) <= total / processes * 1.02
 
 
@@ -132,7 +132,7 @@ def test_a_budget_too_small_for_a_row_says_what_is_needed():
     with pytest.raises(UserError, match=r"give at least (\d+)") as caught:
         planned(methods.ties(), 1000)
     least = int(str(caught.value).split("at least ")[1].split()[0])
-    plan = planned(methods.ties(), least)
-    assert max(sum(block.counts) for block in plan.blocks) == 1
-    assert {block.columns for block in plan.blocks} == {ROW}
-    assert np.all([block.elements <= ROW for block in plan.blocks])
+    cut = planned(methods.ties(), least)
+    assert max(sum(block.counts) for block in cut.blocks) == 1
+    assert {block.columns for block in cut.blocks} == {ROW}
+    assert np.all([block.elements <= ROW for block in cut.blocks])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from merging.merge.census import Census, Direct
-from merging.methods import Kept
+from merging.merge.histogram import Histogram
+from merging.methods import CountQuery
 
 
 def keys(seed=0, n=200_000, kinds=None):
@@ -21,7 +21,7 @@ def alone(arrays):
 
 def asked(*thresholds, cutoff=None):
     cut = None if cutoff is None else np.array([cutoff], np.int64)
-    return Kept(np.array([thresholds], np.int64), cut)
+    return CountQuery(np.array([thresholds], np.int64), cut)
 
 
 def around(found, share, spread=1000):
@@ -31,48 +31,48 @@ def around(found, share, spread=1000):
 
 @pytest.mark.parametrize("kinds", [None, 50])
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
-def test_questions_inside_the_window_are_answered_without_another_pass(kinds, dtype):
+def test_queries_inside_the_window_are_answered_without_another_pass(kinds, dtype):
     found = keys(kinds=kinds).astype(dtype)
     first = asked(*around(found, 0.8))
-    census = Census(first, 4, np.dtype(dtype))
+    histogram = Histogram(first, 4, np.dtype(dtype))
     for start in range(0, len(found), 70_000):
-        census.add(0, start, found[start : start + 70_000])
-    census.finish()
+        histogram.add(0, start, found[start : start + 70_000])
+    histogram.finish()
     low, _, high = (int(t) for t in first.threshold[0])
-    for question in (first, asked(low + 1, low + 77, high - 3), asked(low, high, high)):
-        assert census.answers(question)
-        expected = [np.count_nonzero(found >= t) for t in question.threshold[0]]
-        assert census.answer(question, alone)[0].tolist() == expected
+    for query in (first, asked(low + 1, low + 77, high - 3), asked(low, high, high)):
+        assert histogram.answers(query)
+        expected = [np.count_nonzero(found >= t) for t in query.threshold[0]]
+        assert histogram.answer(query, alone)[0].tolist() == expected
 
 
-def test_a_question_outside_the_window_needs_another_pass():
+def test_a_query_outside_the_window_needs_another_pass():
     found = keys()
     first = asked(*around(found, 0.8))
-    census = Census(first, 4, np.dtype(np.uint32))
-    census.add(0, 0, found)
-    census.finish()
-    assert not census.answers(asked(*around(found, 0.2)))
-    assert not census.answers(asked(*first.threshold[0], cutoff=(1, 2, 3)))
+    histogram = Histogram(first, 4, np.dtype(np.uint32))
+    histogram.add(0, 0, found)
+    histogram.finish()
+    assert not histogram.answers(asked(*around(found, 0.2)))
+    assert not histogram.answers(asked(*first.threshold[0], cutoff=(1, 2, 3)))
 
 
 def test_trials_too_far_apart_for_a_window_are_counted_themselves():
     found = keys()
     far = asked(1, *around(found, 0.5)[1:2], 2**30)
-    census = Census(far, 4, np.dtype(np.uint32))
-    census.add(0, 0, found)
-    census.finish()
+    histogram = Histogram(far, 4, np.dtype(np.uint32))
+    histogram.add(0, 0, found)
+    histogram.finish()
     expected = [np.count_nonzero(found >= t) for t in far.threshold[0]]
-    assert census.answer(far, alone)[0].tolist() == expected
+    assert histogram.answer(far, alone)[0].tolist() == expected
 
 
 def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
     one, other = keys(1), keys(2, kinds=30)
     trials = np.array([around(one, 0.7), (-1, -1, -1), around(other, 0.4)], np.int64)
-    census = Census(Kept(trials, None), 3, np.dtype(np.uint32))
+    histogram = Histogram(CountQuery(trials, None), 3, np.dtype(np.uint32))
     for leaf, found in ((0, one), (1, one), (2, other)):
-        census.add(leaf, 0, found)
-    census.finish()
-    counts = census.answer(census.question, alone)
+        histogram.add(leaf, 0, found)
+    histogram.finish()
+    counts = histogram.answer(histogram.query, alone)
     for leaf, found in ((0, one), (2, other)):
         expected = [np.count_nonzero(found >= t) for t in trials[leaf]]
         assert counts[leaf].tolist() == expected
@@ -82,15 +82,14 @@ def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
 def test_cutoffs_count_what_lies_on_the_threshold_and_early():
     found = keys(kinds=20)
     threshold = int(np.sort(found)[-5000])
-    question = asked(threshold, threshold, cutoff=(60_000, len(found)))
-    census = Census(question, 1, np.dtype(np.uint32))
+    query = asked(threshold, threshold, cutoff=(60_000, len(found)))
+    histogram = Histogram(query, 1, np.dtype(np.uint32))
     for start in range(0, len(found), 50_000):
-        census.add(0, start, found[start : start + 50_000])
-    census.finish()
+        histogram.add(0, start, found[start : start + 50_000])
+    histogram.finish()
     above, on = np.count_nonzero(found > threshold), found == threshold
     expected = [above + np.count_nonzero(on[:60_000]), above + np.count_nonzero(on)]
-    assert census.answer(question, alone)[0].tolist() == expected
-    assert Direct(found).count(question)[0].tolist() == expected
+    assert histogram.answer(query, alone)[0].tolist() == expected
 
 
 def test_cutoffs_between_the_trials_are_answered_without_another_pass(monkeypatch):
@@ -98,8 +97,8 @@ def test_cutoffs_between_the_trials_are_answered_without_another_pass(monkeypatc
     threshold = int(np.sort(found)[-5000])
     first = asked(*[threshold] * 3, cutoff=(50_000, 60_000, 90_000))
 
-    def census():
-        made = Census(first, 1, np.dtype(np.uint32))
+    def histogram():
+        made = Histogram(first, 1, np.dtype(np.uint32))
         for start in range(0, len(found), 70_000):
             made.add(0, start, found[start : start + 70_000])
         made.finish()
@@ -110,20 +109,20 @@ def test_cutoffs_between_the_trials_are_answered_without_another_pass(monkeypatc
         np.count_nonzero(found > threshold) + np.count_nonzero(found[:cut] == threshold)
         for cut in inside.cutoff[0]
     ]
-    one = census()
+    one = histogram()
     assert one.answers(inside)
     assert one.answer(inside, alone)[0].tolist() == expected
     assert not one.answers(asked(*[threshold] * 3, cutoff=(49_999, 61_234, 89_999)))
     assert not one.answers(asked(*[threshold + 1] * 3, cutoff=(50_000, 61_234, 89_999)))
-    monkeypatch.setattr("merging.merge.census.PLACES", 10)  # too many to keep
-    assert not census().answers(inside)
+    monkeypatch.setattr("merging.merge.histogram.PLACES", 10)  # too many to keep
+    assert not histogram().answers(inside)
 
 
 def test_places_of_other_processes_are_added():
     found = keys(kinds=20)
     threshold = int(np.sort(found)[-5000])
     first = asked(*[threshold] * 3, cutoff=(10, 100_000, 190_000))
-    halves = [Census(first, 1, np.dtype(np.uint32)) for _ in range(2)]
+    halves = [Histogram(first, 1, np.dtype(np.uint32)) for _ in range(2)]
     halves[0].add(0, 0, found[:90_000])
     halves[1].add(0, 90_000, found[90_000:])
     both = [sum(arrays) for arrays in zip(*(h.totals() for h in halves), strict=True)]
@@ -146,12 +145,12 @@ def test_places_of_other_processes_are_added():
 
 
 def test_counts_beyond_32_bits_are_exact():
-    census = Census(asked(500, 500, 501), 1, np.dtype(np.uint32))
-    assert census.window() == (500, 1)
+    histogram = Histogram(asked(500, 500, 501), 1, np.dtype(np.uint32))
+    assert histogram.window() == (500, 1)
     for _ in range(3):  # three blocks of 2**31 elements on the threshold
-        census.add_windowed(2**31, 2**31 + 1)
-    census.finish()
-    assert census.answer(census.question, alone)[0].tolist() == [
+        histogram.add_windowed(2**31, 2**31 + 1)
+    histogram.finish()
+    assert histogram.answer(histogram.query, alone)[0].tolist() == [
         3 * 2**32 + 3,
         3 * 2**32 + 3,
         3 * 2**31 + 3,

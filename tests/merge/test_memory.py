@@ -11,10 +11,7 @@ from jax.sharding import PartitionSpec as P
 from methods import cases
 
 from merging import methods
-from merging.merge import in_memory as resident
-from merging.merge import memory_blocks as blocks
-from merging.merge import memory_kernels as kernels
-from merging.merge.in_memory import merge, merge_scales
+from merging.merge import kernels, memory, merge, merge_scales, partition
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 
@@ -131,7 +128,7 @@ def test_the_bases_buffers_are_reused(name, sharded):
     base = jax.tree.map(lambda x: jax.device_put(x, sharding), base)
     where = {p: x.addressable_shards[0].data.unsafe_buffer_pointer() for p, x in
              base.items()}  # fmt: skip
-    merged = merge(base, experts, methods.get(name))
+    merged = merge(base, experts, methods.get(name), donate=True)
     assert all(x.is_deleted() for x in base.values())
     assert not any(x.is_deleted() for e in experts.values() for x in e.values())
     for path, leaf in merged.items():
@@ -152,7 +149,7 @@ def test_a_base_that_is_also_an_expert_or_tied_or_numpy_can_be_donated():
     owned = np.arange(4.0, dtype=np.float32)
     base = {"a": tied, "b": tied, "c": owned}
     expert = {"a": tied, "b": tied + 1, "c": owned + 1}
-    merged = merge(base, {"e": expert}, methods.task_arithmetic(scale=1.0))
+    merged = merge(base, {"e": expert}, methods.task_arithmetic(scale=1.0), donate=True)
     assert_same_bits(merged, {"a": np.float32([0, 1, 2, 3]), "b": expert["b"],
                               "c": expert["c"]})  # fmt: skip
     assert owned.tolist() == [0, 1, 2, 3]
@@ -177,7 +174,7 @@ LAYOUTS = {
         methods.rht(),
         methods.average(),
     ],
-    ids=lambda m: f"{m.name}-{m.cut}",
+    ids=lambda m: f"{m.name}-{m.granularity}",
 )
 def test_no_leaf_is_gathered(layout, method, monkeypatch):
     shape, spec = LAYOUTS[layout]
@@ -193,9 +190,9 @@ def test_no_leaf_is_gathered(layout, method, monkeypatch):
 
         return run
 
-    for name in ("merge", "merge_over", "keys", "count", "ballot"):
+    for name in ("merge", "merge_over", "keys", "count", "reduced"):
         monkeypatch.setattr(kernels, name, recording(getattr(kernels, name)))
-    merge(base, experts, method)
+    merge(base, experts, method, donate=True)
     assert len(programs) >= (1 if method.name == "average" else 2)
     for program in programs:
         moved = re.findall(
@@ -218,13 +215,13 @@ def test_experts_in_another_layout_are_brought_to_the_bases():
 
 
 def test_small_leaves_share_blocks_up_to_a_size(monkeypatch):
-    monkeypatch.setattr(blocks, "PACKED_LEAF", 600)
-    monkeypatch.setattr(blocks, "PACKED_BLOCK", 650)
+    monkeypatch.setattr(partition, "PACKED_LEAF", 600)
+    monkeypatch.setattr(partition, "PACKED_BLOCK", 650)
     base, experts = cases.models()
-    job = resident._prepare(base, experts, methods.ties(), 0)
-    sizes = sorted(sum(int(job.layout.sizes[i]) for i in b.leaves) for b in job.blocks)
-    assert sum(sizes) == tree.element_count(base) and len(job.blocks) == 3
-    assert [b.rows is None for b in job.blocks].count(True) == 2
+    blocks = memory._prepare(base, experts, methods.ties(), 0).cut.blocks
+    assert sum(b.elements for b in blocks) == tree.element_count(base)
+    assert len(blocks) == 3
+    assert [b.shape is not None for b in blocks].count(True) == 2
     small = merge(base, experts, methods.ties(), donate=False)
     monkeypatch.undo()
     assert_same_bits(small, merge(base, experts, methods.ties(), donate=False))
@@ -252,9 +249,9 @@ def test_nan_and_inf_are_all_named_by_leaf_and_model():
     experts["math"]["layers"]["norm"] = (
         experts["math"]["layers"]["norm"].at[1, 2].set(jnp.nan)
     )
-    for limit in (blocks.PACKED_LEAF, 0):
+    for limit in (partition.PACKED_LEAF, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocks, "PACKED_LEAF", limit)
+            patch.setattr(partition, "PACKED_LEAF", limit)
             with pytest.raises(UserError) as error:
                 merge(base, experts, methods.ties())
         assert str(error.value).splitlines()[1:] == [

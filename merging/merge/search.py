@@ -1,12 +1,22 @@
-"""Whole-model statistics: host-side searches that ask the weights to be counted.
+"""The search for a magnitude threshold that asks the weights only to be counted.
 
-A statistic is a generator. It yields a question, is sent the answer as int64 totals,
-and returns its state when it knows enough. Whoever drives it decides how a question
-is answered: the resident merge counts arrays in memory, a streaming merge makes a
-pass over the blocks, several processes add theirs. Answers are sums over blocks, so
-blocks may come in any order and any size; and as questions depend on answers alone,
-all processes ask the same ones. Driving the experts' generators in lockstep answers
-them all in one pass.
+A trim keeps the k largest of n magnitudes. Sorting them would gather the model; here it
+takes a few *counts*. The bit pattern of |Δ|, read as an unsigned integer, orders as the
+magnitudes do (`numerics.magnitude_keys`), and "how many keys are at least c?" falls as
+c rises. So the threshold is the largest integer c whose count is still at least k, and
+it is found by bracketing: of three trials inside the bracket, the counts say which
+quarter the threshold lies in. Interpolating on the counts makes most searches end after
+a few rounds; a round that did badly is followed by plain quarters, so that 31 rounds
+suffice however tied the data. Counts are int64 sums over blocks: exact, in any order,
+on any number of devices and processes.
+
+Where more elements lie on the threshold than there are places (`exact`), the same
+search runs once more over the element *index*: "how many of the tied come before index
+c?" is again a count.
+
+A search is a generator: it yields queries, is sent their answers, and returns the rule.
+Queries depend on answers alone, so all processes ask the same ones, and the searches of
+all experts go on in lockstep, answered by one pass over the weights (`reduce`).
 """
 
 import math
@@ -15,118 +25,43 @@ from typing import NamedTuple
 
 import numpy as np
 
+from merging.methods import CountQuery, Layout, Threshold
+
 # Gives every stride-th magnitude key of a leaf, on the host: a first guess.
 Sample = Callable[[int, int], np.ndarray]
 
 
-class Layout(NamedTuple):
-    """The float leaves of a model, in the order of their sorted paths.
-
-    Attributes:
-      paths: their paths; "lowest index first" across leaves means this order.
-      shapes: their shapes.
-      wide: whether magnitudes are ranked as float64, since some leaf is.
-    """
-
-    paths: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    wide: bool = False
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Elements in each leaf, int64 [leaves]."""
-        return np.array([math.prod(s) for s in self.shapes], np.int64)
-
-    @property
-    def key_top(self) -> int:
-        """An integer above every finite or infinite magnitude's key."""
-        return (0x7FF0_0000_0000_0000 if self.wide else 0x7F80_0000) + 1
-
-
-class Kept(NamedTuple):
-    """The question "how many elements would `numerics.kept` keep?", for trial rules.
-
-    The answer is int64 of the threshold's shape.
-
-    Attributes:
-      threshold: int64 [leaves, trials]; or [1, trials], the same for every leaf, to
-        be answered with the total over all of them. A negative one needs no counting.
-      cutoff: int64 likewise, or None to count all that is on the threshold.
-    """
-
-    threshold: np.ndarray
-    cutoff: np.ndarray | None
-
-
-class Ballot(NamedTuple):
-    """The question "elements with a positive sum of votes, less those negative?".
-
-    The answer is a Python int, over the whole model.
-    """
-
-
-def kept_count(density: float, elements: int) -> int:
-    """Return k = ⌊density·n⌋, the product rounded to float64 as in TIES' own code."""
-    return int(density * elements)
-
-
-def trim_rank(density: float, elements: int, ties: str) -> int:
-    """Return the rank, from the largest, of the smallest magnitude that is kept.
-
-    TIES' threshold is the (n − k)-th smallest, so the (k + 1)-th largest, and all
-    on it are kept; ``exact`` keeps k. 0 keeps nothing.
-    """
-    k = kept_count(density, elements)
-    return k if ties == "exact" else min(k + 1, elements)
-
-
 def magnitude_cut(
-    layout: Layout,
-    rank: Callable[[int], int],
-    scope: str,
-    ties: str,
-    sample: Sample | None,
-) -> Generator[Kept, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    layout: Layout, wanted: Threshold, sample: Sample | None
+) -> Generator[CountQuery, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Find the rule that keeps the largest magnitudes of each scope, exactly.
-
-    First the threshold's bit pattern is searched for. If ``exact`` then finds more
-    elements on the threshold than places, the element index is searched in the same
-    way for the cutoff that leaves the first of them: "how many of those before index
-    c" is again only a count, so no leaf is sorted, scanned in order, or gathered.
 
     Args:
       layout: the leaves that are ranked.
-      rank: gives, for the elements in a scope, the rank from the largest of the
-        smallest magnitude that is kept; 0 keeps nothing.
-      scope: ``global`` (one ranking over all leaves) or ``tensor`` (one for each).
-      ties: ``keep_all`` or ``exact`` (lowest path, then lowest index, first).
-      sample: a guess that saves questions, or None; the result does not depend on it.
+      wanted: what to keep of them.
+      sample: a guess that saves queries, or None; the result does not depend on it.
 
     Returns:
       (threshold keys, cutoff indices), both int64 [leaves], as `numerics.kept` wants.
     """
     sizes = layout.sizes
-    group = np.zeros(len(sizes), int) if scope == "global" else np.arange(len(sizes))
-    elements = sizes.sum(keepdims=True) if scope == "global" else sizes
-    ranks = np.array([rank(int(n)) for n in elements], np.int64)
+    everywhere = wanted.scope == "global"
+    group = np.zeros(len(sizes), int) if everywhere else np.arange(len(sizes))
+    elements = sizes.sum(keepdims=True) if everywhere else sizes
+    ranks = np.array([wanted.rank(int(n)) for n in elements], np.int64)
     guesses = _guess(ranks, elements, group, sample) if sample else None
 
     def ask(trials: np.ndarray):
-        return (yield Kept(trials, None))
+        return (yield CountQuery(trials, None))
 
     found = yield from _descend(ask, ranks, elements, layout.key_top, guesses)
     threshold, cutoff = found.low[group], sizes.copy()
     threshold[(ranks == 0)[group]] = layout.key_top
     crowded = (found.at_low > ranks) & (ranks > 0)
-    if ties == "exact" and crowded.any():
+    if wanted.ties == "exact" and crowded.any():
         places = np.where(crowded, ranks - found.at_high, elements)
         cutoff = yield from _tie_cutoffs(threshold, sizes, group, places)
     return threshold, cutoff
-
-
-def majority_sign() -> Generator[Ballot, int, bool]:
-    """Find whether most elements' summed votes are positive; an even vote is."""
-    return (yield Ballot()) >= 0
 
 
 class _Bracket(NamedTuple):
@@ -194,7 +129,7 @@ def _tie_cutoffs(threshold, sizes, group, places):
     """Find the cutoffs that keep, in each scope, its first `places` tied elements."""
     here = np.stack([threshold, threshold], axis=1)
     none_or_all = np.stack([np.zeros_like(sizes), sizes], axis=1)
-    counts = yield Kept(here, none_or_all)
+    counts = yield CountQuery(here, none_or_all)
     tied = counts[:, 1] - counts[:, 0]
     # Leaves take their share of the scope's places in order, so at most one leaf of
     # a scope has to be cut inside.
@@ -208,7 +143,7 @@ def _tie_cutoffs(threshold, sizes, group, places):
 
     def ask(cuts: np.ndarray):
         trial = np.where(cuts < 0, -1, threshold[:, None])
-        return (yield Kept(trial, sizes[:, None] - np.maximum(cuts, 0)))
+        return (yield CountQuery(trial, sizes[:, None] - np.maximum(cuts, 0)))
 
     found = yield from _descend(ask, wanted, counts[:, 1], sizes, at_top=counts[:, 0])
     return np.where(cut_inside, sizes - found.low, cutoff)

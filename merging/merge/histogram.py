@@ -1,9 +1,9 @@
-"""Answers to a method's statistics from blocks that pass by once.
+"""The histogram that one pass takes, to answer many count queries.
 
-A question asks how many elements a few trial rules would keep, and the next question
+A query asks how many elements a few trial rules would keep, and the next query
 depends on the answer. A pass over checkpoints is dear, so it counts more than was
 asked: the trials lie close together around the threshold, and a pass takes the whole
-histogram of the magnitudes between them, key by key. The questions that follow fall
+histogram of the magnitudes between them, key by key. The queries that follow fall
 inside it and are answered from memory; one that does not takes another pass. Where
 elements on a threshold are told apart by their index, the places of those between the
 trials are kept in the same way.
@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merging.methods import Kept
+from merging.methods import CountQuery
 
 # Bins of all histograms together, 8 bytes each.
 BINS = 2**23
 # Keys on either side of the trials; 2**23 are an octave.
 MARGIN = 2**14
-# Bins for a leaf in memory: few, as there is one for each leaf and expert.
-DIRECT_BINS = 2**17
+# Bins for leaves in memory: few, as they are found for each leaf and expert.
+RESIDENT_BINS = 2**17
 # Places of elements on a threshold that are kept for one expert, 8 bytes each.
 PLACES = 2**21
 # Elements that NumPy works on at a time, to stay in the cache.
@@ -42,33 +42,33 @@ class _Window(NamedTuple):
         return (trials >= self.low) & (trials <= self.low + len(self.counts))
 
 
-class Census:
-    """What one pass finds out for one expert, to answer one question and more.
+class Histogram:
+    """What one pass finds out for one expert, to answer one query and more.
 
     Args:
-      question: magnitudes at trial thresholds, one row of trials for all leaves
+      query: magnitudes at trial thresholds, one row of trials for all leaves
         together or for each leaf; with cutoffs, the elements on the thresholds.
-      units: rows of this and all other questions of the pass, which share `BINS`.
+      units: rows of this and all other queries of the pass, which share `BINS`.
       key_dtype: of the magnitude keys.
       bins: of all windows together.
     """
 
     def __init__(
-        self, question: Kept, units: int, key_dtype: np.dtype, bins: int = BINS
+        self, query: CountQuery, units: int, key_dtype: np.dtype, bins: int = BINS
     ):
-        self.question = question
-        self._rows = len(question.threshold)
+        self.query = query
+        self._rows = len(query.threshold)
         self._type = np.dtype(key_dtype).type
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
-        self._counts = np.zeros(question.threshold.shape, np.int64)
+        self._counts = np.zeros(query.threshold.shape, np.int64)
         # Of each row, the places of elements on its threshold, between its trials.
         self._places: dict[int, list[np.ndarray]] = {}
         self._held = np.zeros(1, np.int64)
-        for row, trials in enumerate(question.threshold):
+        for row, trials in enumerate(query.threshold):
             if (trials < 0).any():
                 continue
-            if question.cutoff is None:
+            if query.cutoff is None:
                 self._windows[row] = _window(trials, bins // units)
             else:
                 self._places[row] = []
@@ -76,7 +76,7 @@ class Census:
     def add(self, leaf: int, start: int, keys: np.ndarray) -> None:
         """Count a piece: the keys of elements [start, start + len) of a leaf."""
         row = leaf if self._rows > 1 else 0
-        if self.question.cutoff is not None:
+        if self.query.cutoff is not None:
             if row in self._places:
                 for at in range(0, len(keys), CHUNK):
                     self._add_places(row, start + at, keys[at : at + CHUNK])
@@ -84,12 +84,12 @@ class Census:
         window = self._windows.get(row)
         outside = [
             trial
-            for trial, threshold in enumerate(self.question.threshold[row])
+            for trial, threshold in enumerate(self.query.threshold[row])
             if threshold >= 0 and (window is None or not window.holds(threshold))
         ]
         for at in range(0, len(keys), CHUNK):
             chunk = keys[at : at + CHUNK]
-            trials = self.question.threshold[row, outside].astype(self._type)
+            trials = self.query.threshold[row, outside].astype(self._type)
             counts = np.array([np.count_nonzero(chunk >= t) for t in trials], np.int64)
             inside, above = (None, 0) if window is None else self._inside(window, chunk)
             with self._lock:  # several blocks are counted at a time
@@ -103,7 +103,7 @@ class Census:
         if self._rows > 1 or 0 not in self._windows:
             return None
         window = self._windows[0]
-        if not window.holds(self.question.threshold[0]).all():
+        if not window.holds(self.query.threshold[0]).all():
             return None
         return window.low, len(window.counts)
 
@@ -140,60 +140,60 @@ class Census:
             sums = np.append(sums, window.above[0])
             self._windows[row] = window._replace(sums=sums)
 
-    def answers(self, question: Kept) -> bool:
+    def answers(self, query: CountQuery) -> bool:
         """Return whether everything that is asked was counted."""
-        if question is self.question:
+        if query is self.query:
             return True
-        if len(question.threshold) != self._rows:
+        if len(query.threshold) != self._rows:
             return False
-        asked = [r for r, trials in enumerate(question.threshold) if trials[0] >= 0]
-        if question.cutoff is None:
+        asked = [r for r, trials in enumerate(query.threshold) if trials[0] >= 0]
+        if query.cutoff is None:
             return all(
                 row in self._windows
-                and self._windows[row].holds(question.threshold[row]).all()
+                and self._windows[row].holds(query.threshold[row]).all()
                 for row in asked
             )
         return all(
             row in self._places
-            and (question.threshold[row] == self.question.threshold[row, 0]).all()
-            and question.cutoff[row].min() >= self.question.cutoff[row].min()
-            and question.cutoff[row].max() <= self.question.cutoff[row].max()
+            and (query.threshold[row] == self.query.threshold[row, 0]).all()
+            and query.cutoff[row].min() >= self.query.cutoff[row].min()
+            and query.cutoff[row].max() <= self.query.cutoff[row].max()
             for row in asked
         )
 
     def answer(
-        self, question: Kept, total: Callable[[list[np.ndarray]], None]
+        self, query: CountQuery, total: Callable[[list[np.ndarray]], None]
     ) -> np.ndarray:
         """Return the counts: int64 of the thresholds' shape.
 
         Args:
-          question: one that is answered.
+          query: one that is answered.
           total: adds up arrays over the processes, in place.
         """
-        if question is self.question and question.cutoff is not None:
+        if query is self.query and query.cutoff is not None:
             return self._counts.copy()
-        if question.cutoff is not None:
-            return self._from_places(question, total)
-        known = question is self.question
+        if query.cutoff is not None:
+            return self._from_places(query, total)
+        known = query is self.query
         counts = self._counts.copy() if known else np.zeros_like(self._counts)
         for row, window in self._windows.items():
-            trials = question.threshold[row]
+            trials = query.threshold[row]
             held = window.holds(trials)
             counts[row, held] = window.sums[trials[held] - window.low]
         return counts
 
-    def _from_places(self, question: Kept, total) -> np.ndarray:
+    def _from_places(self, query: CountQuery, total) -> np.ndarray:
         """Answer how many are kept before cutoffs that lie between the trials."""
-        counts = np.zeros(question.threshold.shape, np.int64)
-        for row in np.flatnonzero(question.threshold[:, 0] >= 0):
-            counts[row] = np.searchsorted(self._places[row][0], question.cutoff[row])
+        counts = np.zeros(query.threshold.shape, np.int64)
+        for row in np.flatnonzero(query.threshold[:, 0] >= 0):
+            counts[row] = np.searchsorted(self._places[row][0], query.cutoff[row])
         total([counts])
-        first = self.question.cutoff.argmin(axis=1)
+        first = self.query.cutoff.argmin(axis=1)
         return counts + self._counts[np.arange(self._rows), first][:, None]
 
     def _add_places(self, row: int, start: int, keys: np.ndarray) -> None:
-        threshold = self._type(self.question.threshold[row, 0])
-        cutoffs = self.question.cutoff[row]
+        threshold = self._type(self.query.threshold[row, 0])
+        cutoffs = self.query.cutoff[row]
         tied = np.flatnonzero(keys == threshold) + start
         counts = np.count_nonzero(keys > threshold) + np.searchsorted(tied, cutoffs)
         low, high = np.searchsorted(tied, [cutoffs.min(), cutoffs.max()])
@@ -201,7 +201,7 @@ class Census:
             self._counts[row] += counts
             self._held += high - low
             if self._held[0] <= PLACES:
-                self._places[row].append(tied[low:high])
+                self._places[row].append(tied[low:high].copy())  # not a view of all
 
     def _inside(self, window: _Window, keys: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the keys in the window, from its start, and how many lie above."""
@@ -224,27 +224,3 @@ def _window(trials: np.ndarray, most: int) -> _Window:
     low = max(low - margin, middle - most // 2, 1)
     bins = max(min(high + margin, middle + most // 2) - low, 1)
     return _Window(low, np.zeros(bins, np.int64), np.zeros(1, np.int64))
-
-
-class Direct:
-    """Answers for a leaf that is in memory whole.
-
-    Args:
-      keys: of the leaf, flat.
-    """
-
-    def __init__(self, keys: np.ndarray):
-        self._keys = keys
-        self._census: Census | None = None
-
-    def sample(self, leaf: int, stride: int) -> np.ndarray:
-        """Return every stride-th key of the leaf."""
-        return self._keys[::stride]
-
-    def count(self, question: Kept) -> np.ndarray:
-        """Answer the question."""
-        if self._census is None or not self._census.answers(question):
-            self._census = Census(question, 1, self._keys.dtype, DIRECT_BINS)
-            self._census.add(0, 0, self._keys)
-            self._census.finish()
-        return self._census.answer(question, lambda arrays: None)

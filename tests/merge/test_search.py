@@ -3,37 +3,36 @@
 import numpy as np
 import pytest
 
-from merging.methods import Kept, Layout, statistics
+from merging.merge import search
+from merging.methods import CountQuery, Layout, Threshold, Votes, reductions
 
 TOP = Layout((), ()).key_top
 
 
-def drive(inquiry, answer):
-    questions, reply = 0, None
+def drive(searching, answer):
+    queries, reply = 0, None
     while True:
         try:
-            question = inquiry.send(reply)
+            query = searching.send(reply)
         except StopIteration as stop:
-            return stop.value, questions
-        questions += 1
-        reply = answer(question)
+            return stop.value, queries
+        queries += 1
+        reply = answer(query)
 
 
 def counted(leaves):
-    """Answer `Kept` for uint32 key vectors by comparing every element."""
+    """Answer `CountQuery` for uint32 key vectors by comparing every element."""
 
-    def answer(question):
-        assert isinstance(question, Kept)
-        counts = np.zeros(question.threshold.shape, np.int64)
+    def answer(query):
+        assert isinstance(query, CountQuery)
+        counts = np.zeros(query.threshold.shape, np.int64)
         total = len(counts) == 1
-        cutoff = question.cutoff
+        cutoff = query.cutoff
         if cutoff is None:
             cutoff = np.full(counts.shape, 2**62)
         for leaf, keys in enumerate(leaves):
             place, i = np.arange(len(keys)), 0 if total else leaf
-            for j, (t, c) in enumerate(
-                zip(question.threshold[i], cutoff[i], strict=True)
-            ):
+            for j, (t, c) in enumerate(zip(query.threshold[i], cutoff[i], strict=True)):
                 counts[i, j] += ((keys > t) | ((keys == t) & (place < c))).sum()
         return counts
 
@@ -46,15 +45,15 @@ def keep(leaves, density, scope, ties, sample=None):
     )
 
     def rank(elements):
-        return statistics.trim_rank(density, elements, ties)
+        return reductions.trim_rank(density, elements, ties)
 
-    inquiry = statistics.magnitude_cut(layout, rank, scope, ties, sample)
-    (threshold, cutoff), questions = drive(inquiry, counted(leaves))
+    searching = search.magnitude_cut(layout, Threshold(rank, scope, ties), sample)
+    (threshold, cutoff), queries = drive(searching, counted(leaves))
     kept = [
         (x > t) | ((x == t) & (np.arange(len(x)) < c))
         for x, t, c in zip(leaves, threshold, cutoff, strict=True)
     ]
-    return kept, questions
+    return kept, queries
 
 
 def sorted_out(keys, density, ties):
@@ -91,7 +90,7 @@ def test_the_kept_set_is_that_of_a_sort(kind, scope, ties):
     leaves = data(kind, np.random.default_rng(0))
     for density in (1e-9, 0.01, 0.2, 0.5, 0.9, 0.999, 1.0):
         for guess in (None, lambda leaf, stride: leaves[leaf][::stride]):
-            found, questions = keep(leaves, density, scope, ties, guess)
+            found, queries = keep(leaves, density, scope, ties, guess)
             if scope == "global":
                 found = [np.concatenate(found)]
                 wanted = [sorted_out(np.concatenate(leaves), density, ties)]
@@ -99,10 +98,10 @@ def test_the_kept_set_is_that_of_a_sort(kind, scope, ties):
                 wanted = [sorted_out(x, density, ties) for x in leaves]
             for ours, theirs in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(ours, theirs, err_msg=f"{density}")
-            assert questions <= 40
+            assert queries <= 40
 
 
-def test_a_guess_saves_questions_and_changes_nothing():
+def test_a_guess_saves_queries_and_changes_nothing():
     leaves = [keys_of(np.random.default_rng(1).normal(size=100_000))]
     blind, many = keep(leaves, 0.2, "global", "exact")
     guided, few = keep(
@@ -118,7 +117,7 @@ def test_the_count_is_the_authors():
     assert keep([keys], 0.2, "global", "keep_all")[0][0].sum() == 3
     assert keep([keys], 0.2, "global", "exact")[0][0].sum() == 2
     assert keep([keys], 1.0, "global", "keep_all")[0][0].sum() == 10
-    assert statistics.kept_count(0.29, 100) == int(0.29 * 100) == 28
+    assert reductions.kept_count(0.29, 100) == int(0.29 * 100) == 28
 
 
 def test_ties_across_leaves_go_to_the_lowest_path_then_index():
@@ -132,29 +131,29 @@ def test_totals_beyond_int32_are_exact():
     size = 10**10
     layout = Layout(("a", "b"), ((size,), (size,)), wide=True)
 
-    def answer(question):
+    def answer(query):
         counts = []
         for i, copies in enumerate((1, 2)):
-            row = 0 if len(question.threshold) == 1 else i
-            key = np.minimum(question.threshold[row], size)
+            row = 0 if len(query.threshold) == 1 else i
+            key = np.minimum(query.threshold[row], size)
             first = (size - 1 - key) * copies  # the first element with this key
             above = np.clip(first, 0, size)
-            cutoff = size if question.cutoff is None else question.cutoff[row]
+            cutoff = size if query.cutoff is None else query.cutoff[row]
             end = np.minimum(cutoff, first + copies)
             counts.append(above + np.clip(np.minimum(end, size) - above, 0, copies))
         counts = np.array(counts, np.int64)
-        return counts if len(question.threshold) > 1 else counts.sum(0, keepdims=True)
+        return counts if len(query.threshold) > 1 else counts.sum(0, keepdims=True)
 
     def rank(elements):
-        return statistics.trim_rank(0.25 + 1e-10, elements, "exact")
+        return reductions.trim_rank(0.25 + 1e-10, elements, "exact")
 
-    inquiry = statistics.magnitude_cut(layout, rank, "global", "exact", None)
-    (threshold, cutoff), _ = drive(inquiry, answer)
-    kept = answer(Kept(threshold[:, None], cutoff[:, None]))
+    searching = search.magnitude_cut(layout, Threshold(rank, "global", "exact"), None)
+    (threshold, cutoff), _ = drive(searching, answer)
+    kept = answer(CountQuery(threshold[:, None], cutoff[:, None]))
     # Per key one of a and two of b; the two left over are the lowest path's and b's.
     assert kept.ravel().tolist() == [1666666668, 3333333334]
 
 
 def test_an_even_majority_is_positive():
-    assert drive(statistics.majority_sign(), lambda question: 0)[0] is True
-    assert drive(statistics.majority_sign(), lambda question: -(2**40))[0] is False
+    assert Votes(sum).finish(0) is True
+    assert Votes(sum).finish(-(2**40)) is False

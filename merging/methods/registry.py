@@ -1,0 +1,152 @@
+"""The registry of methods: by name, with parameters, defaults and source.
+
+A user's own method joins it with `register`, from Python or in a file that is named on
+the command line, and is then a method like any other: in memory, streamed, in sweeps,
+in manifests, in `merging methods`.
+"""
+
+import hashlib
+import inspect
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merging.methods.method import Method
+from merging.runtime.errors import UserError, nearest
+
+
+class Entry(NamedTuple):
+    """What `merging methods` prints of a method.
+
+    Attributes:
+      name: its name.
+      parameters: their names, with defaults.
+      paper: where it comes from.
+      definition: in a line.
+      build: makes the method of its parameters.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    paper: str
+    definition: str
+    build: Callable[..., Method]
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(
+    paper: str = "", definition: str = "", name: str = ""
+) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Return a decorator that adds a method, by the function that builds it.
+
+    Args:
+      paper: where it comes from.
+      definition: what it does, in a line; the function's docstring's first by default.
+      name: the function's own by default.
+
+    Raises:
+      UserError: another function has the name, or a parameter has no default.
+
+    >>> from merging import methods
+    >>> @methods.register("an example", "half the sum of the task vectors")
+    ... def half_sum(scale: float = 0.5):
+    ...     total = methods.combiners.sum()
+    ...     return methods.compose("half_sum", combiner=total, scale=scale)
+    >>> methods.get("half_sum").scale
+    0.5
+    """
+
+    def add(build: Callable[..., Method]) -> Callable[..., Method]:
+        parameters = inspect.signature(build).parameters
+        bare = [key for key, p in parameters.items() if p.default is p.empty]
+        if bare:
+            raise UserError(
+                f"method {build.__name__}: {', '.join(bare)} needs a default."
+            )
+        first = (inspect.getdoc(build) or "").split("\n")[0]
+        entry = Entry(
+            name or build.__name__,
+            {key: p.default for key, p in parameters.items()},
+            paper,
+            definition or first,
+            build,
+        )
+        known = _ENTRIES.get(entry.name)
+        if known is not None and known.build.__module__ != build.__module__:
+            raise UserError(
+                f"there is a method {entry.name!r} already, of "
+                f"{known.build.__module__}; choose another name."
+            )
+        _ENTRIES[entry.name] = entry
+        return build
+
+    return add
+
+
+def load_file(path: str | Path) -> str:
+    """Run a Python file whose functions `register` methods; return its SHA-256.
+
+    The same file is run once in a process.
+
+    Raises:
+      UserError: there is no such file, it fails, or it registers nothing.
+    """
+    path = Path(path)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: there is no file of methods ({error}).") from None
+    digest = hashlib.sha256(source).hexdigest()
+    module = types.ModuleType(f"merging_methods_{path.stem}_{digest[:8]}")
+    if module.__name__ in sys.modules:
+        return digest
+    module.__file__ = str(path)
+    before = set(_ENTRIES)
+    # In place while it runs, as dataclasses look their module up.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+        if not set(_ENTRIES) - before:
+            raise UserError(
+                f"{path} registers no new method; decorate a function that returns one "
+                "with @merging.methods.register()."
+            )
+    except BaseException as error:
+        del sys.modules[module.__name__]
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+        raise
+    return digest
+
+
+def names() -> list[str]:
+    """Return the methods' names, in the order of `merging methods`."""
+    return list(_ENTRIES)
+
+
+def get(name: str, **parameters: Any) -> Method:
+    """Return the method of that name.
+
+    Raises:
+      UserError: an unknown name or parameter (with the nearest valid ones), or a
+        value that is out of range.
+    """
+    if name not in _ENTRIES:
+        raise nearest("method", name, _ENTRIES)
+    entry = _ENTRIES[name]
+    for parameter in parameters:
+        if parameter not in entry.parameters:
+            raise nearest(f"parameter of {name}", parameter, entry.parameters)
+    method = entry.build(**parameters)
+    if not isinstance(method, Method):
+        raise UserError(f"method {name}: it builds a {type(method).__name__}.")
+    return method
+
+
+def catalogue() -> list[Entry]:
+    """Return a record of every method."""
+    return list(_ENTRIES.values())
