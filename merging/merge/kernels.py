@@ -102,7 +102,7 @@ def merge_and_vote(
     )
     index = numerics.element_index(experts[0].shape, strides, offset)
     values = methods.task_vectors(method, base, experts, states, index)
-    sums = method.combiner.reduction().of(values, method.weights)
+    sums = method.combiner.votes(values, method.weights)
     anything = sum(jnp.abs(value) for value in values) > 0
     cancelled = jnp.where(anything, jnp.uint8(CANCELLED), jnp.uint8(0))
     signed = jnp.where(sums > 0, jnp.uint8(POSITIVE), jnp.uint8(NEGATIVE))

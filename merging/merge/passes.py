@@ -147,6 +147,7 @@ class Passes:
             [[expert] for expert in experts],
             group.layout,
             group.leaves,
+            everything=False,
         )
 
     def _models(self, stage: Stage, experts: Sequence[int]) -> list[int]:

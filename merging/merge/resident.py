@@ -32,6 +32,8 @@ class Resident:
       experts: [expert] an array for each block.
       layout: of the leaves.
       leaves: their places among the blocks' pieces.
+      everything: whether these are all the leaves that the method merges, so that their
+        votes are the model's.
     """
 
     together = False
@@ -44,7 +46,9 @@ class Resident:
         experts: Sequence[Sequence[Array]],
         layout: Layout,
         leaves: Sequence[int],
+        everything: bool = True,
     ):
+        self._everything = everything
         self._blocks, self._metadata, self._layout = blocks, metadata, layout
         self._base, self._experts = base, experts
         self._place = {leaf: i for i, leaf in enumerate(leaves)}
@@ -84,8 +88,10 @@ class Resident:
             reduction.combine(totals, found.reshape(len(found), -1), place)
         return reduction.finish(totals, self._layout.wide)
 
-    def votes(self, stage: Stage, reduction: Votes) -> int:
+    def votes(self, stage: Stage, reduction: Votes) -> int | None:
         """Return elements with a positive sum of votes less those negative."""
+        if not self._everything:
+            return None
         everyone = range(len(self._experts))
         parts = [
             self._reduced(stage, reduction, b, everyone)

@@ -146,7 +146,7 @@ class ElectSign:
 
     def reduction(self):
         """Ask for the model's majority, if an element without a sign takes it."""
-        return Votes(self.votes) if self.zero == "majority" else None
+        return Votes(self) if self.zero == "majority" else None
 
     def state(self, layout, found):
         """Return, for each leaf, whether an element with no sign of its own is +."""

@@ -14,7 +14,7 @@ Each has four parts, `init`, `update` on a block, `combine` of partial totals an
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,14 +94,17 @@ class Votes:
     """Whether most elements' summed votes are positive; an even vote is.
 
     Attributes:
-      of: gives each element's sum of votes, whose sign counts.
+      election: a combiner whose `votes` gives each element's sum, whose sign counts.
+        (Itself, not its bound method: those of equal combiners are not equal.)
     """
 
-    of: Callable[[Sequence[Array], Sequence[Array] | None], Array]
+    election: Any
 
     def update(self, values: Sequence[Array], weights: Sequence[Array] | None) -> Array:
         """Return elements with a positive sum of votes less those negative: int32."""
-        return numerics.total(jnp.sign(self.of(values, weights)).astype(jnp.int32))
+        return numerics.total(
+            jnp.sign(self.election.votes(values, weights)).astype(jnp.int32)
+        )
 
     def finish(self, total: int) -> bool:
         """Return whether the majority is positive."""

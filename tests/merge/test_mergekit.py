@@ -28,7 +28,7 @@ def read(tmp_path, text):
 
 
 def treated(merge):
-    return rules.treatment(LEAVES, merge.method, merge.leaf_rules)
+    return rules.recipe(LEAVES, merge.method, merge.leaf_rules)
 
 
 def test_models_with_their_parameters(tmp_path):

@@ -14,7 +14,7 @@ LEAVES = [
 
 
 def test_the_first_rule_that_is_found_decides():
-    found = rules.treatment(
+    found = rules.recipe(
         LEAVES,
         "ties(density=0.3)",
         ["norm => base", r"layers\.[01]\. => average", "layers => task_arithmetic()"],
@@ -27,7 +27,7 @@ def test_the_first_rule_that_is_found_decides():
 
 def test_numbers_go_over_the_depth_in_straight_lines():
     text = "task_arithmetic(scale=by_layer(0, 1, 0.5), weights=(1, by_layer(2, 4)))"
-    found = rules.treatment(LEAVES, text)
+    found = rules.recipe(LEAVES, text)
     scales = [found[f"model.layers.{i}.mlp.weight"].scale for i in range(5)]
     weights = [found[f"model.layers.{i}.mlp.weight"].weights for i in range(5)]
     assert scales == [0, 0.5, 1, 0.75, 0.5]
@@ -75,13 +75,13 @@ def test_values_are_read_and_never_run():
 )
 def test_a_wrong_rule_is_named(rule, words):
     with pytest.raises(UserError, match=words):
-        rules.treatment(LEAVES, "average", [rule])
+        rules.recipe(LEAVES, "average", [rule])
 
 
 def test_a_ranking_of_the_whole_model_does_not_change_by_layer():
     with pytest.raises(UserError, match='scope="tensor"'):
-        rules.treatment(LEAVES, "ties(density=by_layer(0.1, 0.5))")
-    split = rules.treatment(LEAVES, "ties(density=by_layer(0.1, 0.5), scope='tensor')")
+        rules.recipe(LEAVES, "ties(density=by_layer(0.1, 0.5))")
+    split = rules.recipe(LEAVES, "ties(density=by_layer(0.1, 0.5), scope='tensor')")
     assert len(set(split.values())) == 5
 
 

@@ -155,5 +155,5 @@ def test_totals_beyond_int32_are_exact():
 
 
 def test_an_even_majority_is_positive():
-    assert Votes(sum).finish(0) is True
-    assert Votes(sum).finish(-(2**40)) is False
+    assert Votes(None).finish(0) is True
+    assert Votes(None).finish(-(2**40)) is False

@@ -26,11 +26,9 @@ ROWS = methods.compose(
 )
 METHODS = {
     "average": methods.average(weights=(1, 2, 0.5)),
-    "task_arithmetic": methods.task_arithmetic(),
     "ties": methods.ties(),
     "ties of tensors": methods.ties(scope="tensor", density=(0.2, 0.5, 0.1)),
     "ties exact": methods.ties(ties="exact"),
-    "dare": methods.dare(),
     "dare_ties": methods.dare_ties(density=0.4),
     "dare_ties trimmed": methods.dare_ties(density=0.6, trim_density=0.4),
     "rht": methods.rht(density=0.4),
@@ -47,6 +45,17 @@ def in_memory(family, method):
 def merged(family, method, output, **settings):
     base, experts = family
     return stream.merge_checkpoints(base, experts, method, str(output), **settings)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_registered_method_streams_the_bits_of_memory(family, tmp_path, name):
+    base, experts = family
+    method = methods.get(name)
+    path = merged(family, f"{name}()", tmp_path / "out", memory_budget="700kB", seed=3)
+    loaded = {n: load_file(f"{e}/model.safetensors") for n, e in experts.items()}
+    start = load_file(f"{base}/model.safetensors")
+    expected = models.bits(memory.merge(start, loaded, method, seed=3))
+    assert models.bits(load_file(path / "model.safetensors")) == expected
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -120,7 +129,7 @@ def test_the_output_may_have_another_dtype(family, tmp_path):
     leaves = load_file(path / "model.safetensors")
     rounded = {p: a.astype(jnp.bfloat16) for p, a in leaves.items() if p != "positions"}
     rounded["positions"] = leaves["positions"]
-    expected = models.bits(in_memory(family, METHODS["task_arithmetic"]))
+    expected = models.bits(in_memory(family, methods.task_arithmetic()))
     assert models.bits(rounded) == expected
     assert json.loads((path / "config.json").read_text())["torch_dtype"] == "float32"
 

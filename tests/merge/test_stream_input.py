@@ -87,7 +87,7 @@ def test_a_model_that_is_cut_short_during_the_merge_is_named(own, tmp_path):
             super().advance(amount, note)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("merging.runtime.progress.Progress", Tearing)
+        patch.setattr("merging.merge.job.Progress", Tearing)
         with pytest.raises(
             UserError, match=r"e1.*model\.safetensors.*damaged"
         ) as caught:
