@@ -10,6 +10,8 @@ from merging.cli.command import Command, print_for_a_pipe
 def _run(arguments: argparse.Namespace) -> int:
     from merging import methods
 
+    if arguments.file:
+        methods.load_file(arguments.file)
     records = [
         {
             "name": record.name,
@@ -29,6 +31,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--file", metavar="MINE.py", help="list the methods that it registers, too"
+    )
 
 
 def _method_text(record: dict) -> str:
@@ -46,6 +51,7 @@ COMMAND = Command(
     examples:
       merging methods
       merging methods --json
+      merging methods --file mine.py
     """,
     _options,
     _run,

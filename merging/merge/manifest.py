@@ -25,6 +25,7 @@ _SETTINGS: dict[str, Any] = {
     "base": str | None,
     "experts": dict,
     "method": str,
+    "method_file": dict | None,
     "leaf_rules": list,
     "seed": int,
     "dtype": str | None,
@@ -150,6 +151,8 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"settings {sorted(settings)}")
     wrong = [k for k, of in _SETTINGS.items() if not isinstance(settings[k], of)]
     words = [*settings["experts"].values(), *settings["leaf_rules"]]
+    own = settings["method_file"]
+    words += [] if own is None else [own["path"], own["sha256"]]
     if wrong or not all(isinstance(word, str) for word in words):
         raise ValueError(f"settings of a wrong type: {wrong or words}")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from merging.checkpoints import require_free_output
+from merging import checkpoints, methods
 from merging.merge import card, job, manifest, mergekit, rules
 from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.merge.manifest import verify
@@ -23,7 +23,6 @@ from merging.runtime.errors import UserError, nearest
 __all__ = ["merge_checkpoints", "prepare", "repeat", "run", "verify"]
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-FORMATS = ("safetensors", "orbax")
 
 
 def merge_checkpoints(
@@ -32,6 +31,7 @@ def merge_checkpoints(
     method: Method | str,
     output: str,
     *,
+    method_file: str | None = None,
     leaf_rules: Sequence[str] = (),
     seed: int = 0,
     memory_budget: str | int = "1GB",
@@ -43,7 +43,8 @@ def merge_checkpoints(
     """Merge checkpoints on disk into a new one: θ = θ₀ + λ · combine(θᵢ − θ₀).
 
     Stopped at any moment and called again with the same arguments, it goes on and
-    gives the same bytes, as it does for any number of devices and processes.
+    gives the same bytes, as it does for any number of devices and processes; and they
+    are those of `merging.merge` in memory.
 
     Args:
       base: folder of θ₀; None if the method needs none.
@@ -51,10 +52,13 @@ def merge_checkpoints(
         which are the folders' own if none are given.
       method: such as ``methods.ties(density=0.2)`` or ``"ties(density=0.2)"``.
       output: the folder to make. It appears when it is complete.
+      method_file: a Python file of yours that registers methods; see
+        `methods.register`. Then `method` may be "", if it registers one only.
       leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
         leaf's path matches goes before `method` (see `merging.merge.rules`).
-      seed: of random masks.
-      memory_budget: of all blocks in memory, such as ``"1GB"``.
+      seed: of random masks. memory_budget: of all blocks in memory, such as ``"1GB"``.
+      A method that sees whole
+        matrices takes one of each model, should they need more.
       dtype: of the merged leaves; the first model's if None.
       format: ``safetensors`` or ``orbax``; the first model's if None.
       shard_size: the most in one safetensors file.
@@ -68,19 +72,19 @@ def merge_checkpoints(
       UserError: the models can't be merged, the output exists, the disk is full; each
         says what is wrong and lists every offender.
     """
-    prepared, extra = _prepare(
-        base,
-        experts,
-        method,
-        output,
-        leaf_rules=leaf_rules,
-        seed=seed,
-        memory_budget=memory_budget,
-        dtype=dtype,
-        format=format,
-        shard_size=shard_size,
-        companions=companions,
-    )
+    settings = {
+        "base": base,
+        "experts": experts,
+        "method": method,
+        "method_file": method_file,
+        "leaf_rules": leaf_rules,
+        "seed": seed,
+        "dtype": dtype,
+        "format": format,
+        "shard_size": shard_size,
+        "companions": companions,
+    }
+    prepared, extra = _prepare(output, memory_budget, **settings)
     job.run(prepared, extra)
     return Path(output)
 
@@ -100,8 +104,11 @@ def repeat(path: str | Path, output: str, **changes: Any) -> Path:
     settings = dict(record["settings"])
     if settings["method"].startswith("Method("):
         raise UserError(f"{path}: its method was a Python value; repeat it in Python.")
-    experts = settings.pop("experts")
-    inputs = open_inputs(settings["base"], experts)
+    if own := settings["method_file"]:
+        if methods.load_file(own["path"])[0] != own["sha256"]:
+            raise UserError(f"{own['path']} is not what it was when this was merged.")
+        settings["method_file"] = own["path"]
+    inputs = open_inputs(settings["base"], settings["experts"])
     found = manifest.describe_inputs(inputs.names, inputs.sources)
     if len(found) != len(record["inputs"]):
         raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
@@ -112,10 +119,7 @@ def repeat(path: str | Path, output: str, **changes: Any) -> Path:
     ]
     if changed:
         raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
-    base = settings.pop("base")
-    return merge_checkpoints(
-        base, experts, settings.pop("method"), output, **{**settings, **changes}
-    )
+    return merge_checkpoints(output=output, **{**settings, **changes})
 
 
 def run(config: Any, *, dry_run: bool = False) -> None:
@@ -137,7 +141,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
 
 
 def prepare(config: Any) -> job.Job:
-    """Return what a config asks for, checked and ready to be planned.
+    """Return what a config asks for, checked and ready to be cut into blocks.
 
     Reads headers, and no weight; makes nothing. An output need not be named yet.
 
@@ -145,19 +149,20 @@ def prepare(config: Any) -> job.Job:
       UserError: as `merge_checkpoints`.
     """
     arguments = _arguments(config.to_dict())
-    arguments["output"] = arguments["output"] or f"merged.{os.getpid()}"
-    return _prepare(**arguments)[0]
+    output = arguments.pop("output") or f"merged.{os.getpid()}"
+    return _prepare(output, arguments.pop("memory_budget"), **arguments)[0]
 
 
 def _arguments(values: dict[str, Any]) -> dict[str, Any]:
     """Return `merge_checkpoints`'s arguments from a config's values."""
     method = values.pop("method")
-    name = method.pop("name")
+    name, file = method.pop("name"), method.pop("file", "")
     settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
     arguments = {
         "base": values.pop("base") or None,
         "experts": values.pop("experts"),
-        "method": f"{name}({settings})",
+        "method": f"{name}({settings})" if method else name,
+        "method_file": file or None,
         "leaf_rules": values.pop("rules"),
         "dtype": values.pop("dtype") or None,
     }
@@ -179,57 +184,66 @@ def _arguments(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(
-    base: str | None,
-    experts: Sequence[str] | Mapping[str, str],
-    method: Method | str,
-    output: str,
-    *,
-    leaf_rules: Sequence[str],
-    seed: int,
-    memory_budget: str | int,
-    dtype: str | None,
-    format: str | None,
-    shard_size: str | int,
-    companions: str | None,
+    output: str, memory_budget: str | int, **settings: Any
 ) -> tuple[job.Job, dict[str, bytes]]:
-    """Check everything that can be checked before a weight is read."""
+    """Check everything that can be checked before a weight is read.
+
+    Args:
+      output: the folder to make.
+      memory_budget: of all blocks in memory.
+      settings: the rest of `merge_checkpoints`'s arguments, for the manifest.
+    """
+    base, dtype, format = (settings[k] for k in ("base", "dtype", "format"))
+    experts, method = settings["experts"], settings["method"]
     if not output:
         raise UserError("name the folder to make (output).")
     if dtype is not None and dtype not in DTYPES:
         raise nearest("dtype", dtype, DTYPES)
-    if format is not None and format not in FORMATS:
-        raise nearest("format", format, FORMATS)
+    if format is not None and format not in checkpoints.FORMATS:
+        raise nearest("format", format, checkpoints.FORMATS)
     if isinstance(experts, str):
         raise UserError("experts must be several folders, not one text.")
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
-    require_free_output(output, [*filter(None, [base]), *named.values()])
+    checkpoints.require_free_output(output, [*filter(None, [base]), *named.values()])
     _warn_of_twins(named)
+    method, own = _own_method(method, settings["method_file"])
     inputs = open_inputs(base, named)
-    recipe = _recipe(inputs, method, leaf_rules)
+    recipe = _recipe(inputs, method, settings["leaf_rules"])
     target = format or inputs.sources[0].format
-    settings = {
-        "base": base,
+    settings |= {
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),
-        "leaf_rules": list(leaf_rules),
-        "seed": seed,
-        "dtype": dtype,
+        "method_file": own,
+        "leaf_rules": list(settings["leaf_rules"]),
         "format": target,
-        "shard_size": shard_size,
-        "companions": companions,
     }
     prepared = job.Job(
         inputs=inputs,
         recipe=recipe,
         output=output,
         format=target,
-        seed=seed,
+        seed=settings["seed"],
         budget=storage.parse_size(memory_budget),
         dtype=None if dtype is None else np.dtype(_dtype(dtype)),
-        shard_bytes=storage.parse_size(shard_size),
+        shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
         settings=settings,
     )
-    return prepared, card.companions(inputs, companions, target, dtype, settings)
+    files = card.companions(inputs, settings["companions"], target, dtype, settings)
+    return prepared, files
+
+
+def _own_method(
+    method: Method | str, file: str | None
+) -> tuple[Method | str, dict[str, str] | None]:
+    """Return the method, and the user's file that registers it, for the manifest."""
+    if not file:
+        return method, None
+    digest, names = methods.load_file(file)
+    if not method:
+        if len(names) > 1:
+            raise UserError(f"{file} registers {', '.join(names)}: name one of them.")
+        method = names[0]
+    return method, {"path": file, "sha256": digest}
 
 
 def _recipe(

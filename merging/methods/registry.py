@@ -87,10 +87,14 @@ def register(
     return add
 
 
-def load_file(path: str | Path) -> str:
-    """Run a Python file whose functions `register` methods; return its SHA-256.
+def load_file(path: str | Path) -> tuple[str, list[str]]:
+    """Run a Python file whose functions `register` methods.
 
-    The same file is run once in a process.
+    The same file is run once in a process. It is the user's own program, as a config
+    is.
+
+    Returns:
+      Its SHA-256, and the names of the methods that it registered.
 
     Raises:
       UserError: there is no such file, it fails, or it registers nothing.
@@ -103,14 +107,15 @@ def load_file(path: str | Path) -> str:
     digest = hashlib.sha256(source).hexdigest()
     module = types.ModuleType(f"merging_methods_{path.stem}_{digest[:8]}")
     if module.__name__ in sys.modules:
-        return digest
+        return digest, sys.modules[module.__name__].registered
     module.__file__ = str(path)
     before = set(_ENTRIES)
     # In place while it runs, as dataclasses look their module up.
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, path, "exec"), module.__dict__)
-        if not set(_ENTRIES) - before:
+        module.registered = [name for name in _ENTRIES if name not in before]
+        if not module.registered:
             raise UserError(
                 f"{path} registers no new method; decorate a function that returns one "
                 "with @merging.methods.register()."
@@ -120,7 +125,7 @@ def load_file(path: str | Path) -> str:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             raise UserError(f"{path}: {type(error).__name__}: {error}") from error
         raise
-    return digest
+    return digest, module.registered
 
 
 def names() -> list[str]:
