@@ -14,16 +14,16 @@ from together import ROOT, environment, heard, start
 
 from merging.runtime import errors
 
-TIES = ROOT / "configs" / "merge" / "ties.py"
+CONFIGS = ROOT / "configs" / "merge"
 
 
-def command(family, output, **values):
+def command(family, output, method="ties", **values):
     base, experts = family
     settings = {"base": base, "experts": ",".join(experts.values()), "output": output}
     settings |= {"memory_budget": "700kB"} | values
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    merge = [sys.executable, "-m", "merging", "merge", "--config", str(TIES)]
-    return [*merge, *flags]
+    config = str(CONFIGS / f"{method}.py")
+    return [sys.executable, "-m", "merging", "merge", "--config", config, *flags]
 
 
 def run(family, output, **values):
@@ -86,6 +86,25 @@ def test_a_block_whose_bytes_were_lost_is_done_again(family, tmp_path, expected)
         file.write(bytes(size - 4096))
     run(family, output)
     assert (output / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("method", ["model_stock", "iso_c"])
+def test_methods_that_see_more_than_an_element_are_shared_killed_and_resumed(
+    family, tmp_path, method
+):
+    run(family, tmp_path / "one", method=method)
+    expected = (tmp_path / "one" / "model.safetensors").read_bytes()
+    merge = command(family, tmp_path / "two", method=method, memory_budget="300kB")
+    started = start(merge, 2, environment())
+    wait_for_blocks(tmp_path / "two.partial", 2, started[1])
+    started[1].kill()
+    heard(started, limit=90)
+    if not (tmp_path / "two").exists():
+        again = start(merge, 2, environment())
+        said = heard(again)
+        assert [process.returncode for process in again] == [0, 0], said
+        assert any("were finished before" in text for text in said)
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == expected
 
 
 def wait_for_blocks(partial, blocks, process):

@@ -1,0 +1,188 @@
+"""A method of one's own: registered in twenty lines, a citizen everywhere."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from merging import UserError, merge, merge_checkpoints, methods
+from merging.cli import main
+from merging.methods import registry
+
+MINE = """
+import jax.numpy as jnp
+import numpy as np
+
+from merging import methods
+
+
+def middle(values, weights, state):
+    return jnp.median(jnp.stack(values), axis=0)
+
+
+@methods.register("an example", "θ = θ₀ + λ median(Δ₁, …, Δ_K)")
+def median(scale: float = 1.0):
+    combiner = methods.combiner(middle)
+    return methods.compose("median", combiner=combiner, scale=scale)
+
+
+def norms(values, weights):
+    return [value * value for value in values]
+
+
+def share(sums):
+    return 1 / np.sqrt(np.maximum(sums.max(axis=1), 1e-12))
+
+
+def divided(values, weights, state):
+    return sum(values) * jnp.asarray(state, values[0].dtype)
+
+
+@methods.register("an example", "the sum, by the largest norm of a leaf")
+def by_norm(scale: float = 1.0):
+    combiner = methods.combiner(divided, terms=norms, state=share)
+    return methods.compose("by_norm", combiner=combiner, scale=scale)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The file; what it registers is forgotten afterwards."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    path = tmp_path / "mine.py"
+    path.write_text(MINE + f"# {tmp_path}\n")
+    return path
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Folders of a base and three experts, and their leaves by name."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (70, 33), "b": (5,), "c": (1,)}
+    base = {p: np.asarray(rng.normal(size=s), np.float32) for p, s in shapes.items()}
+    models = {"base": base}
+    for name in ("x", "y", "z"):
+        models[name] = {
+            p: x + np.asarray(rng.normal(size=x.shape), np.float32)
+            for p, x in base.items()
+        }
+    for name, leaves in models.items():
+        (tmp_path / name).mkdir()
+        save_file(leaves, tmp_path / name / "model.safetensors")
+    return models
+
+
+def test_it_goes_through_memory_and_the_command_line_and_into_the_manifest(
+    mine, family, tmp_path, capsys
+):
+    config = "configs/merge/own.py"
+    folders = {name: str(tmp_path / name) for name in family}
+    base = folders.pop("base")
+    command = ["merge", "--config", config, f"--config.method.file={mine}"]
+    command += [f"--config.base={base}", "--config.memory_budget=200kB"]
+    command += [f"--config.experts={','.join(folders.values())}"]
+    for name in ("median(scale=0.5)", "by_norm()"):
+        output = tmp_path / name.partition("(")[0]
+        asked = [f"--config.method.name={name}", f"--config.output={output}"]
+        assert main.main([*command, *asked]) == 0, capsys.readouterr().err
+        own = json.loads((output / "manifest.json").read_text())["settings"]
+        assert own["method_file"]["path"] == str(mine)
+        assert own["method"] == name
+        again = str(tmp_path / f"{output.name}_again")
+        manifest = ["--manifest", str(output / "manifest.json"), "--output", again]
+        assert main.main(["merge", *manifest]) == 0, capsys.readouterr().err
+        merged = load_file(output / "model.safetensors")
+        repeated = load_file(tmp_path / again / "model.safetensors")
+        method = methods.get("median", scale=0.5) if "median" in name else None
+        start, *experts = family.values()
+        expected = merge(start, experts, method or methods.get("by_norm"))
+        for path, leaf in expected.items():
+            assert merged[path].tobytes() == np.asarray(leaf).tobytes()
+            assert repeated[path].tobytes() == merged[path].tobytes()
+    deltas = [e["a"] - start["a"] for e in experts]
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "median" / "model.safetensors")["a"],
+        start["a"] + np.float32(0.5) * np.median(np.stack(deltas), axis=0),
+    )
+    assert main.main(["methods", "--file", str(mine)]) == 0
+    assert "by_norm(scale=1.0)" in capsys.readouterr().out
+
+
+def test_a_changed_file_does_not_repeat_a_merge(mine, family, tmp_path):
+    folders = [str(tmp_path / name) for name in family]
+    path = merge_checkpoints(
+        folders[0],
+        folders[1:],
+        "median()",
+        str(tmp_path / "out"),
+        method_file=str(mine),
+    )
+    mine.write_text(MINE.replace("median", "middling") + f"# {tmp_path}\n")
+    manifest = ["--manifest", str(path / "manifest.json"), "--output", f"{path}2"]
+    assert main.main(["merge", *manifest]) == 2
+    assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "there is no file of methods"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("x = 1", "registers no new method"),
+        (
+            "from merging import methods\n"
+            "@methods.register()\ndef ties(scale=1.0): return None",
+            "there is a method 'ties' already",
+        ),
+        (
+            "from merging import methods\n"
+            "@methods.register()\ndef bare(scale): return None",
+            "method bare: scale needs a default",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, text, words):
+    path = tmp_path / "own.py"
+    if text is not None:
+        path.write_text(f"{text}\n# {tmp_path}")
+    with pytest.raises(UserError, match=words):
+        methods.load_file(path)
+    assert "bare" not in methods.names()
+
+
+def test_of_several_methods_one_has_to_be_named(mine, family, tmp_path):
+    folders = [str(tmp_path / name) for name in family]
+    with pytest.raises(UserError, match="registers median, by_norm: name one"):
+        merge_checkpoints(
+            folders[0], folders[1:], "", str(tmp_path / "o"), method_file=str(mine)
+        )
+
+
+def test_both_numbers_per_expert_of_a_transform_are_its_own():
+    import dataclasses
+
+    @dataclasses.dataclass(frozen=True)
+    class Both:
+        one: tuple
+        other: tuple
+        granularity = "element"
+
+        def reduction(self):
+            return None
+
+        def state(self, layout, expert, seed, found):
+            return ()
+
+        def apply(self, delta, state, index):
+            return delta * self.one + self.other
+
+    import jax
+
+    jax.tree_util.register_dataclass(Both, ["one", "other"], [])
+    both = Both((1.0, 2.0), (10.0, 20.0))
+    total = methods.combiners.sum()
+    method = methods.compose("both", both, combiner=total, scale=1.0)
+    zero, one = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+    assert merge(zero, [one, one], method)["w"].tolist() == [33.0, 33.0]
