@@ -160,7 +160,7 @@ class RowMetadata:
             row += count
         self.offset: Index = self.index(np.arange(rows), 0)
         if self._own:
-            self.offset = numerics.as_index(0, self._largest)
+            self.offset = numerics.as_index(0, block.pieces[0].stop)
 
     def index(self, row: np.ndarray, column: np.ndarray | int) -> Index:
         """Return the indices in their leaves of single elements, as [elements, 1]."""

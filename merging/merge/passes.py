@@ -54,13 +54,16 @@ class Passes:
         self._cut, self._pipeline, self._names = cut, pipeline, names
         self._journal, self._mine, self._progress = journal, set(mine), progress
         self._histograms: dict[tuple[str, int], Histogram] = {}
+        self._sample: tuple[str, _Sample] | None = None
         self._lock = threading.Lock()
 
     def sample(
         self, stage: Stage, expert: int
     ) -> Callable[[int, int], np.ndarray] | None:
         """Return the function that gives sampled keys of a leaf."""
-        return _Sample(self._cut, self._pipeline, stage, expert)
+        if self._sample is None or self._sample[0] != stage.name:
+            self._sample = stage.name, _Sample(self._cut, self._pipeline, stage)
+        return self._sample[1].of(expert)
 
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
@@ -316,46 +319,49 @@ class _Expert(NamedTuple):
 
 
 class _Sample:
-    """Keys of an expert: all of a small model, runs of neighbours of a large one."""
+    """Keys of every expert: all of a small model, runs of neighbours of a large one."""
 
-    def __init__(self, cut: Partition, pipeline: Pipeline, stage: Stage, expert: int):
-        self._cut, self._pipeline = cut, pipeline
-        self._stage, self._expert = stage, expert
+    def __init__(self, cut: Partition, pipeline: Pipeline, stage: Stage):
+        self._cut, self._pipeline, self._stage = cut, pipeline, stage
+        sizes = stage.group.layout.sizes
+        self._everything = int(sizes.sum()) <= RUN * RUNS
 
-    def __call__(self, leaf: int, stride: int) -> np.ndarray:
-        """Return every stride-th key of a leaf, or those of its runs."""
-        return self._keys[leaf][:: stride if self._everything else 1]
+    def of(self, expert: int) -> Callable[[int, int], np.ndarray]:
+        """Return the function that gives every stride-th key of a leaf, or its runs."""
 
-    @functools.cached_property
-    def _everything(self) -> bool:
-        return int(self._stage.group.layout.sizes.sum()) <= RUN * RUNS
+        @functools.cache
+        def keys() -> list[np.ndarray]:
+            return self._keys(expert)
 
-    @functools.cached_property
-    def _keys(self) -> list[np.ndarray]:
+        return lambda leaf, stride: keys()[leaf][:: stride if self._everything else 1]
+
+    def _keys(self, expert: int) -> list[np.ndarray]:
         group = self._stage.group
         place = {leaf: i for i, leaf in enumerate(group.leaves)}
         found: list[list[np.ndarray]] = [
             [np.zeros(0, group.layout.key_dtype)] for _ in place
         ]
-        for loaded in self._loaded():
+        for loaded in self._loaded:
             rows = loaded.models[0].shape[0]
             metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
             put = _put(self._pipeline, loaded, metadata)
-            one = _Expert(self._stage, self._expert, put, -1)
+            one = _Expert(self._stage, expert, put, expert - len(self._stage.before))
             for piece, part in loaded.block.parts(one.keys()):
                 found[place[piece.leaf]].append(part)
         return [np.concatenate(parts) for parts in found]
 
+    @functools.cached_property
     def _loaded(self) -> list[Loaded]:
-        """Read the pieces of the base and the expert, a block for each kind."""
+        """The sampled pieces of all models, in a block for each kind; read once."""
         columns = ROW if self._everything else RUN
         every = self._pieces()
+        experts = range(len(self._stage.before))
+        models = read_for(self._stage, experts, self._pipeline.has_base)
         loaded = []
         for number, kind in enumerate(self._cut.kinds):
             pieces = tuple(piece for piece in every if piece.leaf in kind.leaves)
             if pieces:
                 block = Block(number, pieces, columns)
-                models = read_for(self._stage, [self._expert], self._pipeline.has_base)
                 loaded.append(self._pipeline.load(block, models))
         return loaded
 

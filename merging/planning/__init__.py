@@ -8,7 +8,14 @@ makers say. No weight is read and no array is made.
 from collections.abc import Sequence
 from typing import Any
 
-from merging.planning import compiling, decoding, grids, rendering, resident, streaming
+from merging.planning import (
+    compiling,
+    decoding,
+    grids,
+    memory_merge,
+    rendering,
+    streamed_merge,
+)
 from merging.planning.compiling import Target, use_no_accelerator
 from merging.planning.phases import Phase
 from merging.planning.placing import place
@@ -78,12 +85,14 @@ def forecast(
 def _phases(
     about: Subject, chosen: Settings, target: Target, parts: Sequence[str]
 ) -> list[Phase]:
-    found = [streaming.forecast(about, target.topology)] if "merge" in parts else []
+    found = []
+    if "merge" in parts:
+        found.append(streamed_merge.forecast(about, target.topology))
     if about.decoder is None:
         return found
     leaves = place(about.decoder, target.mesh)
     if "merge" in parts and about.method is not None:
-        found.append(resident.forecast(about.method, about.experts, leaves, target))
+        found.append(memory_merge.forecast(about.method, about.experts, leaves, target))
     if "scoring" in parts:
         found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
     if "training" in parts:

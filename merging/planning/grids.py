@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from merging import methods, models
 from merging.methods import Method
 from merging.models import DecoderConfig
-from merging.planning import decoding, phases, resident
+from merging.planning import decoding, memory_merge, phases
 from merging.planning.compiling import Target
 from merging.planning.phases import Phase
 from merging.planning.placing import place
@@ -124,7 +124,7 @@ class _Clock:
     def merge(self, method: Method, experts: int, trials: int) -> tuple[float, str]:
         """Return the seconds of one merge with its trials of λ, and what bounds it."""
         names = [f"expert{i}" for i in range(experts)]
-        phase = resident.forecast(method, names, self._leaves, self._target)
+        phase = memory_merge.forecast(method, names, self._leaves, self._target)
         again = (
             (trials - 1)
             * (experts + 2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from merging import checkpoints, methods, models
 from merging.merge import streamed as stream
-from merging.merge.partition import Plan, make_plan
+from merging.merge.partition import Partition, partition
 from merging.methods import Method
 from merging.models.hf import open_model
 from merging.runtime import tree
@@ -34,13 +34,13 @@ class Subject(NamedTuple):
     decoder: models.DecoderConfig | None
     method: Method | None
     experts: tuple[str, ...]
-    plan: Plan
+    plan: Partition
     notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> int:
         """How many are read for one merge."""
-        return max(len(group.read) for group in self.plan.groups)
+        return max(len(kind.read) for kind in self.plan.kinds)
 
     @property
     def parameters(self) -> int:
@@ -83,7 +83,7 @@ def of_family(config: Any, size: str = "", method: Method | None = None) -> Subj
     experts = tuple(f"expert{i}" for i in range(config.experts))
     method.reordered(range(len(experts)))  # refuses as many weights as do not fit
     leaves = tree.flatten(models.abstract(decoder))
-    plan = make_plan(
+    plan = partition(
         [leaves] * (len(experts) + method.needs_base),
         dict.fromkeys(leaves, method),
         parse_size(config.memory_budget),
@@ -95,7 +95,7 @@ def of_family(config: Any, size: str = "", method: Method | None = None) -> Subj
 def of_merge(config: Any) -> Subject:
     """Return the checkpoints that a merge's config names; reads their headers only."""
     job = stream.prepare(config)
-    found = set(job.treatment.values())
+    found = set(job.recipe.values())
     method = found.pop() if len(found) == 1 else None
     notes = []
     if method is None:
@@ -115,7 +115,7 @@ def of_merge(config: Any) -> Subject:
         decoder = dataclasses.replace(decoder, remat=True, **both)
     names = tuple(job.inputs.experts)
     name = job.inputs.sources[0].uri
-    return Subject(name, decoder, method, names, job.plan(), tuple(notes))
+    return Subject(name, decoder, method, names, job.partition(), tuple(notes))
 
 
 def _stored_dtype(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> str:

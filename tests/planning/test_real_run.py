@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from merging import merge, methods, models
 from merging import planning as foresight
 from merging.checkpoints.safetensors import SafetensorsSource
-from merging.merge import memory_kernels as kernels
+from merging.merge import kernels
 from merging.merge import streamed as stream
 from merging.planning import decoding
 from merging.planning.settings import Scoring
@@ -73,12 +73,13 @@ def recorded(monkeypatch, module, name, into):
 
 def test_a_resident_merge_needs_what_was_planned(planned, real_models, monkeypatch):
     phase, ran = planned("resident merge"), []
-    for name in ("count", "ballot", "merge_over"):
+    for name in ("count", "reduced", "merge_over"):
         recorded(monkeypatch, kernels, name, ran)
     experts = {name: real_models[name] for name in EXPERTS}
     memory = phase["bytes_per_device"]
     assert memory["arguments"] == pytest.approx(held(real_models), rel=0.05)
-    merge(jax.tree.map(jnp.copy, real_models["base"]), experts, methods.ties())
+    base = jax.tree.map(jnp.copy, real_models["base"])
+    merge(base, experts, methods.ties(), donate=True)
     most = max(of.temp_size_in_bytes for _, of in ran)
     assert memory["scratch"] == pytest.approx(most, rel=0.05)
     assert memory["outputs"] == 0  # written over the base

@@ -1,6 +1,6 @@
 """A merge of checkpoints, block by block: what each host reads, writes and computes."""
 
-from merging.merge.partition import WORKERS, Plan
+from merging.merge.partition import WORKERS
 from merging.planning.phases import COUNTED, Phase, Work
 from merging.planning.subjects import Subject
 from merging.planning.topologies import Topology
@@ -28,15 +28,15 @@ def forecast(subject: Subject, topology: Topology) -> Phase:
 
 def _seconds(subject: Subject, hosts: int) -> float | None:
     """Return how long a host's workers compute; None for what was never measured."""
-    plan: Plan = subject.plan
+    plan = subject.plan
     total = 0.0
-    for number, group in enumerate(plan.groups):
-        if group.method is None:
+    for number, kind in enumerate(plan.kinds):
+        if kind.method is None:
             continue
-        if group.method.name not in _SECONDS:
+        if kind.method.name not in _SECONDS:
             return None
-        each = _SECONDS[group.method.name] / _MEASURED_ON
-        experts = len(group.read) - group.method.needs_base
-        blocks = [b for b in plan.blocks if b.group == number]
+        each = _SECONDS[kind.method.name] / _MEASURED_ON
+        experts = len(kind.read) - kind.method.needs_base
+        blocks = [b for b in plan.blocks if b.kind == number]
         total += each * experts * sum(block.elements for block in blocks)
     return total / (hosts * WORKERS)
