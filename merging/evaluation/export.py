@@ -6,15 +6,14 @@ its scale: BLEU out of 100, all else out of 1.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from merging.evaluation.model import Opened, context
-from merging.evaluation.settings import Settings
-from merging.evaluation.tables import Summary
-from merging.runtime.storage import write_bytes
+from merging.evaluation.scores import DatasetScore, Record
+from merging.evaluation.tables import Value
+from merging.runtime import storage
 
 FOLDER = "lm_eval"
 _NAMES = {
@@ -28,70 +27,77 @@ _NAMES = {
 
 
 def write(
-    workdir: Path, settings: Settings, model: Opened, summaries: Sequence[Summary]
+    workdir: Path,
+    records: Sequence[Record],
+    values: Sequence[Mapping[str, Value]],
+    *,
+    model: str,
+    suite: str,
+    split: str,
+    context: int,
+    config: Mapping[str, Any],
 ) -> Path:
-    """Write results_TIME.json in the place of an earlier one, and return its path."""
-    name = re.sub(r"[^\w.-]+", "__", model.uri.strip("/"))
+    """Write results_TIME.json in the place of an earlier one, and return its path.
+
+    Args:
+      workdir: where.
+      records: of the datasets.
+      values: {metric: value} of each.
+      model: the checkpoint's place.
+      suite, split: on what.
+      context: the most tokens that the model was given.
+      config: what else the harness calls the config.
+    """
+    name = re.sub(r"[^\w.-]+", "__", model.strip("/"))
     now = datetime.now(UTC)
     folder = workdir / FOLDER / name
     path = folder / f"results_{now:%Y-%m-%dT%H-%M-%S.%f}.json"
     earlier = list(folder.glob("results_*.json"))
-    record = _record(settings, model, name, summaries) | {"date": now.timestamp()}
-    write_bytes(path, (json.dumps(record, indent=2) + "\n").encode())
+    by_task: dict[str, dict[str, Any]] = {}
+    for record, metrics in zip(records, values, strict=True):
+        task = f"{suite}_{record.score.dataset}"
+        for key, value in _facts(task, record.score, metrics, split).items():
+            by_task.setdefault(key, {})[task] = value
+    found = by_task | {
+        "config": {"model": "merging", **config},
+        "git_hash": records[0].git_revision,
+        "model_source": "merging",
+        "model_name": model,
+        "model_name_sanitized": name,
+        "max_length": context,
+        "total_evaluation_time_seconds": str(sum(r.seconds for r in records)),
+        "date": now.timestamp(),
+    }
+    storage.write_bytes(path, (json.dumps(found, indent=2) + "\n").encode())
     for old in earlier:
         old.unlink()
     return path
 
 
-def _record(
-    settings: Settings, model: Opened, name: str, summaries: Sequence[Summary]
+def _facts(
+    task: str, score: DatasetScore, values: Mapping[str, Value], split: str
 ) -> dict[str, Any]:
-    tasks = {f"{settings.suite}_{s.record['dataset']}": s for s in summaries}
+    """Return what the file says of a task, by the section that says it."""
     return {
-        "results": {task: _results(task, s) for task, s in tasks.items()},
-        "group_subtasks": {task: [] for task in tasks},
+        "results": _results(task, score.examples, values),
+        "group_subtasks": [],
         "configs": {
-            task: {
-                "task": task,
-                "tag": [s.record["category"], s.record["split"]],
-                "dataset_name": s.record["dataset"],
-                "test_split": settings.split,
-                "num_fewshot": 0,
-            }
-            for task, s in tasks.items()
+            "task": task,
+            "tag": [score.category, score.split],
+            "dataset_name": score.dataset,
+            "test_split": split,
+            "num_fewshot": 0,
         },
-        "versions": {task: 1 for task in tasks},
-        "n-shot": {task: 0 for task in tasks},
-        "higher_is_better": {
-            task: {_NAMES.get(m, m): True for m in s.values}
-            for task, s in tasks.items()
-        },
-        "n-samples": {
-            task: {"original": s.examples, "effective": s.examples}
-            for task, s in tasks.items()
-        },
-        "config": {
-            "model": "merging",
-            "model_args": {"pretrained": model.uri, "dtype": settings.dtype},
-            "model_num_parameters": model.parameters,
-            "batch_size": str(settings.batch_size),
-            "limit": settings.count,
-            "bootstrap_iters": settings.resamples,
-        },
-        "git_hash": summaries[0].record["git_revision"],
-        "model_source": "merging",
-        "model_name": model.uri,
-        "model_name_sanitized": name,
-        "max_length": context(settings, model),
-        "total_evaluation_time_seconds": str(
-            sum(s.record["seconds"] for s in summaries)
-        ),
+        "versions": 1,
+        "n-shot": 0,
+        "higher_is_better": {_NAMES.get(metric, metric): True for metric in values},
+        "n-samples": {"original": score.examples, "effective": score.examples},
     }
 
 
-def _results(task: str, summary: Summary) -> dict[str, Any]:
-    found: dict[str, Any] = {"alias": task, "sample_len": summary.examples}
-    for metric, value in summary.values.items():
+def _results(task: str, examples: int, values: Mapping[str, Value]) -> dict[str, Any]:
+    found: dict[str, Any] = {"alias": task, "sample_len": examples}
+    for metric, value in values.items():
         name, scale = _NAMES.get(metric, metric), 100 if metric == "bleu" else 1
         found[f"{name},none"] = scale * value.value
         found[f"{name}_stderr,none"] = scale * value.interval.deviation

@@ -1,106 +1,257 @@
-"""A checkpoint's scores on a suite, kept dataset by dataset; and two of them compared.
+"""Evaluating a model on a suite: the job of `merging.evaluate` and `merging evaluate`.
 
-The logic of `merging evaluate`. A finished dataset is a file in the workdir, named
-after all that its values depend on: the same command continues, and redoes nothing.
+The model is in memory or in storage, on any mesh. With a workdir, every finished
+dataset is a file there, named after all that its values depend on: the same call
+continues, and redoes nothing. Here models meet the evaluator; the rest of the room
+knows no model.
 """
 
 import functools
 import io
+import os
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from merging import evaluation, tasks
-from merging.evaluation import comparison, export, store, tables
-from merging.evaluation.model import Opened, bind, compilation, open_suite, opened
-from merging.evaluation.rows import reference, rows
-from merging.evaluation.running import Work, evaluated, key, read_work
-from merging.evaluation.settings import Settings, read
-from merging.runtime import preemption, processes, results
-from merging.runtime.config import config_hash
-from merging.runtime.errors import Preempted
+import jax
+from jax.sharding import Mesh
+
+from merging import checkpoints, evaluation, models, tasks
+from merging.evaluation import store
+from merging.evaluation.requests import TemplateRequests, dataset_names, metrics_of
+from merging.evaluation.scores import DatasetScore, Record
+from merging.evaluation.tables import truncation
+from merging.models import hf
+from merging.runtime import preemption, processes, sharding
+from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.revision import git_revision
+from merging.runtime.text import parameters as shown_parameters
 
-__all__ = ["compare", "run"]
+# FLOPs done in the time that a compilation takes: on two CPU cores 0.6 s at 80 GFLOP/s,
+# measured; on an accelerator, of each device, some seconds at 200 TFLOP/s, guessed.
+_COMPILATION = {"cpu": 5e10}
+_COMPILATION_ON_ACCELERATORS = 1e15
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
-def run(config: Any, workdir: Path) -> None:
-    """Evaluate what a config names, and print a table; see `configs/evaluate/`.
+class Model(NamedTuple):
+    """A model to evaluate.
+
+    Attributes:
+      config: its decoder.
+      parameters: how many it has.
+      load: ``(dtype, mesh) -> (decoder, params)``.
+      uri: where it is; "" for one in memory, as are the rest.
+      family: its family's name.
+      identity: hash of its weights' files (sampled) and its config.json.
+      tokenizer: folder of its tokenizer, if one is known.
+    """
+
+    config: models.DecoderConfig
+    parameters: int
+    load: Callable[[str | None, Mesh | None], tuple[models.DecoderConfig, Any]]
+    uri: str = ""
+    family: str = ""
+    identity: str = ""
+    tokenizer: str = ""
+
+
+def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
+    """Return a checkpoint, of which no weight is read yet.
+
+    Args:
+      uri: its folder, with its config.json.
+      tokenizer: folder of its tokenizer; the checkpoint's own by default.
 
     Raises:
-      UserError: a config, checkpoint, tokenizer or dataset that can't be used, or a
-        model that does not know the tokenizer's tokens.
-      Preempted: the system asked to stop; finished datasets are kept.
+      UserError: as `models.hf.open_model`.
     """
-    processes.initialize(workdir / "logs")
-    settings = read(config)
-    base = reference(settings.base_results, settings)
-    expert = reference(settings.expert_results, settings)
-    model = opened(settings)
-    suite = open_suite(settings, model)
-    keys = {name: key(settings, model, suite, name) for name in settings.names(suite)}
-    missing = processes.broadcast(
-        lambda: [name for name, k in keys.items() if not store.load(workdir, name, k)]
+    uri = os.fspath(uri)
+    found, files = hf.open_model(uri), checkpoints.companions(uri)
+    own = any(name in _TOKENIZERS or name.endswith(".model") for name in files)
+    return Model(
+        config=found.config,
+        parameters=models.parameter_count(found.config),
+        load=lambda dtype, mesh: hf.load(uri, dtype=dtype, mesh=mesh),
+        uri=uri,
+        family=found.family.name,
+        identity=hf.identity(found),
+        tokenizer=tokenizer or (uri if own else ""),
     )
-    if missing:
-        _evaluate(settings, model, suite, workdir, {n: keys[n] for n in missing})
-    if processes.is_first():
-        records = [store.load(workdir, name, k) for name, k in keys.items()]
-        store.listed(workdir, keys, {"model": model.uri, "suite": suite.name})
-        summaries = [tables.summary(record, settings) for record in records]
-        made = rows(settings, model, summaries, base, expert, config_hash(config))
-        path = results.write(workdir / results.FILE, made)
-        exported = export.write(workdir, settings, model, summaries)
-        print(tables.table(summaries, settings).text())
-        print("\n".join(tables.notes(summaries)))
-        print(f"Rows: {path}\nFor lm-evaluation-harness's readers: {exported}")
-    processes.barrier("the results are written")
 
 
-def compare(one: Path, other: Path) -> str:
-    """Return the table of two workdirs' values and their differences.
+def evaluate(
+    model: str | os.PathLike | tuple[models.DecoderConfig, models.Params] | Model,
+    suite: tasks.Suite | str,
+    *,
+    split: str = "test",
+    datasets: Iterable[str] | None = None,
+    count: int | None = None,
+    metrics: Sequence[str] = (),
+    context: int | None = None,
+    batch_size: int = 32,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    workdir: str | os.PathLike | None = None,
+) -> list[DatasetScore]:
+    """Return what a model scores on the datasets of a suite, in the suite's order.
+
+    >>> suite = merging.tasks.suite("miniworld", test_examples=8)
+    >>> decoder = merging.models.size("tiny", "1x", vocab_size=len(suite.tokenizer))
+    >>> model = (decoder, merging.models.init(decoder, seed=0))
+    >>> (score,) = merging.evaluate(model, suite, datasets=["copa"])
+    >>> score.dataset, score.metric, score.chance, score.examples
+    ('copa', 'accuracy', 0.5, 8)
+
+    Args:
+      model: the folder of a checkpoint of a known family, with its config.json; or
+        ``(decoder, params)`` in memory, the parameters already on the mesh.
+      suite: from `merging.tasks.suite`, in the model's tokens; or a suite's name, which
+        is read in the tokens of the checkpoint's own tokenizer, if it has one.
+      split: "train", "validation" or "test".
+      datasets: names; all of the suite's by default.
+      count: the first examples of each dataset; all by default.
+      metrics: names of those to find beside each dataset's own, where they fit.
+      context: the most tokens the model is given; what its config says by default. Of a
+        longer prompt the end is kept.
+      batch_size: rows of a call.
+      dtype: of a checkpoint's parameters and activations; as stored by default.
+      mesh: devices to split the batches over; one device by default.
+      workdir: where to keep every finished dataset, and to go on from.
 
     Raises:
-      UserError: a workdir without a finished evaluation, or two that did not answer the
-        same examples of any dataset.
+      UserError: a checkpoint, suite, dataset, metric or split that can't be used; a
+        tokenizer that is not the model's; a batch that the mesh does not divide; a
+        workdir for a model in memory.
+      Preempted: the system asked to stop; what is finished is in the workdir.
     """
-    found = comparison.compared(one, other)
-    return f"{found.title}\n{found.text()}"
+    model = _model(model)
+    if isinstance(suite, str):
+        suite = tasks.suite(suite, tokenizer=model.tokenizer)
+    _require_own_tokens(suite, model)
+    place = None if workdir is None else Path(workdir)
+    if place and not model.identity:
+        raise UserError(
+            "a model in memory has no name to keep its scores under: save it, and "
+            "evaluate the checkpoint; or leave out workdir."
+        )
+    context, count = context or model.config.max_length, count or None
+    of_model = (model.identity, suite.digest, split, count, context, dtype or None)
+    keys = {
+        name: store.key(*of_model, name, metrics_of(suite, name, metrics))
+        for name in dataset_names(suite, datasets or None)
+    }
+    kept = processes.broadcast(lambda: store.finished(place, keys)) if place else {}
+    found = {name: store.parse(text) for name, text in kept.items()}
+    if missing := [name for name in keys if name not in found]:
+        requests = _read(
+            suite,
+            split,
+            datasets=missing,
+            count=count,
+            metrics=metrics,
+            context=context,
+            vocab_size=model.config.vocab_size,
+            cache_dir=place and place / "data",
+        )
+        for name, record in _records(
+            model, requests, missing, batch_size, dtype or None, mesh, place
+        ):
+            found[name] = record
+            if place and processes.is_first():
+                store.save(place, keys[name], record)
+    if place:
+        if processes.is_first():
+            store.write_index(place, keys, {"model": model.uri, "suite": suite.name})
+        processes.barrier("the scores are written")
+    return [found[name].score for name in keys]
 
 
-def _evaluate(
-    settings: Settings,
-    model: Opened,
-    suite: tasks.Suite,
-    workdir: Path,
-    keys: dict[str, str],
-) -> None:
+def _model(model: Any) -> Model:
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return open_model(model)
+    config, params = model
+    count = models.parameter_count(config)
+    return Model(config, count, lambda dtype, mesh: (config, params))
+
+
+def _require_own_tokens(suite: tasks.Suite, model: Model) -> None:
+    size, rows = len(suite.tokenizer), model.config.vocab_size
+    if size > rows:
+        where = suite.tokenizer_path or f"suite {suite.name}"
+        raise UserError(
+            f"the tokenizer of {where} has {size} ids, and the model's embedding "
+            f"{rows} rows: they do not belong together. Name the model's own tokenizer "
+            "(tokenizer)."
+        )
+
+
+def _read(
+    suite: tasks.Suite, split: str, *, datasets: Sequence[str], **how: Any
+) -> evaluation.Requests:
+    """Return the datasets' requests; arguments as `evaluation.requests`."""
+    templates = sum(len(suite.evaluations(name)) for name in datasets)
+    with _progress(templates, "reading", check=preemption.raise_if_asked) as shown:
+
+        def read(one: TemplateRequests) -> None:
+            shown.advance(note=one.dataset.name)
+            if one.truncated:
+                prompts = one.eval_set.examples
+                shown.message(truncation(one.dataset.name, one.truncated, prompts))
+
+        return evaluation.requests(suite, split, datasets=datasets, read=read, **how)
+
+
+def _records(
+    model: Model,
+    requests: evaluation.Requests,
+    datasets: Sequence[str],
+    batch_size: int,
+    dtype: str | None,
+    mesh: Mesh | None,
+    workdir: Path | None,
+) -> Iterator[tuple[str, Record]]:
+    """Read the model, and yield each dataset and its record when it is finished."""
     first = processes.is_first()
-    say = print if first else (lambda text: None)
-    progress = functools.partial(Progress, stream=None if first else io.StringIO())
-    works: list[Work] = []
-    with progress(len(keys), "reading", check=preemption.raise_if_asked) as shown:
-        for name in keys:
-            works.append(read_work(settings, model, suite, name, workdir / "data"))
-            shown.advance(note=name)
-    for line in filter(None, (work.warning for work in works)):
-        say(line)
-    sets = [one for work in works for one in work.eval_sets]
-    shapes = evaluation.chosen_shapes(sets, compilation(model))
-    say(f"Reading {model.parameters / 1e6:,.1f}M parameters of {model.uri}.")
-    bound = bind(settings, model)
-    log = EventLog(workdir / "events.jsonl" if first else None)
-    total = sum(work.cost for work in works)
-    with progress(total, "evaluating", log=log, check=_stop) as shown:
-        for work in works:
-            start, name = time.monotonic(), work.dataset.name
-            tick = functools.partial(shown.advance, note=name)
-            record = evaluated(work, bound, settings.batch_size, shapes, tick)
-            record["seconds"] = round(time.monotonic() - start, 3)
-            record["git_revision"] = git_revision()
-            if first:
-                store.save(workdir, keys[name], record)
+    if first and model.uri:
+        size = shown_parameters(model.parameters)
+        print(f"Reading {size} parameters of {model.uri}.", file=sys.stderr)
+    config, params = model.load(dtype, mesh)
+    bound = (functools.partial(call, params) for call in models.predictor(config, mesh))
+    predictor = models.Predictor(*bound)
+    log = EventLog(workdir / "events.jsonl" if workdir and first else None)
+    tokens = sum(one.tokens for one in requests.sets)
+    with _progress(tokens, "evaluating", log=log, check=_stop) as shown:
+        for name in datasets:
+            start = time.monotonic()
+            (score,) = evaluation.evaluate(
+                requests,
+                predictor,
+                datasets=[name],
+                batch_size=batch_size,
+                sharding=None if mesh is None else sharding.batch_sharding(mesh),
+                compile_cost=compile_cost(model.parameters),
+                tick=functools.partial(shown.advance, note=name),
+            )
+            seconds = round(time.monotonic() - start, 3)
+            yield name, Record(score, seconds, git_revision())
+
+
+def compile_cost(parameters: int) -> float:
+    """Return how many tokens a model handles in the time of a compilation, roughly."""
+    flops = _COMPILATION.get(jax.default_backend())
+    flops = flops or _COMPILATION_ON_ACCELERATORS * jax.device_count()
+    return flops / (2 * parameters)
+
+
+def _progress(total: float, label: str, **options: Any) -> Progress:
+    stream = None if processes.is_first() else io.StringIO()
+    return Progress(total, label, stream=stream, **options)
 
 
 def _stop() -> None:

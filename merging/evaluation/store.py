@@ -1,6 +1,7 @@
 """Finished datasets: a JSON file each, named after all that its values depend on."""
 
 import base64
+import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
@@ -9,54 +10,60 @@ from typing import Any
 
 import numpy as np
 
+from merging.evaluation.scores import DatasetScore, Record, TemplateScore
+from merging.runtime import storage
 from merging.runtime.errors import UserError
-from merging.runtime.storage import write_bytes
 
-FOLDER = "tasks"
-VERSION = 1
-
-
-def packed(table: np.ndarray) -> dict[str, Any]:
-    """Return counts [N, k] as compressed text: a byte or less for an example."""
-    table = np.asarray(table, "<f4")
-    data = base64.b64encode(zlib.compress(table.tobytes(), 9)).decode()
-    return {"shape": list(table.shape), "data": data}
+FOLDER, INDEX = "tasks", "index.json"
+VERSION = 2  # of the files' layout
 
 
-def unpacked(record: Mapping[str, Any]) -> np.ndarray:
-    """Return counts [N, k] from what `packed` made."""
-    data = zlib.decompress(base64.b64decode(record["data"]))
-    return np.frombuffer(data, "<f4").reshape(record["shape"]).astype(np.float64)
+def key(*parts: Any) -> str:
+    """Return the hash of JSON values that a dataset's score depends on."""
+    return storage.digest(VERSION, *parts)
 
 
-def save(workdir: Path, key: str, record: Mapping[str, Any]) -> None:
+def save(workdir: Path, key: str, record: Record) -> None:
     """Keep a dataset's record; the file appears whole or not at all.
 
     Raises:
       UserError: it can't be written.
     """
-    text = json.dumps({"version": VERSION, "key": key} | dict(record), indent=1)
-    write_bytes(_path(workdir, record["dataset"], key), text.encode())
+    text = json.dumps(dataclasses.asdict(record), indent=1, default=_packed)
+    storage.write_bytes(_path(workdir, record.score.dataset, key), text.encode())
 
 
-def load(workdir: Path, dataset: str, key: str) -> dict[str, Any] | None:
-    """Return a dataset's record; None where there is none that can be read."""
-    try:
-        record = json.loads(_path(workdir, dataset, key).read_text())
-        if record["version"] == VERSION and record["key"] == key:
-            for prompt in record["prompts"].values():
-                for table in prompt["counts"].values():
-                    unpacked(table)
-            return record
-    except FileNotFoundError:
-        pass
-    # A damaged file is made again, as if it were not there.
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
-        pass
-    return None
+def finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, str]:
+    """Return {dataset: text to `parse`} of those that are there, in that order.
+
+    A damaged file counts as none, so that it is made again.
+    """
+    found = {}
+    for dataset, name in keys.items():
+        try:
+            text = _path(workdir, dataset, name).read_text()
+            parse(text)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+            continue
+        found[dataset] = text
+    return found
 
 
-def listed(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
+def parse(text: str) -> Record:
+    """Return the record of a file's text.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError, zlib.error: it is damaged.
+    """
+    values = json.loads(text, object_hook=_unpacked)
+    score = values["score"]
+    each = score["templates"].items()
+    templates = {name: TemplateScore(**template) for name, template in each}
+    score = DatasetScore(**score | {"templates": templates})
+    return Record(**values | {"score": score})
+
+
+def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
     """Say which records are the workdir's present ones.
 
     Args:
@@ -64,27 +71,40 @@ def listed(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
       keys: {dataset: key}.
       described: what else a reader should know: the model, the suite.
     """
-    text = json.dumps({"version": VERSION, "tasks": dict(keys), **described}, indent=1)
-    write_bytes(workdir / FOLDER / "index.json", text.encode())
+    text = json.dumps({"tasks": dict(keys), **described}, indent=1)
+    storage.write_bytes(workdir / FOLDER / INDEX, text.encode())
 
 
-def present(workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a workdir's index, and the records it lists.
+def present(workdir: Path) -> list[Record]:
+    """Return the records that a workdir's index lists.
 
     Raises:
       UserError: it holds no finished evaluation.
     """
     try:
-        index = json.loads((workdir / FOLDER / "index.json").read_text())
-        records = [load(workdir, name, key) for name, key in index["tasks"].items()]
-        if index["version"] != VERSION or None in records:
+        keys = json.loads((workdir / FOLDER / INDEX).read_text())["tasks"]
+        found = finished(workdir, keys)
+        if list(found) != list(keys):
             raise ValueError("a record is missing or damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{workdir} holds no finished evaluation ({error}): run `merging evaluate "
             f"--config … --workdir {workdir}` to its end."
         ) from None
-    return index, records
+    return [parse(text) for text in found.values()]
+
+
+def _packed(counts: np.ndarray) -> dict[str, Any]:
+    """Return counts [N, k] as compressed text: a byte or less for an example."""
+    data = zlib.compress(counts.astype("<f4").tobytes(), 9)
+    return {"shape": counts.shape, "float32": base64.b64encode(data).decode()}
+
+
+def _unpacked(values: dict[str, Any]) -> Any:
+    if set(values) != {"shape", "float32"}:
+        return values
+    data = zlib.decompress(base64.b64decode(values["float32"]))
+    return np.frombuffer(data, "<f4").reshape(values["shape"])
 
 
 def _path(workdir: Path, dataset: str, key: str) -> Path:

@@ -1,0 +1,132 @@
+"""What a model makes of requests: log-likelihoods of choices, and texts."""
+
+import collections
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from merging.evaluation.batches import Batch, Batches
+from merging.evaluation.requests import TemplateRequests
+
+AHEAD = 32  # batches under way: the device never waits, and memory is bounded
+
+
+class Predictor(Protocol):
+    """A model bound to its parameters, as far as evaluation knows it.
+
+    A row is one of ``prefixes`` [B], then ``tokens`` [B, T], int32 ids padded on the
+    right with 0, of which the first ``lengths`` [B] are the prompt.
+    """
+
+    def score(self, prefixes, tokens, lengths, firsts, segments, targets, /) -> Any:
+        """Return [B, C], log p of each continuation of each prompt.
+
+        ``firsts`` [B, C] has their first tokens. A longer one's tokens but the last
+        stand in ``tokens`` behind the prompt, one continuation after the other; for
+        the m-th of these, ``segments`` [B, M] has the number of its continuation (-1:
+        padding) and ``targets`` [B, M] the token that follows it.
+        """
+
+    def generate(self, prefixes, tokens, lengths, max_new_tokens, eos_id, /) -> Any:
+        """Return the greedy continuation [B, max_new_tokens], 0 after ``eos_id``."""
+
+
+class Prediction(NamedTuple):
+    """What a model makes of a set of M rows.
+
+    Attributes:
+      outputs: for a ranked set float32 [M], the log-likelihood of each row's choice;
+        otherwise the M postprocessed texts.
+      unconditional: float32 [M], that of the choice behind the prefix token alone; None
+        if no metric of the set asks for it.
+    """
+
+    outputs: Any
+    unconditional: np.ndarray | None = None
+
+
+def predict(
+    batches: Batches,
+    predictor: Predictor,
+    tick: Callable[[float], None] | None = None,
+) -> list[Prediction]:
+    """Return a model's predictions, in the order of the sets.
+
+    Args:
+      batches: from `prepare`.
+      predictor: the model.
+      tick: called after every batch with its tokens; what it raises ends the work.
+    """
+    # Log-likelihoods and token ids alike are exact in float64.
+    width = max(batch.answers for batch in batches.batches)
+    table = np.zeros((sum(len(one.requests) for one in batches.sets), width))
+    pending: collections.deque = collections.deque()
+
+    def collect() -> None:
+        batch, result = pending.popleft()
+        answers = _to_host(result)[: len(batch.requests)]
+        table[batch.requests, : answers.shape[1]] = answers
+        if tick is not None:
+            tick(batch.tokens)
+
+    begun = _compiled_together(batches, predictor)
+    for number, batch in enumerate(batches.batches):
+        result = begun.pop(number, None)
+        pending.append((batch, _call(predictor, batch) if result is None else result))
+        if len(pending) > AHEAD:
+            collect()
+    while pending:
+        collect()
+    ends = np.cumsum([len(one.requests) for one in batches.sets])
+    parts = np.split(table, ends[:-1])
+    return [_prediction(*pair) for pair in zip(batches.sets, parts, strict=True)]
+
+
+def _prediction(one: TemplateRequests, table: np.ndarray) -> Prediction:
+    """Return a set's predictions from the answers to its requests [R, width]."""
+    if not one.eval_set.ranked:
+        ids = table[:, : one.eval_set.max_new_tokens].astype(int).tolist()
+        texts = enumerate(map(one.eval_set.decode, ids))
+        return Prediction([one.eval_set.postprocess(row, text) for row, text in texts])
+    alone = one.unconditional
+    scores = table.astype(np.float32)
+    return Prediction(scores[one.answers], None if alone is None else scores[alone])
+
+
+def _call(predictor: Predictor, batch: Batch) -> Any:
+    call = predictor.generate if batch.call else predictor.score
+    return call(*batch.arrays, *batch.call)
+
+
+def _compiled_together(batches: Batches, predictor: Predictor) -> dict[int, Any]:
+    """Return {number: result} of the first batch of every shape, all called at once.
+
+    Compiling keeps one core busy, and there is a program for each shape. Only where
+    the batches are on the host: programs that are spread over devices must start in
+    the same order everywhere.
+    """
+    firsts: dict[tuple, int] = {}
+    for number, batch in enumerate(batches.batches):
+        if not isinstance(batch.arrays[0], np.ndarray):
+            return {}
+        shape = (batch.call, *(array.shape for array in batch.arrays))
+        firsts.setdefault(shape, number)
+    with ThreadPoolExecutor(min(len(firsts), os.cpu_count() or 1)) as threads:
+        calls = {
+            number: threads.submit(_call, predictor, batches.batches[number])
+            for number in firsts.values()
+        }
+        return {number: call.result() for number, call in calls.items()}
+
+
+def _to_host(array: Any) -> np.ndarray:
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -1,0 +1,125 @@
+"""What `merging evaluate` does with a config: scores, then rows, tables and exports."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from merging import tasks
+from merging.evaluation import bootstrap, export, job, store, tables
+from merging.evaluation.rows import ModelLabels, reference, require_comparable, rows
+from merging.evaluation.scores import Record
+from merging.runtime import processes, results, sharding, text
+from merging.runtime.config import config_hash
+from merging.runtime.errors import UserError, nearest
+from merging.runtime.results import BASELINES, BASES
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Evaluate what a config names, and print a table; see `configs/evaluate/`.
+
+    Raises:
+      UserError: a config, checkpoint, tokenizer or dataset that can't be used, or a
+        model that does not know the tokenizer's tokens.
+      Preempted: the system asked to stop; finished datasets are kept.
+    """
+    processes.initialize(workdir / "logs")
+    _check(config)
+    settings = config.suite.to_dict()
+    name = settings.pop("name")
+    base = reference(config.base_results, name)
+    expert = reference(config.expert_results, name)
+    model = job.open_model(config.checkpoint, config.tokenizer)
+    chosen = ("split", "datasets", "count", "metrics", "context", "batch_size", "dtype")
+    job.evaluate(
+        model,
+        tasks.suite(name, **settings | {"tokenizer": model.tokenizer}),
+        **{key: config[key] for key in chosen},
+        mesh=_mesh(config.mesh),
+        workdir=workdir,
+    )
+    if processes.is_first():
+        records = store.present(workdir)
+        require_comparable([record.score for record in records], base, expert)
+        made = rows(
+            records,
+            _labels(config, name, model),
+            base={dataset: row.value for dataset, row in base.items()},
+            expert={dataset: row.value for dataset, row in expert.items()},
+            config_hash=config_hash(config),
+        )
+        path = results.write(workdir / results.FILE, made)
+        print(_published(config, workdir, name, model, records))
+        print(f"Rows: {path}")
+    processes.barrier("the results are written")
+
+
+def _published(
+    config: Any, workdir: Path, suite: str, model: job.Model, records: list[Record]
+) -> str:
+    """Write the file for the harness's readers, and return what a person reads."""
+    how = bootstrap.Options(**config.bootstrap)
+    scores = [record.score for record in records]
+    values = [
+        {metric: tables.value(score, metric, how) for metric in score.metrics}
+        for score in scores
+    ]
+    exported = export.write(
+        workdir,
+        records,
+        values,
+        model=model.uri,
+        suite=suite,
+        split=config.split,
+        context=config.context or model.config.max_length,
+        config={
+            "model_args": {"pretrained": model.uri, "dtype": config.dtype or None},
+            "model_num_parameters": model.parameters,
+            "batch_size": str(config.batch_size),
+            "limit": config.count or None,
+            "bootstrap_iters": how.resamples,
+        },
+    )
+    lines = [tables.table(scores, values, how.level).text(), *tables.notes(scores)]
+    return "\n".join([*lines, f"For lm-evaluation-harness's readers: {exported}"])
+
+
+def _labels(config: Any, suite: str, model: job.Model) -> ModelLabels:
+    labels = config.labels.to_dict()
+    labels["subset"] = tuple(labels["subset"])
+    labels["family"] = labels["family"] or model.family
+    labels["size"] = labels["size"] or text.parameters(model.parameters)
+    return ModelLabels(suite=suite, params=model.parameters, parameters={}, **labels)
+
+
+def _mesh(sizes: Mapping[str, int]) -> Mesh | None:
+    if jax.device_count() == 1 and math.prod(map(abs, sizes.values())) == 1:
+        return None
+    return sharding.make_mesh(sizes)
+
+
+def _check(config: Any) -> None:
+    """Refuse what can't be, before anything is read: all of it."""
+    faults = []
+    if not config.checkpoint:
+        faults.append("no checkpoint to evaluate: --config.checkpoint=DIR")
+    for key, least in (("count", 0), ("batch_size", 1), ("context", 0)):
+        if config[key] < least:
+            faults.append(f"{key} = {config[key]} must be {least} or more")
+    if config.bootstrap.resamples < 2:
+        faults.append("bootstrap.resamples must be 2 or more")
+    if not 0 < config.bootstrap.level < 1:
+        faults.append("bootstrap.level must lie between 0 and 1")
+    labels = config.labels
+    if labels.base not in BASES:
+        faults.append(str(nearest("labels.base", labels.base, BASES)))
+    if labels.method not in BASELINES and labels.K != len(labels.subset):
+        faults.append(
+            f"labels.K is {labels.K}, but labels.subset names {len(labels.subset)} "
+            "categories: a merge of K experts names theirs"
+        )
+    if faults:
+        raise UserError("\n".join(faults))

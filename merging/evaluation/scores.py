@@ -1,0 +1,139 @@
+"""The one evaluator: requests and a model → a score for each dataset."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from merging.evaluation.batches import prepare
+from merging.evaluation.predictions import Prediction, Predictor, predict
+from merging.evaluation.requests import Requests, TemplateRequests
+from merging.tasks.metrics import MEASURES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TemplateScore:
+    """A model's score on N examples of a dataset under one prompt template.
+
+    Attributes:
+      examples: N.
+      truncated: those whose prompt lost its beginning to the context.
+      answers: a hash of the right answers: scores with equal ones compare.
+      values: {metric: value in 0..1}, the dataset's own metric first.
+      counts: {metric: float32 [N, k]}, what each example adds (see
+        `tasks.metrics.MEASURES`).
+    """
+
+    examples: int
+    truncated: int
+    answers: str
+    values: Mapping[str, float]
+    counts: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatasetScore:
+    """A model's score on a dataset.
+
+    Attributes:
+      dataset, category, split, metric, chance: the dataset's facts.
+      value: of its metric, in 0..1: the mean over the prompt templates.
+      examples: under each prompt template, at most.
+      truncated: prompts that lost their beginning to the context, under all templates.
+      templates: {name of the prompt template: its score}.
+      padding: share of the slots without a token, in the batches of its rows.
+    """
+
+    dataset: str
+    category: str
+    split: str
+    metric: str
+    chance: float
+    value: float
+    examples: int
+    truncated: int = 0
+    templates: Mapping[str, TemplateScore] = dataclasses.field(default_factory=dict)
+    padding: float = 0.0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that were found, the dataset's own first."""
+        return tuple(next(iter(self.templates.values())).values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """A dataset's score, the seconds that it took, and the code that found it."""
+
+    score: DatasetScore
+    seconds: float
+    git_revision: str
+
+
+def evaluate(
+    requests: Requests,
+    predictor: Predictor,
+    *,
+    datasets: Iterable[str] | None = None,
+    batch_size: int = 128,
+    sharding: Any = None,
+    compile_cost: float | None = None,
+    tick: Callable[[float], None] | None = None,
+) -> list[DatasetScore]:
+    """Return a model's scores, dataset by dataset.
+
+    Rank classification takes the choice of the highest summed log-likelihood, ties
+    the first; generation is greedy. The values depend neither on the batch size nor
+    on the order or company of the datasets.
+
+    Args:
+      requests: what to ask.
+      predictor: the model.
+      datasets, batch_size, sharding, compile_cost: what to batch, and how: see
+        `prepare`.
+      tick: called after every batch with its tokens; what it raises ends the work.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    batches = prepare(
+        requests,
+        datasets=datasets,
+        batch_size=batch_size,
+        sharding=sharding,
+        compile_cost=compile_cost,
+    )
+    predictions = predict(batches, predictor, tick)
+    found = []
+    for of, group in itertools.groupby(
+        zip(batches.sets, predictions, strict=True), key=lambda pair: pair[0].dataset
+    ):
+        templates = {one.eval_set.prompt: _score(one, made) for one, made in group}
+        each = templates.values()
+        score = DatasetScore(
+            *(of.name, of.category, of.split, of.metric, of.chance),
+            value=statistics.fmean(score.values[of.metric] for score in each),
+            examples=max(score.examples for score in each),
+            truncated=sum(score.truncated for score in each),
+            templates=templates,
+            padding=batches.padding,
+        )
+        found.append(score)
+    return found
+
+
+def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
+    counts, values = {}, {}
+    for metric in one.metrics:
+        measure, outputs = MEASURES[metric], prediction.outputs
+        if measure.unconditional:
+            outputs = outputs - prediction.unconditional
+        table = measure.counts(one.eval_set.targets, outputs)
+        values[metric] = measure.value(table.sum(axis=0), len(table))
+        counts[metric] = table.astype(np.float32)
+    return TemplateScore(
+        *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts)
+    )

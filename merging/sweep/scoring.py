@@ -1,0 +1,130 @@
+"""What a sweep's models score, by the one evaluator, and their result rows."""
+
+import functools
+import itertools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from merging import evaluation, models, tasks
+from merging.evaluation import DatasetScore, ModelLabels, Record
+from merging.runtime.results import Row
+from merging.sweep.settings import Settings
+
+
+def scores(
+    settings: Settings,
+    decoder: models.DecoderConfig,
+    params: models.Params,
+    split: str,
+    datasets: Collection[str],
+    data_dir: Path,
+) -> dict[str, float]:
+    """Return {dataset: value} of a model on some of the suite's datasets.
+
+    Args:
+      settings: whose suite.
+      decoder: the model; prompts are truncated to its context.
+      params: its parameters.
+      split: "validation" or "test".
+      datasets: names.
+      data_dir: where the suite's rows are kept.
+    """
+    asked = _requests(
+        *(settings.suite, split, frozenset(datasets)),
+        *(decoder.max_length, decoder.vocab_size, data_dir),
+    )
+    bound = (functools.partial(call, params) for call in models.predictor(decoder))
+    found = evaluation.evaluate(asked, models.Predictor(*bound))
+    return {score.dataset: score.value for score in found}
+
+
+def examples(
+    settings: Settings,
+    decoder: models.DecoderConfig,
+    split: str,
+    datasets: Collection[str],
+    data_dir: Path,
+) -> dict[str, int]:
+    """Return {dataset: number of examples}; arguments as `scores`."""
+    asked = _requests(
+        *(settings.suite, split, frozenset(datasets)),
+        *(decoder.max_length, decoder.vocab_size, data_dir),
+    )
+    return {one.dataset.name: one.eval_set.examples for one in asked.sets}
+
+
+# A worker asks many models the same: each dataset is read once, and each choice of
+# datasets cut into batches once.
+@functools.lru_cache(maxsize=64)
+def _requests(
+    suite: tasks.Suite,
+    split: str,
+    datasets: frozenset[str],
+    context: int,
+    vocab_size: int,
+    data_dir: Path,
+) -> evaluation.Requests:
+    names = [of.name for of in suite.datasets if of.name in datasets]
+    each = (
+        _dataset_requests(suite, split, name, context, vocab_size, data_dir).sets
+        for name in names
+    )
+    return evaluation.Requests(tuple(itertools.chain(*each)))
+
+
+@functools.lru_cache(maxsize=256)
+def _dataset_requests(
+    suite: tasks.Suite,
+    split: str,
+    dataset: str,
+    context: int,
+    vocab_size: int,
+    data_dir: Path,
+) -> evaluation.Requests:
+    return evaluation.requests(
+        suite,
+        split,
+        datasets=[dataset],
+        context=context,
+        vocab_size=vocab_size,
+        cache_dir=data_dir,
+    )
+
+
+def rows(
+    suite: tasks.Suite,
+    model: ModelLabels,
+    values: Mapping[str, float],
+    output: Mapping[str, Any],
+    *,
+    base: Mapping[str, float],
+    experts: Mapping[str, float],
+    config_hash: str,
+) -> list[Row]:
+    """Return a model's result rows, in the suite's order.
+
+    Args:
+      suite: what it was tested on.
+      model: what it is.
+      values: {dataset: value} of its test.
+      output: of the step that it comes from.
+      base, experts: {dataset: value} of its base, and of each dataset's own expert.
+      config_hash: the sweep's.
+    """
+    records = [
+        Record(
+            DatasetScore(
+                *(of.name, of.category, of.split, of.metric, of.chance),
+                value=values[of.name],
+                examples=output["examples"][of.name],
+            ),
+            output["wall_seconds"],
+            output["git_revision"],
+        )
+        for of in suite.datasets
+        if of.name in values
+    ]
+    return evaluation.rows(
+        records, model, base=base, expert=experts, config_hash=config_hash
+    )
