@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 def get_config(category: str) -> ConfigDict:
     config = pretrain.get_config()
     config.what = category
-    config.recipe.steps = 300
-    config.recipe.learning_rate *= 0.4
-    config.recipe.warmup_steps = 15
-    config.recipe.checkpoint_every = 100
+    config.hyperparameters.steps = 300
+    config.hyperparameters.learning_rate *= 0.4
+    config.hyperparameters.warmup_steps = 15
+    config.hyperparameters.checkpoint_every = 100
     return config

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = pretrain.get_config()
     config.what = "instruct"
-    config.recipe.steps = 2500
-    config.recipe.learning_rate *= 0.5
-    config.recipe.warmup_steps = 125
+    config.hyperparameters.steps = 2500
+    config.hyperparameters.learning_rate *= 0.5
+    config.hyperparameters.warmup_steps = 125
     return config

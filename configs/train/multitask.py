@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = pretrain.get_config()
     config.what = "multitask"
-    config.recipe.steps = 2400
-    config.recipe.learning_rate *= 0.5
-    config.recipe.warmup_steps = 120
-    config.recipe.validate_every = 150
+    config.hyperparameters.steps = 2400
+    config.hyperparameters.learning_rate *= 0.5
+    config.hyperparameters.warmup_steps = 120
+    config.hyperparameters.validate_every = 150
     return config

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     # tensor); one may be -1, for all that are left.
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
-    config.recipe = ConfigDict(
+    config.hyperparameters = ConfigDict(
         dict(
             steps=3000,
             batch_size=32,  # of all processes together

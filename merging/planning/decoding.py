@@ -18,7 +18,7 @@ from merging.planning.settings import Scoring, Training
 from merging.runtime import sharding, tree
 from merging.runtime.errors import UserError
 from merging.training import steps
-from merging.training.recipe import Recipe
+from merging.training.hyperparameters import Hyperparameters
 
 
 def score(
@@ -52,7 +52,7 @@ def questions(batch: Scoring) -> list[tuple[int, ...]]:
 
 
 def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:
-    """Return one step of AdamW (`training.steps.program(...).run`).
+    """Return one step of AdamW (`training.steps.train_functions(...).run`).
 
     Raises:
       UserError: the mesh does not divide the batch or the leaves.
@@ -65,8 +65,8 @@ def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:
     memory, exchanged = counting.training(decoder, leaves, step, target.topology.domain)
 
     def lower() -> Any:
-        program = steps.program(decoder, step.dtype, target.mesh)
-        numbers = steps.Numbers.of(Recipe(steps=1))
+        program = steps.train_functions(decoder, step.dtype, target.mesh)
+        numbers = steps.TracedHyperparameters.of(Hyperparameters(steps=1))
         state = jax.eval_shape(program.start, _params(leaves), numbers)
         state = jax.tree.map(
             lambda leaf, where: _abstract(leaf.shape, leaf.dtype, where),

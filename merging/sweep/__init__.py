@@ -1,58 +1,66 @@
-"""The experiment grid: train, merge, evaluate, report; every step resumable."""
+"""The experiment grid: train, merge, evaluate, report; every step resumable.
+
+The room is named as what it does: `merging.sweep(config, workdir)` is
+`merging.sweep.sweep`.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from merging import report
-from merging.runtime import processes, results
+from merging.runtime import processes, results, workdir
+from merging.runtime.errors import UserError
+from merging.runtime.naming import callable_as
 from merging.sweep.driver import finish, open_store
-from merging.sweep.gates import gates
+from merging.sweep.experiment import Experiment, read
 from merging.sweep.rows import rows
-from merging.sweep.settings import Settings, read
 from merging.sweep.status import status
 from merging.sweep.steps import Grid, part, with_needs
 from merging.sweep.store import Store
 
-__all__ = ["Settings", "gates", "run", "status"]
+__all__ = ["Experiment", "Grid", "Store", "finish", "open_store", "read", "status"]
+__all__ += ["rows", "sweep", "with_needs"]
 
 
-def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
+def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
     """Do what is left of a sweep, then write its rows and report.
-
-    Of several processes that a launcher numbered (see `distributed.place`), each is one
-    worker among those that share the workdir, and number 0 alone reports.
 
     Args:
       config: a sweep's config, see configs/scaling_curves/tiny.py.
-      workdir: where every finished step is kept; continued if it holds this config's.
-      shard: (i, n): do the i-th of n parts of the grid only.
+      folder: the workdir, where every finished step is kept; continued if it holds this
+        config's.
+      shard: (i, n): do the i-th of n parts of the grid only, in a workdir of its own.
 
     Returns:
-      The report's page; the workdir where the part is empty, or another reports.
+      The report's page; the workdir where the part is empty.
 
     Raises:
-      UserError: a config that can't be run, or another config's workdir.
+      UserError: a config that can't be run, another config's workdir, or one in which
+        another process works.
+      Preempted: the system asked to stop; what is finished is kept.
     """
-    number, _ = processes.process_id()
-    if number:
-        processes.print_apart(Path(workdir) / "logs", number)
-    settings = read(config)
-    grid = Grid(settings)
-    store, config_hash = open_store(config, workdir)
-    every = grid.targets()
-    chosen = part(every, *shard)
-    if not chosen:
-        print(f"part {shard[0]} of {shard[1]} of this grid is empty: nothing to do.")
-        return store.workdir
-    try:
-        finish(chosen, settings, store, "sweep")
-    except BaseException:
-        # What is finished stays usable when the rest fails.
-        _record(grid, store, config_hash, report_too=False)
-        raise
-    found, page = _record(grid, store, config_hash, report_too=number == 0)
-    if number:
-        return store.workdir
+    number, count = processes.process_id()
+    if count > 1:
+        raise UserError(
+            f"this is process {number} of {count}, and a sweep is driven by one: start "
+            "it once, or give each machine a part and a workdir of its own (--shard "
+            "i/n); `merging report` joins their rows."
+        )
+    experiment = read(config)
+    grid = Grid(experiment)
+    store, config_hash = open_store(config, folder)
+    with workdir.only_driver(store.workdir):
+        chosen = part(grid.targets(), *shard)
+        if not chosen:
+            print(f"part {shard[0]} of {shard[1]} of this grid is empty: nothing to do")
+            return store.workdir
+        try:
+            finish(chosen, experiment, store, "sweep")
+        except BaseException:
+            # What is finished stays usable when the rest fails.
+            _record(grid, store, config_hash, report_too=False)
+            raise
+        found, page = _record(grid, store, config_hash, report_too=True)
     print(report.summary_text(found))
     print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
     return page
@@ -61,17 +69,16 @@ def run(config: Any, workdir: Path | str, shard: tuple[int, int] = (0, 1)) -> Pa
 def _record(
     grid: Grid, store: Store, config_hash: str, *, report_too: bool
 ) -> tuple[list[results.Row], Path]:
-    """Write the rows of all that is finished, and the report when they changed.
-
-    One process at a time: the last of several that share the workdir sees every row.
-    """
+    """Write the rows of all that is finished, and the report when they changed."""
     page = store.workdir / "report" / "index.html"
-    with store.alone("results"):
-        found = rows(grid, with_needs(grid.targets()), store, config_hash)
-        before = store.results.read_bytes() if store.results.exists() else b""
-        results.write(store.results, found)
-        if store.results.read_bytes() != before:
-            page.unlink(missing_ok=True)
-        if report_too and not page.exists():
-            report.write_report(found, store.workdir / "report")
+    found = rows(grid, with_needs(grid.targets()), store, config_hash)
+    before = store.results.read_bytes() if store.results.exists() else b""
+    results.write(store.results, found)
+    if store.results.read_bytes() != before:
+        page.unlink(missing_ok=True)
+    if report_too and not page.exists():
+        report.write_report(found, store.workdir / "report")
     return found, page
+
+
+callable_as(__name__, sweep)

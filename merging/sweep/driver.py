@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from merging.runtime import config as configs
+from merging.runtime import workdir as runtime_workdir
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.text import duration
-from merging.sweep import pool
-from merging.sweep.settings import Settings
+from merging.sweep import runners
+from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step, with_needs
 from merging.sweep.store import Broken, Store
 
@@ -20,22 +21,24 @@ _BASES = ("pretrain", "instruct", "given")
 def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:
     """Return the workdir as this config's store, and the config's hash.
 
-    `workers` says how to run, not what: changing it continues the same run.
+    `workers` and `runner` say how to run, not what: changing them continues the run.
 
     Raises:
       UserError: the workdir holds another config's run, or something else.
     """
     identity = copy.deepcopy(config)
     with identity.unlocked():
-        del identity.workers
+        for name in ("workers", "runner"):
+            if name in identity:
+                del identity[name]
     config_hash = configs.config_hash(identity)
     store = Store(Path(workdir))
-    store.claim(identity.to_dict(), config_hash)
+    runtime_workdir.claim(store.workdir, identity.to_dict(), config_hash, "sweep")
     return store, config_hash
 
 
 def finish(
-    targets: Sequence[Step], settings: Settings, store: Store, label: str
+    targets: Sequence[Step], experiment: Experiment, store: Store, label: str
 ) -> None:
     """Do every step that the targets need and that is not finished yet."""
     pending = _pending(targets, store)
@@ -44,16 +47,17 @@ def finish(
         return
     every = with_needs(targets)
     total = sum(step.cost for step in every)
+    runner, workers = runners.chosen(experiment)
     print(
-        f"{label}: {len(pending)} of {len(every)} steps to do with "
-        f"{pool.worker_count(settings)} workers; finished ones stay in "
+        f"{label}: {len(pending)} of {len(every)} steps to do, {runner}, {workers} at "
+        f"a time; finished ones stay in "
         f"{store.workdir}",
         file=sys.stderr,
     )
     log = EventLog(store.workdir / "events.jsonl")
     with Progress(total, label, log=log) as progress:
         progress.skip(total - sum(step.cost for step in pending))
-        pool.run(pending, settings, store, progress)
+        runners.run(pending, experiment, store, progress)
     print(f"{label}: done in {duration(progress.elapsed)}", file=sys.stderr)
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from merging.runtime.errors import UserError
 from merging.sweep.driver import finish, open_store
+from merging.sweep.experiment import Experiment, read
 from merging.sweep.rows import standard_error
-from merging.sweep.settings import Settings, read
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
 
@@ -45,16 +45,16 @@ def gates(config: Any, workdir: Path | str) -> bool:
     Raises:
       UserError: as `merging.sweep.run`.
     """
-    settings = read(config)
-    if settings.given:
+    experiment = read(config)
+    if experiment.given:
         raise UserError(
             "gates hold a suite against bases of both kinds, trained from nothing; "
             "given checkpoints have no such pair. Name a config without given."
         )
-    grid = Grid(settings)
+    grid = Grid(experiment)
     store, _ = open_store(config, workdir)
-    finish(_steps(grid), settings, store, "gates")
-    found = [_gate(grid, store, size, d) for size, d in _cells(settings)]
+    finish(_steps(grid), experiment, store, "gates")
+    found = [_gate(grid, store, size, d) for size, d in _cells(experiment)]
     print(table(found))
     whole = _whole_suite(grid, store)
     print("\n" + "\n".join(f"{'pass' if ok else 'FAIL'}  {text}" for text, ok in whole))
@@ -83,19 +83,19 @@ def table(found: Iterable[Gate]) -> str:
     )
 
 
-def _cells(settings: Settings):
-    return [(size, d) for size in settings.sizes for d in settings.suite.datasets]
+def _cells(experiment: Experiment):
+    return [(size, d) for size in experiment.sizes for d in experiment.suite.datasets]
 
 
 def _steps(grid: Grid) -> list[Step]:
-    settings = grid.settings
+    experiment = grid.settings
     steps = []
-    for size in settings.sizes:
+    for size in experiment.sizes:
         for base in ("pt", "it"):
             steps.append(grid.base(size, base))
-            for category in settings.suite.categories:
+            for category in experiment.suite.categories:
                 steps.append(grid.expert(size, base, category, 0))
-        for dataset in settings.suite.datasets:
+        for dataset in experiment.suite.datasets:
             if dataset.split == "held_out":
                 steps.append(grid.direct(size, "it", dataset.name))
     return steps
@@ -149,10 +149,10 @@ def _surely_above(high: float, low: float, examples: int) -> bool:
 
 def _whole_suite(grid: Grid, store: Store) -> list[tuple[str, bool]]:
     """Return what must hold over all datasets together."""
-    settings = grid.settings
-    held_out = [d.name for d in settings.suite.datasets if d.split == "held_out"]
+    experiment = grid.settings
+    held_out = [d.name for d in experiment.suite.datasets if d.split == "held_out"]
     found = []
-    for size in settings.sizes:
+    for size in experiment.sizes:
         means = {}
         for base in ("pt", "it"):
             test = store.output(grid.base(size, base))["test"]
@@ -162,9 +162,9 @@ def _whole_suite(grid: Grid, store: Store) -> list[tuple[str, bool]]:
             f"({means['it']:.3f} against {means['pt']:.3f})"
         )
         found.append((text, means["it"] > means["pt"]))
-    losses = [store.output(grid.base(size, "pt"))["loss"] for size in settings.sizes]
+    losses = [store.output(grid.base(size, "pt"))["loss"] for size in experiment.sizes]
     shown = ", ".join(
-        f"{s} {loss:.3f}" for s, loss in zip(settings.sizes, losses, strict=True)
+        f"{s} {loss:.3f}" for s, loss in zip(experiment.sizes, losses, strict=True)
     )
     ordered = losses == sorted(losses, reverse=True)
     found.append((f"larger models have lower pretraining loss ({shown})", ordered))

@@ -1,6 +1,5 @@
 """Finished steps → result rows (SUITES.md); nothing here computes a score."""
 
-import math
 from collections.abc import Iterable
 
 from merging import models
@@ -37,8 +36,8 @@ def rows(
 def _rows(
     grid: Grid, step: Step, store: Store, config_hash: str, output, method: str, test
 ) -> list[Row]:
-    settings = grid.settings
-    suite = settings.suite
+    experiment = grid.experiment
+    suite = experiment.suite
     size, of_base = step.settings["size"], step.settings["base"]
     base = store.output(grid.base(size, of_base))["test"]
     experts = {}
@@ -48,10 +47,10 @@ def _rows(
         if store.finished(expert):
             experts |= store.output(expert)["test"]
     subset = _subset(step, suite.categories)
-    decoder = settings.decoder(step.settings["size"])
+    decoder = experiment.decoder(step.settings["size"])
     model = ModelLabels(
         suite=suite.name,
-        family=settings.family,
+        family=experiment.family,
         size=size,
         params=models.parameter_count(decoder),
         base=of_base,
@@ -73,11 +72,3 @@ def _subset(step: Step, categories: tuple[str, ...]) -> tuple[str, ...]:
     if step.kind == "expert":
         return (step.settings["what"],)
     return categories if step.kind == "multitask" else ()
-
-
-def standard_error(value: float, examples: int) -> float:
-    """Return an upper bound of a mean score's standard error, scores being in 0..1.
-
-    Exact for accuracy and exact match; F1 and ROUGE vary less than a coin does.
-    """
-    return math.sqrt(max(value * (1 - value), 0.0) / examples)

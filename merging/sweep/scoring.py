@@ -9,11 +9,11 @@ from typing import Any
 from merging import evaluation, models, tasks
 from merging.evaluation import DatasetScore, ModelLabels, Record
 from merging.runtime.results import Row
-from merging.sweep.settings import Settings
+from merging.sweep.experiment import Experiment
 
 
 def scores(
-    settings: Settings,
+    experiment: Experiment,
     decoder: models.DecoderConfig,
     params: models.Params,
     split: str,
@@ -23,7 +23,7 @@ def scores(
     """Return {dataset: value} of a model on some of the suite's datasets.
 
     Args:
-      settings: whose suite.
+      experiment: whose suite.
       decoder: the model; prompts are truncated to its context.
       params: its parameters.
       split: "validation" or "test".
@@ -31,7 +31,7 @@ def scores(
       data_dir: where the suite's rows are kept.
     """
     asked = _requests(
-        *(settings.suite, split, frozenset(datasets)),
+        *(experiment.suite, split, frozenset(datasets)),
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
     bound = (functools.partial(call, params) for call in models.predictor(decoder))
@@ -40,7 +40,7 @@ def scores(
 
 
 def examples(
-    settings: Settings,
+    experiment: Experiment,
     decoder: models.DecoderConfig,
     split: str,
     datasets: Collection[str],
@@ -48,7 +48,7 @@ def examples(
 ) -> dict[str, int]:
     """Return {dataset: number of examples}; arguments as `scores`."""
     asked = _requests(
-        *(settings.suite, split, frozenset(datasets)),
+        *(experiment.suite, split, frozenset(datasets)),
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
     return {one.dataset.name: one.eval_set.examples for one in asked.sets}

@@ -7,24 +7,37 @@
 
 Given bases take the place of those that are pretrained or instructed: given(size).
 
-A step's key is the hash of everything its output depends on, through all steps before
-it. Equal key, equal output: that is what makes a sweep resumable and its parts
-shareable.
+A step's key is the hash of everything its output depends on: its settings after all
+defaults, the content of what it is given, the keys of the steps before it, and the
+version of the code that computes it. Equal key, equal output: that is what makes a
+sweep resumable. Versions are raised by hand, where a change of code changes what comes
+out (`VERSIONS`); an edit that changes nothing redoes nothing. What merely runs the code
+(the number of workers, JAX's version, which may change last bits) is not in it: a sweep
+goes on after an upgrade, and its rows say the revision that made each of them.
 """
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from merging import models
-from merging.sweep import given
-from merging.sweep.settings import Phase, Settings
+from merging.runtime import storage
+from merging.sweep import given_bases
+from merging.sweep.experiment import Experiment, Phase
+from merging.training import Hyperparameters
 
-# Raise it when code changes what a step's output means.
-REVISION = 1
+# Raise one when its code changes what comes out: `training/` and `models/` for all that
+# is trained or given, `merge/` and `methods/` for merges, `evaluation/` for all scores.
+VERSIONS = {"training": 1, "models": 1, "merge": 1, "evaluation": 1}
+_CODE = {
+    "data": (),
+    "given": ("models", "evaluation"),
+    "merge": ("models", "merge", "evaluation"),
+}
+_TRAINED = ("training", "models", "evaluation")
+HOW_IT_RUNS = ("checkpoint_every", "log_every")
 FLOPS_PER_SECOND = 15e9  # one CPU core on small models; only weighs the progress bar
 
 
@@ -33,7 +46,8 @@ class Step:
     """One unit of work.
 
     Attributes:
-      kind: "data", "pretrain", "instruct", "given", "expert", "multitask", "direct" or
+      kind: "data", "pretrain", "instruct", "given", "expert", "multitask",
+      "single_task" or
         "merge".
       name: unique in the grid and readable, e.g. "expert/8x/it/sentiment/seed0".
       settings: what the output depends on beside `needs`; JSON values.
@@ -50,21 +64,21 @@ class Step:
     @functools.cached_property
     def key(self) -> str:
         """Return the hash of all that this step's output depends on."""
-        parts = [REVISION, self.kind, self.settings, [need.key for need in self.needs]]
-        text = json.dumps(parts, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        code = {part: VERSIONS[part] for part in _CODE.get(self.kind, _TRAINED)}
+        needs = [need.key for need in self.needs]
+        return storage.digest(code, self.kind, self.settings, needs)
 
 
 class Grid:
     """Makes the steps of a sweep, each once."""
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
         self._made: dict[str, Step] = {}
 
     def targets(self) -> list[Step]:
         """Return every step that result rows come from, in a fixed order."""
-        s = self.settings
+        s = self.experiment
         steps = []
         for size in s.sizes:
             for base in s.bases:
@@ -81,12 +95,12 @@ class Grid:
 
     def data(self, what: str) -> Step:
         """Arrays read through seqio: all that "bases" or all that "experts" need."""
-        digest = {"digest": self.settings.suite.digest, "what": what}
+        digest = {"digest": self.experiment.suite.digest, "what": what}
         return self._step("data", f"data/{what}", digest, (), 40.0)
 
     def base(self, size: str, base: str) -> Step:
         """The pretrained model, the instruction-tuned one made from it, or a given."""
-        if self.settings.given:
+        if self.experiment.given:
             return self._given(size, base)
         if base == "pt":
             texts = self.data("bases")
@@ -95,13 +109,13 @@ class Grid:
         return self._training("instruct", size, before, "instruct", seed=0)
 
     def _given(self, size: str, base: str) -> Step:
-        s = self.settings
+        s = self.experiment
         settings = {
             "size": size,
             "base": base,
             "seed": 0,
             "decoder": dataclasses.asdict(s.decoder(size)),
-            "digest": given.digest(s.folder(size)),
+            "digest": given_bases.digest(s.folder(size)),
             "evaluates": self._evaluated("given", ""),
         }
         scored = len(s.suite.datasets) * (s.suite.examples("test") or 1000)
@@ -122,14 +136,14 @@ class Grid:
         before = self.base(size, base)
         return self._training("multitask", size, before, "multitask", 0, base)
 
-    def direct(self, size: str, base: str, dataset: str) -> Step:
-        """A base fine-tuned on one dataset: is the dataset learnable?"""
+    def single_task(self, size: str, base: str, dataset: str) -> Step:
+        """A base fine-tuned on one dataset alone: is the dataset learnable?"""
         before = self.base(size, base)
-        return self._training("direct", size, before, dataset, 0, base)
+        return self._training("single_task", size, before, dataset, 0, base)
 
     def merge(self, size: str, base: str, method: str, count: int, seed: int) -> Step:
         """A merge, its λ and density chosen on validation, evaluated on everything."""
-        s = self.settings
+        s = self.experiment
         subset = s.subset(seed, count)
         experts = tuple(self.expert(size, base, c, seed) for c in subset)
         settings = {
@@ -139,6 +153,8 @@ class Grid:
             "seed": seed,
             "subset": subset,
             "candidates": s.candidates(method),
+            "defaults": _plain(s.defaults(method)),
+            "method_files": sorted(s.load_methods().values()),
         }
         tried = len(settings["candidates"]) if len(settings["candidates"]) > 1 else 0
         scored = tried * 2 * count * (s.suite.examples("validation") or 256)
@@ -150,7 +166,7 @@ class Grid:
     def _training(
         self, kind: str, size: str, before: Step, what: str, seed: int, base: str = ""
     ) -> Step:
-        s = self.settings
+        s = self.experiment
         phase = {
             "pretrain": s.pretraining,
             "instruct": s.instruction,
@@ -163,7 +179,7 @@ class Grid:
             "what": what,
             "seed": seed,
             "decoder": dataclasses.asdict(decoder),
-            "recipe": self._recipe(size, phase, seed),
+            "hyperparameters": self._hyperparameters(size, phase, seed),
             "evaluates": self._evaluated(kind, what),
         }
         scored = len(settings["evaluates"]) * (s.suite.examples("test") or 1000)
@@ -171,38 +187,40 @@ class Grid:
         tokens = phase.steps * s.batch_size * length
         flops = 6 * models.parameter_count(decoder) * tokens
         cost = flops / FLOPS_PER_SECOND + phase.steps * 1e-3
-        parts = [kind, size, base, what if kind in ("expert", "direct") else ""]
+        parts = [kind, size, base, what if kind in ("expert", "single_task") else ""]
         name = "/".join([p for p in parts if p] + [f"seed{seed}"])
         cost += self._scoring(size, scored)
         needs = (before,)
-        if kind in ("expert", "multitask", "direct"):
+        if kind in ("expert", "multitask", "single_task"):
             needs += (self.data("experts"),)
         return self._step(kind, name, settings, needs, cost)
 
-    def _recipe(self, size: str, phase: Phase, seed: int) -> dict[str, Any]:
-        s = self.settings
-        recipe = {
-            "steps": phase.steps,
-            "batch_size": s.batch_size,
-            "learning_rate": s.peak_rate(size) * phase.rate,
-            "warmup_steps": max(10, phase.steps // 20),
-            "seed": seed,
-            "validate_every": phase.validate_every,
-        }
-        # Absent where it says nothing new, so that keys stay what they were.
-        return recipe | ({"dtype": s.dtype} if s.dtype != "float32" else {})
+    def _hyperparameters(self, size: str, phase: Phase, seed: int) -> dict[str, Any]:
+        s = self.experiment
+        chosen = Hyperparameters(
+            steps=phase.steps,
+            batch_size=s.batch_size,
+            learning_rate=s.peak_rate(size) * phase.rate,
+            warmup_steps=max(10, phase.steps // 20),
+            seed=seed,
+            validate_every=phase.validate_every,
+            dtype=s.dtype,
+        )
+        # How often it saves and reports changes nothing that comes out.
+        every = dataclasses.asdict(chosen)
+        return {k: v for k, v in every.items() if k not in HOW_IT_RUNS}
 
     def _evaluated(self, kind: str, what: str) -> list[str]:
         """Return the datasets that a trained model is tested on."""
-        datasets = self.settings.suite.datasets
+        datasets = self.experiment.suite.datasets
         if kind == "expert":
             return [d.name for d in datasets if d.category == what]
-        if kind == "direct":
+        if kind == "single_task":
             return [what]
         return [d.name for d in datasets]
 
     def _scoring(self, size: str, examples: int) -> float:
-        flops = 2 * models.parameter_count(self.settings.decoder(size)) * 36
+        flops = 2 * models.parameter_count(self.experiment.decoder(size)) * 36
         return 0.5 + examples * (flops / FLOPS_PER_SECOND + 1e-4)
 
     def _step(self, kind, name, settings, needs, cost) -> Step:
@@ -225,6 +243,15 @@ def with_needs(targets: Iterable[Step]) -> list[Step]:
     for target in targets:
         visit(target)
     return list(ordered.values())
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters as JSON has them, or as text."""
+    return {k: v if _is_json(v) else repr(v) for k, v in values.items()}
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def part(targets: list[Step], index: int, count: int) -> list[Step]:

@@ -1,25 +1,22 @@
 """A workdir: finished steps under their keys, published whole or not at all.
 
 WORKDIR/config.json            whose run this is
+WORKDIR/driver.json            who works on it; see `runtime.workdir.only_driver`
 WORKDIR/data/                  training arrays and evaluation sets
 WORKDIR/steps/KIND/NAME-KEY/   a finished step: checkpoint/, output.json
-WORKDIR/partial/NAME-KEY.G/    a step being worked on, continued after a kill
-WORKDIR/claims/NAME-KEY.G      who works on it, the G-th to do so (see claims.py)
+WORKDIR/partial/NAME-KEY/      a step being worked on, continued after a kill
+WORKDIR/failed/NAME-KEY.json   why a step failed, the last time
 WORKDIR/results.jsonl          the rows of all that is finished
 WORKDIR/report/
 """
 
-import contextlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from merging.runtime import storage, workdir
-from merging.sweep.claims import Claim, Claims, Holder
+from merging.runtime import storage
 from merging.sweep.steps import Step
 
 
@@ -38,42 +35,31 @@ class Broken(RuntimeError):
         return f"{self.name}: {self.reason}"
 
 
-class Lost(RuntimeError):
-    """Another process has taken over the step, since this one seemed to be gone."""
-
-
 class Store:
-    """The finished and unfinished steps of a workdir, which many processes may share.
+    """The finished and unfinished steps of a workdir.
 
     Args:
-      folder: the workdir, on a file system that all of them see.
+      folder: the workdir.
     """
 
     def __init__(self, folder: Path):
         self.workdir = Path(folder).absolute()
-        self.claims = Claims(self.workdir / "claims")
-
-    @property
-    def data(self) -> Path:
-        """Where the suite's arrays are cached."""
-        return self.workdir / "data"
-
-    @property
-    def results(self) -> Path:
-        """The rows of all finished steps."""
-        return self.workdir / "results.jsonl"
-
-    def claim(self, config: dict[str, Any], config_hash: str) -> None:
-        """Make the workdir this config's, or see that it is.
-
-        Raises:
-          UserError: it holds another config's run.
-        """
-        workdir.claim(self.workdir, config, config_hash, "sweep")
+        self.data = self.workdir / "data"
+        self.results = self.workdir / "results.jsonl"
 
     def path(self, step: Step) -> Path:
         """Where a step's output is once it is finished."""
         return self.workdir / "steps" / step.kind / _folder(step)
+
+    def partial(self, step: Step) -> Path:
+        """Where it is until then; made if it isn't there."""
+        path = self.workdir / "partial" / _folder(step)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def begun(self, step: Step) -> bool:
+        """Return whether a step was worked on and not finished."""
+        return (self.workdir / "partial" / _folder(step)).exists()
 
     def finished(self, step: Step) -> bool:
         """Return whether a step's output is there."""
@@ -94,80 +80,34 @@ class Store:
         return output
 
     def discard(self, step: Step) -> None:
-        """Forget a step's output, finished or not, unless another works on it anew."""
-        claim = self.claims.take(_folder(step))
-        if claim is None:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            # At once, for those that look; removing takes a while.
-            away = self._partial(step, claim.generation).with_suffix(".broken")
-            away.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.path(step), away)
-            shutil.rmtree(away, ignore_errors=True)
-        for left in self._unfinished(step):
-            shutil.rmtree(left, ignore_errors=True)
-        claim.finish()
+        """Forget a step's output, finished or not."""
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        shutil.rmtree(self.partial(step), ignore_errors=True)
 
-    def take(self, step: Step) -> tuple[Claim, Path] | None:
-        """Claim a step; return the claim and the folder to work in.
-
-        The folder holds what an earlier holder left; that one, should it wake up, no
-        longer finds it. None: another process works on the step, or finished it.
-        """
-        claim = self.claims.take(_folder(step))
-        if claim is None:
-            return None
-        if self.finished(step):
-            claim.finish()
-            return None
-        partial = self._partial(step, claim.generation)
-        for left in self._unfinished(step):
-            with contextlib.suppress(OSError):  # it was published, or two were left
-                os.rename(left, partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        return claim, partial
-
-    def holder(self, step: Step) -> tuple[Holder, float] | None:
-        """Return who works or worked on a step, see `Claims.holder`."""
-        return self.claims.holder(_folder(step))
-
-    def publish(self, step: Step, partial: Path, output: dict[str, Any]) -> None:
-        """Record a step's output and make its folder the finished one, at once.
-
-        Raises:
-          Lost: the folder is another process's by now.
-        """
-        path = self.path(step)
+    def publish(self, step: Step, output: dict[str, Any]) -> None:
+        """Record a step's output and make its folder the finished one, at once."""
+        path, partial = self.path(step), self.partial(step)
         path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(partial / "output.json", {"key": step.key, **output})
+        if path.exists():  # without an output.json: what a kill left of discarding it
+            shutil.rmtree(path)
+        os.rename(partial, path)
+        storage.sync_folder(path.parent)
+        self._failure(step).unlink(missing_ok=True)
+
+    def fail(self, step: Step, reason: str) -> None:
+        """Keep why a step failed."""
+        storage.write_json(self._failure(step), {"reason": reason})
+
+    def failure(self, step: Step) -> str | None:
+        """Return why a step failed the last time, if it did."""
         try:
-            storage.write_json(partial / "output.json", {"key": step.key, **output})
-            if path.exists() and not self.finished(step):
-                shutil.rmtree(path, ignore_errors=True)
-            os.rename(partial, path)
-        except OSError as error:
-            if self.finished(step) or not partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
-                raise Lost(step.name) from error
-            raise
+            return str(json.loads(self._failure(step).read_text())["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
-    @contextlib.contextmanager
-    def alone(self, what: str) -> Iterator[None]:
-        """Let one process at a time do this; the others wait here for their turn."""
-        while (claim := self.claims.take(what)) is None:
-            time.sleep(0.2)
-        try:
-            yield
-        finally:
-            claim.finish()
-
-    def _partial(self, step: Step, generation: int) -> Path:
-        return self.workdir / "partial" / f"{_folder(step)}.{generation}"
-
-    def _unfinished(self, step: Step) -> list[Path]:
-        """Return what is left of those who worked on a step, the latest first."""
-        found = self._partial(step, 0).parent.glob(f"{_folder(step)}.*")
-        numbered = [p for p in found if p.suffix[1:].isdigit()]
-        return sorted(numbered, key=lambda p: -int(p.suffix[1:]))
+    def _failure(self, step: Step) -> Path:
+        return self.workdir / "failed" / f"{_folder(step)}.json"
 
 
 def _folder(step: Step) -> str:

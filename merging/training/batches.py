@@ -50,7 +50,7 @@ class Source(Protocol):
         """Return the examples ``rows`` [n]; it and `draw` run in another thread."""
 
 
-class Held(NamedTuple):
+class InMemory(NamedTuple):
     """A source whose examples are all in memory."""
 
     examples: Examples
@@ -83,12 +83,12 @@ def opened(examples: Examples | Source, vocab_size: int) -> Source:
         nothing to learn.
     """
     if isinstance(examples, tuple):
-        return _held(examples, vocab_size)
+        return _in_memory(examples, vocab_size)
     _require_ids(0, examples.largest, vocab_size)
     return examples
 
 
-def _held(examples: Examples, vocab_size: int) -> Held:
+def _in_memory(examples: Examples, vocab_size: int) -> InMemory:
     tokens = np.asarray(examples.tokens, np.int32)
     weights = np.asarray(examples.loss_weights, np.float32)
     if tokens.ndim != 2 or not len(tokens) or tokens.shape != weights.shape:
@@ -103,7 +103,7 @@ def _held(examples: Examples, vocab_size: int) -> Held:
     longest = 1 + int(np.flatnonzero(weights.any(axis=0))[-1])
     length = min(-(-longest // 16) * 16, tokens.shape[1])
     kept = Examples(*(np.ascontiguousarray(x[:, :length]) for x in (tokens, weights)))
-    return Held(kept, zlib.crc32(kept.loss_weights, zlib.crc32(kept.tokens)))
+    return InMemory(kept, zlib.crc32(kept.loss_weights, zlib.crc32(kept.tokens)))
 
 
 def _require_ids(smallest: int, largest: int, vocab_size: int) -> None:
@@ -114,7 +114,7 @@ def _require_ids(smallest: int, largest: int, vocab_size: int) -> None:
         )
 
 
-class Feed:
+class Loader:
     """The batches of coming steps, of which this process reads its own rows.
 
     Which examples a batch has depends on the seed and the step only, so that it is the
@@ -133,7 +133,7 @@ class Feed:
         self._thread = ThreadPoolExecutor(1, "examples")
         self._coming: dict[tuple[int, int], Any] = {}
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -1,11 +1,17 @@
-"""One training from its config to a checkpoint: `merging train`.
+"""One training, from what is to be trained to a checkpoint: `merging train`.
+
+`fit` is the job: a model, its examples and hyperparameters, trained on a mesh into a
+folder, resumably. The command calls it with a config's, and a sweep with its steps'.
+
+FOLDER/training/         steps to go on from, until it is done
+FOLDER/checkpoint/       the last parameters; Orbax, with its config.json and tokenizer
+FOLDER/best/             with validation: those of the lowest validation loss
+
+and beside them `merging train` keeps, in its WORKDIR,
 
 WORKDIR/config.json      whose training this is
 WORKDIR/data/            the suite's examples, written once
-WORKDIR/training/        steps to go on from, until it is done
 WORKDIR/losses.jsonl     a line for each step and each validation
-WORKDIR/checkpoint/      the last parameters; Orbax, with its config.json
-WORKDIR/best/            with validation: those of the lowest validation loss
 WORKDIR/train.json       what came out; there when it is done
 WORKDIR/logs/            what processes other than 0 print
 """
@@ -15,8 +21,9 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,13 +33,80 @@ from merging import checkpoints, models, tasks
 from merging.models import hf as families
 from merging.runtime import config as configs
 from merging.runtime import processes, sharding, storage, tree, workdir
-from merging.runtime.progress import Progress as Shown
+from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
+from merging.training.batches import Examples, Source
+from merging.training.hyperparameters import Hyperparameters, Trained
 from merging.training.loop import train
-from merging.training.progress import Progress
-from merging.training.recipe import Recipe, Trained
+from merging.training.run_state import RunState
 
 _HOW = ("mesh",)  # does not change what is computed, so a run may go on with another
+
+
+class Training(NamedTuple):
+    """What is to be trained.
+
+    Attributes:
+      decoder: the model.
+      params: where it starts.
+      examples: what it learns.
+      hyperparameters: how.
+      validation: held-back examples, for those that validate.
+      files: to lay beside each checkpoint: its config.json, its tokenizer.
+    """
+
+    decoder: models.DecoderConfig
+    params: models.Params
+    examples: Examples | Source
+    hyperparameters: Hyperparameters
+    validation: Examples | Source | None = None
+    files: Mapping[str, bytes] = {}
+
+
+def fit(
+    what: Training,
+    folder: Path,
+    *,
+    mesh: Mesh | None = None,
+    report: Callable[[RunState], object] | None = None,
+    keep_best: bool = True,
+) -> Trained:
+    """Train a model into a folder; called by every process of a job.
+
+    Stopped at any moment and called again with the same arguments, on any number of
+    devices and processes, it goes on.
+
+    Args:
+      what: to train.
+      folder: gets `checkpoint`, and `best` where there is validation.
+      mesh: the devices; None for the default one.
+      report: called with the state of the run after every ``log_every`` steps.
+      keep_best: whether to write the best parameters, too.
+
+    Raises:
+      UserError: impossible examples or batch; a folder that holds another training.
+      TrainingDiverged: the loss or the parameters are no longer finite.
+      Preempted: the job was asked to stop; the step is saved.
+    """
+    trained = train(
+        what.decoder,
+        what.params,
+        what.examples,
+        what.hyperparameters,
+        workdir=folder / "training",
+        validation=what.validation,
+        mesh=mesh,
+        report=report,
+    )
+    kept = {"checkpoint": trained.params}
+    if what.hyperparameters.validate_every and keep_best:
+        kept["best"] = trained.best
+    for name, params in kept.items():
+        checkpoints.save(folder / name, params)
+        if processes.is_first():
+            for file, content in what.files.items():
+                storage.write_bytes(folder / name / file, content)
+    return trained
 
 
 def run(config: Any, folder: Path | str) -> Path:
@@ -40,6 +114,10 @@ def run(config: Any, folder: Path | str) -> Path:
 
     Called by every process of a job. Stopped at any moment and called again with the
     same config and folder, on any number of devices and processes, it goes on.
+
+    Args:
+      config: such as `merging.runtime.config.load("configs/train/pretrain.py")`.
+      folder: the workdir.
 
     Returns:
       The checkpoint's path.
@@ -52,7 +130,7 @@ def run(config: Any, folder: Path | str) -> Path:
     folder = Path(folder).absolute()
     processes.initialize(folder / "logs")
     values = config.to_dict()
-    recipe = Recipe(**values["recipe"])
+    hparams = Hyperparameters(**values["hyperparameters"])
     processes.broadcast(lambda: _claim(config, folder))
     if processes.broadcast((folder / "train.json").exists):
         if processes.is_first():
@@ -61,51 +139,54 @@ def run(config: Any, folder: Path | str) -> Path:
     begin = time.monotonic()
     suite = tasks.suite(values["suite"], **values["data"])
     mesh = sharding.make_mesh(values["mesh"])
-    sharding.rows_here(mesh, recipe.batch_size)  # refused before anything is read
-    decoder, params = _start(values, suite, mesh)
-    splits = ("train", "validation") if recipe.validate_every else ("train",)
-    length = values["length"] or suite.max_length
-    examples = {
-        split: tasks.store(suite, values["what"], split, length, folder / "data")
-        for split in splits
-    }
-    with Shown(recipe.steps, f"train {values['what']}") as shown:
-        trained = train(
-            decoder,
-            params,
-            examples["train"],
-            recipe,
-            workdir=folder / "training",
-            validation=examples.get("validation"),
-            mesh=mesh,
-            report=_Told(folder / "losses.jsonl", shown),
-        )
-    files = families.files_of_trained(
-        decoder,
-        values["start"],
-        tokenizer=suite.tokenizer.files,
-        eos_id=suite.tokenizer.eos_id,
-    )
-    _publish(folder, trained, files, recipe)
-    processes.broadcast(
-        lambda: _record(folder, trained, decoder, time.monotonic() - begin)
-    )
+    sharding.rows_here(mesh, hparams.batch_size)  # refused before anything is read
+    what = _training(values, suite, hparams, mesh, folder / "data")
+    with Progress(hparams.steps, f"train {values['what']}") as shown:
+        told = _Told(folder / "losses.jsonl", shown)
+        trained = fit(what, folder, mesh=mesh, report=told)
+    seconds = time.monotonic() - begin
+    processes.broadcast(lambda: _record(folder, trained, what.decoder, seconds))
     if processes.is_first():
-        loss = float(np.mean(trained.losses[-recipe.log_every :]))
+        loss = float(np.mean(trained.losses[-hparams.log_every :]))
         print(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
     return folder / "checkpoint"
 
 
+def _training(
+    values: dict[str, Any],
+    suite: tasks.Suite,
+    hparams: Hyperparameters,
+    mesh: Mesh,
+    data: Path,
+) -> Training:
+    """Return what a config's values name, parameters on the mesh."""
+    decoder, params = _start(values, suite, mesh)
+    splits = ("train", "validation") if hparams.validate_every else ("train",)
+    length = values["length"] or suite.max_length
+    examples = {
+        split: tasks.store(suite, values["what"], split, length, data)
+        for split in splits
+    }
+    files = families.files_of_trained(
+        decoder,
+        values["start"],
+        tokenizer=suite.tokenizer.files,
+        eos_id=suite.tokenizer.eos_id,
+    )
+    validation = examples.get("validation")
+    return Training(decoder, params, examples["train"], hparams, validation, files)
+
+
 class _Told:
     """Shows how far a training is, and keeps its losses; process 0 does the writing."""
 
-    def __init__(self, path: Path, shown: Shown):
+    def __init__(self, path: Path, shown: Progress):
         self._path, self._shown = path, shown
-        self._told: Progress | None = None
+        self._told: RunState | None = None
 
-    def __call__(self, now: Progress) -> None:
+    def __call__(self, now: RunState) -> None:
         """Take note of the steps since the last call."""
         if self._told is None:
             self._shown.skip(now.step)  # by earlier runs, or while this one compiled
@@ -123,7 +204,7 @@ class _Told:
         self._told = now
 
 
-def _lines(now: Progress, before: Progress | None) -> list[str]:
+def _lines(now: RunState, before: RunState | None) -> list[str]:
     """Return the lines of the steps and validations that are new."""
     first = before.step if before else 0
     validated = len(before.validations) if before else 0
@@ -181,20 +262,6 @@ def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:
         abstract,
         where,
     )
-
-
-def _publish(
-    folder: Path, trained: Trained, files: dict[str, bytes], recipe: Recipe
-) -> None:
-    """Write the checkpoints, beside them the model's config and tokenizer."""
-    kept = {"checkpoint": trained.params}
-    if recipe.validate_every:
-        kept["best"] = trained.best
-    for name, params in kept.items():
-        checkpoints.save(folder / name, params)
-        if processes.is_first():
-            for file, content in files.items():
-                (folder / name / file).write_bytes(content)
 
 
 def _record(

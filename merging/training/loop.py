@@ -10,25 +10,30 @@ from jax.sharding import Mesh
 from merging import models
 from merging.runtime import processes, sharding
 from merging.runtime.errors import Preempted, UserError
-from merging.training import batches, progress
-from merging.training.batches import Examples, Feed, Source
-from merging.training.progress import Progress
-from merging.training.recipe import Recipe, Trained, TrainingDiverged
-from merging.training.steps import Numbers, Program, program, state_shardings
+from merging.training import batches, run_state
+from merging.training.batches import Examples, Loader, Source
+from merging.training.hyperparameters import Hyperparameters, Trained, TrainingDiverged
+from merging.training.run_state import RunState
+from merging.training.steps import (
+    TracedHyperparameters,
+    TrainFunctions,
+    state_shardings,
+    train_functions,
+)
 
 
 def train(
     model_config: models.DecoderConfig,
     params: models.Params,
     examples: Examples | Source,
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
     *,
     workdir: str | os.PathLike | None = None,
     validation: Examples | Source | None = None,
     mesh: Mesh | None = None,
-    report: Callable[[Progress], object] | None = None,
+    report: Callable[[RunState], object] | None = None,
 ) -> Trained:
-    """Train, or go on where a killed run of the same recipe left off.
+    """Train, or go on where a killed run of the same hyperparameters left off.
 
     Of several processes each calls this with the same arguments: they share a mesh over
     all their devices, read their own rows of each batch, and return the same numbers.
@@ -37,7 +42,7 @@ def train(
       model_config: the decoder.
       params: where to start; left untouched.
       examples: what to learn.
-      recipe: how.
+      hyperparameters: how.
       workdir: where checkpoints go, and are looked for; None for neither.
       validation: held-back examples, for ``validate_every`` and early stopping.
       mesh: devices to train on, split by `models.rules`.
@@ -48,52 +53,56 @@ def train(
       TrainingDiverged: the loss or the parameters are no longer finite.
       Preempted: the job was asked to stop; the step is saved in the workdir.
     """
-    if recipe.validate_every and validation is None:
+    hparams = hyperparameters
+    if hparams.validate_every and validation is None:
         raise UserError("validate_every needs validation examples.")
     source = batches.opened(examples, model_config.vocab_size)
-    feed = Feed(source, recipe.batch_size, recipe.seed, mesh)
+    loader = Loader(source, hparams.batch_size, hparams.seed, mesh)
     held_back = None
     if validation is not None:
         opened = batches.opened(validation, model_config.vocab_size)
-        held_back = Feed(opened, recipe.batch_size, recipe.seed, mesh)
-    run = program(model_config, recipe.dtype, mesh)
-    numbers = Numbers.of(recipe)
+        held_back = Loader(opened, hparams.batch_size, hparams.seed, mesh)
+    run = train_functions(model_config, hparams.dtype, mesh)
+    numbers = TracedHyperparameters.of(hparams)
     if mesh is not None:
         where = state_shardings(model_config, mesh, params)
         params = jax.tree.map(sharding.place, params, where)
     state = run.start(params, numbers)
-    now = Progress(
+    now = RunState(
         state, state.params, np.zeros(0, np.float32), np.zeros((0, 2), np.float32)
     )
-    good, identity = None, progress.fingerprint((model_config, recipe), source)
-    if workdir is not None and (found := progress.restore(workdir, state, identity)):
+    good, identity = (
+        None,
+        run_state.fingerprint((model_config, hparams), source),
+    )
+    if workdir is not None and (found := run_state.restore(workdir, state, identity)):
         now, good = found
 
-    with feed:
-        while now.step < recipe.steps and not _stalled(now, recipe):
-            now = _advance(run, now, feed, recipe, numbers, mesh, good)
-            if _due(now.step, recipe.validate_every, recipe.steps):
+    with loader:
+        while now.step < hparams.steps and not _stalled(now, hparams):
+            now = _advance(run, now, loader, hparams, numbers, mesh, good)
+            if _due(now.step, hparams.validate_every, hparams.steps):
                 now = _validate(run, now, held_back, mesh)
             if report is not None:
                 report(now)
             preempted = processes.preempted()
-            due = preempted or _due(now.step, recipe.checkpoint_every)
+            due = preempted or _due(now.step, hparams.checkpoint_every)
             if workdir is not None and due:
                 if not run.finite(now.state.params):
                     raise TrainingDiverged(now.step, "parameters are not finite", good)
-                good = progress.save(workdir, now, identity)
-            if preempted and now.step < recipe.steps:
+                good = run_state.save(workdir, now, identity)
+            if preempted and now.step < hparams.steps:
                 raise Preempted(
-                    f"stopped by SIGTERM at step {now.step} of {recipe.steps}"
+                    f"stopped by SIGTERM at step {now.step} of {hparams.steps}"
                 )
-    return _result(now, recipe)
+    return _result(now, hparams)
 
 
-def _advance(run: Program, now, feed: Feed, recipe, numbers, mesh, good):
+def _advance(run: TrainFunctions, now, loader: Loader, hparams, numbers, mesh, good):
     """Take the steps until something else is due, in one call of fixed shape."""
-    stop = _next_stop(now.step, recipe)
-    tokens, weights = feed.batches(now.step, stop, recipe.log_every)
-    feed.prepare(stop, _next_stop(stop, recipe))
+    stop = _next_stop(now.step, hparams)
+    tokens, weights = loader.batches(now.step, stop, hparams.log_every)
+    loader.prepare(stop, _next_stop(stop, hparams))
     n = stop - now.step
     with sharding.on(mesh):
         state, losses = run.run(now.state, tokens, weights, np.int32(n), numbers)
@@ -104,12 +113,12 @@ def _advance(run: Program, now, feed: Feed, recipe, numbers, mesh, good):
     # The call above has reused the old state's buffers.
     best = state.params if now.best is now.state.params else now.best
     losses = np.concatenate([now.losses, losses])
-    return Progress(state, best, losses, now.validations)
+    return RunState(state, best, losses, now.validations)
 
 
-def _validate(run: Program, now, feed: Feed, mesh):
+def _validate(run: TrainFunctions, now, loader: Loader, mesh):
     total = weight = 0.0
-    for tokens, weights in feed.in_order():
+    for tokens, weights in loader.in_order():
         with sharding.on(mesh):
             sums = run.total(now.state.params, tokens, weights)
         total, weight = total + float(sums[0]), weight + float(sums[1])
@@ -121,25 +130,29 @@ def _validate(run: Program, now, feed: Feed, mesh):
     return now._replace(best=best, validations=validations)
 
 
-def _stalled(now: Progress, recipe: Recipe) -> bool:
-    if not (recipe.patience and len(now.validations)):
+def _stalled(now: RunState, hparams: Hyperparameters) -> bool:
+    if not (hparams.patience and len(now.validations)):
         return False
     since_best = len(now.validations) - 1 - int(np.argmin(now.validations[:, 1]))
-    return since_best >= recipe.patience
+    return since_best >= hparams.patience
 
 
-def _next_stop(step: int, recipe: Recipe) -> int:
+def _next_stop(step: int, hparams: Hyperparameters) -> int:
     """Return the next step at which something other than training is due."""
-    periods = (recipe.log_every, recipe.checkpoint_every, recipe.validate_every)
-    return min(recipe.steps, *((step // p + 1) * p for p in periods if p))
+    periods = (
+        hparams.log_every,
+        hparams.checkpoint_every,
+        hparams.validate_every,
+    )
+    return min(hparams.steps, *((step // p + 1) * p for p in periods if p))
 
 
 def _due(step: int, period: int, last: int | None = None) -> bool:
     return period > 0 and (step % period == 0 or step == last)
 
 
-def _result(now: Progress, recipe: Recipe) -> Trained:
-    stopped = now.step < recipe.steps
+def _result(now: RunState, hparams: Hyperparameters) -> Trained:
+    stopped = now.step < hparams.steps
     best = now.step
     if len(now.validations):
         best = int(now.validations[np.argmin(now.validations[:, 1]), 0])

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from merging import models
 from merging.models.positions import causal
 from merging.runtime import sharding, tree
-from merging.training.recipe import Recipe
+from merging.training.hyperparameters import Hyperparameters
 
 Params = dict[str, Any]
 
@@ -26,8 +26,8 @@ class State(NamedTuple):
     optimizer: Any
 
 
-class Numbers(NamedTuple):
-    """The recipe's numbers that are traced, as float32 scalars."""
+class TracedHyperparameters(NamedTuple):
+    """The hyperparameters' numbers that are traced, as float32 scalars."""
 
     steps: Any
     learning_rate: Any
@@ -39,12 +39,12 @@ class Numbers(NamedTuple):
     clip_norm: Any
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Numbers":
-        """Return a recipe's."""
-        return cls(*(np.float32(getattr(recipe, name)) for name in cls._fields))
+    def of(cls, hparams: Hyperparameters) -> "TracedHyperparameters":
+        """Return those of hyperparameters."""
+        return cls(*(np.float32(getattr(hparams, name)) for name in cls._fields))
 
 
-class Program(NamedTuple):
+class TrainFunctions(NamedTuple):
     """The jitted functions of one model on one mesh.
 
     Attributes:
@@ -79,7 +79,9 @@ def loss(
 
 
 @functools.lru_cache(maxsize=64)
-def program(config: models.DecoderConfig, dtype: str, mesh: Mesh | None) -> Program:
+def train_functions(
+    config: models.DecoderConfig, dtype: str, mesh: Mesh | None
+) -> TrainFunctions:
     """Return the jitted functions, the same ones for an equal model and mesh."""
     config = dataclasses.replace(config, dtype=dtype)
 
@@ -111,7 +113,7 @@ def program(config: models.DecoderConfig, dtype: str, mesh: Mesh | None) -> Prog
     def finite(params):
         return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
 
-    return Program(
+    return TrainFunctions(
         jax.jit(start),
         jax.jit(run, donate_argnums=0, out_shardings=(None, everywhere)),
         jax.jit(functools.partial(_total, config), out_shardings=everywhere),
@@ -155,7 +157,7 @@ def _total(config, params, tokens, weights):
     return jnp.sum(surprise * weights), jnp.sum(weights)
 
 
-def _adamw(n: Numbers) -> optax.GradientTransformation:
+def _adamw(n: TracedHyperparameters) -> optax.GradientTransformation:
     def rate(count):
         warm = (count + 1) / jnp.maximum(n.warmup_steps, 1)
         span = jnp.maximum(n.steps - n.warmup_steps, 1)

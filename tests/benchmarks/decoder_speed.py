@@ -27,7 +27,7 @@ from merge_speed import table
 from merging import checkpoints, models
 from merging.models import hf as families
 from merging.models.hf.convert import convert
-from merging.training import Recipe, steps
+from merging.training import Hyperparameters, steps
 
 _TORCH_SIDE = Path(__file__).with_name("decoder_torch.py")
 ANSWER = 8  # tokens of a row that are scored
@@ -209,10 +209,14 @@ def asked(tokens: np.ndarray) -> tuple[np.ndarray, ...]:
     )
 
 
-def training(config: models.DecoderConfig) -> tuple[steps.Program, steps.Numbers]:
+def training(
+    config: models.DecoderConfig,
+) -> tuple[steps.TrainFunctions, steps.TracedHyperparameters]:
     """Return a training program, and its numbers."""
-    recipe = Recipe(steps=1000, learning_rate=1e-5)
-    return steps.program(config, config.dtype, None), steps.Numbers.of(recipe)
+    hyperparameters = Hyperparameters(steps=1000, learning_rate=1e-5)
+    return steps.train_functions(
+        config, config.dtype, None
+    ), steps.TracedHyperparameters.of(hyperparameters)
 
 
 if __name__ == "__main__":

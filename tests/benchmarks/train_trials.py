@@ -35,11 +35,11 @@ SETTINGS = {
     "size": "1x",
     "data.documents": 2000,
     "data.validation_examples": 16,
-    "recipe.steps": STEPS,
-    "recipe.warmup_steps": 20,
-    "recipe.log_every": 5,
-    "recipe.validate_every": 30,
-    "recipe.checkpoint_every": 20,
+    "hyperparameters.steps": STEPS,
+    "hyperparameters.warmup_steps": 20,
+    "hyperparameters.log_every": 5,
+    "hyperparameters.validate_every": 30,
+    "hyperparameters.checkpoint_every": 20,
 }
 LIMIT = 600  # seconds of one job
 

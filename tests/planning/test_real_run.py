@@ -16,7 +16,7 @@ from merging.planning.settings import Scoring
 from merging.runtime import config as configs
 from merging.runtime import sharding
 from merging.training import steps
-from merging.training.recipe import Recipe
+from merging.training.hyperparameters import Hyperparameters
 
 DECODER = models.size("tiny", "64x", vocab_size=400)
 EXPERTS = ("expert0", "expert1")
@@ -117,8 +117,8 @@ def test_scoring_needs_what_was_planned(planned, mesh, real_models):
 
 def test_training_needs_what_was_planned(planned, mesh, real_models):
     memory = planned("training step")["bytes_per_device"]
-    program = steps.program(DECODER, "float32", mesh)
-    numbers = steps.Numbers.of(Recipe(steps=1))
+    program = steps.train_functions(DECODER, "float32", mesh)
+    numbers = steps.TracedHyperparameters.of(Hyperparameters(steps=1))
     tokens = np.ones((1, 8, 32), np.int32)
     weights = np.ones((1, 8, 32), np.float32)
     with sharding.on(mesh):

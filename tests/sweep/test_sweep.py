@@ -17,7 +17,7 @@ from merging.runtime import config as configs
 from merging.runtime import results
 from merging.runtime.errors import UserError
 from merging.sweep import run
-from merging.sweep.settings import read
+from merging.sweep.experiment import read
 from merging.sweep.steps import Grid, part, with_needs
 from merging.sweep.store import Broken, Store
 

@@ -25,12 +25,12 @@ OVERRIDES = {
     "size": "1x",
     "data.documents": "64",
     "data.validation_examples": "8",
-    "recipe.steps": "16",
-    "recipe.batch_size": "8",
-    "recipe.warmup_steps": "4",
-    "recipe.log_every": "2",
-    "recipe.validate_every": "8",
-    "recipe.checkpoint_every": "6",
+    "hyperparameters.steps": "16",
+    "hyperparameters.batch_size": "8",
+    "hyperparameters.warmup_steps": "4",
+    "hyperparameters.log_every": "2",
+    "hyperparameters.validate_every": "8",
+    "hyperparameters.checkpoint_every": "6",
 }
 
 
@@ -130,7 +130,7 @@ def test_what_is_trained_is_not_trained_again_and_no_other_config_is_taken(
     assert "it is trained" in capsys.readouterr().out
     assert (alone / "train.json").stat().st_mtime_ns == before
     with pytest.raises(errors.UserError, match="another config"):
-        job.run(config.load(CONFIG, OVERRIDES | {"recipe.steps": "30"}), alone)
+        job.run(config.load(CONFIG, OVERRIDES | {"hyperparameters.steps": "30"}), alone)
 
 
 def test_what_is_trained_is_opened_by_its_config(alone):
@@ -156,8 +156,8 @@ def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
         "what": "imdb",
         "data.train_examples": "16",
         "length": "128",
-        "recipe.steps": "1",
-        "recipe.validate_every": "0",
+        "hyperparameters.steps": "1",
+        "hyperparameters.validate_every": "0",
     }
     loaded = config.load(CONFIG, overrides)
     with loaded.unlocked():
@@ -188,9 +188,9 @@ def test_an_expert_starts_from_a_checkpoint(alone, tmp_path):
         "start": str(alone / "checkpoint"),
         "what": "imdb",
         "data.train_examples": "16",
-        "recipe.steps": "1",
-        "recipe.learning_rate": "1e-30",
-        "recipe.validate_every": "0",
+        "hyperparameters.steps": "1",
+        "hyperparameters.learning_rate": "1e-30",
+        "hyperparameters.validate_every": "0",
     }
     path = job.run(config.load(CONFIG, overrides), tmp_path / "run")
     expected = leaves(alone)

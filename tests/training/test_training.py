@@ -16,7 +16,7 @@ from merging.training import batches, steps
 CONFIG = models.DecoderConfig(
     vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=16
 )
-RECIPE = training.Recipe(
+HYPERPARAMETERS = training.Hyperparameters(
     steps=23, batch_size=8, learning_rate=1e-2, warmup_steps=4, log_every=5
 )
 
@@ -55,7 +55,7 @@ def assert_same_bits(a, b):
 
 @pytest.fixture(scope="module")
 def plain():
-    return training.train(CONFIG, PARAMS, EXAMPLES, RECIPE)
+    return training.train(CONFIG, PARAMS, EXAMPLES, HYPERPARAMETERS)
 
 
 def test_loss_falls_and_the_given_parameters_stay(plain):
@@ -68,10 +68,10 @@ def test_loss_falls_and_the_given_parameters_stay(plain):
 
 def test_the_first_steps_equal_adamw_by_hand():
     """Loss, clipping, AdamW, warm-up and cosine in NumPy, gradients from JAX."""
-    recipe = dataclasses.replace(
-        RECIPE, steps=6, warmup_steps=2, weight_decay=0.1, clip_norm=0.05
+    hyperparameters = dataclasses.replace(
+        HYPERPARAMETERS, steps=6, warmup_steps=2, weight_decay=0.1, clip_norm=0.05
     )
-    got = training.train(CONFIG, PARAMS, EXAMPLES, recipe)
+    got = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters)
     tokens, weights = batches.opened(EXAMPLES, 24).examples
     gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
     params, m, v = (
@@ -104,8 +104,8 @@ def test_columns_that_teach_nothing_are_cut_to_a_multiple_of_16():
 
 @pytest.mark.parametrize("newest_is_damaged", [False, True])
 def test_a_killed_run_continues_to_the_same_bits(tmp_path, plain, newest_is_damaged):
-    recipe = dataclasses.replace(RECIPE, checkpoint_every=7)
-    train_until(16, recipe=recipe, workdir=tmp_path)
+    hyperparameters = dataclasses.replace(HYPERPARAMETERS, checkpoint_every=7)
+    train_until(16, hyperparameters=hyperparameters, workdir=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "step_00000007",
         "step_00000014",
@@ -117,7 +117,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, plain, newest_is_dama
         CONFIG,
         PARAMS,
         EXAMPLES,
-        recipe,
+        hyperparameters,
         workdir=tmp_path,
         report=lambda now: seen.append(now.step),
     )
@@ -137,37 +137,44 @@ def test_a_preempted_run_saves_its_step_and_continues_to_the_same_bits(
                 CONFIG,
                 PARAMS,
                 EXAMPLES,
-                RECIPE,
+                HYPERPARAMETERS,
                 workdir=tmp_path,
                 report=lambda now: seen.append(now.step),
             )
     (saved,) = tmp_path.iterdir()
     assert saved.name == f"step_{seen[-1]:08d}"
-    resumed = training.train(CONFIG, PARAMS, EXAMPLES, RECIPE, workdir=tmp_path)
+    resumed = training.train(
+        CONFIG, PARAMS, EXAMPLES, HYPERPARAMETERS, workdir=tmp_path
+    )
     assert_same_bits(resumed.losses, plain.losses)
     assert_same_bits(resumed.params, plain.params)
 
 
 def test_a_workdir_of_another_training_is_refused(tmp_path):
-    recipe = dataclasses.replace(RECIPE, steps=5, checkpoint_every=5)
-    training.train(CONFIG, PARAMS, EXAMPLES, recipe, workdir=tmp_path)
-    other = dataclasses.replace(recipe, learning_rate=2e-2)
+    hyperparameters = dataclasses.replace(HYPERPARAMETERS, steps=5, checkpoint_every=5)
+    training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, workdir=tmp_path)
+    other = dataclasses.replace(hyperparameters, learning_rate=2e-2)
     wider = dataclasses.replace(CONFIG, mlp_width=24)
     for config, examples, changed in (
         (CONFIG, EXAMPLES, other),
-        (CONFIG, copies(seed=1), recipe),
-        (wider, EXAMPLES, recipe),
+        (CONFIG, copies(seed=1), hyperparameters),
+        (wider, EXAMPLES, hyperparameters),
     ):
         params = models.init(config, 0)
-        with pytest.raises(UserError, match="another recipe, model or examples"):
+        with pytest.raises(UserError, match="other hyperparameters, model or examples"):
             training.train(config, params, examples, changed, workdir=tmp_path)
 
 
 def test_a_new_learning_rate_or_length_does_not_recompile(plain):
-    run = steps.program(CONFIG, "float32", None).run
+    run = steps.train_functions(CONFIG, "float32", None).run
     before = run._cache_size()
     changed = dataclasses.replace(
-        RECIPE, learning_rate=3e-3, steps=11, warmup_steps=1, weight_decay=0.1, b1=0.8
+        HYPERPARAMETERS,
+        learning_rate=3e-3,
+        steps=11,
+        warmup_steps=1,
+        weight_decay=0.1,
+        b1=0.8,
     )
     other = training.train(CONFIG, PARAMS, EXAMPLES, changed)
     assert run._cache_size() == before > 0
@@ -176,13 +183,15 @@ def test_a_new_learning_rate_or_length_does_not_recompile(plain):
 
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
     """Finite until step 14, whose batch holds the row with the infinite weight."""
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e-4, checkpoint_every=4)
+    hyperparameters = dataclasses.replace(
+        HYPERPARAMETERS, learning_rate=1e-4, checkpoint_every=4
+    )
     poisoned = int(permuted(0, 0, 64, 56, 64)[0])
     weights = np.array(EXAMPLES.loss_weights, np.float32)
     weights[poisoned] *= 3e38
     examples = training.Examples(EXAMPLES.tokens, weights)
     with pytest.raises(training.TrainingDiverged) as error:
-        training.train(CONFIG, PARAMS, examples, recipe, workdir=tmp_path)
+        training.train(CONFIG, PARAMS, examples, hyperparameters, workdir=tmp_path)
     assert error.value.step == 7
     assert error.value.checkpoint == tmp_path / "step_00000004"
     assert "step 7" in str(error.value) and "step_00000004" in str(error.value)
@@ -190,14 +199,14 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
 
 def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     """Validation on contradicting targets gets worse as soon as training works."""
-    recipe = dataclasses.replace(
-        RECIPE, steps=60, validate_every=5, patience=2, checkpoint_every=5
+    hyperparameters = dataclasses.replace(
+        HYPERPARAMETERS, steps=60, validate_every=5, patience=2, checkpoint_every=5
     )
     few, opposite = copies(8), copies(40, seed=5)
     half = opposite.tokens[:, 6:12].copy()
     opposite.tokens[:, 6:12] = np.roll(half, 1, axis=1)
     arguments = dict(validation=opposite, workdir=tmp_path)
-    got = training.train(CONFIG, PARAMS, few, recipe, **arguments)
+    got = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
     curve = got.validation_losses
     assert got.stopped_early and got.steps < 60
     assert got.best_step == min(curve, key=curve.get)
@@ -206,16 +215,16 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     for params, step in ((got.best, got.best_step), (got.params, got.steps)):
         value = float(training.loss(CONFIG, params, *held_back))
         assert value == pytest.approx(curve[step], rel=1e-5)
-    again = training.train(CONFIG, PARAMS, few, recipe, **arguments)
+    again = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
     assert_same_bits((again.best, again.params), (got.best, got.params))
 
 
 def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    recipe = dataclasses.replace(RECIPE, checkpoint_every=7)
-    train_until(16, recipe=recipe, workdir=tmp_path, mesh=mesh)
+    hyperparameters = dataclasses.replace(HYPERPARAMETERS, checkpoint_every=7)
+    train_until(16, hyperparameters=hyperparameters, workdir=tmp_path, mesh=mesh)
     found = training.train(
-        CONFIG, PARAMS, EXAMPLES, recipe, workdir=tmp_path, mesh=mesh
+        CONFIG, PARAMS, EXAMPLES, hyperparameters, workdir=tmp_path, mesh=mesh
     )
     np.testing.assert_allclose(found.losses, plain.losses, rtol=2e-5)
     up = found.params["layers"]["up"]
@@ -236,7 +245,7 @@ def test_gradients_on_eight_devices_equal_those_on_one():
 
 def test_bfloat16_compute_keeps_float32_parameters_and_learns(plain):
     got = training.train(
-        CONFIG, PARAMS, EXAMPLES, dataclasses.replace(RECIPE, dtype="bfloat16")
+        CONFIG, PARAMS, EXAMPLES, dataclasses.replace(HYPERPARAMETERS, dtype="bfloat16")
     )
     assert got.params["embed"].dtype == np.float32
     assert not np.array_equal(got.losses, plain.losses)
@@ -245,7 +254,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_learns(plain):
 
 def test_impossible_recipes_and_examples_are_refused():
     with pytest.raises(UserError) as error:
-        training.Recipe(steps=0, learning_rate=float("nan"), b2=1.0, patience=3)
+        training.Hyperparameters(
+            steps=0, learning_rate=float("nan"), b2=1.0, patience=3
+        )
     for name in ("steps = 0", "learning_rate = nan", "b2 = 1.0", "patience needs"):
         assert name in str(error.value)
     tokens, weights = EXAMPLES
@@ -256,7 +267,7 @@ def test_impossible_recipes_and_examples_are_refused():
         ((tokens + 2, weights), "vocabulary from 0 to 23"),
     ):
         with pytest.raises(UserError, match=words):
-            training.train(CONFIG, PARAMS, training.Examples(*bad), RECIPE)
-    validating = dataclasses.replace(RECIPE, validate_every=5)
+            training.train(CONFIG, PARAMS, training.Examples(*bad), HYPERPARAMETERS)
+    validating = dataclasses.replace(HYPERPARAMETERS, validate_every=5)
     with pytest.raises(UserError, match="needs validation examples"):
         training.train(CONFIG, PARAMS, EXAMPLES, validating)

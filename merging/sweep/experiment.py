@@ -7,9 +7,10 @@ from typing import Any
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
 from merging.runtime.errors import UserError, nearest
-from merging.sweep import given
+from merging.sweep import given_bases
 
 BASES = ("pt", "it")
+RUNNERS = ("inline", "local")
 PHASES = ("pretraining", "instruction", "expert", "multitask")
 
 
@@ -29,7 +30,7 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Experiment:
     """The grid, and how its models are trained, merged and evaluated.
 
     Attributes:
@@ -52,7 +53,9 @@ class Settings:
       given: folders of checkpoints that are the bases of the sizes, in their order; ()
         if bases are pretrained.
       dtype: of activations in training and scoring.
-      workers: processes; 0 for one per CPU core, or one where there is an accelerator.
+      method_files: Python files that register methods of your own.
+      runner: where steps run, "inline" or "local"; "" for what fits (see `runners`).
+      workers: processes of the local runner; 0 for one per CPU core.
     """
 
     suite: tasks.Suite
@@ -73,7 +76,13 @@ class Settings:
     instruction: Phase | None = None
     given: tuple[str, ...] = ()
     dtype: str = "float32"
+    method_files: tuple[str, ...] = ()
+    runner: str = ""
     workers: int = 0
+
+    def load_methods(self) -> dict[str, str]:
+        """Register the user's own methods in this process; return {file: SHA-256}."""
+        return {file: methods.load_file(file)[0] for file in self.method_files}
 
     def folder(self, size: str) -> str:
         """Return the checkpoint that is a size's base; "" if bases are pretrained."""
@@ -82,7 +91,7 @@ class Settings:
     def decoder(self, size: str) -> models.DecoderConfig:
         """Return the model of a size."""
         if folder := self.folder(size):
-            return given.decoder(folder, self.suite.tokenizer, self.dtype)
+            return given_bases.decoder(folder, self.suite.tokenizer, self.dtype)
         return models.size(self.family, size, vocab_size=len(self.suite.tokenizer))
 
     def peak_rate(self, size: str) -> float:
@@ -106,6 +115,10 @@ class Settings:
         random.Random(f"subset/{self.suite.name}/{seed}").shuffle(order)
         return tuple(c for c in self.suite.categories if c in order[:count])
 
+    def defaults(self, method: str) -> dict[str, Any]:
+        """Return a method's parameters where no candidate says otherwise."""
+        return next(e.parameters for e in methods.catalogue() if e.name == method)
+
     def candidates(self, method: str) -> list[dict[str, float]]:
         """Return the parameters of a method to choose from on validation."""
         grid = [{}]
@@ -118,7 +131,7 @@ class Settings:
         return grid
 
 
-def read(config: Any) -> Settings:
+def read(config: Any) -> Experiment:
     """Return the settings of a config (see configs/scaling_curves/tiny.py).
 
     Raises:
@@ -129,81 +142,84 @@ def read(config: Any) -> Settings:
     data = values.pop("data")
     if folders := values.get("given"):
         for folder in folders:
-            given.require_folder(folder)
+            given_bases.require_folder(folder)
         data.setdefault("tokenizer", folders[0])
     suite = tasks.suite(values.pop("suite"), **data)
     for phase in PHASES:
         if phase in values:
             values[phase] = Phase(**values[phase])
-    settings = Settings(suite=suite, **values)
-    _check_bases(settings)
-    _check_names(settings)
-    _check_numbers(settings)
-    return settings
+    experiment = Experiment(suite=suite, **values)
+    experiment.load_methods()
+    _check_bases(experiment)
+    _check_names(experiment)
+    _check_numbers(experiment)
+    return experiment
 
 
-def _check_bases(settings: Settings) -> None:
+def _check_bases(experiment: Experiment) -> None:
     """Refuse what does not go with given bases, or without them."""
-    trained = [p for p in ("pretraining", "instruction") if getattr(settings, p)]
-    if not settings.given:
+    trained = [p for p in ("pretraining", "instruction") if getattr(experiment, p)]
+    if not experiment.given:
         if len(trained) < 2:
             raise UserError(
                 "bases that are not given need both pretraining and instruction."
             )
         return
     faults = [f"{phase}: given bases are not trained" for phase in trained]
-    if len(settings.given) != len(settings.sizes):
+    if len(experiment.given) != len(experiment.sizes):
         faults.append(
-            f"{len(settings.given)} checkpoints are given for {len(settings.sizes)} "
-            "sizes; name one for each"
+            f"{len(experiment.given)} checkpoints are given for "
+            f"{len(experiment.sizes)} sizes; name one for each"
         )
-    if len(settings.bases) != 1:
+    if len(experiment.bases) != 1:
         faults.append(
-            f"bases = {settings.bases}: a given checkpoint is one of "
+            f"bases = {experiment.bases}: a given checkpoint is one of "
             f"{', '.join(BASES)}, so name that one"
         )
     if faults:
         raise UserError("this sweep cannot be run:\n" + "\n".join(faults))
 
 
-def _check_names(settings: Settings) -> None:
-    for size in settings.sizes:
-        settings.decoder(size)
-    if settings.dtype not in DTYPES:
-        raise nearest("dtype", settings.dtype, DTYPES)
-    for base in settings.bases:
+def _check_names(experiment: Experiment) -> None:
+    for size in experiment.sizes:
+        experiment.decoder(size)
+    if experiment.dtype not in DTYPES:
+        raise nearest("dtype", experiment.dtype, DTYPES)
+    for base in experiment.bases:
         if base not in BASES:
             raise nearest("base", base, BASES)
-    for method in (*settings.methods, *settings.scales, *settings.densities):
+    for method in (*experiment.methods, *experiment.scales, *experiment.densities):
         if method not in methods.names():
             raise nearest("method", method, methods.names())
-    for method in settings.methods:
-        for parameters in settings.candidates(method):
+    for method in experiment.methods:
+        for parameters in experiment.candidates(method):
             methods.get(method, **parameters)
 
 
-def _check_numbers(settings: Settings) -> None:
+def _check_numbers(experiment: Experiment) -> None:
     faults = []
     for name in ("sizes", "bases", "methods", "experts_merged"):
-        chosen = getattr(settings, name)
+        chosen = getattr(experiment, name)
         if not chosen:
             faults.append(f"{name} is empty; name at least one")
         if len(set(chosen)) < len(chosen):
             faults.append(f"{name} = {chosen} names one twice")
-    have = len(settings.suite.categories)
-    for count in settings.experts_merged:
+    have = len(experiment.suite.categories)
+    for count in experiment.experts_merged:
         if not 2 <= count <= have:
             faults.append(
                 f"experts_merged holds {count}: a merge takes 2 to {have} experts, "
-                f"one per held-in category of suite {settings.suite.name!r}"
+                f"one per held-in category of suite {experiment.suite.name!r}"
             )
     for name in ("seeds", "batch_size", "learning_rate"):
-        if getattr(settings, name) <= 0:
-            faults.append(f"{name} = {getattr(settings, name)} must be positive")
-    if settings.workers < 0:
-        faults.append(f"workers = {settings.workers} must be 0 (automatic) or more")
+        if getattr(experiment, name) <= 0:
+            faults.append(f"{name} = {getattr(experiment, name)} must be positive")
+    if experiment.runner not in ("", *RUNNERS):
+        raise nearest("runner", experiment.runner, RUNNERS)
+    if experiment.workers < 0:
+        faults.append(f"workers = {experiment.workers} must be 0 (automatic) or more")
     for name in PHASES:
-        phase = getattr(settings, name)
+        phase = getattr(experiment, name)
         if phase is None:
             continue
         if phase.steps < 1 or not 0 < phase.rate < 1e6 or phase.validate_every < 0:

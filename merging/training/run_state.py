@@ -1,5 +1,6 @@
 """Checkpoints of a training run: written whole, found again, checked to be its own."""
 
+import functools
 import logging
 import os
 import re
@@ -20,8 +21,8 @@ KEPT = 2  # the newest, and the one before should the newest be damaged
 _STEP = re.compile(r"step_(\d+)")
 
 
-class Progress(NamedTuple):
-    """Everything a run is, after some steps.
+class RunState(NamedTuple):
+    """Everything a training run is, after some steps.
 
     Attributes:
       state: parameters and optimizer.
@@ -42,22 +43,22 @@ class Progress(NamedTuple):
 
 
 def fingerprint(identity: Any, examples: Source) -> int:
-    """Return a number that tells this run from one of another recipe or other data."""
+    """Return a number that tells this run from one of other hyperparameters or data."""
     return zlib.crc32(repr((identity, examples.digest)).encode())
 
 
-def save(workdir: os.PathLike, progress: Progress, identity: int) -> Path:
+def save(workdir: os.PathLike, run: RunState, identity: int) -> Path:
     """Write a checkpoint, then forget all but the newest ones; return its path."""
-    path = Path(workdir) / f"step_{progress.step:08d}"
+    path = Path(workdir) / f"step_{run.step:08d}"
     record = {
         "identity": np.asarray(identity, np.uint32),
-        "state": _named(progress.state),
-        "losses": progress.losses,
+        "state": _named(run.state),
+        "losses": run.losses,
     }
-    if progress.best is not progress.state.params:
-        record["best"] = progress.best
-    if len(progress.validations):
-        record["validations"] = progress.validations
+    if run.best is not run.state.params:
+        record["best"] = run.best
+    if len(run.validations):
+        record["validations"] = run.validations
     checkpoints.save(path, record)
     if processes.is_first():
         for old in _steps(workdir)[:-KEPT]:
@@ -67,7 +68,7 @@ def save(workdir: os.PathLike, progress: Progress, identity: int) -> Path:
 
 def restore(
     workdir: os.PathLike, state: Any, identity: int
-) -> tuple[Progress, Path] | None:
+) -> tuple[RunState, Path] | None:
     """Return the newest checkpoint that can be read, or None where there is none.
 
     Args:
@@ -76,7 +77,7 @@ def restore(
       identity: the run's fingerprint.
 
     Raises:
-      UserError: the newest one belongs to another recipe, model or data.
+      UserError: the newest one belongs to other hyperparameters, another model or data.
     """
     for step in reversed(processes.broadcast(lambda: _steps(workdir))):
         path = Path(workdir) / f"step_{step:08d}"
@@ -92,7 +93,7 @@ def restore(
     return None
 
 
-def _read(path: Path, state: Any, identity: int) -> Progress:
+def _read(path: Path, state: Any, identity: int) -> RunState:
     stored = checkpoints.open_checkpoint(path).abstract
     params = tree.map_named(lambda _, leaf: leaf, state.params)
     like = {"identity": stored.get("identity"), "losses": stored.get("losses")}
@@ -107,7 +108,7 @@ def _read(path: Path, state: Any, identity: int) -> Progress:
     leaves = tree.flatten(record["state"])
     leaves = [leaves[name] for name in tree.flatten(_named(state))]
     state = jax.tree.unflatten(jax.tree.structure(state), leaves)
-    return Progress(
+    return RunState(
         state,
         record.get("best", state.params),
         np.asarray(record["losses"]),
@@ -117,14 +118,14 @@ def _read(path: Path, state: Any, identity: int) -> Progress:
 
 def _another(path: Path) -> UserError:
     return UserError(
-        f"{path} is of a training with another recipe, model or examples; continue "
-        "that one, or choose another workdir."
+        f"{path} is of a training with other hyperparameters, model or examples; "
+        "continue that one, or choose another workdir."
     )
 
 
 def _named(state: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return tree.unflatten({name(path): leaf for path, leaf in leaves})
 
 

@@ -10,7 +10,7 @@ from merging.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """How to train: AdamW under linear warm-up and cosine decay, with clipping.
 
     Attributes:
@@ -76,7 +76,7 @@ class Recipe:
         if self.patience and not self.validate_every:
             faults.append("patience needs validate_every")
         if faults:
-            raise UserError("impossible recipe: " + "; ".join(faults) + ".")
+            raise UserError("impossible hyperparameters: " + "; ".join(faults) + ".")
 
 
 @dataclasses.dataclass(frozen=True)
