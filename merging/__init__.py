@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING
 from merging.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from merging import checkpoints, merge, methods, models, tasks
+    from merging import checkpoints, evaluation, merge, methods, models, tasks
     from merging.checkpoints import open_checkpoint
+    from merging.evaluation.job import evaluate
     from merging.merge import merge_checkpoints
 
 # What this page promises beside its rooms, and the room each name lives in.
 _FUNCTIONS = {
+    "evaluate": "merging.evaluation.job",
     "merge_checkpoints": "merging.merge",
     "open_checkpoint": "merging.checkpoints",
 }
-_ROOMS = ("checkpoints", "merge", "methods", "models", "tasks")
+_ROOMS = ("checkpoints", "evaluation", "merge", "methods", "models", "tasks")
 
 __all__ = [
     "UserError",
     "checkpoints",
+    "evaluate",
+    "evaluation",
     "merge",
     "merge_checkpoints",
     "methods",

@@ -18,9 +18,9 @@ def _run(arguments: argparse.Namespace) -> int:
             raise UserError(
                 "--compare A B stands alone, without --config or --workdir."
             )
-        from merging.evaluation import job as scoring
+        from merging.evaluation.comparison import compare
 
-        print_for_a_pipe(scoring.compare(*arguments.compare))
+        print_for_a_pipe(compare(*arguments.compare))
         return 0
     if not arguments.config:
         raise UserError(
@@ -28,9 +28,9 @@ def _run(arguments: argparse.Namespace) -> int:
             "workdirs of two evaluations."
         )
     config, workdir = config_and_workdir(arguments)
-    from merging.evaluation import job as scoring
+    from merging.evaluation.run import run
 
-    scoring.run(config, workdir)
+    run(config, workdir)
     return 0
 
 
@@ -65,8 +65,8 @@ COMMAND = Command(
     Score any checkpoint of a known family, safetensors or Orbax with its config.json,
     on a suite, in its own tokens. Every finished dataset is kept in the workdir: stop
     it at any time, and the same command continues. Prints each dataset's value, mean
-    and spread over its prompts, with a bootstrap interval; writes result rows for
-    `merging report`, and a results file for readers of lm-evaluation-harness.
+    and spread over its prompt templates, with a bootstrap interval; writes result rows
+    for `merging report`, and a results file for readers of lm-evaluation-harness.
 
     examples:
       merging evaluate --config configs/evaluate/miniworld.py \\

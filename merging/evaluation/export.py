@@ -6,15 +6,14 @@ its scale: BLEU out of 100, all else out of 1.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from merging.evaluation.model import Opened, context
-from merging.evaluation.settings import Settings
-from merging.evaluation.tables import Summary
-from merging.runtime.storage import write_bytes
+from merging.evaluation.store import Record
+from merging.evaluation.tables import Value
+from merging.runtime import storage
 
 FOLDER = "lm_eval"
 _NAMES = {
@@ -27,71 +26,99 @@ _NAMES = {
 }
 
 
+class Run(NamedTuple):
+    """What was evaluated, and how.
+
+    Attributes:
+      model: the checkpoint's place.
+      parameters: how many it has.
+      suite, split: on what.
+      dtype, batch_size, count, context, resamples: as `merging evaluate` has them.
+    """
+
+    model: str
+    parameters: int
+    suite: str
+    split: str
+    dtype: str | None
+    batch_size: int
+    count: int | None
+    context: int
+    resamples: int
+
+
 def write(
-    workdir: Path, settings: Settings, model: Opened, summaries: Sequence[Summary]
+    workdir: Path,
+    run: Run,
+    records: Sequence[Record],
+    values: Sequence[Mapping[str, Value]],
 ) -> Path:
-    """Write results_TIME.json in the place of an earlier one, and return its path."""
-    name = re.sub(r"[^\w.-]+", "__", model.uri.strip("/"))
+    """Write results_TIME.json in the place of an earlier one, and return its path.
+
+    Args:
+      workdir: where.
+      run: what was evaluated.
+      records: of the datasets.
+      values: their metrics, from `tables.values`.
+    """
+    name = re.sub(r"[^\w.-]+", "__", run.model.strip("/"))
     now = datetime.now(UTC)
     folder = workdir / FOLDER / name
     path = folder / f"results_{now:%Y-%m-%dT%H-%M-%S.%f}.json"
     earlier = list(folder.glob("results_*.json"))
-    record = _record(settings, model, name, summaries) | {"date": now.timestamp()}
-    write_bytes(path, (json.dumps(record, indent=2) + "\n").encode())
+    record = _record(run, name, records, values) | {"date": now.timestamp()}
+    storage.write_bytes(path, (json.dumps(record, indent=2) + "\n").encode())
     for old in earlier:
         old.unlink()
     return path
 
 
-def _record(
-    settings: Settings, model: Opened, name: str, summaries: Sequence[Summary]
-) -> dict[str, Any]:
-    tasks = {f"{settings.suite}_{s.record['dataset']}": s for s in summaries}
+def _record(run: Run, name: str, records: Sequence[Record], values) -> dict[str, Any]:
+    scores = {f"{run.suite}_{r.score.dataset}": r.score for r in records}
+    metrics = dict(zip(scores, values, strict=True))
     return {
-        "results": {task: _results(task, s) for task, s in tasks.items()},
-        "group_subtasks": {task: [] for task in tasks},
+        "results": {t: _results(t, s.examples, metrics[t]) for t, s in scores.items()},
+        "group_subtasks": {task: [] for task in scores},
         "configs": {
             task: {
                 "task": task,
-                "tag": [s.record["category"], s.record["split"]],
-                "dataset_name": s.record["dataset"],
-                "test_split": settings.split,
+                "tag": [score.category, score.split],
+                "dataset_name": score.dataset,
+                "test_split": run.split,
                 "num_fewshot": 0,
             }
-            for task, s in tasks.items()
+            for task, score in scores.items()
         },
-        "versions": {task: 1 for task in tasks},
-        "n-shot": {task: 0 for task in tasks},
+        "versions": {task: 1 for task in scores},
+        "n-shot": {task: 0 for task in scores},
         "higher_is_better": {
-            task: {_NAMES.get(m, m): True for m in s.values}
-            for task, s in tasks.items()
+            task: {_NAMES.get(metric, metric): True for metric in metrics[task]}
+            for task in scores
         },
         "n-samples": {
-            task: {"original": s.examples, "effective": s.examples}
-            for task, s in tasks.items()
+            task: {"original": score.examples, "effective": score.examples}
+            for task, score in scores.items()
         },
         "config": {
             "model": "merging",
-            "model_args": {"pretrained": model.uri, "dtype": settings.dtype},
-            "model_num_parameters": model.parameters,
-            "batch_size": str(settings.batch_size),
-            "limit": settings.count,
-            "bootstrap_iters": settings.resamples,
+            "model_args": {"pretrained": run.model, "dtype": run.dtype},
+            "model_num_parameters": run.parameters,
+            "batch_size": str(run.batch_size),
+            "limit": run.count,
+            "bootstrap_iters": run.resamples,
         },
-        "git_hash": summaries[0].record["git_revision"],
+        "git_hash": records[0].git_revision,
         "model_source": "merging",
-        "model_name": model.uri,
+        "model_name": run.model,
         "model_name_sanitized": name,
-        "max_length": context(settings, model),
-        "total_evaluation_time_seconds": str(
-            sum(s.record["seconds"] for s in summaries)
-        ),
+        "max_length": run.context,
+        "total_evaluation_time_seconds": str(sum(r.seconds for r in records)),
     }
 
 
-def _results(task: str, summary: Summary) -> dict[str, Any]:
-    found: dict[str, Any] = {"alias": task, "sample_len": summary.examples}
-    for metric, value in summary.values.items():
+def _results(task: str, examples: int, values: Mapping[str, Value]) -> dict[str, Any]:
+    found: dict[str, Any] = {"alias": task, "sample_len": examples}
+    for metric, value in values.items():
         name, scale = _NAMES.get(metric, metric), 100 if metric == "bleu" else 1
         found[f"{name},none"] = scale * value.value
         found[f"{name}_stderr,none"] = scale * value.interval.deviation

@@ -1,31 +1,87 @@
-"""Records → result rows (SUITES.md), held against a base's and an expert's."""
+"""Scores → result rows (SUITES.md), held against a base's and an expert's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
-from merging.evaluation.model import Opened
-from merging.evaluation.settings import Settings
-from merging.evaluation.tables import Summary
+from merging.evaluation.scores import DatasetScore
 from merging.runtime import results
 from merging.runtime.errors import UserError
 from merging.runtime.results import Row, normalise
 
-# {dataset: (metric, examples, value)} of another evaluation.
-Reference = Mapping[str, tuple[str, int, float]]
+
+class ModelLabels(NamedTuple):
+    """What the rows say of the model, and on which suite; see `results.Row`."""
+
+    suite: str
+    family: str
+    size: str
+    params: int
+    base: str
+    method: str
+    parameters: Mapping[str, object]
+    K: int
+    subset: tuple[str, ...]
+    seed: int
 
 
-def reference(workdir: str, settings: Settings) -> Reference:
-    """Return another evaluation's values; none for "".
+def row(
+    score: DatasetScore,
+    model: ModelLabels,
+    *,
+    base: float | None,
+    expert: float | None,
+    wall_seconds: float,
+    git_revision: str,
+    config_hash: str,
+) -> Row:
+    """Return the result row of a model's score on a dataset.
+
+    Args:
+      score: the model's.
+      model: what it is.
+      base: the value of its base, which a base is itself; None if unknown.
+      expert: the value of the dataset's own expert, which an expert is itself; None
+        if unknown. A held-out dataset has none, whatever is given.
+      wall_seconds, git_revision, config_hash: of the row.
+    """
+    held_in = score.split == "held_in"
+    merged = held_in and score.category in model.subset
+    base = score.value if model.method == "base" else base
+    expert = score.value if model.method == "expert" and merged else expert
+    expert = expert if held_in else None
+    return Row(
+        **model._asdict(),
+        dataset=score.dataset,
+        category=score.category,
+        split=score.split,
+        metric=score.metric,
+        chance=score.chance,
+        merged=merged,
+        value=score.value,
+        value_of_expert=expert,
+        value_of_base=base,
+        normalised=normalise(score.value, expert if held_in else base),
+        examples=score.examples,
+        wall_seconds=wall_seconds,
+        git_revision=git_revision,
+        config_hash=config_hash,
+    )
+
+
+def reference(workdir: str | Path, suite: str) -> dict[str, Row]:
+    """Return {dataset: row} of another evaluation on a suite; none for "".
 
     Raises:
       UserError: no rows there, or several models' values of one dataset.
     """
-    found: dict[str, tuple[str, int, float]] = {}
+    found: dict[str, Row] = {}
     twice = set()
-    for row in results.read(workdir) if workdir else ():
-        if row.suite == settings.suite:
-            value = (row.metric, row.examples, row.value)
-            if found.setdefault(row.dataset, value) != value:
-                twice.add(row.dataset)
+    for other in results.read(workdir) if workdir else ():
+        if other.suite == suite:
+            first = found.setdefault(other.dataset, other)
+            if _measured(first) + (first.value,) != _measured(other) + (other.value,):
+                twice.add(other.dataset)
     if twice:
         raise UserError(
             f"{workdir} has several values of {', '.join(sorted(twice))}: name the "
@@ -34,76 +90,23 @@ def reference(workdir: str, settings: Settings) -> Reference:
     return found
 
 
-def rows(
-    settings: Settings,
-    model: Opened,
-    summaries: Sequence[Summary],
-    base: Reference,
-    expert: Reference,
-    config_hash: str,
-) -> list[Row]:
-    """Return a row for each dataset; its value is the mean over the prompts.
+def require_comparable(
+    scores: Iterable[DatasetScore], kind: str, others: Mapping[str, Row]
+) -> None:
+    """Refuse values that were not found with the same metric on as many examples.
 
     Raises:
-      UserError: a reference was found on other examples.
+      UserError: them all; `kind` says whose they are.
     """
-    labels = settings.labels
-    of_model = {
-        "suite": settings.suite,
-        "family": labels["family"] or model.family,
-        "size": labels["size"] or _size(model.parameters),
-        "params": model.parameters,
-        "base": labels["base"],
-        "method": labels["method"],
-        "parameters": {},
-        "K": labels["K"],
-        "subset": labels["subset"],
-        "seed": labels["seed"],
-        "config_hash": config_hash,
-    }
-    found, faults = [], []
-    for summary in summaries:
-        record, value = summary.record, summary.main.value
-        held_in = record["split"] == "held_in"
-        merged = held_in and record["category"] in labels["subset"]
-        itself = {"base": labels["method"] == "base", "expert": False}
-        itself["expert"] = labels["method"] == "expert" and merged
-        known = {}
-        for kind, values in (("base", base), ("expert", expert if held_in else {})):
-            metric, examples, other = values.get(record["dataset"], (None, 0, None))
-            if metric and (metric, examples) != (record["metric"], summary.examples):
-                faults.append(
-                    f"{record['dataset']}: the {kind}'s value is {metric} on "
-                    f"{examples} examples, this one {record['metric']} on "
-                    f"{summary.examples}"
-                )
-            known[kind] = value if itself[kind] else other
-        found.append(
-            Row(
-                **of_model,
-                dataset=record["dataset"],
-                category=record["category"],
-                split=record["split"],
-                metric=record["metric"],
-                chance=record["chance"],
-                merged=merged,
-                value=value,
-                value_of_expert=known["expert"],
-                value_of_base=known["base"],
-                normalised=normalise(value, known["expert" if held_in else "base"]),
-                examples=summary.examples,
-                wall_seconds=record["seconds"],
-                git_revision=record["git_revision"],
-            )
-        )
+    faults = [
+        f"{score.dataset}: the {kind}'s value is {other.metric} on {other.examples} "
+        f"examples, this one {score.metric} on {score.examples}"
+        for score in scores
+        if (other := others.get(score.dataset)) and _measured(other) != _measured(score)
+    ]
     if faults:
         raise UserError("values that can't be compared:\n" + "\n".join(faults))
-    return found
 
 
-def _size(parameters: int) -> str:
-    """Return a number of parameters as models are named: 37.8K, 135M, 8.03B."""
-    for unit, name in ((1e9, "B"), (1e6, "M")):
-        if parameters >= unit:
-            return f"{parameters / unit:.3g}{name}"
-    return f"{parameters / 1e3:.3g}K"
+def _measured(one: Row | DatasetScore) -> tuple[str, int]:
+    return one.metric, one.examples

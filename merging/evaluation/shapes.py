@@ -1,24 +1,19 @@
 """Few shapes that all rows are padded to: each costs a compilation."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from merging.evaluation.questions import Question, generated, ranked
-from merging.runtime.errors import UserError
-from merging.tasks import EvalSet
-
 STEP = 16  # rows are padded to a multiple of this many tokens
-# By default a further shape is worth it if it saves this share of all tokens.
-WORTH, WIDTHS = 0.03, 12
+MAX_WIDTHS = 12  # of rows with tails of one size
 # What a slot of the tail costs beside one of the row: its logits.
 LOGITS = 0.25
 
 
 class Shape(NamedTuple):
-    """Tokens of a row behind its opener, and slots for continuations' tokens."""
+    """Tokens of a row behind its prefix, and slots for continuations' tokens."""
 
     width: int
     tail: int
@@ -33,50 +28,28 @@ class Shape(NamedTuple):
         return width <= self.width and tail <= self.tail
 
 
-class Shapes(NamedTuple):
-    """What rows are padded to.
-
-    Attributes:
-      ways: continuations that a ranked row has room for.
-      ranked, generated: the shapes of either kind of rows, the cheapest first.
-    """
-
-    ways: int
-    ranked: tuple[Shape, ...]
-    generated: tuple[Shape, ...]
-
-
-def chosen_shapes(eval_sets: Sequence[EvalSet], worth: float | None = None) -> Shapes:
-    """Return few shapes that all rows of these sets fit into with little padding.
+def choose(
+    lengths: np.ndarray, tails: np.ndarray, compile_cost: float
+) -> tuple[Shape, ...]:
+    """Return few shapes that all rows fit into with little padding, cheapest first.
 
     Args:
-      eval_sets: all that a model will see.
-      worth: tokens that a further shape must save; 3 % of all by default.
+      lengths: tokens of each row behind its prefix [R].
+      tails: those of them that stand behind its prompt [R].
+      compile_cost: tokens that a further shape must save.
     """
-    rank, _ = ranked([one for one in eval_sets if one.ranked], 0)
-    rest, _ = generated([one for one in eval_sets if not one.ranked], 0)
-    if worth is None:
-        worth = WORTH * sum(question.length + 1 for question in rank + rest)
-    ways = max((len(question.ways) for question in rank), default=0)
-    # Every number of tokens to generate is another program of each shape.
-    kinds = {(one.max_new_tokens, one.eos_id) for one in eval_sets if not one.ranked}
-    return Shapes(power(ways), _chosen(rank, worth), _chosen(rest, worth * len(kinds)))
-
-
-def _chosen(questions: Sequence[Question], worth: float) -> tuple[Shape, ...]:
-    """Return the shapes of one kind of rows: widths for each size of their tails."""
     by_tail: dict[int, list[int]] = {}
-    for question in questions:
+    for length, tail in zip(lengths.tolist(), tails.tolist(), strict=True):
         # Without a tail a plain causal mask will do.
-        tail = max(power(question.tail), STEP) if question.tail else 0
-        by_tail.setdefault(tail, []).append(question.length)
+        slots = max(power_of_2(tail), STEP) if tail else 0
+        by_tail.setdefault(slots, []).append(length)
     found = {
-        tail: _widths(np.array(lengths), tail, worth)
-        for tail, lengths in by_tail.items()
+        tail: _widths(np.array(members), tail, compile_cost)
+        for tail, members in by_tail.items()
     }
     for small, large in itertools.pairwise(sorted(by_tail)):
         joint = by_tail[small] + by_tail[large]
-        together = _widths(np.array(joint), large, worth)
+        together = _widths(np.array(joint), large, compile_cost)
         if together[0] <= found[small][0] + found[large][0]:
             by_tail[large], found[large] = joint, together
             del found[small]
@@ -85,18 +58,18 @@ def _chosen(questions: Sequence[Question], worth: float) -> tuple[Shape, ...]:
 
 
 def _widths(
-    lengths: np.ndarray, tail: int, worth: float
+    lengths: np.ndarray, tail: int, compile_cost: float
 ) -> tuple[float, tuple[int, ...]]:
     """Return the widths that rows cost least with, those first, each paid for."""
-    # With its opener a row then has a multiple of 16 tokens.
+    # With its prefix a row then has a multiple of 16 tokens.
     needed = -(-(lengths + 1) // STEP) * STEP - 1
     ends, counts = np.unique(needed, return_counts=True)
     costs = ends + 1 + LOGITS * tail
     before = np.concatenate([[0], np.cumsum(counts)])
     # cost[j]: of the rows up to the j-th width, if that is one of those chosen.
     cost, chosen = costs * before[1:], [(int(end),) for end in ends]
-    best, found = cost[-1] + worth, chosen[-1]
-    for number in range(2, min(WIDTHS, len(ends)) + 1):
+    best, found = cost[-1] + compile_cost, chosen[-1]
+    for number in range(2, min(MAX_WIDTHS, len(ends)) + 1):
         steps = [
             cost[:j] + costs[j] * (before[j + 1] - before[1 : j + 1])
             for j in range(1, len(ends))
@@ -106,31 +79,29 @@ def _widths(
             (*chosen[i], int(ends[j + 1])) for j, i in enumerate(last)
         ]
         cost = np.array([cost[0], *(step.min() for step in steps)])
-        if cost[-1] + number * worth < best:
-            best, found = cost[-1] + number * worth, chosen[-1]
+        if cost[-1] + number * compile_cost < best:
+            best, found = cost[-1] + number * compile_cost, chosen[-1]
     return float(best), found
 
 
-def dealt(
-    questions: Sequence[Question], shapes: Sequence[Shape], batch_size: int
-) -> Iterable[tuple[Shape, list[int]]]:
-    """Return batches: a shape, and which questions are its rows, never too many.
+def deal(
+    lengths: np.ndarray,
+    tails: np.ndarray,
+    shapes: Sequence[Shape],
+    batch_size: int,
+) -> Iterator[tuple[Shape, list[int]]]:
+    """Yield batches: a shape, and which rows go there, never more than the batch size.
 
     Places that are left in the last batch of a shape go to rows of smaller ones.
 
-    Raises:
-      UserError: a row that no shape holds.
+    Args:
+      lengths, tails: of each row, as in `choose`.
+      shapes: chosen for these rows, or for more.
+      batch_size: rows of a batch.
     """
-    rows: Mapping[Shape, list[int]] = {shape: [] for shape in shapes}
-    for i, question in enumerate(questions):
-        fitting = (s for s in shapes if s.holds(question.length, question.tail))
-        if (own := next(fitting, None)) is None:
-            raise UserError(
-                f"a row of {question.length} tokens, {question.tail} of them behind "
-                f"the prompt, fits none of the shapes {[tuple(s) for s in shapes]}: "
-                "choose them from all sets (chosen_shapes)"
-            )
-        rows[own].append(i)
+    rows: dict[Shape, list[int]] = {shape: [] for shape in shapes}
+    for i, size in enumerate(zip(lengths.tolist(), tails.tolist(), strict=True)):
+        rows[next(shape for shape in shapes if shape.holds(*size))].append(i)
     for number in reversed(range(len(shapes))):
         shape = shapes[number]
         for smaller in reversed(shapes[:number]):
@@ -138,12 +109,10 @@ def dealt(
             if free and shape.holds(*smaller):
                 rows[shape] += rows[smaller][-free:]
                 del rows[smaller][-free:]
-        yield from (
-            (shape, rows[shape][start : start + batch_size])
-            for start in range(0, len(rows[shape]), batch_size)
-        )
+        for start in range(0, len(rows[shape]), batch_size):
+            yield shape, rows[shape][start : start + batch_size]
 
 
-def power(least: int) -> int:
+def power_of_2(least: int) -> int:
     """Return the smallest power of 2 that is no smaller; few shapes compile."""
     return 1 << max(least - 1, 0).bit_length()

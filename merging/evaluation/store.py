@@ -5,49 +5,70 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from merging.evaluation.scores import DatasetScore, TemplateScore
+from merging.runtime import storage
 from merging.runtime.errors import UserError
-from merging.runtime.storage import write_bytes
 
 FOLDER = "tasks"
-VERSION = 1
+VERSION = 2
 
 
-def packed(table: np.ndarray) -> dict[str, Any]:
-    """Return counts [N, k] as compressed text: a byte or less for an example."""
-    table = np.asarray(table, "<f4")
-    data = base64.b64encode(zlib.compress(table.tobytes(), 9)).decode()
-    return {"shape": list(table.shape), "data": data}
+class Record(NamedTuple):
+    """A dataset's score, the seconds that it took, and the code that found it."""
+
+    score: DatasetScore
+    seconds: float
+    git_revision: str
 
 
-def unpacked(record: Mapping[str, Any]) -> np.ndarray:
-    """Return counts [N, k] from what `packed` made."""
-    data = zlib.decompress(base64.b64decode(record["data"]))
-    return np.frombuffer(data, "<f4").reshape(record["shape"]).astype(np.float64)
+def packed(record: Record) -> dict[str, Any]:
+    """Return a record as JSON values; counts as compressed text, a byte an example."""
+    templates = {
+        name: one._replace(
+            counts={m: _text(t) for m, t in one.counts.items()}
+        )._asdict()
+        for name, one in record.score.templates.items()
+    }
+    score = record.score._replace(templates=templates)._asdict()
+    return record._asdict() | {"score": score}
 
 
-def save(workdir: Path, key: str, record: Mapping[str, Any]) -> None:
+def unpacked(values: Mapping[str, Any]) -> Record:
+    """Return the record that `packed` made JSON values of.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError, zlib.error: it is damaged.
+    """
+    score = DatasetScore(**values["score"])
+    templates = {
+        name: TemplateScore(**one)._replace(
+            counts={m: _table(t) for m, t in one["counts"].items()}
+        )
+        for name, one in score.templates.items()
+    }
+    return Record(**values | {"score": score._replace(templates=templates)})
+
+
+def save(workdir: Path, key: str, record: Record) -> None:
     """Keep a dataset's record; the file appears whole or not at all.
 
     Raises:
       UserError: it can't be written.
     """
-    text = json.dumps({"version": VERSION, "key": key} | dict(record), indent=1)
-    write_bytes(_path(workdir, record["dataset"], key), text.encode())
+    values = {"version": VERSION, "key": key, "record": packed(record)}
+    _write(_path(workdir, record.score.dataset, key), values)
 
 
-def load(workdir: Path, dataset: str, key: str) -> dict[str, Any] | None:
+def load(workdir: Path, dataset: str, key: str) -> Record | None:
     """Return a dataset's record; None where there is none that can be read."""
     try:
-        record = json.loads(_path(workdir, dataset, key).read_text())
-        if record["version"] == VERSION and record["key"] == key:
-            for prompt in record["prompts"].values():
-                for table in prompt["counts"].values():
-                    unpacked(table)
-            return record
+        found = json.loads(_path(workdir, dataset, key).read_text())
+        if found["version"] == VERSION and found["key"] == key:
+            return unpacked(found["record"])
     except FileNotFoundError:
         pass
     # A damaged file is made again, as if it were not there.
@@ -56,7 +77,7 @@ def load(workdir: Path, dataset: str, key: str) -> dict[str, Any] | None:
     return None
 
 
-def listed(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
+def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
     """Say which records are the workdir's present ones.
 
     Args:
@@ -64,27 +85,44 @@ def listed(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
       keys: {dataset: key}.
       described: what else a reader should know: the model, the suite.
     """
-    text = json.dumps({"version": VERSION, "tasks": dict(keys), **described}, indent=1)
-    write_bytes(workdir / FOLDER / "index.json", text.encode())
+    index = {"version": VERSION, "tasks": dict(keys), **described}
+    _write(workdir / FOLDER / "index.json", index)
 
 
-def present(workdir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a workdir's index, and the records it lists.
+def present(workdir: Path) -> list[Record]:
+    """Return the records that a workdir's index lists.
 
     Raises:
       UserError: it holds no finished evaluation.
     """
     try:
         index = json.loads((workdir / FOLDER / "index.json").read_text())
-        records = [load(workdir, name, key) for name, key in index["tasks"].items()]
-        if index["version"] != VERSION or None in records:
+        if index["version"] != VERSION:
+            raise ValueError("another version's")
+        found = [load(workdir, name, key) for name, key in index["tasks"].items()]
+        if None in found:
             raise ValueError("a record is missing or damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{workdir} holds no finished evaluation ({error}): run `merging evaluate "
             f"--config … --workdir {workdir}` to its end."
         ) from None
-    return index, records
+    return found
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    # In this order: that of the suite's datasets, and of a dataset's metrics.
+    storage.write_bytes(path, json.dumps(values, indent=1).encode())
+
+
+def _text(table: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(zlib.compress(table.astype("<f4").tobytes(), 9)).decode()
+    return {"shape": list(table.shape), "data": data}
+
+
+def _table(text: Mapping[str, Any]) -> np.ndarray:
+    data = zlib.decompress(base64.b64decode(text["data"]))
+    return np.frombuffer(data, "<f4").reshape(text["shape"])
 
 
 def _path(workdir: Path, dataset: str, key: str) -> Path:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 
 from merging import models
-from merging.runtime.results import Row, normalise
+from merging.evaluation import ModelLabels
+from merging.runtime.results import Row
+from merging.sweep import scoring
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
 
@@ -49,46 +51,28 @@ def _rows(
             experts |= store.output(expert)["test"]
     subset = _subset(step, suite.categories)
     decoder = settings.decoder(step.settings["size"])
-    of_model = {
-        "suite": suite.name,
-        "family": settings.family,
-        "size": size,
-        "params": models.parameter_count(decoder),
-        "base": of_base,
-        "method": method,
-        "parameters": output.get("parameters", {}),
-        "K": len(subset),
-        "subset": tuple(subset),
-        "seed": step.settings["seed"],
-        "wall_seconds": output["wall_seconds"],
+    model = ModelLabels(
+        suite=suite.name,
+        family=settings.family,
+        size=size,
+        params=models.parameter_count(decoder),
+        base=of_base,
+        method=method,
+        parameters=output.get("parameters", {}),
+        K=len(subset),
+        subset=tuple(subset),
+        seed=step.settings["seed"],
+    )
+    return scoring.rows(
+        suite,
+        model,
+        test,
+        output["examples"],
+        base=base,
+        experts=experts,
+        wall_seconds=output["wall_seconds"],
         **common,
-    }
-    made = []
-    for dataset in suite.datasets:
-        if dataset.name not in test:
-            continue
-        value = test[dataset.name]
-        of_expert = experts.get(dataset.name)
-        held_in = dataset.split == "held_in"
-        made.append(
-            Row(
-                **of_model,
-                dataset=dataset.name,
-                category=dataset.category,
-                split=dataset.split,
-                metric=dataset.metric,
-                chance=dataset.chance,
-                merged=held_in and dataset.category in subset,
-                value=value,
-                value_of_expert=of_expert if held_in else None,
-                value_of_base=base[dataset.name],
-                normalised=normalise(
-                    value, of_expert if held_in else base[dataset.name]
-                ),
-                examples=output["examples"][dataset.name],
-            )
-        )
-    return made
+    )
 
 
 def _subset(step: Step, categories: tuple[str, ...]) -> tuple[str, ...]:

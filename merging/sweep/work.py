@@ -11,17 +11,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from merging import checkpoints, evaluation, methods, models, tasks, training
+from merging import checkpoints, methods, models, tasks, training
 from merging.merge import in_memory as resident
 from merging.models import hf as families
 from merging.runtime import tree
 from merging.runtime.revision import git_revision
-from merging.sweep import given
+from merging.sweep import given, scoring
 from merging.sweep.settings import Settings
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 
-BATCH = 128  # rows of an evaluation batch
 KEPT = 2e9  # bytes of parameters kept in memory for the next steps
 Tick = Callable[..., None]
 Scores = dict[str, float]
@@ -42,8 +41,10 @@ def execute(
     make = {"data": _data, "given": _given, "merge": _merge}.get(step.kind, _train)
     output = make(step, settings, store, folder, tick)
     if "test" in output:
-        sets = _eval_sets(settings.suite, "test", store.data)
-        output["examples"] = {s.dataset: s.examples for s in sets}
+        decoder, tested = settings.decoder(step.settings["size"]), output["test"]
+        output["examples"] = scoring.examples(
+            settings, decoder, "test", tested, store.data
+        )
     output["wall_seconds"] = round(time.monotonic() - begin, 3)
     output["git_revision"] = git_revision()
     store.publish(step, folder, output)
@@ -61,7 +62,7 @@ def _data(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> d
         _examples(settings, store, what, split)
     if step.settings["what"] == "bases":
         for split in ("validation", "test"):
-            _eval_sets(suite, split, store.data)
+            tasks.load_suite(suite, split, cache_dir=store.data)
     return {}
 
 
@@ -135,8 +136,8 @@ def _merge(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
     if len(candidates) > 1:
         for params in _merges(step, base, ours, candidates):
             tick(len(tried) / (len(candidates) + 3))
-            values = _evaluate(
-                config, params, settings, store, "validation", set(theirs)
+            values = scoring.scores(
+                settings, config, params, "validation", set(theirs), store.data
             )
             ratios = [values[d] / theirs[d] for d in values if theirs[d] > 0]
             tried.append(float(np.mean(ratios)))
@@ -146,7 +147,9 @@ def _merge(step, settings: Settings, store: Store, folder: Path, tick: Tick) -> 
     return {
         "parameters": _described(candidates, best),
         "validation": tried,
-        "test": _evaluate(config, params, settings, store, "test", everything),
+        "test": scoring.scores(
+            settings, config, params, "test", everything, store.data
+        ),
     }
 
 
@@ -202,31 +205,8 @@ def _restore(settings: Settings, store: Store, step: Step) -> models.Params:
 
 
 def _score(config, params, settings, store, split: str, step: Step) -> Scores:
-    wanted = set(step.settings["evaluates"])
-    return _evaluate(config, params, settings, store, split, wanted)
-
-
-def _evaluate(config, params, settings, store, split: str, wanted: set[str]) -> Scores:
-    batches = _batches(settings.suite, split, store.data, frozenset(wanted))
-    bound = (functools.partial(call, params) for call in models.predictor(config))
-    metric = {d.name: d.metric for d in settings.suite.datasets}
-    values: dict[str, list[float]] = {}
-    for score in evaluation.evaluate(batches, models.Predictor(*bound)):
-        if score.metric == metric[score.dataset]:
-            values.setdefault(score.dataset, []).append(score.value)
-    # A dataset's value is the mean over its wordings.
-    return {dataset: float(np.mean(found)) for dataset, found in values.items()}
-
-
-@functools.lru_cache(maxsize=64)
-def _batches(suite: tasks.Suite, split: str, cache_dir: Path, wanted: frozenset):
-    sets = [s for s in _eval_sets(suite, split, cache_dir) if s.dataset in wanted]
-    return evaluation.prepare(sets, batch_size=BATCH)
-
-
-@functools.lru_cache(maxsize=4)
-def _eval_sets(suite: tasks.Suite, split: str, cache_dir: Path) -> tuple:
-    return tuple(tasks.load_suite(suite, split, cache_dir=cache_dir))
+    wanted = step.settings["evaluates"]
+    return scoring.scores(settings, config, params, split, wanted, store.data)
 
 
 def _examples(settings: Settings, store: Store, what: str, split: str):

@@ -8,7 +8,7 @@ from merging.runtime.errors import UserError
 from merging.tasks import EvalSet
 
 
-def fit(eval_set: EvalSet, context: int, vocabulary: int) -> tuple[EvalSet, int]:
+def truncate(eval_set: EvalSet, context: int, vocab_size: int) -> tuple[EvalSet, int]:
     """Return the set with no row longer than a model's context, and what that took.
 
     A prompt that is too long loses its beginning; all choices of an example keep the
@@ -16,11 +16,11 @@ def fit(eval_set: EvalSet, context: int, vocabulary: int) -> tuple[EvalSet, int]
 
     Args:
       eval_set: the set.
-      context: the most tokens that the model sees, its opener among them.
-      vocabulary: rows of its embedding.
+      context: the most tokens that the model sees, the prefix token among them.
+      vocab_size: rows of its embedding.
 
     Returns:
-      The set, and the number of examples whose prompt was cut.
+      The set, and the number of examples whose prompt was truncated.
 
     Raises:
       UserError: tokens that the model doesn't know, or an answer that leaves no room
@@ -29,17 +29,17 @@ def fit(eval_set: EvalSet, context: int, vocabulary: int) -> tuple[EvalSet, int]
     largest = max(
         eval_set.prompts.max(initial=0), eval_set.continuations.max(initial=0)
     )
-    if largest >= vocabulary:
+    if largest >= vocab_size:
         raise UserError(
             f"dataset {eval_set.dataset}: token {largest} is none of the model's "
-            f"{vocabulary}; use the tokenizer that the model was trained with"
+            f"{vocab_size}; use the tokenizer that the model was trained with"
         )
     # The last token of an answer is never read.
     after = np.full(eval_set.examples, max(eval_set.max_new_tokens, 1))
     if eval_set.ranked:
         np.maximum.at(after, eval_set.groups, eval_set.continuation_lengths)
-    opener = eval_set.bos_id is not None
-    room = (context + 1 - opener - after)[eval_set.groups]
+    prefix = eval_set.bos_id is not None
+    room = (context + 1 - prefix - after)[eval_set.groups]
     if room.min() < 1:
         longest = int(after.max())
         raise UserError(
@@ -53,7 +53,7 @@ def fit(eval_set: EvalSet, context: int, vocabulary: int) -> tuple[EvalSet, int]
     lengths = eval_set.prompt_lengths - over
     for row, (cut, length) in enumerate(zip(over, lengths, strict=True)):
         prompts[row, :length] = eval_set.prompts[row, cut : cut + length]
-    fitted = dataclasses.replace(
+    shorter = dataclasses.replace(
         eval_set, prompts=prompts, prompt_lengths=lengths.astype(np.int32)
     )
-    return fitted, len(np.unique(eval_set.groups[over > 0]))
+    return shorter, len(np.unique(eval_set.groups[over > 0]))

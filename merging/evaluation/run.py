@@ -1,0 +1,143 @@
+"""What `merging evaluate` does with a config: scores, then rows, tables and exports."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from merging.evaluation import bootstrap, export, job, rows, store, tables
+from merging.evaluation.rows import ModelLabels
+from merging.runtime import processes, results, sharding, text
+from merging.runtime.config import config_hash
+from merging.runtime.errors import UserError, nearest
+from merging.runtime.results import BASELINES, BASES, Row
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Evaluate what a config names, and print a table; see `configs/evaluate/`.
+
+    Raises:
+      UserError: a config, checkpoint, tokenizer or dataset that can't be used, or a
+        model that does not know the tokenizer's tokens.
+      Preempted: the system asked to stop; finished datasets are kept.
+    """
+    processes.initialize(workdir / "logs")
+    _check(config)
+    settings = config.suite.to_dict()
+    name = settings.pop("name")
+    references = {
+        kind: rows.reference(config[f"{kind}_results"], name)
+        for kind in ("base", "expert")
+    }
+    model = job.open_model(config.checkpoint, config.tokenizer)
+    context = config.context or model.config.max_length
+    job.evaluate(
+        model,
+        job.open_suite(name, model, settings),
+        split=config.split,
+        datasets=config.datasets or None,
+        count=config.count or None,
+        metrics=config.metrics,
+        context=context,
+        batch_size=config.batch_size,
+        dtype=config.dtype or None,
+        mesh=_mesh(config.mesh),
+        workdir=workdir,
+    )
+    if processes.is_first():
+        how = bootstrap.Options(**config.bootstrap)
+        records = store.present(workdir)
+        scores = [record.score for record in records]
+        values = [tables.values(score, how) for score in scores]
+        made = _rows(records, _labels(config, name, model), references, config)
+        path = results.write(workdir / results.FILE, made)
+        evaluated = export.Run(
+            model=model.name,
+            parameters=model.parameters,
+            suite=name,
+            split=config.split,
+            dtype=config.dtype or None,
+            batch_size=config.batch_size,
+            count=config.count or None,
+            context=context,
+            resamples=how.resamples,
+        )
+        exported = export.write(workdir, evaluated, records, values)
+        print(tables.table(scores, values, how.level).text())
+        print("\n".join(tables.notes(scores)))
+        print(f"Rows: {path}\nFor lm-evaluation-harness's readers: {exported}")
+    processes.barrier("the results are written")
+
+
+def _rows(
+    records: list[store.Record],
+    labels: ModelLabels,
+    references: Mapping[str, Mapping[str, Row]],
+    config: Any,
+) -> list[Row]:
+    scores = [record.score for record in records]
+    values = {}
+    for kind, others in references.items():
+        rows.require_comparable(scores, kind, others)
+        values[kind] = {name: other.value for name, other in others.items()}
+    return [
+        rows.row(
+            record.score,
+            labels,
+            base=values["base"].get(record.score.dataset),
+            expert=values["expert"].get(record.score.dataset),
+            wall_seconds=record.seconds,
+            git_revision=record.git_revision,
+            config_hash=config_hash(config),
+        )
+        for record in records
+    ]
+
+
+def _labels(config: Any, suite: str, model: job.Model) -> ModelLabels:
+    labels = config.labels
+    return ModelLabels(
+        suite=suite,
+        family=labels.family or model.family,
+        size=labels.size or text.parameters(model.parameters),
+        params=model.parameters,
+        base=labels.base,
+        method=labels.method,
+        parameters={},
+        K=labels.K,
+        subset=tuple(labels.subset),
+        seed=labels.seed,
+    )
+
+
+def _mesh(sizes: Mapping[str, int]) -> Mesh | None:
+    if jax.device_count() == 1 and math.prod(map(abs, sizes.values())) == 1:
+        return None
+    return sharding.make_mesh(sizes)
+
+
+def _check(config: Any) -> None:
+    """Refuse what can't be, before anything is read: all of it."""
+    faults = []
+    if not config.checkpoint:
+        faults.append("no checkpoint to evaluate: --config.checkpoint=DIR")
+    for key, least in (("count", 0), ("batch_size", 1), ("context", 0)):
+        if config[key] < least:
+            faults.append(f"{key} = {config[key]} must be {least} or more")
+    if config.bootstrap.resamples < 2:
+        faults.append("bootstrap.resamples must be 2 or more")
+    if not 0 < config.bootstrap.level < 1:
+        faults.append("bootstrap.level must lie between 0 and 1")
+    labels = config.labels
+    if labels.base not in BASES:
+        faults.append(str(nearest("labels.base", labels.base, BASES)))
+    if labels.method not in BASELINES and labels.K != len(labels.subset):
+        faults.append(
+            f"labels.K is {labels.K}, but labels.subset names {len(labels.subset)} "
+            "categories: a merge of K experts names theirs"
+        )
+    if faults:
+        raise UserError("\n".join(faults))

@@ -1,0 +1,132 @@
+"""The one evaluator: requests and a model → a score for each dataset."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merging.evaluation.batches import prepare
+from merging.evaluation.predictions import Prediction, Predictor, predict
+from merging.evaluation.requests import Requests, TemplateRequests
+from merging.tasks.metrics import MEASURES
+
+
+class TemplateScore(NamedTuple):
+    """A model's score on N examples of a dataset under one prompt template.
+
+    Attributes:
+      examples: N.
+      truncated: those whose prompt lost its beginning to the context.
+      answers: a hash of the right answers: scores with equal ones compare.
+      values: {metric: value in 0..1}, the dataset's own metric first.
+      counts: {metric: float32 [N, k]}, what each example adds (see
+        `tasks.metrics.MEASURES`).
+    """
+
+    examples: int
+    truncated: int
+    answers: str
+    values: Mapping[str, float]
+    counts: Mapping[str, np.ndarray]
+
+
+class DatasetScore(NamedTuple):
+    """A model's score on a dataset.
+
+    Attributes:
+      dataset, category, split, metric, chance: the dataset's facts.
+      value: of its metric, in 0..1: the mean over the prompt templates.
+      examples: under each prompt template, at most.
+      truncated: prompts that lost their beginning to the context, under all templates.
+      templates: {name of the prompt template: its score}.
+      padding: share of the slots without a token, in the batches of its rows.
+    """
+
+    dataset: str
+    category: str
+    split: str
+    metric: str
+    chance: float
+    value: float
+    examples: int
+    truncated: int = 0
+    templates: Mapping[str, TemplateScore] = {}
+    padding: float = 0.0
+
+
+def evaluate(
+    requests: Requests,
+    predictor: Predictor,
+    *,
+    datasets: Iterable[str] | None = None,
+    batch_size: int = 128,
+    sharding: Any = None,
+    compile_cost: float | None = None,
+    tick: Callable[[float], None] | None = None,
+) -> list[DatasetScore]:
+    """Return a model's scores, dataset by dataset.
+
+    Rank classification takes the choice of the highest summed log-likelihood, ties
+    the first; generation is greedy. The values depend neither on the batch size nor
+    on the order or company of the datasets.
+
+    Args:
+      requests: what to ask.
+      predictor: the model.
+      datasets: names of some of the requests' datasets; all by default.
+      batch_size, sharding, compile_cost: how to batch, see `prepare`.
+      tick: called after every batch with its tokens; what it raises ends the work.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    batches = prepare(
+        requests,
+        datasets=datasets,
+        batch_size=batch_size,
+        sharding=sharding,
+        compile_cost=compile_cost,
+    )
+    predictions = predict(batches, predictor, tick)
+    found = []
+    for of, group in itertools.groupby(
+        zip(batches.sets, predictions, strict=True), key=lambda pair: pair[0].dataset
+    ):
+        templates = {one.eval_set.prompt: _score(one, made) for one, made in group}
+        found.append(_dataset_score(of, templates, batches.padding))
+    return found
+
+
+def _dataset_score(
+    dataset: Any, templates: Mapping[str, TemplateScore], padding: float = 0.0
+) -> DatasetScore:
+    """Return a dataset's score from those under its prompt templates."""
+    each = templates.values()
+    return DatasetScore(
+        dataset=dataset.name,
+        category=dataset.category,
+        split=dataset.split,
+        metric=dataset.metric,
+        chance=dataset.chance,
+        value=statistics.fmean(score.values[dataset.metric] for score in each),
+        examples=max(score.examples for score in each),
+        truncated=sum(score.truncated for score in each),
+        templates=templates,
+        padding=padding,
+    )
+
+
+def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
+    counts, values = {}, {}
+    for metric in one.metrics:
+        measure, outputs = MEASURES[metric], prediction.outputs
+        if measure.unconditional:
+            outputs = outputs - prediction.unconditional
+        table = measure.counts(one.eval_set.targets, outputs)
+        values[metric] = measure.value(table.sum(axis=0), len(table))
+        counts[metric] = table.astype(np.float32)
+    return TemplateScore(
+        *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts)
+    )

@@ -1,0 +1,135 @@
+"""What a sweep's models score, by the one evaluator, and their result rows."""
+
+import functools
+import itertools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from merging import evaluation, models, tasks
+from merging.evaluation import DatasetScore, ModelLabels
+from merging.runtime.results import Row
+from merging.sweep.settings import Settings
+
+
+def scores(
+    settings: Settings,
+    decoder: models.DecoderConfig,
+    params: models.Params,
+    split: str,
+    datasets: Collection[str],
+    data_dir: Path,
+) -> dict[str, float]:
+    """Return {dataset: value} of a model on some of the suite's datasets.
+
+    Args:
+      settings: whose suite.
+      decoder: the model; prompts are truncated to its context.
+      params: its parameters.
+      split: "validation" or "test".
+      datasets: names.
+      data_dir: where the suite's rows are kept.
+    """
+    asked = _requests(
+        *(settings.suite, split, frozenset(datasets)),
+        *(decoder.max_length, decoder.vocab_size, data_dir),
+    )
+    bound = (functools.partial(call, params) for call in models.predictor(decoder))
+    found = evaluation.evaluate(asked, models.Predictor(*bound))
+    return {score.dataset: score.value for score in found}
+
+
+def examples(
+    settings: Settings,
+    decoder: models.DecoderConfig,
+    split: str,
+    datasets: Collection[str],
+    data_dir: Path,
+) -> dict[str, int]:
+    """Return {dataset: number of examples}; arguments as `scores`."""
+    asked = _requests(
+        *(settings.suite, split, frozenset(datasets)),
+        *(decoder.max_length, decoder.vocab_size, data_dir),
+    )
+    found: dict[str, int] = {}
+    for one in asked.sets:
+        before = found.get(one.dataset.name, 0)
+        found[one.dataset.name] = max(one.eval_set.examples, before)
+    return found
+
+
+# A worker asks many models the same: each dataset is read once, and each choice of
+# datasets cut into batches once.
+@functools.lru_cache(maxsize=64)
+def _requests(
+    suite: tasks.Suite,
+    split: str,
+    datasets: frozenset[str],
+    context: int,
+    vocab_size: int,
+    data_dir: Path,
+) -> evaluation.Requests:
+    names = [of.name for of in suite.datasets if of.name in datasets]
+    each = (
+        _dataset_requests(suite, split, name, context, vocab_size, data_dir).sets
+        for name in names
+    )
+    return evaluation.Requests(tuple(itertools.chain(*each)))
+
+
+@functools.lru_cache(maxsize=256)
+def _dataset_requests(
+    suite: tasks.Suite,
+    split: str,
+    dataset: str,
+    context: int,
+    vocab_size: int,
+    data_dir: Path,
+) -> evaluation.Requests:
+    return evaluation.requests(
+        suite,
+        split,
+        datasets=[dataset],
+        context=context,
+        vocab_size=vocab_size,
+        cache_dir=data_dir,
+    )
+
+
+def rows(
+    suite: tasks.Suite,
+    model: ModelLabels,
+    values: Mapping[str, float],
+    examples: Mapping[str, int],
+    *,
+    base: Mapping[str, float],
+    experts: Mapping[str, float],
+    wall_seconds: float,
+    git_revision: str,
+    config_hash: str,
+) -> list[Row]:
+    """Return a model's result rows, in the suite's order.
+
+    Args:
+      suite: what it was tested on.
+      model: what it is.
+      values, examples: {dataset: …} of its test.
+      base, experts: {dataset: value} of its base, and of each dataset's own expert.
+      wall_seconds, git_revision, config_hash: of the rows.
+    """
+    return [
+        evaluation.row(
+            DatasetScore(
+                *(of.name, of.category, of.split, of.metric, of.chance),
+                value=values[of.name],
+                examples=examples[of.name],
+            ),
+            model,
+            base=base[of.name],
+            expert=experts.get(of.name),
+            wall_seconds=wall_seconds,
+            git_revision=git_revision,
+            config_hash=config_hash,
+        )
+        for of in suite.datasets
+        if of.name in values
+    ]
