@@ -4,7 +4,7 @@ Requests of all datasets that ask for the same kind of call share batches of a f
 size. All choices of a prompt are one row, behind a prompt that is computed once.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,59 +13,59 @@ from merging.evaluation import shapes
 from merging.evaluation.requests import Request, Requests, TemplateRequests
 from merging.evaluation.shapes import Shape
 from merging.runtime.errors import UserError
+from merging.runtime.sharding import place
 
 # By default a further shape is worth it if it saves this share of all tokens.
 WORTH = 0.03
 
 
 class Batch(NamedTuple):
-    """A call's arguments, and what they are.
-
-    Attributes:
-      rows: numbers of the requests [R]; what stands behind them only fills the batch.
-      arrays: prefixes [B], tokens [B, T], prompt lengths [B], and to score also firsts,
-        segments and targets, as `predictions.Predictor` explains them.
-      tokens: that the model reads and makes for these requests, roughly.
-    """
-
-    rows: np.ndarray
-    arrays: tuple[Any, ...]
-    tokens: float
-
-
-class Calls(NamedTuple):
-    """All batches of one kind of call.
+    """One call of a model.
 
     Attributes:
       call: see `TemplateRequests.call`.
-      members: numbers of the sets whose requests these are, in order.
-      batches: the requests of all members, numbered from 0.
-      answers: shape and dtype of the table of their answers, a row for each.
+      requests: numbers of the requests [R]; further rows of the arrays only fill them.
+      arrays: prefixes [B], tokens [B, T], prompt lengths [B], and to score also firsts,
+        segments and targets, as `predictions.Predictor` explains them.
+      tokens: that the model reads and makes for these requests.
     """
 
     call: tuple[int, ...]
-    members: tuple[int, ...]
-    batches: tuple[Batch, ...]
-    answers: tuple[tuple[int, int], type]
+    requests: np.ndarray
+    arrays: tuple[Any, ...]
+    tokens: int
+
+    @property
+    def answers(self) -> int:
+        """Answers to each request: log-likelihoods, or token ids."""
+        return self.call[0] if self.call else self.arrays[3].shape[1]
 
 
 class Batches(NamedTuple):
     """Requests cut into batches.
 
     Attributes:
-      sets: whose requests.
-      calls: the batches, by kind of call.
-      padding: share of all slots that hold no token of a row.
+      sets: whose requests, numbered from 0 through all sets.
+      batches: in the order of the calls.
+      padding: share of all slots that hold no token of a request.
     """
 
     sets: tuple[TemplateRequests, ...]
-    calls: tuple[Calls, ...]
+    batches: tuple[Batch, ...]
     padding: float
 
 
-class _Shapes(NamedTuple):
-    choices: int  # that a row to score has room for
-    of: Mapping[bool, tuple[Shape, ...]]  # of rows to score (True), to generate (False)
+class Shapes(NamedTuple):
+    """What rows are padded to.
+
+    Attributes:
+      choices: that a row to score has room for.
+      scored, generated: the shapes of rows to score and to generate.
+    """
+
+    choices: int
+    scored: tuple[Shape, ...]
+    generated: tuple[Shape, ...]
 
 
 def prepare(
@@ -93,37 +93,49 @@ def prepare(
     Raises:
       UserError: no requests, a batch size below 1 or one that the mesh does not divide.
     """
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: needs 1 or more")
+    _require_divides(batch_size, sharding)
     how = (batch_size, sharding, compile_cost)
-    if how in requests.kept and datasets is None:
+    if datasets is None and how in requests.kept:
         return requests.kept[how]
     chosen = requests if datasets is None else requests.only(datasets)
     if not chosen.sets:
         raise UserError("no datasets to evaluate")
-    if ("shapes", compile_cost) not in requests.kept:
-        requests.kept["shapes", compile_cost] = _shapes(requests.sets, compile_cost)
-    fitting = requests.kept["shapes", compile_cost]
-    made = _batches(chosen.sets, fitting, batch_size, _placement(batch_size, sharding))
+    if compile_cost not in requests.kept:
+        requests.kept[compile_cost] = choose_shapes(requests, compile_cost)
+    made = _batches(chosen.sets, requests.kept[compile_cost], batch_size, sharding)
     if datasets is None:
         requests.kept[how] = made
     return made
 
 
-def _shapes(sets: Sequence[TemplateRequests], compile_cost: float | None) -> _Shapes:
+def _require_divides(batch_size: int, sharding: Any) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: needs 1 or more")
+    try:
+        if sharding is not None:
+            sharding.shard_shape((batch_size,))
+    except ValueError as error:
+        raise UserError(
+            f"a batch of {batch_size} does not split evenly over {sharding}: choose "
+            "a multiple of the data axis"
+        ) from error
+
+
+def choose_shapes(requests: Requests, compile_cost: float | None = None) -> Shapes:
+    """Return few shapes that all requests fit into; `compile_cost` as in `prepare`."""
     if compile_cost is None:
-        rows = sum(
-            lengths.sum() + len(lengths) for lengths, _ in (s.sizes for s in sets)
-        )
-        compile_cost = WORTH * float(rows)
-    found = {}
-    for ranked in (True, False):
-        members = [one for one in sets if one.eval_set.ranked == ranked]
-        # Every number of tokens to generate is another program of each shape.
-        programs = len({one.call for one in members})
-        found[ranked] = shapes.choose(*_sizes(members), compile_cost * programs)
-    most = max(len(request.choices) for one in sets for request in one.requests)
-    return _Shapes(shapes.power_of_2(most), found)
+        tokens = sum(int((one.sizes[0] + 1).sum()) for one in requests.sets)
+        compile_cost = WORTH * tokens
+    scored = [one for one in requests.sets if not one.call]
+    generated = [one for one in requests.sets if one.call]
+    # Every number of tokens to generate is another program of each shape.
+    programs = len({one.call for one in generated})
+    choices = [len(request.choices) for one in scored for request in one.requests]
+    return Shapes(
+        shapes.power_of_2(max(choices, default=0)),
+        shapes.choose(*_sizes(scored), compile_cost),
+        shapes.choose(*_sizes(generated), compile_cost * programs),
+    )
 
 
 def _sizes(sets: Sequence[TemplateRequests]) -> tuple[np.ndarray, np.ndarray]:
@@ -134,49 +146,27 @@ def _sizes(sets: Sequence[TemplateRequests]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(
-    sets: tuple[TemplateRequests, ...], fitting: _Shapes, batch_size: int, place
+    sets: tuple[TemplateRequests, ...], fitting: Shapes, batch_size: int, sharding: Any
 ) -> Batches:
-    kinds: dict[tuple[int, ...], list[int]] = {}
-    for number, one in enumerate(sets):
-        kinds.setdefault(one.call, []).append(number)
-    calls, slots, used = [], 0, 0
-    for call, members in kinds.items():
-        asked = [request for i in members for request in sets[i].requests]
-        lengths, tails = _sizes([sets[i] for i in members])
-        batches = []
-        for shape, rows in shapes.deal(
-            lengths, tails, fitting.of[not call], batch_size
-        ):
-            part = [asked[i] for i in rows]
+    asked = [request for one in sets for request in one.requests]
+    calls = [one.call for one in sets for _ in one.requests]
+    lengths, tails = _sizes(sets)
+    found, slots = [], 0
+    for call in dict.fromkeys(calls):
+        mine = np.array([i for i, other in enumerate(calls) if other == call])
+        own = fitting.generated if call else fitting.scored
+        for shape, rows in shapes.deal(lengths[mine], tails[mine], own, batch_size):
+            numbers = mine[rows]
+            part = [asked[i] for i in numbers]
             part += part[-1:] * (batch_size - len(part))
             arrays = _prompts(part, shape)
             arrays += () if call else _continuations(part, fitting.choices, shape)
-            tokens = float(lengths[rows].sum() + len(rows) * sum(call[:1]))
-            placed = tuple(place(array) for array in arrays)
-            batches.append(Batch(np.array(rows), placed, tokens))
+            if sharding is not None:
+                arrays = tuple(place(array, sharding) for array in arrays)
+            tokens = int(lengths[numbers].sum()) + len(rows) * sum(call[:1])
+            found.append(Batch(call, numbers, arrays, tokens))
             slots += batch_size * (shape.width + 1)
-        used += int(lengths.sum()) + len(lengths)
-        width, dtype = (call[0], np.int32) if call else (fitting.choices, np.float32)
-        answers = ((len(asked), width), dtype)
-        calls.append(Calls(call, tuple(members), tuple(batches), answers))
-    return Batches(sets, tuple(calls), 1 - used / slots)
-
-
-def _placement(batch_size: int, sharding: Any) -> Callable[[np.ndarray], Any]:
-    if sharding is None:
-        return lambda array: array
-    import jax
-
-    try:
-        sharding.shard_shape((batch_size,))
-    except ValueError as error:
-        raise UserError(
-            f"a batch of {batch_size} does not split evenly over {sharding}: choose "
-            "a multiple of the data axis"
-        ) from error
-    return lambda array: jax.make_array_from_callback(
-        array.shape, sharding, lambda part: array[part]
-    )
+    return Batches(sets, tuple(found), 1 - int((lengths + 1).sum()) / slots)
 
 
 def _prompts(part: list[Request], shape: Shape) -> tuple[np.ndarray, ...]:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from merging.evaluation.scores import DatasetScore
 from merging.evaluation.store import Record
 from merging.evaluation.tables import Value
 from merging.runtime import storage
@@ -26,65 +27,64 @@ _NAMES = {
 }
 
 
-class Run(NamedTuple):
-    """What was evaluated, and how.
-
-    Attributes:
-      model: the checkpoint's place.
-      parameters: how many it has.
-      suite, split: on what.
-      dtype, batch_size, count, context, resamples: as `merging evaluate` has them.
-    """
-
-    model: str
-    parameters: int
-    suite: str
-    split: str
-    dtype: str | None
-    batch_size: int
-    count: int | None
-    context: int
-    resamples: int
-
-
 def write(
     workdir: Path,
-    run: Run,
     records: Sequence[Record],
     values: Sequence[Mapping[str, Value]],
+    *,
+    model: str,
+    suite: str,
+    split: str,
+    context: int,
+    config: Mapping[str, Any],
 ) -> Path:
     """Write results_TIME.json in the place of an earlier one, and return its path.
 
     Args:
       workdir: where.
-      run: what was evaluated.
       records: of the datasets.
       values: their metrics, from `tables.values`.
+      model: the checkpoint's place.
+      suite, split: on what.
+      context: the most tokens that the model was given.
+      config: what else the harness calls the config.
     """
-    name = re.sub(r"[^\w.-]+", "__", run.model.strip("/"))
+    name = re.sub(r"[^\w.-]+", "__", model.strip("/"))
     now = datetime.now(UTC)
     folder = workdir / FOLDER / name
     path = folder / f"results_{now:%Y-%m-%dT%H-%M-%S.%f}.json"
     earlier = list(folder.glob("results_*.json"))
-    record = _record(run, name, records, values) | {"date": now.timestamp()}
-    storage.write_bytes(path, (json.dumps(record, indent=2) + "\n").encode())
+    scores = {f"{suite}_{r.score.dataset}": r.score for r in records}
+    found = _by_task(scores, dict(zip(scores, values, strict=True)), split) | {
+        "config": {"model": "merging", **config},
+        "git_hash": records[0].git_revision,
+        "model_source": "merging",
+        "model_name": model,
+        "model_name_sanitized": name,
+        "max_length": context,
+        "total_evaluation_time_seconds": str(sum(r.seconds for r in records)),
+        "date": now.timestamp(),
+    }
+    storage.write_bytes(path, (json.dumps(found, indent=2) + "\n").encode())
     for old in earlier:
         old.unlink()
     return path
 
 
-def _record(run: Run, name: str, records: Sequence[Record], values) -> dict[str, Any]:
-    scores = {f"{run.suite}_{r.score.dataset}": r.score for r in records}
-    metrics = dict(zip(scores, values, strict=True))
+def _by_task(
+    scores: Mapping[str, DatasetScore],
+    values: Mapping[str, Mapping[str, Value]],
+    split: str,
+) -> dict[str, Any]:
     return {
-        "results": {t: _results(t, s.examples, metrics[t]) for t, s in scores.items()},
+        "results": {t: _results(t, s.examples, values[t]) for t, s in scores.items()},
         "group_subtasks": {task: [] for task in scores},
         "configs": {
             task: {
                 "task": task,
                 "tag": [score.category, score.split],
                 "dataset_name": score.dataset,
-                "test_split": run.split,
+                "test_split": split,
                 "num_fewshot": 0,
             }
             for task, score in scores.items()
@@ -92,27 +92,13 @@ def _record(run: Run, name: str, records: Sequence[Record], values) -> dict[str,
         "versions": {task: 1 for task in scores},
         "n-shot": {task: 0 for task in scores},
         "higher_is_better": {
-            task: {_NAMES.get(metric, metric): True for metric in metrics[task]}
+            task: {_NAMES.get(metric, metric): True for metric in values[task]}
             for task in scores
         },
         "n-samples": {
             task: {"original": score.examples, "effective": score.examples}
             for task, score in scores.items()
         },
-        "config": {
-            "model": "merging",
-            "model_args": {"pretrained": run.model, "dtype": run.dtype},
-            "model_num_parameters": run.parameters,
-            "batch_size": str(run.batch_size),
-            "limit": run.count,
-            "bootstrap_iters": run.resamples,
-        },
-        "git_hash": records[0].git_revision,
-        "model_source": "merging",
-        "model_name": run.model,
-        "model_name_sanitized": name,
-        "max_length": run.context,
-        "total_evaluation_time_seconds": str(sum(r.seconds for r in records)),
     }
 
 

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from merging import checkpoints, evaluation, models, tasks
 from merging.evaluation import store
 from merging.evaluation.requests import TemplateRequests, dataset_names, metrics_of
 from merging.evaluation.scores import DatasetScore
-from merging.evaluation.store import Record
 from merging.evaluation.tables import truncation
 from merging.models import hf
 from merging.runtime import preemption, processes, sharding, storage, text
@@ -41,62 +40,46 @@ class Model(NamedTuple):
     """A model to evaluate.
 
     Attributes:
-      name: where it is; "" for one in memory.
       config: its decoder.
-      params: its parameters; None while they are in storage.
-      family: its family's name.
       parameters: how many it has.
+      load: ``(dtype, mesh) -> (decoder, params)``.
+      uri: where it is; "" for one in memory, as are the rest.
+      family: its family's name.
       identity: hash of its weights' files (sampled) and its config.json.
-      tokenizer: folder of its tokenizer; "" if none is known.
+      tokenizer: folder of its tokenizer, if one is known.
     """
 
-    name: str
     config: models.DecoderConfig
-    params: models.Params | None
-    family: str
     parameters: int
-    identity: str
-    tokenizer: str
+    load: Callable[[str | None, Mesh | None], tuple[models.DecoderConfig, Any]]
+    uri: str = ""
+    family: str = ""
+    identity: str = ""
+    tokenizer: str = ""
 
 
-def open_model(
-    model: str | os.PathLike | tuple[models.DecoderConfig, models.Params],
-    tokenizer: str = "",
-) -> Model:
-    """Return a checkpoint, of which no weight is read yet, or a model in memory.
+def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
+    """Return a checkpoint, of which no weight is read yet.
 
     Args:
-      model: the checkpoint's folder; or a decoder and its parameters.
+      uri: its folder, with its config.json.
       tokenizer: folder of its tokenizer; the checkpoint's own by default.
 
     Raises:
       UserError: as `models.hf.open_model`.
     """
-    if isinstance(model, tuple):
-        config, params = model
-        count = models.parameter_count(config)
-        return Model("", config, params, "", count, "", tokenizer)
-    uri = os.fspath(model)
+    uri = os.fspath(uri)
     found, files = hf.open_model(uri), checkpoints.companions(uri)
     own = any(name in _TOKENIZERS or name.endswith(".model") for name in files)
     return Model(
-        name=uri,
         config=found.config,
-        params=None,
-        family=found.family.name,
         parameters=models.parameter_count(found.config),
+        load=lambda dtype, mesh: hf.load(uri, dtype=dtype, mesh=mesh),
+        uri=uri,
+        family=found.family.name,
         identity=hf.identity(found),
         tokenizer=tokenizer or (uri if own else ""),
     )
-
-
-def open_suite(name: str, model: Model, settings: Mapping[str, Any]) -> tasks.Suite:
-    """Return a suite by name, in the model's tokens.
-
-    Raises:
-      UserError: as `tasks.suite`.
-    """
-    return tasks.suite(name, **dict(settings) | {"tokenizer": model.tokenizer})
 
 
 def evaluate(
@@ -140,67 +123,59 @@ def evaluate(
         workdir for a model in memory.
       Preempted: the system asked to stop; what is finished is in the workdir.
     """
-    if not isinstance(model, Model):
-        model = open_model(model)
-    if workdir is not None and not model.identity:
-        raise UserError(
-            "a model in memory has no name to keep its scores under: save it, and "
-            "evaluate the checkpoint; or leave out workdir."
-        )
+    model = _model(model)
     if isinstance(suite, str):
-        suite = open_suite(suite, model, {})
+        suite = tasks.suite(suite, tokenizer=model.tokenizer)
     _require_own_tokens(suite, model)
-    work = _Work(
-        *(model, suite, split, count, tuple(metrics)),
-        *(context or model.config.max_length, batch_size, dtype, mesh),
-    )
+    context = context or model.config.max_length
     names = dataset_names(suite, datasets)
-    if workdir is None:
-        found = _evaluated(work, names, None, lambda name, record: None)
-        return [found[name].score for name in names]
-    place = Path(workdir)
-    keys = {name: _key(work, name) for name in names}
-    finished = processes.broadcast(lambda: _finished(place, keys))
-    found = {name: store.unpacked(values) for name, values in finished.items()}
-    first = processes.is_first()
-
-    def keep(name: str, record: Record) -> None:
-        if first:
-            store.save(place, keys[name], record)
-
+    place = None if workdir is None else Path(workdir)
+    keys, found = {}, {}
+    if place:
+        if not model.identity:
+            raise UserError(
+                "a model in memory has no name to keep its scores under: save it, and "
+                "evaluate the checkpoint; or leave out workdir."
+            )
+        for name in names:
+            keys[name] = storage.digest(
+                *(model.identity, suite.digest, name, split, count),
+                *(metrics_of(suite, name, metrics), context, dtype),
+            )
+        finished = processes.broadcast(lambda: store.finished(place, keys))
+        found = {name: store.unpacked(values) for name, values in finished.items()}
     if missing := [name for name in names if name not in found]:
-        found |= _evaluated(work, missing, place, keep)
-    if first:
-        store.write_index(place, keys, {"model": model.name, "suite": suite.name})
-    processes.barrier("the scores are written")
+        requests = _read(
+            suite,
+            split,
+            datasets=missing,
+            count=count,
+            metrics=metrics,
+            context=context,
+            vocab_size=model.config.vocab_size,
+            cache_dir=place and place / "data",
+        )
+        for record in _records(
+            model, requests, missing, batch_size, dtype, mesh, place
+        ):
+            found[record.score.dataset] = record
+            if place and processes.is_first():
+                store.save(place, keys[record.score.dataset], record)
+    if place:
+        if processes.is_first():
+            store.write_index(place, keys, {"model": model.uri, "suite": suite.name})
+        processes.barrier("the scores are written")
     return [found[name].score for name in names]
 
 
-class _Work(NamedTuple):
-    """What `evaluate` was asked for, after defaults."""
-
-    model: Model
-    suite: tasks.Suite
-    split: str
-    count: int | None
-    metrics: tuple[str, ...]
-    context: int
-    batch_size: int
-    dtype: str | None
-    mesh: Mesh | None
-
-
-def _key(work: _Work, name: str) -> str:
-    """Return a hash of all that a dataset's values depend on."""
-    return storage.digest(
-        *(work.model.identity, work.suite.digest, name, work.split, work.count),
-        *(metrics_of(work.suite, name, work.metrics), work.context, work.dtype),
-    )
-
-
-def _finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, Any]:
-    loaded = {name: store.load(workdir, name, key) for name, key in keys.items()}
-    return {name: store.packed(found) for name, found in loaded.items() if found}
+def _model(model: Any) -> Model:
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return open_model(model)
+    config, params = model
+    count = models.parameter_count(config)
+    return Model(config, count, lambda dtype, mesh: (config, params))
 
 
 def _require_own_tokens(suite: tasks.Suite, model: Model) -> None:
@@ -214,47 +189,12 @@ def _require_own_tokens(suite: tasks.Suite, model: Model) -> None:
         )
 
 
-def _evaluated(
-    work: _Work,
-    names: list[str],
-    workdir: Path | None,
-    keep: Callable[[str, Record], None],
-) -> dict[str, Record]:
-    """Return {dataset: record}, each told to `keep` when it is finished."""
-    first = processes.is_first()
-    progress = functools.partial(Progress, stream=None if first else io.StringIO())
-    asked = _read(work, names, workdir, progress)
-    if first and work.model.params is None:
-        size = text.parameters(work.model.parameters)
-        print(f"Reading {size} parameters of {work.model.name}.", file=sys.stderr)
-    predictor, rows = _bind(work.model, work.dtype, work.mesh)
-    log = EventLog(workdir / "events.jsonl" if workdir and first else None)
-    total = sum(one.tokens for one in asked.sets)
-    found = {}
-    with progress(total, "evaluating", log=log, check=_stop) as shown:
-        for name in names:
-            start = time.monotonic()
-            (score,) = evaluation.evaluate(
-                asked,
-                predictor,
-                datasets=[name],
-                batch_size=work.batch_size,
-                sharding=rows,
-                compile_cost=compile_cost(work.model.parameters),
-                tick=functools.partial(shown.advance, note=name),
-            )
-            seconds = round(time.monotonic() - start, 3)
-            found[name] = Record(score, seconds, git_revision())
-            keep(name, found[name])
-    return found
-
-
 def _read(
-    work: _Work, names: list[str], workdir: Path | None, progress: Callable
+    suite: tasks.Suite, split: str, *, datasets: Sequence[str], **how: Any
 ) -> evaluation.Requests:
-    """Return the datasets' requests."""
-    templates = sum(len(work.suite.evaluations(name)) for name in names)
-    with progress(templates, "reading", check=preemption.raise_if_asked) as shown:
+    """Return the datasets' requests; arguments as `evaluation.requests`."""
+    templates = sum(len(suite.evaluations(name)) for name in datasets)
+    with _progress(templates, "reading", check=preemption.raise_if_asked) as shown:
 
         def read(one: TemplateRequests) -> None:
             shown.advance(note=one.dataset.name)
@@ -262,33 +202,42 @@ def _read(
                 prompts = one.eval_set.examples
                 shown.message(truncation(one.dataset.name, one.truncated, prompts))
 
-        return evaluation.requests(
-            work.suite,
-            work.split,
-            datasets=names,
-            count=work.count,
-            metrics=work.metrics,
-            context=work.context,
-            vocab_size=work.model.config.vocab_size,
-            cache_dir=workdir / "data" if workdir else None,
-            read=read,
-        )
+        return evaluation.requests(suite, split, datasets=datasets, read=read, **how)
 
 
-def _bind(
-    model: Model, dtype: str | None, mesh: Mesh | None
-) -> tuple[models.Predictor, Any]:
-    """Return the model's predictor, its parameters read, and how batches are split.
-
-    Raises:
-      UserError: a mesh that does not fit the leaves.
-    """
-    config, params = model.config, model.params
-    if params is None:
-        config, params = hf.load(model.name, dtype=dtype, mesh=mesh)
+def _records(
+    model: Model,
+    requests: evaluation.Requests,
+    datasets: Sequence[str],
+    batch_size: int,
+    dtype: str | None,
+    mesh: Mesh | None,
+    workdir: Path | None,
+) -> Iterator[store.Record]:
+    """Read the model, and yield the record of each dataset when it is finished."""
+    first = processes.is_first()
+    if first and model.uri:
+        size = text.parameters(model.parameters)
+        print(f"Reading {size} parameters of {model.uri}.", file=sys.stderr)
+    config, params = model.load(dtype, mesh)
     bound = (functools.partial(call, params) for call in models.predictor(config, mesh))
-    rows = None if mesh is None else sharding.batch_sharding(mesh)
-    return models.Predictor(*bound), rows
+    predictor = models.Predictor(*bound)
+    log = EventLog(workdir / "events.jsonl" if workdir and first else None)
+    tokens = sum(one.tokens for one in requests.sets)
+    with _progress(tokens, "evaluating", log=log, check=_stop) as shown:
+        for name in datasets:
+            start = time.monotonic()
+            (score,) = evaluation.evaluate(
+                requests,
+                predictor,
+                datasets=[name],
+                batch_size=batch_size,
+                sharding=None if mesh is None else sharding.batch_sharding(mesh),
+                compile_cost=compile_cost(model.parameters),
+                tick=functools.partial(shown.advance, note=name),
+            )
+            seconds = round(time.monotonic() - start, 3)
+            yield store.Record(score, seconds, git_revision())
 
 
 def compile_cost(parameters: int) -> float:
@@ -296,6 +245,11 @@ def compile_cost(parameters: int) -> float:
     flops = _COMPILATION.get(jax.default_backend())
     flops = flops or _COMPILATION_ON_ACCELERATORS * jax.device_count()
     return flops / (2 * parameters)
+
+
+def _progress(total: float, label: str, **options: Any) -> Progress:
+    stream = None if processes.is_first() else io.StringIO()
+    return Progress(total, label, stream=stream, **options)
 
 
 def _stop() -> None:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from merging.evaluation.batches import Batches, Calls
-from merging.evaluation.requests import Answers, TemplateRequests
+from merging.evaluation.batches import Batch, Batches
+from merging.evaluation.requests import TemplateRequests
 
 AHEAD = 32  # batches under way: the device never waits, and memory is bounded
 
@@ -60,77 +60,66 @@ def predict(
       predictor: the model.
       tick: called after every batch with its tokens; what it raises ends the work.
     """
-    tables = [np.zeros(*calls.answers) for calls in batches.calls]
+    # Log-likelihoods and token ids alike are exact in float64.
+    width = max(batch.answers for batch in batches.batches)
+    table = np.zeros((sum(len(one.requests) for one in batches.sets), width))
     pending: collections.deque = collections.deque()
 
     def collect() -> None:
-        table, batch, result = pending.popleft()
-        answers = _to_host(result)[: len(batch.rows)]
-        table[batch.rows, : answers.shape[1]] = answers
+        batch, result = pending.popleft()
+        answers = _to_host(result)[: len(batch.requests)]
+        table[batch.requests, : answers.shape[1]] = answers
         if tick is not None:
             tick(batch.tokens)
 
     begun = _compiled_together(batches, predictor)
-    for calls, table in zip(batches.calls, tables, strict=True):
-        for batch in calls.batches:
-            result = begun.pop(id(batch), None)
-            if result is None:
-                result = _call(calls, predictor, batch.arrays)
-            pending.append((table, batch, result))
-            if len(pending) > AHEAD:
-                collect()
+    for number, batch in enumerate(batches.batches):
+        result = begun.pop(number, None)
+        pending.append((batch, _call(predictor, batch) if result is None else result))
+        if len(pending) > AHEAD:
+            collect()
     while pending:
         collect()
-    found: dict[int, Prediction] = {}
-    for calls, table in zip(batches.calls, tables, strict=True):
-        first = 0
-        for number in calls.members:
-            one = batches.sets[number]
-            found[number] = _prediction(one, table[first : first + len(one.requests)])
-            first += len(one.requests)
-    return [found[number] for number in range(len(batches.sets))]
+    ends = np.cumsum([len(one.requests) for one in batches.sets])
+    parts = np.split(table, ends[:-1])
+    return [_prediction(*pair) for pair in zip(batches.sets, parts, strict=True)]
 
 
 def _prediction(one: TemplateRequests, table: np.ndarray) -> Prediction:
-    """Return a set's predictions from the answers to its requests."""
-    if one.eval_set.ranked:
-        alone = one.unconditional
-        unconditional = None if alone is None else _pick(table, alone)
-        return Prediction(_pick(table, one.answers), unconditional)
-    texts = [one.eval_set.decode(ids) for ids in table[one.answers.requests].tolist()]
-    made = [one.eval_set.postprocess(row, text) for row, text in enumerate(texts)]
-    return Prediction(made)
+    """Return a set's predictions from the answers to its requests [R, width]."""
+    if not one.eval_set.ranked:
+        ids = table[:, : one.eval_set.max_new_tokens].astype(int).tolist()
+        texts = enumerate(map(one.eval_set.decode, ids))
+        return Prediction([one.eval_set.postprocess(row, text) for row, text in texts])
+    alone = one.unconditional
+    scores = table.astype(np.float32)
+    return Prediction(scores[one.answers], None if alone is None else scores[alone])
 
 
-def _pick(table: np.ndarray, answers: Answers) -> np.ndarray:
-    return table[answers.requests, answers.choices]
-
-
-def _call(calls: Calls, predictor: Predictor, arrays: tuple[Any, ...]) -> Any:
-    call = predictor.generate if calls.call else predictor.score
-    return call(*arrays, *calls.call)
+def _call(predictor: Predictor, batch: Batch) -> Any:
+    call = predictor.generate if batch.call else predictor.score
+    return call(*batch.arrays, *batch.call)
 
 
 def _compiled_together(batches: Batches, predictor: Predictor) -> dict[int, Any]:
-    """Return {id: result} of the first batch of every shape, all called at once.
+    """Return {number: result} of the first batch of every shape, all called at once.
 
     Compiling keeps one core busy, and there is a program for each shape. Only where
     the batches are on the host: programs that are spread over devices must start in
     the same order everywhere.
     """
-    firsts: dict[tuple, tuple] = {}
-    for calls in batches.calls:
-        for batch in calls.batches:
-            if not isinstance(batch.arrays[0], np.ndarray):
-                return {}
-            shape = (calls.call, *(array.shape for array in batch.arrays))
-            firsts.setdefault(shape, (calls, batch))
+    firsts: dict[tuple, int] = {}
+    for number, batch in enumerate(batches.batches):
+        if not isinstance(batch.arrays[0], np.ndarray):
+            return {}
+        shape = (batch.call, *(array.shape for array in batch.arrays))
+        firsts.setdefault(shape, number)
     with ThreadPoolExecutor(min(len(firsts), os.cpu_count() or 1)) as threads:
-        started = {
-            id(batch): threads.submit(_call, calls, predictor, batch.arrays)
-            for calls, batch in firsts.values()
+        calls = {
+            number: threads.submit(_call, predictor, batches.batches[number])
+            for number in firsts.values()
         }
-        return {batch: call.result() for batch, call in started.items()}
+        return {number: call.result() for number, call in calls.items()}
 
 
 def _to_host(array: Any) -> np.ndarray:

@@ -43,11 +43,8 @@ class Request(NamedTuple):
         return sum(len(choice) - 1 for choice in self.choices)
 
 
-class Answers(NamedTuple):
-    """Where the answers to M rows are: of each its request, and its choice there."""
-
-    requests: np.ndarray
-    choices: np.ndarray
+# Where the answers to M rows are: of each its request, and its choice there.
+Answers = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,8 +56,9 @@ class TemplateRequests:
       metrics: names of those to find, the dataset's own first.
       eval_set: M rows, N examples, truncated.
       truncated: the number of examples whose prompt was.
-      requests: choices of one prompt share a request.
-      answers: where the answers to the set's rows are.
+      requests: choices of one prompt share a request; to generate, each row has its
+        own.
+      answers: where the answers to a ranked set's rows are; None to generate.
       unconditional: the same, for the choices behind the prefix alone; None if no
         metric asks for these.
     """
@@ -70,7 +68,7 @@ class TemplateRequests:
     eval_set: EvalSet
     truncated: int
     requests: tuple[Request, ...]
-    answers: Answers
+    answers: Answers | None
     unconditional: Answers | None
 
     @property
@@ -201,10 +199,9 @@ def template_requests(
     prompts = _rows(eval_set.prompts, eval_set.prompt_lengths)
     choices = _rows(eval_set.continuations, eval_set.continuation_lengths)
     found: list[Request] = []
-    unconditional = None
+    answers = unconditional = None
     if not eval_set.ranked:
         found = [_request(eval_set, prompt) for prompt in prompts]
-        answers = Answers(np.arange(len(found)), np.zeros(len(found), int))
     else:
         answers = _rank(found, eval_set, prompts, choices, eval_set.groups)
         if any(MEASURES[metric].unconditional for metric in metrics):
@@ -227,7 +224,8 @@ def _rank(found: list[Request], eval_set: EvalSet, prompts, choices, groups) -> 
             previous = key
         found[-1].choices.append(choice)
         at.append((len(found) - 1, len(found[-1].choices) - 1))
-    return Answers(*np.array(at).T)
+    requests, places = np.array(at).T
+    return requests, places
 
 
 def _rank_alone(found: list[Request], eval_set: EvalSet, choices) -> Answers:
@@ -235,9 +233,9 @@ def _rank_alone(found: list[Request], eval_set: EvalSet, choices) -> Answers:
     unlike = {choice.tobytes(): choice for choice in choices}
     number = {key: i for i, key in enumerate(unlike)}
     nothing = [_NO_PROMPT] * len(unlike)
-    asked = _rank(found, eval_set, nothing, unlike.values(), [0] * len(unlike))
+    where = _rank(found, eval_set, nothing, unlike.values(), [0] * len(unlike))
     rows = [number[choice.tobytes()] for choice in choices]
-    return Answers(asked.requests[rows], asked.choices[rows])
+    return where[0][rows], where[1][rows]
 
 
 def _is_full(request: Request, choice: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from merging import tasks
 from merging.evaluation import bootstrap, export, job, rows, store, tables
 from merging.evaluation.rows import ModelLabels
 from merging.runtime import processes, results, sharding, text
@@ -36,7 +37,7 @@ def run(config: Any, workdir: Path) -> None:
     context = config.context or model.config.max_length
     job.evaluate(
         model,
-        job.open_suite(name, model, settings),
+        tasks.suite(name, **settings | {"tokenizer": model.tokenizer}),
         split=config.split,
         datasets=config.datasets or None,
         count=config.count or None,
@@ -54,18 +55,22 @@ def run(config: Any, workdir: Path) -> None:
         values = [tables.values(score, how) for score in scores]
         made = _rows(records, _labels(config, name, model), references, config)
         path = results.write(workdir / results.FILE, made)
-        evaluated = export.Run(
-            model=model.name,
-            parameters=model.parameters,
+        exported = export.write(
+            workdir,
+            records,
+            values,
+            model=model.uri,
             suite=name,
             split=config.split,
-            dtype=config.dtype or None,
-            batch_size=config.batch_size,
-            count=config.count or None,
             context=context,
-            resamples=how.resamples,
+            config={
+                "model_args": {"pretrained": model.uri, "dtype": config.dtype or None},
+                "model_num_parameters": model.parameters,
+                "batch_size": str(config.batch_size),
+                "limit": config.count or None,
+                "bootstrap_iters": how.resamples,
+            },
         )
-        exported = export.write(workdir, evaluated, records, values)
         print(tables.table(scores, values, how.level).text())
         print("\n".join(tables.notes(scores)))
         print(f"Rows: {path}\nFor lm-evaluation-harness's readers: {exported}")

@@ -77,6 +77,12 @@ def load(workdir: Path, dataset: str, key: str) -> Record | None:
     return None
 
 
+def finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return {dataset: packed record} of those of `keys` that are there."""
+    loaded = {name: load(workdir, name, key) for name, key in keys.items()}
+    return {name: packed(found) for name, found in loaded.items() if found}
+
+
 def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
     """Say which records are the workdir's present ones.
 

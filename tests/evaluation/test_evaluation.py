@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import importlib
 import itertools
 
 import jax
@@ -7,14 +8,37 @@ import numpy as np
 import pytest
 import toy_suite
 
-from merging import evaluation, models
-from merging.evaluation import questions
+from merging import evaluation, models, tasks
+from merging.evaluation.batches import choose_shapes
+from merging.evaluation.requests import template_requests
 from merging.runtime import sharding
 from merging.runtime.errors import UserError
 from merging.tasks import Generated, Suite
 from merging.tasks.metrics import METRICS
 
 VOCABULARY = len(toy_suite.VOCABULARY)
+FACTS = {dataset.name: dataset for dataset in toy_suite.DATASETS}
+FACTS["made"] = toy_suite.Dataset("made", "", "held_out", "accuracy", 0.0)
+
+
+def asked(eval_sets, metrics=None):
+    """Return the requests of these sets: of their dataset's metric, or of others."""
+    facts = [FACTS[one.dataset] for one in eval_sets]
+    return evaluation.Requests(
+        tuple(
+            template_requests(of, metrics or (of.metric,), one)
+            for of, one in zip(facts, eval_sets, strict=True)
+        )
+    )
+
+
+def predictions(eval_sets, model, metrics=None, **how):
+    batches = evaluation.prepare(asked(eval_sets, metrics), **how)
+    return evaluation.predict(batches, model)
+
+
+def evaluate(eval_sets, model, metrics=None, **how):
+    return evaluation.evaluate(asked(eval_sets, metrics), model, **how)
 
 
 class Bigram:
@@ -25,21 +49,21 @@ class Bigram:
         self.log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         self.shapes = set()
 
-    def score(self, openers, tokens, lengths, firsts, owners, targets):
-        self.shapes.add(("score", *tokens.shape, owners.shape[1]))
-        last = self.last(openers, tokens, lengths)
+    def score(self, prefixes, tokens, lengths, firsts, segments, targets):
+        self.shapes.add(("score", *tokens.shape, segments.shape[1]))
+        last = self.last(prefixes, tokens, lengths)
         scores = self.log_p[last[:, None], firsts]
         rows = np.arange(len(tokens))[:, None]
-        slots = np.c_[lengths] + np.arange(owners.shape[1])
+        slots = np.c_[lengths] + np.arange(segments.shape[1])
         before = tokens[rows, np.minimum(slots, tokens.shape[1] - 1)]
         log_p = self.log_p[before, targets]
         for c in range(firsts.shape[1]):
-            scores[:, c] += np.sum(log_p * (owners == c), -1)
+            scores[:, c] += np.sum(log_p * (segments == c), -1)
         return scores
 
-    def generate(self, openers, tokens, lengths, max_new_tokens, eos_id):
+    def generate(self, prefixes, tokens, lengths, max_new_tokens, eos_id):
         self.shapes.add(("generate", *tokens.shape, max_new_tokens))
-        token, done, out = self.last(openers, tokens, lengths), False, []
+        token, done, out = self.last(prefixes, tokens, lengths), False, []
         for _ in range(max_new_tokens):
             token = self.log_p[token].argmax(-1)
             out.append(np.where(done, 0, token))
@@ -47,8 +71,8 @@ class Bigram:
         return np.stack(out, -1)
 
     @staticmethod
-    def last(openers, tokens, lengths):
-        padded = np.c_[openers, tokens]
+    def last(prefixes, tokens, lengths):
+        padded = np.c_[prefixes, tokens]
         return padded[np.arange(len(tokens)), lengths]
 
 
@@ -59,15 +83,19 @@ def toy():
 
 @pytest.fixture(scope="module")
 def sets(toy):
-    return evaluation.load_suite(toy, "test")
+    return tasks.load_suite(toy, "test")
 
 
 def by_name(scores):
-    return {(s.dataset, s.metric): s.value for s in scores}
+    return {
+        (score.dataset, metric): value
+        for score in scores
+        for metric, value in score.templates[""].values.items()
+    }
 
 
 def test_scores_name_dataset_metric_and_examples(sets):
-    scores = evaluation.evaluate(sets, Bigram(0))
+    scores = evaluate(sets, Bigram(0))
     assert [(s.dataset, s.metric, s.examples) for s in scores] == [
         (d.name, d.metric, 40) for d in toy_suite.DATASETS
     ]
@@ -87,16 +115,16 @@ class Oracle(Bigram):
                 self.answers[prompt] = list(answer)
         assert len(self.answers) == eval_set.examples
 
-    def score(self, openers, tokens, lengths, firsts, owners, targets):
+    def score(self, prefixes, tokens, lengths, firsts, segments, targets):
         scores = np.zeros(firsts.shape)
         for row, length in enumerate(lengths):
             answer = self.answers[tuple(tokens[row, :length])]
             for c, first in enumerate(firsts[row]):
-                choice = [first, *targets[row][owners[row] == c]]
+                choice = [first, *targets[row][segments[row] == c]]
                 scores[row, c] = self.sign * (choice == answer)
         return scores
 
-    def generate(self, openers, tokens, lengths, max_new_tokens, eos_id):
+    def generate(self, prefixes, tokens, lengths, max_new_tokens, eos_id):
         out = np.zeros((len(tokens), max_new_tokens), int)
         for row, t, n in zip(out, tokens, lengths, strict=True):
             answer = self.answers[tuple(t[:n])] if self.sign > 0 else []
@@ -107,19 +135,17 @@ class Oracle(Bigram):
 @pytest.mark.parametrize("index", range(len(toy_suite.DATASETS)))
 def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_zero(sets, index):
     one = sets[index]
-    assert evaluation.evaluate([one], Oracle(one, 1))[0].value == 1
-    assert evaluation.evaluate([one], Oracle(one, -1))[0].value == 0
+    assert evaluate([one], Oracle(one, 1))[0].value == 1
+    assert evaluate([one], Oracle(one, -1))[0].value == 0
 
 
 def test_values_do_not_depend_on_batch_size_order_or_company(sets):
-    expected = by_name(evaluation.evaluate(sets, Bigram(1), batch_size=256))
+    expected = by_name(evaluate(sets, Bigram(1), batch_size=256))
     assert len(set(expected.values())) > 3
     for size in (1, 7, 64):
-        assert by_name(evaluation.evaluate(sets, Bigram(1), batch_size=size)) == (
-            expected
-        )
-    assert by_name(evaluation.evaluate(sets[::-1], Bigram(1))) == expected
-    alone = [evaluation.evaluate([one], Bigram(1)) for one in sets]
+        assert by_name(evaluate(sets, Bigram(1), batch_size=size)) == (expected)
+    assert by_name(evaluate(sets[::-1], Bigram(1))) == expected
+    alone = [evaluate([one], Bigram(1)) for one in sets]
     assert by_name(sum(alone, [])) == expected
 
 
@@ -137,9 +163,9 @@ def whole(model, one):
 
 def test_choices_that_share_a_prompt_score_as_every_row_on_its_own(sets):
     ranked = [s for s in sets if s.ranked]
-    answers = evaluation.outputs(evaluation.prepare(ranked, batch_size=16), Bigram(2))
+    answers = predictions(ranked, Bigram(2), batch_size=16)
     for one, answer in zip(ranked, answers, strict=True):
-        np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+        np.testing.assert_allclose(answer.outputs, whole(Bigram(2), one), rtol=1e-6)
 
 
 def test_choices_whose_prompts_differ_are_scored_behind_their_own(sets):
@@ -147,44 +173,44 @@ def test_choices_whose_prompts_differ_are_scored_behind_their_own(sets):
     prompts = one.prompts.copy()
     prompts[1::2, 0] = 5  # every second choice
     one = dataclasses.replace(one, prompts=prompts)
-    (answer,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
-    np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+    (answer,) = predictions([one], Bigram(2))
+    np.testing.assert_allclose(answer.outputs, whole(Bigram(2), one), rtol=1e-6)
 
 
 def test_many_continuations_are_dealt_out_to_several_rows(sets, monkeypatch):
     (one,) = [s for s in sets if s.dataset == "phrase"]
-    monkeypatch.setattr(questions, "WAYS", 1)
-    prepared = evaluation.prepare([one], batch_size=16)
-    assert prepared.batches == 5  # 80 rows
-    (answer,) = evaluation.outputs(prepared, Bigram(2))
-    np.testing.assert_allclose(answer.said, whole(Bigram(2), one), rtol=1e-6)
+    module = importlib.import_module("merging.evaluation.requests")
+    monkeypatch.setattr(module, "MAX_CHOICES", 1)
+    prepared = evaluation.prepare(asked([one]), batch_size=16)
+    assert len(prepared.batches) == 5  # 80 rows
+    (answer,) = evaluation.predict(prepared, Bigram(2))
+    np.testing.assert_allclose(answer.outputs, whole(Bigram(2), one), rtol=1e-6)
 
 
 def test_a_choice_on_its_own_is_scored_behind_the_opener_if_a_metric_asks(sets):
     (one,) = [s for s in sets if s.dataset == "phrase"]
-    (plain,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
-    assert plain.alone is None
-    metrics = (METRICS["accuracy"], METRICS["accuracy_unconditional"])
-    one = dataclasses.replace(one, metrics=metrics)
-    (answer,) = evaluation.outputs(evaluation.prepare([one]), Bigram(2))
+    (plain,) = predictions([one], Bigram(2))
+    assert plain.unconditional is None
+    metrics = ("accuracy", "accuracy_unconditional")
+    (answer,) = predictions([one], Bigram(2), metrics)
     nothing = dataclasses.replace(one, prompt_lengths=0 * one.prompt_lengths)
     expected = whole(Bigram(2), nothing)
-    np.testing.assert_allclose(answer.alone, expected, rtol=1e-6)
-    by_example = (answer.said - expected).reshape(-1, 2)
+    np.testing.assert_allclose(answer.unconditional, expected, rtol=1e-6)
+    by_example = (answer.outputs - expected).reshape(-1, 2)
     right = np.array([t[1] for t in one.targets]).reshape(-1, 2).argmax(-1)
     value = np.mean(by_example.argmax(-1) == right)
-    scores = by_name(evaluation.evaluate([one], Bigram(2)))
+    scores = by_name(evaluate([one], Bigram(2), metrics))
     assert scores["phrase", "accuracy_unconditional"] == pytest.approx(value)
     assert value != scores["phrase", "accuracy"]
 
 
 def test_without_an_opening_token_the_rows_first_token_opens(sets):
     class Seen(Bigram):
-        def score(self, openers, tokens, lengths, *continuations):
+        def score(self, prefixes, tokens, lengths, *continuations):
             self.rows |= {
-                (o, *t[:n]) for o, t, n in zip(openers, tokens, lengths, strict=True)
+                (o, *t[:n]) for o, t, n in zip(prefixes, tokens, lengths, strict=True)
             }
-            return super().score(openers, tokens, lengths, *continuations)
+            return super().score(prefixes, tokens, lengths, *continuations)
 
     (one,) = [s for s in sets if s.dataset == "colour"]
     prompts = {
@@ -194,14 +220,14 @@ def test_without_an_opening_token_the_rows_first_token_opens(sets):
         model = Seen(0)
         model.rows = set()
         bare = dataclasses.replace(one, bos_id=bos_id)
-        (answer,) = evaluation.outputs(evaluation.prepare([bare]), model)
+        (answer,) = predictions([bare], model)
         assert model.rows == rows
-        np.testing.assert_allclose(answer.said, whole(Bigram(0), one), rtol=1e-6)
+        np.testing.assert_allclose(answer.outputs, whole(Bigram(0), one), rtol=1e-6)
 
 
 def test_batches_have_few_shapes_in_steps_of_sixteen(sets):
     model = Bigram(0)
-    evaluation.evaluate(sets, model, batch_size=32)
+    evaluate(sets, model, batch_size=32)
     room = {s.max_new_tokens for s in sets if not s.ranked}
     ranked = {("score", 32, t, m) for t in (15, 31) for m in (0, 16)}
     assert any(shape[0] == "score" for shape in model.shapes)
@@ -218,7 +244,7 @@ def made_of(tokens, tails):
     n = len(tokens)
     longest = np.stack([np.array(tails) + 1, np.ones(n, int)], 1).ravel()
     metric = METRICS["accuracy"]
-    return evaluation.EvalSet(
+    return tasks.EvalSet(
         *("made", "", 0, True),
         prompts=np.full((2 * n, max(tokens)), 3, np.int32),
         prompt_lengths=np.repeat(np.array(tokens) - tails, 2),
@@ -252,64 +278,63 @@ def test_widths_are_those_that_pad_least_for_what_they_cost():
     needed = (-(-(lengths + 1) // 16) * 16 - 1).tolist()
     numbers = []
     for worth in (100, 300, 1_000, 10**6):
-        shapes = evaluation.chosen_shapes([one], worth)
-        widths = [shape.width for shape in shapes.ranked]
+        shapes = choose_shapes(asked([one]), worth)
+        widths = [shape.width for shape in shapes.scored]
         numbers.append(len(widths))
         assert widths == sorted(widths) and widths[-1] >= lengths.max()
-        assert all(s.tail == 0 and (s.width + 1) % 16 == 0 for s in shapes.ranked)
+        assert all(s.tail == 0 and (s.width + 1) % 16 == 0 for s in shapes.scored)
         padded = sum(min(w for w in widths if w >= n) + 1 for n in needed)
         paid = padded + len(widths) * worth
         assert paid == best_widths(needed, len(set(needed)), worth)
     assert numbers == sorted(numbers, reverse=True)
     assert numbers[0] > 4 and numbers[-1] == 1
-    by_default = evaluation.chosen_shapes([one])
-    assert by_default == evaluation.chosen_shapes([one], 0.03 * (lengths + 1).sum())
+    by_default = choose_shapes(asked([one]))
+    assert by_default == choose_shapes(asked([one]), 0.03 * (lengths + 1).sum())
 
 
 def test_long_tails_have_shapes_of_their_own_where_that_is_worth_it():
     few, many = made_of([60, 100], [40, 70]), made_of([60] * 300, [0] * 300)
-    apart = evaluation.chosen_shapes([few, many], 100)
-    assert apart.ways == 2
-    assert apart.ranked == ((63, 0), (111, 128))
-    assert evaluation.chosen_shapes([few, many], 10**5).ranked == ((111, 128),)
-    assert evaluation.chosen_shapes([many], 100).ranked == ((63, 0),)
-    assert evaluation.chosen_shapes([many], 100).generated == ()
+    apart = choose_shapes(asked([few, many]), 100)
+    assert apart.choices == 2
+    assert apart.scored == ((63, 0), (111, 128))
+    assert choose_shapes(asked([few, many]), 10**5).scored == ((111, 128),)
+    assert choose_shapes(asked([many]), 100).scored == ((63, 0),)
+    assert choose_shapes(asked([many]), 100).generated == ()
 
 
-def test_given_shapes_serve_sets_that_need_less(sets):
-    shapes = evaluation.Shapes(4, ((63, 16), (127, 16)), ((63, 0), (127, 0)))
-    made = (tuple(evaluation.Shape(*s) for s in kind) for kind in shapes[1:])
-    shapes = evaluation.Shapes(4, *made)
-    prepared = evaluation.prepare(sets, batch_size=32, shapes=shapes)
-    found = {b.arrays[1].shape for job in prepared.jobs for b in job.batches}
-    assert found == {(32, 63)}
-    plain, padded = (
-        evaluation.evaluate(evaluation.prepare(sets, shapes=s), Bigram(3))
-        for s in (None, shapes)
-    )
-    assert plain == padded
+def test_some_of_the_datasets_are_cut_in_the_shapes_of_all(sets):
+    requests = asked([*sets, made_of([100] * 3000, [0] * 3000)])
+    shapes = choose_shapes(requests)
+    names = [s.dataset for s in sets]
+    prepared = evaluation.prepare(requests, datasets=names, batch_size=32)
+    assert [one.dataset.name for one in prepared.sets] == names
+    found = {(b.arrays[1].shape[1], b.arrays[-1].shape) for b in prepared.batches}
+    room = {(s.width, (32, s.tail)) for s in shapes.scored}
+    assert found <= room | {(s.width, (32,)) for s in shapes.generated}
+    own = {s.width for s in choose_shapes(asked(sets)).scored}
+    assert own != {width for width, _ in found}
+    plain = evaluate(sets, Bigram(3))
+    some = evaluation.evaluate(requests, Bigram(3), datasets=names)
+    assert by_name(plain) == by_name(some)
+
+
+def test_batches_of_all_requests_are_made_once_for_many_models(sets):
+    requests = asked(sets)
+    assert evaluation.prepare(requests) is evaluation.prepare(requests)
+    other = evaluation.prepare(requests, batch_size=64)
+    assert other is not evaluation.prepare(requests)
 
 
 def test_what_would_not_fill_a_batch_goes_where_there_is_room():
     short, long = made_of([10] * 20, [0] * 20), made_of([60] * 13, [0] * 13)
-    shapes = evaluation.chosen_shapes([short, long], 1)
-    assert shapes.ranked == ((15, 0), (63, 0))
-    prepared = evaluation.prepare([short, long], batch_size=16, shapes=shapes)
-    batches = [(b.arrays[1].shape[1], len(b.rows)) for b in prepared.jobs[0].batches]
+    shapes = choose_shapes(asked([short, long]), 1)
+    assert shapes.scored == ((15, 0), (63, 0))
+    prepared = evaluation.prepare(asked([short, long]), batch_size=16, compile_cost=1)
+    batches = [(b.arrays[1].shape[1], len(b.requests)) for b in prepared.batches]
     # 3 of the short ones go where 3 places are left among the long.
     assert batches == [(63, 16), (15, 16), (15, 1)]
-    seen = np.concatenate([batch.rows for batch in prepared.jobs[0].batches])
+    seen = np.concatenate([batch.requests for batch in prepared.batches])
     assert sorted(seen) == list(range(33))
-
-
-def test_rows_that_no_shape_holds_are_refused():
-    shapes = evaluation.chosen_shapes([made_of([20] * 4, [0] * 4)])
-    with pytest.raises(UserError, match="40 tokens, 0 of them behind.*fits none"):
-        evaluation.prepare([made_of([40], [0])], shapes=shapes)
-    with pytest.raises(UserError, match="20 tokens, 3 of them behind.*fits none"):
-        evaluation.prepare([made_of([20], [3])], shapes=shapes)
-    with pytest.raises(UserError, match="2 choices, and shapes with room for 1"):
-        evaluation.prepare([made_of([9], [0])], shapes=shapes._replace(ways=1))
 
 
 def test_a_shape_is_paid_for_by_every_number_of_tokens_to_generate():
@@ -319,23 +344,23 @@ def test_a_shape_is_paid_for_by_every_number_of_tokens_to_generate():
     other = dataclasses.replace(one, max_new_tokens=24)
     # A second width saves 48 tokens of each of two sets' 60 short rows.
     worth = 48 * 120
-    alone = evaluation.chosen_shapes([one, one], worth - 1)
+    alone = choose_shapes(asked([one, one]), worth - 1)
     assert [shape.width for shape in alone.generated] == [15, 63]
-    both = evaluation.chosen_shapes([one, other], worth - 1)
+    both = choose_shapes(asked([one, other]), worth - 1)
     assert [shape.width for shape in both.generated] == [63]
 
 
 def test_sets_with_one_token_choices_share_their_batches(sets):
     ranked = [s for s in sets if s.dataset in ("colour", "pair")]
     # 2 × 40 prompts, and not 40 × (3 + 2) rows
-    assert evaluation.prepare(ranked, batch_size=16).batches == 5
+    assert len(evaluation.prepare(asked(ranked), batch_size=16).batches) == 5
 
 
 def test_the_share_of_padding_is_that_of_slots_without_a_token(sets):
     (one,) = [s for s in sets if s.dataset == "colour"]
-    prepared = evaluation.prepare([one], batch_size=16)
+    prepared = evaluation.prepare(asked([one]), batch_size=16)
     lengths = one.prompt_lengths[::3] + 1
-    slots = sum(np.size(b.arrays[1]) + 16 for b in prepared.jobs[0].batches)
+    slots = sum(np.size(b.arrays[1]) + 16 for b in prepared.batches)
     assert prepared.padding == pytest.approx(1 - lengths.sum() / slots)
     assert 0 < prepared.padding < 0.7
 
@@ -343,10 +368,11 @@ def test_the_share_of_padding_is_that_of_slots_without_a_token(sets):
 def test_a_mesh_gives_the_same_values(sets):
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))
-    prepared = evaluation.prepare(sets, batch_size=64, sharding=rows)
-    (_, tokens, *_) = prepared.jobs[0].batches[0].arrays
+    how = dict(batch_size=64, sharding=rows)
+    prepared = evaluation.prepare(asked(sets), **how)
+    (_, tokens, *_) = prepared.batches[0].arrays
     assert tokens.sharding.is_equivalent_to(rows, 2)
-    expected = by_name(evaluation.evaluate(sets, Bigram(3)))
+    expected = by_name(evaluate(sets, Bigram(3)))
 
     class OnHost(Bigram):
         def score(self, *arguments):
@@ -356,7 +382,7 @@ def test_a_mesh_gives_the_same_values(sets):
             *rows, new, eos_id = arguments
             return super().generate(*map(np.asarray, rows), new, eos_id)
 
-    assert by_name(evaluation.evaluate(prepared, OnHost(3))) == expected
+    assert by_name(evaluate(sets, OnHost(3), **how)) == expected
 
 
 DECODER = models.DecoderConfig(
@@ -391,10 +417,9 @@ def test_a_decoders_scores_depend_on_no_batch_size_mesh_order_or_company(sets):
         bound = (
             functools.partial(call, weights) for call in models.predictor(DECODER, over)
         )
-        predict = models.Predictor(*bound)
-        prepared = evaluation.prepare(chosen, **how)
-        answers = evaluation.outputs(prepared, predict)
-        found[name] = {s.dataset: a.said for s, a in zip(chosen, answers, strict=True)}
+        answers = predictions(chosen, models.Predictor(*bound), **how)
+        outputs = (answer.outputs for answer in answers)
+        found[name] = dict(zip([s.dataset for s in chosen], outputs, strict=True))
     for one in sets:
         for other in ("reversed", "mesh"):
             ours, theirs = found["one"][one.dataset], found[other][one.dataset]
@@ -409,14 +434,14 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(sets):
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))
     with pytest.raises(UserError, match="a batch of 12 does not split evenly"):
-        evaluation.prepare(sets, batch_size=12, sharding=rows)
+        evaluation.prepare(asked(sets), batch_size=12, sharding=rows)
 
 
 def test_nothing_to_evaluate_is_refused():
     with pytest.raises(UserError, match="no datasets"):
-        evaluation.prepare([])
+        evaluation.prepare(asked([]))
     with pytest.raises(UserError, match="batch size 0"):
-        evaluation.prepare([object()], batch_size=0)
+        evaluation.prepare(asked([]), batch_size=0)
 
 
 @pytest.mark.parametrize("dataset", ["colour", "phrase", "bag", "retell"])
@@ -445,7 +470,7 @@ def test_seqios_own_evaluator_finds_the_same_values(toy, sets, dataset):
         compute_metrics=True, score_fn=score, predict_fn=predict, step=0
     )
     (expected,) = metrics.result()[task].values()
-    ours = [s for s in evaluation.evaluate(sets, model) if s.dataset == dataset]
+    ours = [s for s in evaluate(sets, model) if s.dataset == dataset]
     assert ours[0].value == pytest.approx(float(expected), abs=1e-12)
     assert 0 < ours[0].value < 1
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import jax
@@ -13,10 +12,9 @@ import scored_models
 import together
 import tokenizers
 
-from merging import models, report, tasks
+from merging import evaluation, models, report, tasks
 from merging.cli.main import main
-from merging.evaluation import export, store, tables
-from merging.evaluation import job as scoring
+from merging.evaluation import bootstrap, export, job, scores, store, tables
 from merging.models import hf as families
 from merging.runtime import processes, results
 from merging.tasks.metrics import MEASURES
@@ -78,13 +76,13 @@ def finished(workdir):
 def evaluated(monkeypatch):
     """The names of the datasets that are evaluated from here on."""
     names = []
-    original = scoring.evaluated
+    original = evaluation.evaluate
 
-    def counted(work, *rest):
-        names.append(work.dataset.name)
-        return original(work, *rest)
+    def counted(*arguments, datasets, **how):
+        names.extend(datasets)
+        return original(*arguments, datasets=datasets, **how)
 
-    monkeypatch.setattr(scoring, "evaluated", counted)
+    monkeypatch.setattr(evaluation, "evaluate", counted)
     return names
 
 
@@ -161,9 +159,9 @@ def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, caps
 
 def counts(workdir):
     """Return 1 or 0 for every example of an evaluation of one dataset."""
-    (record,) = store.present(workdir)[1]
-    (only,) = record["prompts"].values()
-    return store.unpacked(only["counts"]["accuracy"])[:, 0].tolist()
+    (record,) = store.present(workdir)
+    (only,) = record.score.templates.values()
+    return only.counts["accuracy"][:, 0].tolist()
 
 
 def test_rows_say_what_was_evaluated_and_are_read_by_the_report(made, tmp_path):
@@ -195,11 +193,8 @@ def test_the_same_command_again_evaluates_nothing(made, evaluated, capsys):
 
 
 def test_a_compilation_is_worth_fewer_tokens_of_a_larger_model(made):
-    small = scoring.opened(
-        types.SimpleNamespace(checkpoint=str(made / "a"), tokenizer="")
-    )
-    large = small._replace(parameters=10 * small.parameters)
-    assert scoring.compilation(small) == 10 * scoring.compilation(large) > 10**5
+    small = job.open_model(made / "a").parameters
+    assert job.compile_cost(small) == 10 * job.compile_cost(10 * small) > 10**5
 
 
 def test_neither_batches_nor_devices_change_a_value(made, tmp_path):
@@ -217,7 +212,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
 
     def killed(place, key, record):
         save(place, key, record)
-        if record["dataset"] == DATASETS[1]:
+        if record.score.dataset == DATASETS[1]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -275,7 +270,9 @@ def test_prompts_longer_than_the_context_are_counted(made, tmp_path, capsys):
         - set((made / "scores_a" / "tasks").glob("copa-*"))
         - {workdir / "tasks" / n for n in finished(made / "scores_a")}
     )
-    cut = json.loads(path.read_text())["prompts"][""]["truncated"]
+    score = json.loads(path.read_text())["record"]["score"]
+    cut = score["templates"][""]["truncated"]
+    assert cut == score["truncated"]
     assert 0 < cut <= EXAMPLES
     assert f"copa: {cut} of {EXAMPLES} prompts were longer than the model's" in printed
 
@@ -339,16 +336,15 @@ def test_bleu_is_exported_out_of_a_hundred(tmp_path):
     texts = ["the cat sat on the mat", "a dog ran home today"]
     counts = MEASURES["bleu"].counts(texts, ["the cat sat on the rug", texts[1]])
     value = MEASURES["bleu"].value(counts.sum(axis=0), 2)
-    only = {"examples": 2, "values": {"bleu": value}}
-    only["counts"] = {"bleu": store.packed(counts)}
-    facts = dict(dataset="d", category="c", split="held_in", metric="bleu")
-    record = facts | {"prompts": {"": only}, "seconds": 1, "git_revision": "r"}
-    settings = types.SimpleNamespace(
-        **dict(resamples=9, bootstrap_seed=0, level=0.9, suite="s", split="test"),
-        **dict(dtype=None, batch_size=1, count=None, context=8),
+    only = scores.TemplateScore(2, 0, "", {"bleu": value}, {"bleu": counts})
+    score = scores.DatasetScore("d", "c", "held_in", "bleu", 0.0, value, 2)
+    score = score._replace(templates={"": only})
+    path = export.write(
+        tmp_path,
+        [store.Record(score, 1, "r")],
+        [tables.values(score, bootstrap.Options(9, 0.9))],
+        **dict(model="m", suite="s", split="test", context=8, config={}),
     )
-    model = types.SimpleNamespace(uri="m", parameters=1)
-    path = export.write(tmp_path, settings, model, [tables.summary(record, settings)])
     found = json.loads(path.read_text())["results"]["s_d"]
     assert found["bleu,none"] == pytest.approx(100 * value) and 0.5 < value < 1
 
@@ -392,15 +388,14 @@ def test_two_processes_find_the_values_of_one(made, tmp_path):
     assert values(workdir) == values(made / "scores_a")
 
 
-def test_the_wording_averages_and_its_spread_are_shown(made):
-    record = store.present(made / "scores_a")[1][2]
-    assert record["dataset"] == "copa"
-    (only,) = record["prompts"].values()
-    other = only | {"values": {m: v + 0.25 for m, v in only["values"].items()}}
-    summary = tables.value(
-        record | {"prompts": {"one": only, "two": other}}, "accuracy"
-    )
-    value = only["values"]["accuracy"]
+def test_the_mean_over_prompt_templates_and_its_spread_are_shown(made):
+    score = store.present(made / "scores_a")[2].score
+    assert score.dataset == "copa"
+    (only,) = score.templates.values()
+    higher = {metric: value + 0.25 for metric, value in only.values.items()}
+    templates = {"one": only, "two": only._replace(values=higher)}
+    summary = tables.value(score._replace(templates=templates), "accuracy")
+    value = only.values["accuracy"]
     assert summary.value == pytest.approx(value + 0.125)
-    assert summary.by_prompt == {"one": value, "two": value + 0.25}
+    assert summary.by_template == {"one": value, "two": value + 0.25}
     assert summary.spread == pytest.approx(0.25 / 2**0.5)

@@ -13,7 +13,8 @@ SCORES = np.random.default_rng(0).beta(2, 3, 120)[:, None]
 
 
 def drawn(tables, name="copa", **options):
-    return bootstrap.resampled(tables, MEAN, name=name, **options)
+    how = bootstrap.Options(**options)
+    return bootstrap.resampled(tables, MEAN, name=name, how=how)
 
 
 def test_the_interval_is_that_of_scipys_percentile_bootstrap():
@@ -70,7 +71,7 @@ def test_a_difference_on_the_same_examples_is_paired():
     assert ours.high == pytest.approx(expected.high, abs=0.05 * width)
 
 
-def test_wordings_of_a_dataset_are_drawn_together_and_averaged():
+def test_prompt_templates_of_a_dataset_are_drawn_together_and_averaged():
     both = drawn([SCORES, 1 - SCORES])
     np.testing.assert_allclose(both, 0.5)
     mean = drawn([SCORES, SCORES + 0.2])
@@ -82,7 +83,8 @@ def test_bleu_is_found_anew_on_every_resample():
     said = ["the cat sat on a mat", "a dog walked home today", "it is true", "yes no"]
     measure = MEASURES["bleu"]
     counts = measure.counts(targets, said)
-    values = bootstrap.resampled([counts], measure.value, name="x", resamples=20)
+    how = bootstrap.Options(resamples=20)
+    values = bootstrap.resampled([counts], measure.value, name="x", how=how)
     draw = np.random.default_rng([0, bootstrap.zlib.crc32(b"x"), 4])
     rows = draw.integers(4, size=(20, 4))
     expected = [
