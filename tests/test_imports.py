@@ -28,6 +28,8 @@ ONLY = {
     "methods": {f"merging.runtime.{name}" for name in ("errors", "numerics", "tree")}
 }
 NEVER = {"merge": {"tasks", "models"}}
+# The evaluator knows a predictor and no model; here the two meet.
+KNOWS_NO_MODEL = {"evaluation": "evaluation/job.py"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "t5"}
 MAY_USE_TENSORFLOW = {"tasks", "evaluation"}
 
@@ -88,6 +90,9 @@ def violations(imports):
             found.append(f"{where}: {owner} may import only {sorted(allowed)}")
         if target in NEVER.get(owner, ()):
             found.append(f"{where}: {owner} must never import {target}")
+        meeting = KNOWS_NO_MODEL.get(owner, where.split(":")[0])
+        if target in ("models", "checkpoints") and where.split(":")[0] != meeting:
+            found.append(f"{where}: only {meeting} may import {target}")
         if any(part.startswith("_") for part in name.split(".")[1:]):
             found.append(f"{where}: {name} is private to {target}")
     return found
@@ -143,6 +148,12 @@ def test_the_miniworld_is_plain_python_and_numpy():
             "may import only",
         ),
         ("merge/job.py", "import merging.models.decoder", "must never import models"),
+        (
+            "evaluation/scores.py",
+            "from merging import models",
+            "only evaluation/job.py",
+        ),
+        ("evaluation/rows.py", "import merging.checkpoints", "may import checkpoints"),
         ("models/decoder.py", "from merging.runtime.sharding import _rule", "private"),
         ("models/decoder.py", "from ..methods._ties import x", "is private to"),
         ("sweep/work.py", "def f():\n    import seqio", "sweep imports seqio"),
@@ -164,6 +175,7 @@ def test_a_forbidden_import_is_found(tmp_path, path, code, expected):
         ("models/decoder.py", "from merging.runtime.sharding import make_mesh"),
         ("tasks/suite.py", "def f():\n    import seqio"),
         ("sweep/driver.py", "from merging import training"),
+        ("evaluation/job.py", "from merging import checkpoints, models"),
     ],
 )
 def test_an_allowed_import_is_not_found(tmp_path, path, code):

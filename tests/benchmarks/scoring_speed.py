@@ -17,6 +17,7 @@ The harness's Python needs: pip install torch 'lm-eval[hf]'
 """
 
 import argparse
+import functools
 import json
 import random
 import shutil
@@ -34,9 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import scored_models  # noqa: E402
 
-from merging import evaluation, tasks  # noqa: E402
-from merging.evaluation.model import bind, open_suite, opened  # noqa: E402
-from merging.evaluation.settings import read  # noqa: E402
+from merging import evaluation, models, tasks  # noqa: E402
+from merging.models import hf  # noqa: E402
 from merging.models.hf.convert import convert  # noqa: E402
 
 _ROOT = Path(__file__).parents[2]
@@ -187,33 +187,29 @@ def _run(command: Command, logs: Path) -> Usage:
 
 def _seconds(workdir: Path) -> float:
     records = (workdir / "tasks").glob("*-*.json")
-    return sum(json.loads(record.read_text())["seconds"] for record in records)
+    return sum(
+        json.loads(record.read_text())["record"]["seconds"] for record in records
+    )
 
 
 def _log_likelihoods(options, model: Path, files) -> dict[str, list[list[float]]]:
     """Return ours of every choice, as the command finds them on its way."""
-    from merging.runtime import config
-
-    loaded = config.load(
-        str(_CONFIG),
-        {
-            "checkpoint": str(model),
-            "suite.files": ",".join(str(path) for path in files.values()),
-            "dtype": "float32",
-        },
+    paths = tuple(str(path) for path in files.values())
+    suite = tasks.suite("jsonl", files=paths, chat=False, tokenizer=str(model))
+    decoder, params = hf.load(model, dtype="float32")
+    requests = evaluation.requests(
+        suite, "test", context=decoder.max_length, vocab_size=decoder.vocab_size
     )
-    settings = read(loaded)
-    checkpoint = opened(settings)
-    suite = open_suite(settings, checkpoint)
-    sets = tasks.load_suite(suite, "test")
-    prepared = evaluation.prepare(sets, batch_size=options.batch)
-    print(f"padding {prepared.padding:.1%} in {prepared.batches} batches")
-    outputs = evaluation.outputs(prepared, bind(settings, checkpoint).predict)
+    batches = evaluation.prepare(requests, batch_size=options.batch)
+    print(f"padding {batches.padding:.1%} in {len(batches.batches)} batches")
+    bound = (functools.partial(call, params) for call in models.predictor(decoder))
+    predictions = evaluation.predict(batches, models.Predictor(*bound))
+    sets = [one.eval_set for one in requests.sets]
     return {
         one.dataset: [
-            output.said[one.groups == i].tolist() for i in range(one.examples)
+            found.outputs[one.groups == i].tolist() for i in range(one.examples)
         ]
-        for one, output in zip(sets, outputs, strict=True)
+        for one, found in zip(sets, predictions, strict=True)
     }
 
 

@@ -66,8 +66,9 @@ def test_from_the_cache_comes_the_same_set_without_tensorflow(toy, sets, tmp_pat
         "import sys; from merging import evaluation, tasks;"
         f"m = tasks.Generated('toy_suite', **{toy.material.settings});"
         "s = tasks.Suite('toy', m);"
-        "e = evaluation.load_suite(s, 'test', cache_dir=sys.argv[1]);"
-        "evaluation.prepare(e); print(len(e), 'tensorflow' in sys.modules)"
+        "e = evaluation.requests("
+        "s, 'test', context=64, vocab_size=99, cache_dir=sys.argv[1]);"
+        "evaluation.prepare(e); print(len(e.sets), 'tensorflow' in sys.modules)"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, tmp_path],
