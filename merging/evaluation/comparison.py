@@ -10,13 +10,7 @@ from merging.runtime.text import Table
 
 
 def compare(one: Path, other: Path) -> str:
-    """Return `comparison` of two workdirs as text."""
-    found = comparison(one, other)
-    return f"{found.title}\n{found.text()}"
-
-
-def comparison(one: Path, other: Path) -> Table:
-    """Return the table of two workdirs: values, differences, their paired intervals.
+    """Return a table of two workdirs: values, differences, their paired intervals.
 
     Raises:
       UserError: a workdir without a finished evaluation, or no dataset of which both
@@ -32,9 +26,9 @@ def comparison(one: Path, other: Path) -> Table:
         if _asked(score) != _asked(others[name]):
             unlike.append(name)
             continue
-        a, b = (tables.value(s, metric) for s in (score, others[name]))
-        lines.append(_line(name, metric, a, b))
-        splits.setdefault(score.split, []).append((a, b))
+        pair = [tables.value(s, metric) for s in (score, others[name])]
+        lines.append(_line(name, metric, *pair))
+        splits.setdefault(score.split, []).append(pair)
     if not lines:
         reason = f"other examples of {', '.join(unlike)}" if unlike else "no dataset"
         raise UserError(f"{one} and {other} cannot be compared: they share {reason}.")
@@ -47,7 +41,7 @@ def comparison(one: Path, other: Path) -> Table:
     title = f"A: {one}, B: {other}"
     if unlike:
         title += f"; other examples, left out: {', '.join(unlike)}"
-    return Table("comparison", title, columns, tuple(lines))
+    return f"{title}\n{Table('comparison', title, columns, tuple(lines)).text()}"
 
 
 def _asked(score: DatasetScore) -> dict[str, tuple]:

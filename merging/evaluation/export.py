@@ -43,7 +43,7 @@ def write(
     Args:
       workdir: where.
       records: of the datasets.
-      values: their metrics, from `tables.values`.
+      values: {metric: value} of each.
       model: the checkpoint's place.
       suite, split: on what.
       context: the most tokens that the model was given.

@@ -24,10 +24,11 @@ from merging.evaluation.requests import TemplateRequests, dataset_names, metrics
 from merging.evaluation.scores import DatasetScore
 from merging.evaluation.tables import truncation
 from merging.models import hf
-from merging.runtime import preemption, processes, sharding, storage, text
+from merging.runtime import preemption, processes, sharding
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.revision import git_revision
+from merging.runtime.text import parameters as shown_parameters
 
 # FLOPs done in the time that a compilation takes: on two CPU cores 0.6 s at 80 GFLOP/s,
 # measured; on an accelerator, of each device, some seconds at 200 TFLOP/s, guessed.
@@ -127,24 +128,21 @@ def evaluate(
     if isinstance(suite, str):
         suite = tasks.suite(suite, tokenizer=model.tokenizer)
     _require_own_tokens(suite, model)
-    context = context or model.config.max_length
-    names = dataset_names(suite, datasets)
     place = None if workdir is None else Path(workdir)
-    keys, found = {}, {}
-    if place:
-        if not model.identity:
-            raise UserError(
-                "a model in memory has no name to keep its scores under: save it, and "
-                "evaluate the checkpoint; or leave out workdir."
-            )
-        for name in names:
-            keys[name] = storage.digest(
-                *(model.identity, suite.digest, name, split, count),
-                *(metrics_of(suite, name, metrics), context, dtype),
-            )
-        finished = processes.broadcast(lambda: store.finished(place, keys))
-        found = {name: store.unpacked(values) for name, values in finished.items()}
-    if missing := [name for name in names if name not in found]:
+    if place and not model.identity:
+        raise UserError(
+            "a model in memory has no name to keep its scores under: save it, and "
+            "evaluate the checkpoint; or leave out workdir."
+        )
+    context, count = context or model.config.max_length, count or None
+    of_model = (model.identity, suite.digest, split, count, context, dtype or None)
+    keys = {
+        name: store.key(*of_model, name, metrics_of(suite, name, metrics))
+        for name in dataset_names(suite, datasets or None)
+    }
+    kept = processes.broadcast(lambda: store.finished(place, keys)) if place else {}
+    found = {name: store.parse(text) for name, text in kept.items()}
+    if missing := [name for name in keys if name not in found]:
         requests = _read(
             suite,
             split,
@@ -155,17 +153,17 @@ def evaluate(
             vocab_size=model.config.vocab_size,
             cache_dir=place and place / "data",
         )
-        for record in _records(
-            model, requests, missing, batch_size, dtype, mesh, place
+        for name, record in _records(
+            model, requests, missing, batch_size, dtype or None, mesh, place
         ):
-            found[record.score.dataset] = record
+            found[name] = record
             if place and processes.is_first():
-                store.save(place, keys[record.score.dataset], record)
+                store.save(place, keys[name], record)
     if place:
         if processes.is_first():
             store.write_index(place, keys, {"model": model.uri, "suite": suite.name})
         processes.barrier("the scores are written")
-    return [found[name].score for name in names]
+    return [found[name].score for name in keys]
 
 
 def _model(model: Any) -> Model:
@@ -213,11 +211,11 @@ def _records(
     dtype: str | None,
     mesh: Mesh | None,
     workdir: Path | None,
-) -> Iterator[store.Record]:
-    """Read the model, and yield the record of each dataset when it is finished."""
+) -> Iterator[tuple[str, store.Record]]:
+    """Read the model, and yield each dataset and its record when it is finished."""
     first = processes.is_first()
     if first and model.uri:
-        size = text.parameters(model.parameters)
+        size = shown_parameters(model.parameters)
         print(f"Reading {size} parameters of {model.uri}.", file=sys.stderr)
     config, params = model.load(dtype, mesh)
     bound = (functools.partial(call, params) for call in models.predictor(config, mesh))
@@ -237,7 +235,7 @@ def _records(
                 tick=functools.partial(shown.advance, note=name),
             )
             seconds = round(time.monotonic() - start, 3)
-            yield store.Record(score, seconds, git_revision())
+            yield name, store.Record(score, seconds, git_revision())
 
 
 def compile_cost(parameters: int) -> float:

@@ -35,16 +35,12 @@ def run(config: Any, workdir: Path) -> None:
     }
     model = job.open_model(config.checkpoint, config.tokenizer)
     context = config.context or model.config.max_length
+    chosen = ("split", "datasets", "count", "metrics", "batch_size", "dtype")
     job.evaluate(
         model,
         tasks.suite(name, **settings | {"tokenizer": model.tokenizer}),
-        split=config.split,
-        datasets=config.datasets or None,
-        count=config.count or None,
-        metrics=config.metrics,
+        **{key: config[key] for key in chosen},
         context=context,
-        batch_size=config.batch_size,
-        dtype=config.dtype or None,
         mesh=_mesh(config.mesh),
         workdir=workdir,
     )
@@ -52,7 +48,10 @@ def run(config: Any, workdir: Path) -> None:
         how = bootstrap.Options(**config.bootstrap)
         records = store.present(workdir)
         scores = [record.score for record in records]
-        values = [tables.values(score, how) for score in scores]
+        values = [
+            {metric: tables.value(score, metric, how) for metric in score.metrics}
+            for score in scores
+        ]
         made = _rows(records, _labels(config, name, model), references, config)
         path = results.write(workdir / results.FILE, made)
         exported = export.write(

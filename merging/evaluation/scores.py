@@ -1,9 +1,10 @@
 """The one evaluator: requests and a model → a score for each dataset."""
 
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from merging.evaluation.requests import Requests, TemplateRequests
 from merging.tasks.metrics import MEASURES
 
 
-class TemplateScore(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class TemplateScore:
     """A model's score on N examples of a dataset under one prompt template.
 
     Attributes:
@@ -32,7 +34,8 @@ class TemplateScore(NamedTuple):
     counts: Mapping[str, np.ndarray]
 
 
-class DatasetScore(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatasetScore:
     """A model's score on a dataset.
 
     Attributes:
@@ -52,8 +55,13 @@ class DatasetScore(NamedTuple):
     value: float
     examples: int
     truncated: int = 0
-    templates: Mapping[str, TemplateScore] = {}
+    templates: Mapping[str, TemplateScore] = dataclasses.field(default_factory=dict)
     padding: float = 0.0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that were found, the dataset's own first."""
+        return tuple(next(iter(self.templates.values())).values)
 
 
 def evaluate(
@@ -75,8 +83,8 @@ def evaluate(
     Args:
       requests: what to ask.
       predictor: the model.
-      datasets: names of some of the requests' datasets; all by default.
-      batch_size, sharding, compile_cost: how to batch, see `prepare`.
+      datasets, batch_size, sharding, compile_cost: what to batch, and how: see
+        `prepare`.
       tick: called after every batch with its tokens; what it raises ends the work.
 
     Raises:
@@ -95,27 +103,17 @@ def evaluate(
         zip(batches.sets, predictions, strict=True), key=lambda pair: pair[0].dataset
     ):
         templates = {one.eval_set.prompt: _score(one, made) for one, made in group}
-        found.append(_dataset_score(of, templates, batches.padding))
+        each = templates.values()
+        score = DatasetScore(
+            *(of.name, of.category, of.split, of.metric, of.chance),
+            value=statistics.fmean(score.values[of.metric] for score in each),
+            examples=max(score.examples for score in each),
+            truncated=sum(score.truncated for score in each),
+            templates=templates,
+            padding=batches.padding,
+        )
+        found.append(score)
     return found
-
-
-def _dataset_score(
-    dataset: Any, templates: Mapping[str, TemplateScore], padding: float = 0.0
-) -> DatasetScore:
-    """Return a dataset's score from those under its prompt templates."""
-    each = templates.values()
-    return DatasetScore(
-        dataset=dataset.name,
-        category=dataset.category,
-        split=dataset.split,
-        metric=dataset.metric,
-        chance=dataset.chance,
-        value=statistics.fmean(score.values[dataset.metric] for score in each),
-        examples=max(score.examples for score in each),
-        truncated=sum(score.truncated for score in each),
-        templates=templates,
-        padding=padding,
-    )
 
 
 def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:

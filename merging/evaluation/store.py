@@ -1,11 +1,12 @@
 """Finished datasets: a JSON file each, named after all that its values depend on."""
 
 import base64
+import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,12 @@ from merging.evaluation.scores import DatasetScore, TemplateScore
 from merging.runtime import storage
 from merging.runtime.errors import UserError
 
-FOLDER = "tasks"
-VERSION = 2
+FOLDER, INDEX = "tasks", "index.json"
+VERSION = 2  # of the files' layout
 
 
-class Record(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Record:
     """A dataset's score, the seconds that it took, and the code that found it."""
 
     score: DatasetScore
@@ -25,32 +27,9 @@ class Record(NamedTuple):
     git_revision: str
 
 
-def packed(record: Record) -> dict[str, Any]:
-    """Return a record as JSON values; counts as compressed text, a byte an example."""
-    templates = {
-        name: one._replace(
-            counts={m: _text(t) for m, t in one.counts.items()}
-        )._asdict()
-        for name, one in record.score.templates.items()
-    }
-    score = record.score._replace(templates=templates)._asdict()
-    return record._asdict() | {"score": score}
-
-
-def unpacked(values: Mapping[str, Any]) -> Record:
-    """Return the record that `packed` made JSON values of.
-
-    Raises:
-      ValueError, KeyError, TypeError, AttributeError, zlib.error: it is damaged.
-    """
-    score = DatasetScore(**values["score"])
-    templates = {
-        name: TemplateScore(**one)._replace(
-            counts={m: _table(t) for m, t in one["counts"].items()}
-        )
-        for name, one in score.templates.items()
-    }
-    return Record(**values | {"score": score._replace(templates=templates)})
+def key(*parts: Any) -> str:
+    """Return the hash of JSON values that a dataset's score depends on."""
+    return storage.digest(VERSION, *parts)
 
 
 def save(workdir: Path, key: str, record: Record) -> None:
@@ -59,28 +38,38 @@ def save(workdir: Path, key: str, record: Record) -> None:
     Raises:
       UserError: it can't be written.
     """
-    values = {"version": VERSION, "key": key, "record": packed(record)}
-    _write(_path(workdir, record.score.dataset, key), values)
+    text = json.dumps(dataclasses.asdict(record), indent=1, default=_packed)
+    storage.write_bytes(_path(workdir, record.score.dataset, key), text.encode())
 
 
-def load(workdir: Path, dataset: str, key: str) -> Record | None:
-    """Return a dataset's record; None where there is none that can be read."""
-    try:
-        found = json.loads(_path(workdir, dataset, key).read_text())
-        if found["version"] == VERSION and found["key"] == key:
-            return unpacked(found["record"])
-    except FileNotFoundError:
-        pass
-    # A damaged file is made again, as if it were not there.
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
-        pass
-    return None
+def finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, str]:
+    """Return {dataset: text to `parse`} of those that are there, in the order of `keys`.
+
+    A damaged file counts as none, so that it is made again.
+    """
+    found = {}
+    for dataset, name in keys.items():
+        try:
+            text = _path(workdir, dataset, name).read_text()
+            parse(text)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+            continue
+        found[dataset] = text
+    return found
 
 
-def finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return {dataset: packed record} of those of `keys` that are there."""
-    loaded = {name: load(workdir, name, key) for name, key in keys.items()}
-    return {name: packed(found) for name, found in loaded.items() if found}
+def parse(text: str) -> Record:
+    """Return the record of a file's text.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError, zlib.error: it is damaged.
+    """
+    values = json.loads(text, object_hook=_unpacked)
+    score = values["score"]
+    each = score["templates"].items()
+    templates = {name: TemplateScore(**template) for name, template in each}
+    score = DatasetScore(**score | {"templates": templates})
+    return Record(**values | {"score": score})
 
 
 def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
@@ -91,8 +80,8 @@ def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> N
       keys: {dataset: key}.
       described: what else a reader should know: the model, the suite.
     """
-    index = {"version": VERSION, "tasks": dict(keys), **described}
-    _write(workdir / FOLDER / "index.json", index)
+    text = json.dumps({"tasks": dict(keys), **described}, indent=1)
+    storage.write_bytes(workdir / FOLDER / INDEX, text.encode())
 
 
 def present(workdir: Path) -> list[Record]:
@@ -102,33 +91,29 @@ def present(workdir: Path) -> list[Record]:
       UserError: it holds no finished evaluation.
     """
     try:
-        index = json.loads((workdir / FOLDER / "index.json").read_text())
-        if index["version"] != VERSION:
-            raise ValueError("another version's")
-        found = [load(workdir, name, key) for name, key in index["tasks"].items()]
-        if None in found:
+        keys = json.loads((workdir / FOLDER / INDEX).read_text())["tasks"]
+        found = finished(workdir, keys)
+        if list(found) != list(keys):
             raise ValueError("a record is missing or damaged")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{workdir} holds no finished evaluation ({error}): run `merging evaluate "
             f"--config … --workdir {workdir}` to its end."
         ) from None
-    return found
+    return [parse(text) for text in found.values()]
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    # In this order: that of the suite's datasets, and of a dataset's metrics.
-    storage.write_bytes(path, json.dumps(values, indent=1).encode())
+def _packed(counts: np.ndarray) -> dict[str, Any]:
+    """Return counts [N, k] as compressed text: a byte or less for an example."""
+    data = zlib.compress(counts.astype("<f4").tobytes(), 9)
+    return {"shape": counts.shape, "float32": base64.b64encode(data).decode()}
 
 
-def _text(table: np.ndarray) -> dict[str, Any]:
-    data = base64.b64encode(zlib.compress(table.astype("<f4").tobytes(), 9)).decode()
-    return {"shape": list(table.shape), "data": data}
-
-
-def _table(text: Mapping[str, Any]) -> np.ndarray:
-    data = zlib.decompress(base64.b64decode(text["data"]))
-    return np.frombuffer(data, "<f4").reshape(text["shape"])
+def _unpacked(values: dict[str, Any]) -> Any:
+    if set(values) != {"shape", "float32"}:
+        return values
+    data = zlib.decompress(base64.b64decode(values["float32"]))
+    return np.frombuffer(data, "<f4").reshape(values["shape"])
 
 
 def _path(workdir: Path, dataset: str, key: str) -> Path:

@@ -34,14 +34,6 @@ class Value(NamedTuple):
         return statistics.stdev(values) if len(values) > 1 else None
 
 
-def values(
-    score: DatasetScore, how: bootstrap.Options = bootstrap.DEFAULT
-) -> dict[str, Value]:
-    """Return the metrics of a dataset with their intervals, its own first."""
-    metrics = next(iter(score.templates.values())).values
-    return {metric: value(score, metric, how) for metric in metrics}
-
-
 def value(
     score: DatasetScore, metric: str, how: bootstrap.Options = bootstrap.DEFAULT
 ) -> Value:
@@ -73,7 +65,7 @@ def table(
 
     Args:
       scores: of the datasets.
-      found: `values` of each.
+      found: {metric: value} of each, its own metric first.
       level: of the intervals.
     """
     percent = f"{100 * level:g} %"

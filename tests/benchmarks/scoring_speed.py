@@ -187,9 +187,7 @@ def _run(command: Command, logs: Path) -> Usage:
 
 def _seconds(workdir: Path) -> float:
     records = (workdir / "tasks").glob("*-*.json")
-    return sum(
-        json.loads(record.read_text())["record"]["seconds"] for record in records
-    )
+    return sum(json.loads(record.read_text())["seconds"] for record in records)
 
 
 def _log_likelihoods(options, model: Path, files) -> dict[str, list[list[float]]]:

@@ -1,5 +1,6 @@
 """`merging evaluate`, from checkpoints to rows, on one to eight devices."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -270,7 +271,7 @@ def test_prompts_longer_than_the_context_are_counted(made, tmp_path, capsys):
         - set((made / "scores_a" / "tasks").glob("copa-*"))
         - {workdir / "tasks" / n for n in finished(made / "scores_a")}
     )
-    score = json.loads(path.read_text())["record"]["score"]
+    score = json.loads(path.read_text())["score"]
     cut = score["templates"][""]["truncated"]
     assert cut == score["truncated"]
     assert 0 < cut <= EXAMPLES
@@ -337,12 +338,12 @@ def test_bleu_is_exported_out_of_a_hundred(tmp_path):
     counts = MEASURES["bleu"].counts(texts, ["the cat sat on the rug", texts[1]])
     value = MEASURES["bleu"].value(counts.sum(axis=0), 2)
     only = scores.TemplateScore(2, 0, "", {"bleu": value}, {"bleu": counts})
-    score = scores.DatasetScore("d", "c", "held_in", "bleu", 0.0, value, 2)
-    score = score._replace(templates={"": only})
+    facts = ("d", "c", "held_in", "bleu", 0.0)
+    score = scores.DatasetScore(*facts, value, 2, templates={"": only})
     path = export.write(
         tmp_path,
         [store.Record(score, 1, "r")],
-        [tables.values(score, bootstrap.Options(9, 0.9))],
+        [{"bleu": tables.value(score, "bleu", bootstrap.Options(9, 0.9))}],
         **dict(model="m", suite="s", split="test", context=8, config={}),
     )
     found = json.loads(path.read_text())["results"]["s_d"]
@@ -393,8 +394,9 @@ def test_the_mean_over_prompt_templates_and_its_spread_are_shown(made):
     assert score.dataset == "copa"
     (only,) = score.templates.values()
     higher = {metric: value + 0.25 for metric, value in only.values.items()}
-    templates = {"one": only, "two": only._replace(values=higher)}
-    summary = tables.value(score._replace(templates=templates), "accuracy")
+    templates = {"one": only, "two": dataclasses.replace(only, values=higher)}
+    both = dataclasses.replace(score, templates=templates)
+    summary = tables.value(both, "accuracy")
     value = only.values["accuracy"]
     assert summary.value == pytest.approx(value + 0.125)
     assert summary.by_template == {"one": value, "two": value + 0.25}
