@@ -159,8 +159,7 @@ def _batches(
             numbers = mine[rows]
             part = [asked[i] for i in numbers]
             part += part[-1:] * (batch_size - len(part))
-            arrays = _prompts(part, shape)
-            arrays += () if call else _continuations(part, fitting.choices, shape)
+            arrays = _arrays(part, shape, fitting.choices)[: 3 if call else None]
             if sharding is not None:
                 arrays = tuple(place(array, sharding) for array in arrays)
             tokens = int(lengths[numbers].sum()) + len(rows) * sum(call[:1])
@@ -169,29 +168,20 @@ def _batches(
     return Batches(sets, tuple(found), 1 - int((lengths + 1).sum()) / slots)
 
 
-def _prompts(part: list[Request], shape: Shape) -> tuple[np.ndarray, ...]:
-    """Return prefixes, tokens and prompt lengths."""
+def _arrays(part: list[Request], shape: Shape, choices: int) -> tuple[np.ndarray, ...]:
+    """Return prefixes, tokens, prompt lengths, firsts, segments and targets."""
     tokens = np.zeros((len(part), shape.width), np.int32)
-    for row, request in zip(tokens, part, strict=True):
-        ids = np.concatenate([request.prompt, *(c[:-1] for c in request.choices)])
-        row[: len(ids)] = ids
-    prefixes = np.array([request.prefix for request in part], np.int32)
-    lengths = np.array([len(request.prompt) for request in part], np.int32)
-    return prefixes, tokens, lengths
-
-
-def _continuations(
-    part: list[Request], choices: int, shape: Shape
-) -> tuple[np.ndarray, ...]:
-    """Return firsts, segments and targets."""
     firsts = np.zeros((len(part), choices), np.int32)
     segments = np.full((len(part), shape.tail), -1, np.int32)
     targets = np.zeros((len(part), shape.tail), np.int32)
-    for row, request in enumerate(part):
-        firsts[row, : len(request.choices)] = [choice[0] for choice in request.choices]
-        if request.tail:
-            sizes = [len(choice) - 1 for choice in request.choices]
-            segments[row, : request.tail] = np.repeat(np.arange(len(sizes)), sizes)
-            following = np.concatenate([choice[1:] for choice in request.choices])
-            targets[row, : request.tail] = following
-    return firsts, segments, targets
+    for row, (_, prompt, continuations) in enumerate(part):
+        ids = np.concatenate([prompt, *(ids[:-1] for ids in continuations)])
+        tokens[row, : len(ids)] = ids
+        firsts[row, : len(continuations)] = [ids[0] for ids in continuations]
+        if tail := len(ids) - len(prompt):
+            sizes = [len(ids) - 1 for ids in continuations]
+            segments[row, :tail] = np.repeat(np.arange(len(sizes)), sizes)
+            targets[row, :tail] = np.concatenate([ids[1:] for ids in continuations])
+    prefixes = np.array([request.prefix for request in part], np.int32)
+    lengths = np.array([len(request.prompt) for request in part], np.int32)
+    return prefixes, tokens, lengths, firsts, segments, targets

@@ -54,8 +54,12 @@ def write(
     folder = workdir / FOLDER / name
     path = folder / f"results_{now:%Y-%m-%dT%H-%M-%S.%f}.json"
     earlier = list(folder.glob("results_*.json"))
-    scores = {f"{suite}_{r.score.dataset}": r.score for r in records}
-    found = _by_task(scores, dict(zip(scores, values, strict=True)), split) | {
+    by_task: dict[str, dict[str, Any]] = {}
+    for record, metrics in zip(records, values, strict=True):
+        task = f"{suite}_{record.score.dataset}"
+        for key, value in _facts(task, record.score, metrics, split).items():
+            by_task.setdefault(key, {})[task] = value
+    found = by_task | {
         "config": {"model": "merging", **config},
         "git_hash": records[0].git_revision,
         "model_source": "merging",
@@ -71,34 +75,24 @@ def write(
     return path
 
 
-def _by_task(
-    scores: Mapping[str, DatasetScore],
-    values: Mapping[str, Mapping[str, Value]],
-    split: str,
+def _facts(
+    task: str, score: DatasetScore, values: Mapping[str, Value], split: str
 ) -> dict[str, Any]:
+    """Return what the file says of a task, by the section that says it."""
     return {
-        "results": {t: _results(t, s.examples, values[t]) for t, s in scores.items()},
-        "group_subtasks": {task: [] for task in scores},
+        "results": _results(task, score.examples, values),
+        "group_subtasks": [],
         "configs": {
-            task: {
-                "task": task,
-                "tag": [score.category, score.split],
-                "dataset_name": score.dataset,
-                "test_split": split,
-                "num_fewshot": 0,
-            }
-            for task, score in scores.items()
+            "task": task,
+            "tag": [score.category, score.split],
+            "dataset_name": score.dataset,
+            "test_split": split,
+            "num_fewshot": 0,
         },
-        "versions": {task: 1 for task in scores},
-        "n-shot": {task: 0 for task in scores},
-        "higher_is_better": {
-            task: {_NAMES.get(metric, metric): True for metric in values[task]}
-            for task in scores
-        },
-        "n-samples": {
-            task: {"original": score.examples, "effective": score.examples}
-            for task, score in scores.items()
-        },
+        "versions": 1,
+        "n-shot": 0,
+        "higher_is_better": {_NAMES.get(metric, metric): True for metric in values},
+        "n-samples": {"original": score.examples, "effective": score.examples},
     }
 
 

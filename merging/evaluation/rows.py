@@ -75,16 +75,14 @@ def reference(workdir: str | Path, suite: str) -> dict[str, Row]:
     Raises:
       UserError: no rows there, or several models' values of one dataset.
     """
-    found: dict[str, Row] = {}
-    twice = set()
-    for other in results.read(workdir) if workdir else ():
-        if other.suite == suite:
-            first = found.setdefault(other.dataset, other)
-            if _measured(first) + (first.value,) != _measured(other) + (other.value,):
-                twice.add(other.dataset)
+    rows = [r for r in results.read(workdir) if r.suite == suite] if workdir else []
+    found = {one.dataset: one for one in rows}
+    unlike = {(one.dataset, *_measured(one), one.value) for one in rows}
+    names = [name for name, *_ in sorted(unlike)]
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
-            f"{workdir} has several values of {', '.join(sorted(twice))}: name the "
+            f"{workdir} has several values of {', '.join(twice)}: name the "
             "workdir of one model's evaluation."
         )
     return found

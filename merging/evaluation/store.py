@@ -43,7 +43,7 @@ def save(workdir: Path, key: str, record: Record) -> None:
 
 
 def finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, str]:
-    """Return {dataset: text to `parse`} of those that are there, in the order of `keys`.
+    """Return {dataset: text to `parse`} of those that are there, in that order.
 
     A damaged file counts as none, so that it is made again.
     """

@@ -50,11 +50,7 @@ def examples(
         *(settings.suite, split, frozenset(datasets)),
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
-    found: dict[str, int] = {}
-    for one in asked.sets:
-        before = found.get(one.dataset.name, 0)
-        found[one.dataset.name] = max(one.eval_set.examples, before)
-    return found
+    return {one.dataset.name: one.eval_set.examples for one in asked.sets}
 
 
 # A worker asks many models the same: each dataset is read once, and each choice of

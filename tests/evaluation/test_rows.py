@@ -1,0 +1,46 @@
+"""The one maker of result rows: what a value is held against."""
+
+from merging.evaluation import DatasetScore, ModelLabels, row
+
+FACTS = dict(suite="s", family="f", size="1x", params=9, base="pt", parameters={})
+HELD_IN = DatasetScore("nli", "logic", "held_in", "accuracy", 0.5, 0.6, 10)
+HELD_OUT = DatasetScore("qa", "reading", "held_out", "f1", 0.0, 0.3, 10)
+
+
+def made(score, method, subset, base=0.5, expert=0.8):
+    labels = dict(method=method, K=len(subset), subset=subset, seed=0)
+    return row(
+        score,
+        ModelLabels(**FACTS, **labels),
+        base=base,
+        expert=expert,
+        wall_seconds=1.0,
+        git_revision="r",
+        config_hash="c",
+    )
+
+
+def against(one):
+    return one.merged, one.value_of_base, one.value_of_expert, one.normalised
+
+
+def test_held_in_is_held_against_the_expert_and_held_out_against_the_base():
+    merge = ("ties", ("logic", "reading"))
+    assert against(made(HELD_IN, *merge)) == (True, 0.5, 0.8, 0.6 / 0.8)
+    assert against(made(HELD_OUT, *merge)) == (False, 0.5, None, 0.3 / 0.5)
+    assert against(made(HELD_IN, "ties", ("reading",))) == (False, 0.5, 0.8, 0.6 / 0.8)
+
+
+def test_what_is_not_known_normalises_nothing():
+    merge = ("ties", ("logic",))
+    alone, lost = made(HELD_IN, *merge, expert=None), made(HELD_OUT, *merge, base=None)
+    assert against(alone) == (True, 0.5, None, None)
+    assert against(lost) == (False, None, None, None)
+
+
+def test_a_base_is_its_own_base_and_an_expert_its_own_expert():
+    assert against(made(HELD_OUT, "base", ())) == (False, 0.3, None, 1)
+    assert against(made(HELD_IN, "base", ())) == (False, 0.6, 0.8, 0.6 / 0.8)
+    assert against(made(HELD_IN, "expert", ("logic",))) == (True, 0.5, 0.6, 1)
+    other = made(HELD_IN, "expert", ("reading",))
+    assert against(other) == (False, 0.5, 0.8, 0.6 / 0.8)
