@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from merging.evaluation.scores import DatasetScore
-from merging.evaluation.store import Record
+from merging.evaluation.scores import DatasetScore, Record
 from merging.evaluation.tables import Value
 from merging.runtime import storage
 

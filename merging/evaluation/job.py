@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from merging import checkpoints, evaluation, models, tasks
 from merging.evaluation import store
 from merging.evaluation.requests import TemplateRequests, dataset_names, metrics_of
-from merging.evaluation.scores import DatasetScore
+from merging.evaluation.scores import DatasetScore, Record
 from merging.evaluation.tables import truncation
 from merging.models import hf
 from merging.runtime import preemption, processes, sharding
@@ -211,7 +211,7 @@ def _records(
     dtype: str | None,
     mesh: Mesh | None,
     workdir: Path | None,
-) -> Iterator[tuple[str, store.Record]]:
+) -> Iterator[tuple[str, Record]]:
     """Read the model, and yield each dataset and its record when it is finished."""
     first = processes.is_first()
     if first and model.uri:
@@ -235,7 +235,7 @@ def _records(
                 tick=functools.partial(shown.advance, note=name),
             )
             seconds = round(time.monotonic() - start, 3)
-            yield name, store.Record(score, seconds, git_revision())
+            yield name, Record(score, seconds, git_revision())
 
 
 def compile_cost(parameters: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from merging.evaluation.scores import DatasetScore
+from merging.evaluation.scores import DatasetScore, Record
 from merging.runtime import results
 from merging.runtime.errors import UserError
 from merging.runtime.results import Row, normalise
@@ -25,30 +25,50 @@ class ModelLabels(NamedTuple):
     seed: int
 
 
-def row(
-    score: DatasetScore,
+def rows(
+    records: Iterable[Record],
     model: ModelLabels,
     *,
-    base: float | None,
-    expert: float | None,
-    wall_seconds: float,
-    git_revision: str,
+    base: Mapping[str, float],
+    expert: Mapping[str, float],
     config_hash: str,
-) -> Row:
-    """Return the result row of a model's score on a dataset.
+) -> list[Row]:
+    """Return the result rows of a model's scores.
 
     Args:
-      score: the model's.
+      records: its scores.
       model: what it is.
-      base: the value of its base, which a base is itself; None if unknown.
-      expert: the value of the dataset's own expert, which an expert is itself; None
-        if unknown. A held-out dataset has none, whatever is given.
-      wall_seconds, git_revision, config_hash: of the row.
+      base: {dataset: value of its base}, where known; a base is its own.
+      expert: {dataset: value of the dataset's own expert}, where known; an expert is
+        its own, and a held-out dataset has none, whatever is given.
+      config_hash: of the run that they are rows of.
     """
+    return [
+        _row(
+            record,
+            model,
+            base.get(record.score.dataset),
+            expert.get(record.score.dataset),
+            config_hash,
+        )
+        for record in records
+    ]
+
+
+def _row(
+    record: Record,
+    model: ModelLabels,
+    base: float | None,
+    expert: float | None,
+    config_hash: str,
+) -> Row:
+    score = record.score
     held_in = score.split == "held_in"
     merged = held_in and score.category in model.subset
-    base = score.value if model.method == "base" else base
-    expert = score.value if model.method == "expert" and merged else expert
+    if model.method == "base":
+        base = score.value
+    if model.method == "expert" and merged:
+        expert = score.value
     expert = expert if held_in else None
     return Row(
         **model._asdict(),
@@ -63,8 +83,8 @@ def row(
         value_of_base=base,
         normalised=normalise(score.value, expert if held_in else base),
         examples=score.examples,
-        wall_seconds=wall_seconds,
-        git_revision=git_revision,
+        wall_seconds=record.seconds,
+        git_revision=record.git_revision,
         config_hash=config_hash,
     )
 
@@ -75,9 +95,10 @@ def reference(workdir: str | Path, suite: str) -> dict[str, Row]:
     Raises:
       UserError: no rows there, or several models' values of one dataset.
     """
-    rows = [r for r in results.read(workdir) if r.suite == suite] if workdir else []
-    found = {one.dataset: one for one in rows}
-    unlike = {(one.dataset, *_measured(one), one.value) for one in rows}
+    read = results.read(workdir) if workdir else []
+    ours = [one for one in read if one.suite == suite]
+    found = {one.dataset: one for one in ours}
+    unlike = {(one.dataset, *_measured(one), one.value) for one in ours}
     names = [name for name, *_ in sorted(unlike)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -9,12 +9,12 @@ import jax
 from jax.sharding import Mesh
 
 from merging import tasks
-from merging.evaluation import bootstrap, export, job, rows, store, tables
-from merging.evaluation.rows import ModelLabels
+from merging.evaluation import bootstrap, export, job, store, tables
+from merging.evaluation.rows import ModelLabels, reference, require_comparable, rows
 from merging.runtime import processes, results, sharding, text
 from merging.runtime.config import config_hash
 from merging.runtime.errors import UserError, nearest
-from merging.runtime.results import BASELINES, BASES, Row
+from merging.runtime.results import BASELINES, BASES
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -30,8 +30,7 @@ def run(config: Any, workdir: Path) -> None:
     settings = config.suite.to_dict()
     name = settings.pop("name")
     references = {
-        kind: rows.reference(config[f"{kind}_results"], name)
-        for kind in ("base", "expert")
+        kind: reference(config[f"{kind}_results"], name) for kind in ("base", "expert")
     }
     model = job.open_model(config.checkpoint, config.tokenizer)
     context = config.context or model.config.max_length
@@ -52,7 +51,12 @@ def run(config: Any, workdir: Path) -> None:
             {metric: tables.value(score, metric, how) for metric in score.metrics}
             for score in scores
         ]
-        made = _rows(records, _labels(config, name, model), references, config)
+        others = {}
+        for kind, known in references.items():
+            require_comparable(scores, kind, known)
+            others[kind] = {dataset: row.value for dataset, row in known.items()}
+        labels = _labels(config, name, model)
+        made = rows(records, labels, **others, config_hash=config_hash(config))
         path = results.write(workdir / results.FILE, made)
         exported = export.write(
             workdir,
@@ -76,45 +80,12 @@ def run(config: Any, workdir: Path) -> None:
     processes.barrier("the results are written")
 
 
-def _rows(
-    records: list[store.Record],
-    labels: ModelLabels,
-    references: Mapping[str, Mapping[str, Row]],
-    config: Any,
-) -> list[Row]:
-    scores = [record.score for record in records]
-    values = {}
-    for kind, others in references.items():
-        rows.require_comparable(scores, kind, others)
-        values[kind] = {name: other.value for name, other in others.items()}
-    return [
-        rows.row(
-            record.score,
-            labels,
-            base=values["base"].get(record.score.dataset),
-            expert=values["expert"].get(record.score.dataset),
-            wall_seconds=record.seconds,
-            git_revision=record.git_revision,
-            config_hash=config_hash(config),
-        )
-        for record in records
-    ]
-
-
 def _labels(config: Any, suite: str, model: job.Model) -> ModelLabels:
-    labels = config.labels
-    return ModelLabels(
-        suite=suite,
-        family=labels.family or model.family,
-        size=labels.size or text.parameters(model.parameters),
-        params=model.parameters,
-        base=labels.base,
-        method=labels.method,
-        parameters={},
-        K=labels.K,
-        subset=tuple(labels.subset),
-        seed=labels.seed,
-    )
+    labels = config.labels.to_dict()
+    labels["subset"] = tuple(labels["subset"])
+    labels["family"] = labels["family"] or model.family
+    labels["size"] = labels["size"] or text.parameters(model.parameters)
+    return ModelLabels(suite=suite, params=model.parameters, parameters={}, **labels)
 
 
 def _mesh(sizes: Mapping[str, int]) -> Mesh | None:

@@ -64,6 +64,15 @@ class DatasetScore:
         return tuple(next(iter(self.templates.values())).values)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """A dataset's score, the seconds that it took, and the code that found it."""
+
+    score: DatasetScore
+    seconds: float
+    git_revision: str
+
+
 def evaluate(
     requests: Requests,
     predictor: Predictor,

@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from merging.evaluation.scores import DatasetScore, TemplateScore
+from merging.evaluation.scores import DatasetScore, Record, TemplateScore
 from merging.runtime import storage
 from merging.runtime.errors import UserError
 
 FOLDER, INDEX = "tasks", "index.json"
 VERSION = 2  # of the files' layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A dataset's score, the seconds that it took, and the code that found it."""
-
-    score: DatasetScore
-    seconds: float
-    git_revision: str
 
 
 def key(*parts: Any) -> str:

@@ -25,19 +25,17 @@ def rows(
         if not store.finished(base):
             continue
         output = store.output(step)
-        common = {"git_revision": output["git_revision"], "config_hash": config_hash}
         method = step.settings.get("method", _BASELINE.get(step.kind, step.kind))
-        found += _rows(grid, step, store, common, output, method, output["test"])
+        tests = {method: output["test"]}
         if "best_test" in output:
-            early = f"{method}_early"
-            found += _rows(
-                grid, step, store, common, output, early, output["best_test"]
-            )
+            tests[f"{method}_early"] = output["best_test"]
+        for name, test in tests.items():
+            found += _rows(grid, step, store, config_hash, output, name, test)
     return found
 
 
 def _rows(
-    grid: Grid, step: Step, store: Store, common: dict, output, method: str, test
+    grid: Grid, step: Step, store: Store, config_hash: str, output, method: str, test
 ) -> list[Row]:
     settings = grid.settings
     suite = settings.suite
@@ -64,14 +62,7 @@ def _rows(
         seed=step.settings["seed"],
     )
     return scoring.rows(
-        suite,
-        model,
-        test,
-        output["examples"],
-        base=base,
-        experts=experts,
-        wall_seconds=output["wall_seconds"],
-        **common,
+        suite, model, test, output, base=base, experts=experts, config_hash=config_hash
     )
 
 

@@ -4,9 +4,10 @@ import functools
 import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from merging import evaluation, models, tasks
-from merging.evaluation import DatasetScore, ModelLabels
+from merging.evaluation import DatasetScore, ModelLabels, Record
 from merging.runtime.results import Row
 from merging.sweep.settings import Settings
 
@@ -95,12 +96,10 @@ def rows(
     suite: tasks.Suite,
     model: ModelLabels,
     values: Mapping[str, float],
-    examples: Mapping[str, int],
+    output: Mapping[str, Any],
     *,
     base: Mapping[str, float],
     experts: Mapping[str, float],
-    wall_seconds: float,
-    git_revision: str,
     config_hash: str,
 ) -> list[Row]:
     """Return a model's result rows, in the suite's order.
@@ -108,24 +107,24 @@ def rows(
     Args:
       suite: what it was tested on.
       model: what it is.
-      values, examples: {dataset: …} of its test.
+      values: {dataset: value} of its test.
+      output: of the step that it comes from.
       base, experts: {dataset: value} of its base, and of each dataset's own expert.
-      wall_seconds, git_revision, config_hash: of the rows.
+      config_hash: the sweep's.
     """
-    return [
-        evaluation.row(
+    records = [
+        Record(
             DatasetScore(
                 *(of.name, of.category, of.split, of.metric, of.chance),
                 value=values[of.name],
-                examples=examples[of.name],
+                examples=output["examples"][of.name],
             ),
-            model,
-            base=base[of.name],
-            expert=experts.get(of.name),
-            wall_seconds=wall_seconds,
-            git_revision=git_revision,
-            config_hash=config_hash,
+            output["wall_seconds"],
+            output["git_revision"],
         )
         for of in suite.datasets
         if of.name in values
     ]
+    return evaluation.rows(
+        records, model, base=base, expert=experts, config_hash=config_hash
+    )

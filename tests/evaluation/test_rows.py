@@ -1,6 +1,6 @@
 """The one maker of result rows: what a value is held against."""
 
-from merging.evaluation import DatasetScore, ModelLabels, row
+from merging.evaluation import DatasetScore, ModelLabels, Record, rows
 
 FACTS = dict(suite="s", family="f", size="1x", params=9, base="pt", parameters={})
 HELD_IN = DatasetScore("nli", "logic", "held_in", "accuracy", 0.5, 0.6, 10)
@@ -9,15 +9,12 @@ HELD_OUT = DatasetScore("qa", "reading", "held_out", "f1", 0.0, 0.3, 10)
 
 def made(score, method, subset, base=0.5, expert=0.8):
     labels = dict(method=method, K=len(subset), subset=subset, seed=0)
-    return row(
-        score,
-        ModelLabels(**FACTS, **labels),
-        base=base,
-        expert=expert,
-        wall_seconds=1.0,
-        git_revision="r",
-        config_hash="c",
-    )
+    known = {"base": {score.dataset: base}, "expert": {score.dataset: expert}}
+    records = [Record(score, 1.5, "r")]
+    (row,) = rows(records, ModelLabels(**FACTS, **labels), **known, config_hash="c")
+    assert (row.wall_seconds, row.git_revision, row.config_hash) == (1.5, "r", "c")
+    assert (row.dataset, row.value) == (score.dataset, score.value)
+    return row
 
 
 def against(one):

@@ -342,7 +342,7 @@ def test_bleu_is_exported_out_of_a_hundred(tmp_path):
     score = scores.DatasetScore(*facts, value, 2, templates={"": only})
     path = export.write(
         tmp_path,
-        [store.Record(score, 1, "r")],
+        [scores.Record(score, 1, "r")],
         [{"bleu": tables.value(score, "bleu", bootstrap.Options(9, 0.9))}],
         **dict(model="m", suite="s", split="test", context=8, config={}),
     )
