@@ -205,7 +205,7 @@ def template_requests(
     else:
         answers = _rank(found, eval_set, prompts, choices, eval_set.groups)
         if any(MEASURES[metric].unconditional for metric in metrics):
-            unconditional = _rank_alone(found, eval_set, choices)
+            unconditional = _rank_unconditional(found, eval_set, choices)
     return TemplateRequests(
         *(dataset, metrics, eval_set, truncated, tuple(found), answers, unconditional)
     )
@@ -228,7 +228,7 @@ def _rank(found: list[Request], eval_set: EvalSet, prompts, choices, groups) -> 
     return requests, places
 
 
-def _rank_alone(found: list[Request], eval_set: EvalSet, choices) -> Answers:
+def _rank_unconditional(found: list[Request], eval_set: EvalSet, choices) -> Answers:
     """Ask for every row's choice behind the prefix alone, for equal ones once."""
     unlike = {choice.tobytes(): choice for choice in choices}
     number = {key: i for i, key in enumerate(unlike)}

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from merging import tasks
 from merging.evaluation import bootstrap, export, job, store, tables
 from merging.evaluation.rows import ModelLabels, reference, require_comparable, rows
+from merging.evaluation.scores import Record
 from merging.runtime import processes, results, sharding, text
 from merging.runtime.config import config_hash
 from merging.runtime.errors import UserError, nearest
@@ -29,55 +30,61 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     settings = config.suite.to_dict()
     name = settings.pop("name")
-    references = {
-        kind: reference(config[f"{kind}_results"], name) for kind in ("base", "expert")
-    }
+    base = reference(config.base_results, name)
+    expert = reference(config.expert_results, name)
     model = job.open_model(config.checkpoint, config.tokenizer)
-    context = config.context or model.config.max_length
-    chosen = ("split", "datasets", "count", "metrics", "batch_size", "dtype")
+    chosen = ("split", "datasets", "count", "metrics", "context", "batch_size", "dtype")
     job.evaluate(
         model,
         tasks.suite(name, **settings | {"tokenizer": model.tokenizer}),
         **{key: config[key] for key in chosen},
-        context=context,
         mesh=_mesh(config.mesh),
         workdir=workdir,
     )
     if processes.is_first():
-        how = bootstrap.Options(**config.bootstrap)
         records = store.present(workdir)
-        scores = [record.score for record in records]
-        values = [
-            {metric: tables.value(score, metric, how) for metric in score.metrics}
-            for score in scores
-        ]
-        others = {}
-        for kind, known in references.items():
-            require_comparable(scores, kind, known)
-            others[kind] = {dataset: row.value for dataset, row in known.items()}
-        labels = _labels(config, name, model)
-        made = rows(records, labels, **others, config_hash=config_hash(config))
-        path = results.write(workdir / results.FILE, made)
-        exported = export.write(
-            workdir,
+        require_comparable([record.score for record in records], base, expert)
+        made = rows(
             records,
-            values,
-            model=model.uri,
-            suite=name,
-            split=config.split,
-            context=context,
-            config={
-                "model_args": {"pretrained": model.uri, "dtype": config.dtype or None},
-                "model_num_parameters": model.parameters,
-                "batch_size": str(config.batch_size),
-                "limit": config.count or None,
-                "bootstrap_iters": how.resamples,
-            },
+            _labels(config, name, model),
+            base={dataset: row.value for dataset, row in base.items()},
+            expert={dataset: row.value for dataset, row in expert.items()},
+            config_hash=config_hash(config),
         )
-        print(tables.table(scores, values, how.level).text())
-        print("\n".join(tables.notes(scores)))
-        print(f"Rows: {path}\nFor lm-evaluation-harness's readers: {exported}")
+        path = results.write(workdir / results.FILE, made)
+        print(_published(config, workdir, name, model, records))
+        print(f"Rows: {path}")
     processes.barrier("the results are written")
+
+
+def _published(
+    config: Any, workdir: Path, suite: str, model: job.Model, records: list[Record]
+) -> str:
+    """Write the file for the harness's readers, and return what a person reads."""
+    how = bootstrap.Options(**config.bootstrap)
+    scores = [record.score for record in records]
+    values = [
+        {metric: tables.value(score, metric, how) for metric in score.metrics}
+        for score in scores
+    ]
+    exported = export.write(
+        workdir,
+        records,
+        values,
+        model=model.uri,
+        suite=suite,
+        split=config.split,
+        context=config.context or model.config.max_length,
+        config={
+            "model_args": {"pretrained": model.uri, "dtype": config.dtype or None},
+            "model_num_parameters": model.parameters,
+            "batch_size": str(config.batch_size),
+            "limit": config.count or None,
+            "bootstrap_iters": how.resamples,
+        },
+    )
+    lines = [tables.table(scores, values, how.level).text(), *tables.notes(scores)]
+    return "\n".join([*lines, f"For lm-evaluation-harness's readers: {exported}"])
 
 
 def _labels(config: Any, suite: str, model: job.Model) -> ModelLabels:

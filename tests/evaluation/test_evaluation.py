@@ -187,7 +187,7 @@ def test_many_continuations_are_dealt_out_to_several_rows(sets, monkeypatch):
     np.testing.assert_allclose(answer.outputs, whole(Bigram(2), one), rtol=1e-6)
 
 
-def test_a_choice_on_its_own_is_scored_behind_the_opener_if_a_metric_asks(sets):
+def test_a_choice_on_its_own_is_scored_behind_the_prefix_if_a_metric_asks(sets):
     (one,) = [s for s in sets if s.dataset == "phrase"]
     (plain,) = predictions([one], Bigram(2))
     assert plain.unconditional is None
@@ -237,7 +237,7 @@ def test_batches_have_few_shapes_in_steps_of_sixteen(sets):
 
 
 def made_of(tokens, tails):
-    """Return a set of examples with so many tokens behind the prompt's opener.
+    """Return a set of examples with so many tokens behind the prefix token.
 
     An example has two choices, of which the first has ``tails`` tokens but one.
     """

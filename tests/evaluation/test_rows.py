@@ -1,6 +1,12 @@
 """The one maker of result rows: what a value is held against."""
 
+import dataclasses
+
+import pytest
+
 from merging.evaluation import DatasetScore, ModelLabels, Record, rows
+from merging.evaluation.rows import require_comparable
+from merging.runtime.errors import UserError
 
 FACTS = dict(suite="s", family="f", size="1x", params=9, base="pt", parameters={})
 HELD_IN = DatasetScore("nli", "logic", "held_in", "accuracy", 0.5, 0.6, 10)
@@ -41,3 +47,18 @@ def test_a_base_is_its_own_base_and_an_expert_its_own_expert():
     assert against(made(HELD_IN, "expert", ("logic",))) == (True, 0.5, 0.6, 1)
     other = made(HELD_IN, "expert", ("reading",))
     assert against(other) == (False, 0.5, 0.8, 0.6 / 0.8)
+
+
+def test_values_on_other_examples_are_refused_all_of_them():
+    scores = [HELD_IN, HELD_OUT]
+    same = {score.dataset: made(score, "base", ()) for score in scores}
+    fewer = {name: dataclasses.replace(row, examples=9) for name, row in same.items()}
+    require_comparable(scores, same, same)
+    require_comparable([HELD_OUT], same, fewer)
+    with pytest.raises(UserError) as refused:
+        require_comparable(scores, fewer, fewer)
+    assert str(refused.value).splitlines()[1:] == [
+        "nli: the base's value is accuracy on 9 examples, this one accuracy on 10",
+        "nli: the expert's value is accuracy on 9 examples, this one accuracy on 10",
+        "qa: the base's value is f1 on 9 examples, this one f1 on 10",
+    ]
