@@ -99,8 +99,12 @@ def evaluate(
 ) -> list[DatasetScore]:
     """Return what a model scores on the datasets of a suite, in the suite's order.
 
-        scores = merging.evaluate("MODEL", "miniworld", datasets=["copa"])
-        print({score.dataset: score.value for score in scores})
+    >>> suite = merging.tasks.suite("miniworld", test_examples=8)
+    >>> decoder = merging.models.size("tiny", "1x", vocab_size=len(suite.tokenizer))
+    >>> model = (decoder, merging.models.init(decoder, seed=0))
+    >>> (score,) = merging.evaluate(model, suite, datasets=["copa"])
+    >>> score.dataset, score.metric, score.chance, score.examples
+    ('copa', 'accuracy', 0.5, 8)
 
     Args:
       model: the folder of a checkpoint of a known family, with its config.json; or
