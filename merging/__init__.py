@@ -12,18 +12,33 @@ from typing import TYPE_CHECKING
 from merging.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from merging import checkpoints, evaluation, merge, methods, models, tasks
+    from merging import (
+        checkpoints,
+        evaluation,
+        merge,
+        methods,
+        models,
+        report,
+        sweep,
+        tasks,
+    )
     from merging.checkpoints import open_checkpoint
     from merging.evaluation.job import evaluate
     from merging.merge import merge_checkpoints
+    from merging.planning import forecast as plan
+    from merging.training.job import run as train
 
-# What this page promises beside its rooms, and the room each name lives in.
+# What this page promises beside its rooms: {name: (its module, its name there)}.
 _FUNCTIONS = {
-    "evaluate": "merging.evaluation.job",
-    "merge_checkpoints": "merging.merge",
-    "open_checkpoint": "merging.checkpoints",
+    "evaluate": ("merging.evaluation.job", "evaluate"),
+    "merge_checkpoints": ("merging.merge", "merge_checkpoints"),
+    "open_checkpoint": ("merging.checkpoints", "open_checkpoint"),
+    "plan": ("merging.planning", "forecast"),
+    "train": ("merging.training.job", "run"),
 }
-_ROOMS = ("checkpoints", "evaluation", "merge", "methods", "models", "tasks")
+# Rooms; `merge`, `report` and `sweep` are functions, too: merging.merge(…).
+_ROOMS = ("checkpoints", "evaluation", "merge", "methods", "models", "report")
+_ROOMS += ("sweep", "tasks")
 
 __all__ = [
     "UserError",
@@ -35,13 +50,18 @@ __all__ = [
     "methods",
     "models",
     "open_checkpoint",
+    "plan",
+    "report",
+    "sweep",
     "tasks",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name in _FUNCTIONS:
-        value = getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        module, attribute = _FUNCTIONS[name]
+        value = getattr(importlib.import_module(module), attribute)
     elif name in _ROOMS:
         value = importlib.import_module(f"merging.{name}")
     else:

@@ -6,7 +6,6 @@ A command imports what it needs when it runs: help must not wait for JAX.
 from merging.cli import (
     convert,
     evaluate,
-    gates,
     merge,
     methods,
     plan,
@@ -28,7 +27,6 @@ COMMANDS = {
     "sweep": sweep.COMMAND,
     "status": status.COMMAND,
     "report": report.COMMAND,
-    "gates": gates.COMMAND,
     "tasks": tasks.COMMAND,
     "methods": methods.COMMAND,
 }

@@ -20,11 +20,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 COMMAND = Command(
-    "how far a sweep is: done, running, failed, and the time left",
+    "how far a sweep is: done, begun, failed, and the work left",
     """\
-    Show the grid of a sweep's workdir, whoever works on it and wherever: how many
-    steps are done, running or waiting, who runs them, the first line of each
-    failure, and the time left. Reads only.
+    Show the grid of a sweep's workdir: how many steps are done, begun, failed or
+    waiting, who works on it, the first line of each failure, and the work left.
+    Reads only.
 
     examples:
       merging status --workdir curves

@@ -7,7 +7,6 @@ from merging.cli.command import (
     Command,
     config_and_workdir,
     takes_config_and_workdir,
-    takes_processes,
 )
 
 
@@ -15,7 +14,10 @@ def _run(arguments: argparse.Namespace) -> int:
     config, workdir = config_and_workdir(arguments)
     from merging import sweep
 
-    sweep.run(config, workdir, shard=arguments.shard)
+    if arguments.runner:
+        with config.unlocked():
+            config.runner = arguments.runner
+    sweep.sweep(config, workdir, shard=arguments.shard)
     return 0
 
 
@@ -28,7 +30,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="i/n",
         help="do the i-th of n parts of the grid, i from 0 to n-1",
     )
-    takes_processes(parser)
+    parser.add_argument(
+        "--runner",
+        choices=("inline", "local"),
+        help="where steps run: one at a time in this process, with all its devices, or"
+        " in a process for each core (what fits the models)",
+    )
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -54,8 +61,9 @@ COMMAND = Command(
       merging sweep --config configs/scaling_curves/tiny.py \\
           --config.sizes=1x,8x --config.seeds=3 --workdir more
       merging sweep --config FILE.py --workdir DIR --shard 0/4   # one of 4 machines
-    Any number of these may share one workdir, with --shard or without: each takes
-    steps that no other works on, and `merging status --workdir DIR` shows them all.
+    A workdir has one driver at a time; parts have workdirs of their own, and `merging
+    report --workdir part0 part1 …` joins their rows. `merging status` shows how far a
+    workdir is.
     """,
     _options,
     _run,

@@ -35,7 +35,7 @@ def status(folder: Path | str) -> str:
         listed = [step for step in steps if states[step] == state]
         lines += ["", *(_line(store, step, state) for step in listed)] * bool(listed)
     lines += ["", _driver(store), _left(store, states)]
-    return "\n".join(filter(None.__ne__, lines))
+    return "\n".join(line for line in lines if line is not None)
 
 
 def _grid(store: Store) -> Grid:

@@ -4,19 +4,22 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import together
 
 from merging.cli.main import main
+from merging.methods import registry
 from merging.runtime import config as configs
 from merging.runtime import results
+from merging.runtime import workdir as workdirs
 from merging.runtime.errors import UserError
-from merging.sweep import run
+from merging.sweep import open_store, status, steps
+from merging.sweep import sweep as run
 from merging.sweep.experiment import read
 from merging.sweep.steps import Grid, part, with_needs
 from merging.sweep.store import Broken, Store
@@ -115,7 +118,7 @@ def test_a_finished_sweep_does_nothing_and_says_so(finished):
     assert rows(finished) == table
 
 
-def test_a_killed_sweep_goes_on_as_two_processes_to_the_same_rows(finished, tmp_path):
+def test_a_killed_sweep_has_one_driver_and_goes_on_to_the_same_rows(finished, tmp_path):
     workdir = tmp_path / "killed"
     # What reads the suite takes longest, and is tested with the rest of it.
     shutil.copytree(finished / "data", workdir / "data")
@@ -127,35 +130,76 @@ def test_a_killed_sweep_goes_on_as_two_processes_to_the_same_rows(finished, tmp_
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 200
-    while len(list(workdir.glob("steps/*/*"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_steps(workdir, 1)
+    second = sweep(workdir)
+    assert second.returncode == 2, second.stderr
+    assert f"process {process.pid} on {socket.gethostname()}" in second.stderr
+    assert "works in" in second.stderr and "Traceback" not in second.stderr
+    assert f"Process {process.pid} on" in status(workdir)
+    wait_for_steps(workdir, 3)
     os.kill(process.pid, signal.SIGKILL)  # the parent alone: the workers must follow
     process.wait()
-    kept = set(workdir.glob("steps/*/*"))
+    kept = {p: p.stat().st_mtime_ns for p in workdir.glob("steps/*/*/output.json")}
     assert len(kept) >= 3 and not (workdir / "results.jsonl").exists()
     time.sleep(1)
     assert _survivors(process.pid) == []
-    told = ["--coordinator", "localhost:1", "--processes", "2", "--process"]
-    both = [
-        subprocess.Popen(
-            [*command(workdir, workers="1"), *told, str(number)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    said = together.heard(both)
-    assert together.statuses(both) == [0, 0], said
-    assert "result rows" in said[0] and "result rows" not in said[1]
-    assert said[1].splitlines() == [
-        f"merging: process 1 prints into {workdir}/logs/process_1.log"
-    ]
-    assert "sweep: done in" in (workdir / "logs" / "process_1.log").read_text()
-    assert kept <= set(workdir.glob("steps/*/*"))
+    assert "Nobody works on it" in status(workdir)
+    again = sweep(workdir, workers="1")
+    assert again.returncode == 0, again.stderr
+    after = {p: p.stat().st_mtime_ns for p in workdir.glob("steps/*/*/output.json")}
+    assert kept.items() <= after.items()
     assert rows(workdir) == rows(finished)
+    assert "All is done." in status(workdir)
+
+
+def test_steps_in_this_process_give_the_rows_of_many(finished, tmp_path):
+    workdir = tmp_path / "inline"
+    shutil.copytree(finished / "data", workdir / "data")
+    shutil.copy(finished / "config.json", workdir)
+    done = sweep(workdir, runner="inline")
+    assert done.returncode == 0, done.stderr
+    assert "inline, 1 at a time" in done.stderr
+    assert rows(workdir) == rows(finished)
+
+
+def test_a_sweep_is_driven_by_one_process():
+    told = ["--coordinator", "localhost:1", "--processes", "2", "--process", "1"]
+    refused = subprocess.run(
+        [*command(Path("nowhere")), *told], cwd=ROOT, capture_output=True, text=True
+    )
+    assert refused.returncode == 2 and "unknown argument" in refused.stderr
+    environment = os.environ | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    refused = subprocess.run(
+        command(Path("nowhere")),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert refused.returncode == 2 and "process 1 of 2" in refused.stderr
+    assert not (ROOT / "nowhere").exists()
+
+
+def test_status_names_what_was_begun_and_what_failed_and_why(tmp_path):
+    store, _ = open_store(configs.load(str(SMOKE), SMALL), tmp_path)
+    grid = Grid(settings(**SMALL))
+    base, expert = grid.base("1x", "pt"), grid.expert("1x", "pt", "sentiment", 0)
+    store.partial(expert)
+    store.fail(base, "training diverged at step 7")
+    said = status(tmp_path)
+    assert "failed  pretrain/1x/pt/seed0  training diverged at step 7" in said
+    counts = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line}
+    assert counts["step"] == ["done", "begun", "failed", "waiting", "all"]
+    assert counts["pretrain"] == ["0", "0", "1", "0", "1"]
+    store.publish(base, {"test": {}})
+    assert store.failure(base) is None
+    assert "failed  " not in status(tmp_path)
+
+
+def wait_for_steps(workdir: Path, count: int) -> None:
+    deadline = time.monotonic() + 200
+    while len(list(workdir.glob("steps/*/*"))) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _survivors(session: int) -> list[str]:
@@ -231,6 +275,32 @@ def test_keys_change_with_what_a_step_depends_on_and_with_nothing_else():
     assert grid.base("1x", "it").key == other.base("1x", "it").key
 
 
+def test_keys_change_with_defaults_and_versions_of_the_code_they_depend_on(monkeypatch):
+    arguments = ("1x", "it", "ties", 2, 0)
+    before = Grid(settings())
+    merge, expert = (
+        before.merge(*arguments).key,
+        before.expert("1x", "it", "sentiment", 0).key,
+    )
+
+    def changed(*attributes):
+        with monkeypatch.context() as patch:
+            patch.setattr(*attributes)
+            grid = Grid(settings())
+            ours = (
+                grid.merge(*arguments).key,
+                grid.expert("1x", "it", "sentiment", 0).key,
+            )
+            return [new != old for new, old in zip(ours, (merge, expert), strict=True)]
+
+    assert changed(steps, "VERSIONS", steps.VERSIONS | {"merge": 2}) == [True, False]
+    assert changed(steps, "VERSIONS", steps.VERSIONS | {"training": 2}) == [True, True]
+    entry = registry._ENTRIES["ties"]
+    other = entry._replace(parameters=entry.parameters | {"density": 0.3})
+    entries = registry._ENTRIES | {"ties": other}
+    assert changed(registry, "_ENTRIES", entries) == [True, False]
+
+
 def test_steps_come_after_what_they_need():
     ordered = with_needs(Grid(settings()).targets())
     place = {step.key: at for at, step in enumerate(ordered)}
@@ -255,9 +325,9 @@ def test_an_empty_part_of_a_grid_does_nothing(tmp_path, capsys):
 
 def test_a_config_half_written_by_a_killed_run_locks_no_one_out(tmp_path):
     (tmp_path / "config.json.123.tmp").write_text("{")
-    Store(tmp_path).claim({}, "abc")
+    workdirs.claim(tmp_path, {}, "abc", "sweep")
     with pytest.raises(UserError, match="another config"):
-        Store(tmp_path).claim({}, "def")
+        workdirs.claim(tmp_path, {}, "def", "sweep")
 
 
 def test_subsets_grow_by_adding_experts():
@@ -271,9 +341,7 @@ def test_subsets_grow_by_adding_experts():
 def test_an_output_of_another_step_is_not_believed(tmp_path):
     grid = Grid(settings())
     store, step = Store(tmp_path), grid.base("1x", "pt")
-    claim, folder = store.take(step)
-    store.publish(step, folder, {"test": {}})
-    claim.finish()
+    store.publish(step, {"test": {}})
     assert store.output(step)["test"] == {}
     (store.path(step) / "output.json").write_text('{"key": "other", "test": {}}')
     with pytest.raises(Broken, match="not this step's"):

@@ -104,7 +104,7 @@ def config(base: Path, **changes) -> ConfigDict:
 @pytest.fixture(scope="module")
 def finished(base, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("sweep") / "run"
-    sweep.run(config(base), workdir)
+    sweep(config(base), workdir)
     return workdir
 
 
@@ -126,7 +126,7 @@ def test_the_base_is_read_where_it_lies_and_not_copied(finished):
 
 def test_a_finished_sweep_of_a_given_base_does_nothing(finished, base, capsys):
     before = (finished / "results.jsonl").read_bytes()
-    sweep.run(config(base), finished)
+    sweep(config(base), finished)
     assert "nothing to do" in capsys.readouterr().err
     assert (finished / "results.jsonl").read_bytes() == before
 
@@ -204,11 +204,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(base, tmp_path):
     chosen.data.tokenizer = str(base)
     with pytest.raises(UserError, match="only 100"):
         read(chosen)
-
-
-def test_gates_are_refused_since_there_is_no_pair_of_bases(base, tmp_path):
-    with pytest.raises(UserError, match="given checkpoints have no such pair"):
-        sweep.gates(config(base), tmp_path)
 
 
 def test_a_text_without_opening_mark_is_learned_from_its_second_token_on():
