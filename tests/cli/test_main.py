@@ -33,18 +33,13 @@ def sweep(monkeypatch):
     fake = types.ModuleType("merging.sweep")
     fake.calls = []
     fake.fail = None
-    fake.passes = True
 
     def run(config, workdir, shard):
         fake.calls.append((config, workdir, shard))
         if fake.fail:
             raise fake.fail
 
-    def gates(config, workdir):
-        fake.calls.append((config, workdir))
-        return fake.passes
-
-    fake.run, fake.gates = run, gates
+    fake.sweep = run
     monkeypatch.setitem(sys.modules, "merging.sweep", fake)
     monkeypatch.setattr("merging.sweep", fake, raising=False)
     return fake
@@ -84,13 +79,6 @@ def test_without_a_workdir_the_config_names_it(run, sweep, config):
         Path("runs/example-big"),
     ]
     assert sweep.calls[0][2] == (0, 1)
-
-
-@pytest.mark.parametrize(("passes", "status"), [(True, 0), (False, 1)])
-def test_gates_end_with_their_verdict(run, sweep, config, passes, status):
-    sweep.passes = passes
-    assert run("gates", "--config", config)[0] == status
-    assert len(sweep.calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -239,7 +227,7 @@ def test_methods_are_listed_for_programs(run, methods):
     }
 
 
-@pytest.mark.parametrize("command", ["sweep", "report", "gates", "methods"])
+@pytest.mark.parametrize("command", ["sweep", "report", "status", "methods"])
 def test_the_help_of_a_command_shows_examples(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0
@@ -251,7 +239,7 @@ def test_the_help_of_a_command_shows_examples(run, command):
 def test_the_help_lists_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    assert all(name in out for name in ("sweep", "report", "gates", "methods"))
+    assert all(name in out for name in ("sweep", "report", "status", "methods"))
 
 
 def test_no_command_is_a_mistake_answered_with_the_help(run):

@@ -187,7 +187,7 @@ def test_status_names_what_was_begun_and_what_failed_and_why(tmp_path):
     store.partial(expert)
     store.fail(base, "training diverged at step 7")
     said = status(tmp_path)
-    assert "failed  pretrain/1x/pt/seed0  training diverged at step 7" in said
+    assert "failed  pretrain/1x/seed0  training diverged at step 7" in said
     counts = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line}
     assert counts["step"] == ["done", "begun", "failed", "waiting", "all"]
     assert counts["pretrain"] == ["0", "0", "1", "0", "1"]
