@@ -8,9 +8,9 @@ def rounding(length: int, magnitude: float = 1.0, dtype: object = np.float32) ->
     """Return the bound on how far two computations of one sum are apart.
 
     Added in any order, with or without fused multiply-adds, a sum of n terms is within
-    n u Σ|term| of the exact one, with the unit roundoff u = eps / 2 (N. Higham, Accuracy
-    and Stability of Numerical Algorithms, 2nd edition, section 4.2; without its terms in
-    u²). Two such computations are within twice that of each other, on any CPU.
+    n u Σ|term| of the exact one, with the unit roundoff u = eps / 2 (N. Higham,
+    Accuracy and Stability of Numerical Algorithms, 2nd edition, section 4.2; without
+    its terms in u²). Two such computations are within twice that, on any CPU.
 
     Args:
       length: roundings that one number goes through: the terms of its sum; of a chain
