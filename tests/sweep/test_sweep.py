@@ -193,7 +193,7 @@ def test_status_names_what_was_begun_and_what_failed_and_why(tmp_path):
     assert counts["pretrain"] == ["0", "0", "1", "0", "1"]
     store.publish(base, {"test": {}})
     assert store.failure(base) is None
-    assert "failed  " not in status(tmp_path)
+    assert "failed  pretrain" not in status(tmp_path)
 
 
 def wait_for_steps(workdir: Path, count: int) -> None:
