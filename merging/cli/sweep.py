@@ -17,6 +17,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.runner:
         with config.unlocked():
             config.runner = arguments.runner
+    index, count = arguments.shard
+    if count > 1:
+        workdir = workdir / f"shard_{index}_of_{count}"
     sweep.sweep(config, workdir, shard=arguments.shard)
     return 0
 
@@ -28,7 +31,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         type=_shard,
         default=(0, 1),
         metavar="i/n",
-        help="do the i-th of n parts of the grid, i from 0 to n-1",
+        help="do the i-th of n parts of the grid, i from 0 to n-1, in"
+        " WORKDIR/shard_i_of_n",
     )
     parser.add_argument(
         "--runner",
@@ -61,9 +65,8 @@ COMMAND = Command(
       merging sweep --config configs/scaling_curves/tiny.py \\
           --config.sizes=1x,8x --config.seeds=3 --workdir more
       merging sweep --config FILE.py --workdir DIR --shard 0/4   # one of 4 machines
-    A workdir has one driver at a time; parts have workdirs of their own, and `merging
-    report --workdir part0 part1 …` joins their rows. `merging status` shows how far a
-    workdir is.
+    A workdir has one driver at a time. Parts lie in folders of their own, and `merging
+    report --workdir DIR/shard_*` joins their rows.
     """,
     _options,
     _run,

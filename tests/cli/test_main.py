@@ -68,7 +68,7 @@ def test_sweep_gets_the_overridden_config_the_workdir_and_the_shard(
         "train": {"steps": 7},
     }
     assert given.is_locked
-    assert (where, shard) == (tmp_path / "w", (1, 3))
+    assert (where, shard) == (tmp_path / "w" / "shard_1_of_3", (1, 3))
 
 
 def test_without_a_workdir_the_config_names_it(run, sweep, config):
