@@ -11,7 +11,10 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["merging", "merging.*"]),
-    package_data={"merging.tasks.t0": ["datasets/*.toml"]},
+    package_data={
+        "merging.report": ["templates/*.j2"],
+        "merging.tasks.t0": ["datasets/*.toml"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",

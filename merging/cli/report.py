@@ -11,7 +11,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from merging.runtime import results
 
     rows = results.read(arguments.workdir)
-    page = report.write_report(rows, arguments.out or arguments.workdir[0] / "report")
+    page = report.report(rows, arguments.out or arguments.workdir[0] / "report")
     print(f"Report of {len(rows)} rows: {page}")
     return 0
 

@@ -1,4 +1,7 @@
-"""Result rows → figures, tables, verdicts and one web page that a stranger can read."""
+"""Result rows → figures, tables, verdicts and one web page that a stranger can read.
+
+The room is named as what it does: `merging.report(…)` is `merging.report.report`.
+"""
 
 import contextlib
 import os
@@ -6,27 +9,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from merging.report.summaries import summarise
+from merging.runtime import results
+from merging.runtime.naming import callable_as
 from merging.runtime.results import Row
 from merging.runtime.storage import write_bytes
 
-__all__ = ["summary_text", "write_report"]
+__all__ = ["report", "summary_text"]
 
 
-def write_report(rows: Iterable[Row], directory: str | os.PathLike) -> Path:
+def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> Path:
     """Write the whole report and return the path of its index.html.
 
-    The directory gets index.html (self-contained), figures/*.png and *.svg, and
+    The folder gets index.html (self-contained), figures/*.png and *.svg, and
     tables/*.csv. The same rows give the same bytes. Figures and tables of an earlier
     report there that these rows cannot fill are removed.
 
+    Args:
+      rows: result rows, or workdirs and files that hold them, whose rows are joined.
+      out: the folder.
+
     Raises:
-      UserError: no rows, rows that do not belong together (summaries.summarise), or a
-        directory that cannot be written.
+      UserError: no rows, rows that can't be read or do not belong together
+        (summaries.summarise), or a folder that cannot be written.
     """
-    # Imported late: drawing needs matplotlib, and the command line must start quickly.
+    # Imported late: plotting needs matplotlib, and the command line must start quickly.
     from merging.report import curves, figures, judging, page, tables, verdicts
 
-    grid = summarise(rows)
+    grid = summarise(_read(rows))
     judged = verdicts.verdicts(grid)
     behind = curves.behind_figures(grid)
     others = [
@@ -46,14 +55,21 @@ def write_report(rows: Iterable[Row], directory: str | os.PathLike) -> Path:
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
     text = page.page(grid, judged, drawn, behind)
-    return _publish(Path(directory), files, text)
+    return _publish(Path(out), files, text)
+
+
+def _read(rows: Iterable[Row | str | os.PathLike]) -> list[Row]:
+    found: list[Row] = []
+    for row in rows:
+        found += [row] if isinstance(row, Row) else results.read(row)
+    return found
 
 
 def summary_text(rows: Iterable[Row]) -> str:
     """The verdicts and the main scores in plain text, for the end of a run.
 
     Raises:
-      UserError: as `write_report`.
+      UserError: as `report`.
     """
     from merging.report import judging, tables, verdicts
 
@@ -79,3 +95,6 @@ def _publish(directory: Path, files: dict[str, bytes], text: str) -> Path:
     # Last: a page that exists has all its files beside it.
     write_bytes(directory / "index.html", text.encode("utf-8"))
     return directory / "index.html"
+
+
+callable_as(__name__, report)

@@ -15,8 +15,8 @@ def behind_figures(grid: Grid) -> dict[str, list[Table]]:
     sized, counted = "against size", "against K, the experts merged"
     return {
         "F1": [curve("F1", f"Held-in ratio {sized}", grid, "held_in", ends)],
-        "F1_recovered": [
-            curve("F1_recovered", f"Recovered share {sized}", grid, "recovered", ends)
+        "F1_gain": [
+            curve("F1_gain", f"Normalised gain {sized}", grid, "normalised_gain", ends)
         ],
         "F2": [curve("F2", f"Held-in ratio {counted}", grid, "held_in")],
         "F3": [curve("F3", f"Held-out ratio {counted}", grid, "held_out")],
@@ -132,5 +132,5 @@ def _every_gain(grid: Grid) -> Iterable[tuple[str, str, str, Gains, Gains | None
         for base in grid.bases:
             for method in grid.methods:
                 if raw := gains(grid, size, base, method, "gain"):
-                    share = gains(grid, size, base, method, "gain_share")
+                    share = gains(grid, size, base, method, "normalised_gain_all")
                     yield size, base, method, raw, share

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from merging.report import curves, drawing
-from merging.report.drawing import Figure, Look
+from merging.report import curves, plotting
+from merging.report.plotting import Figure, Look
 from merging.report.saturation import Gains, gains
 from merging.report.summaries import MULTITASK, Grid, Spread, measure, spread
 
@@ -16,8 +16,8 @@ _HELD_IN = (
     "divided by that task's expert's. The dashed grey line is the floor: the same "
     "ratio for the unmerged base."
 )
-_RECOVERED = (
-    "Recovered share: how much of the way from the base's mean raw score to the "
+_NORMALISED_GAIN = (
+    "Normalised gain: how much of the way from the base's mean raw score to the "
     "experts' the merge gets (0: no better than the base, 1: as good as the experts)."
 )
 _HELD_OUT = (
@@ -33,7 +33,11 @@ def draw(grid: Grid) -> list[Figure]:
             g, "F1", "held_in", "Held-in ratio against size", _HELD_IN
         ),
         lambda g: _against_size(
-            g, "F1_recovered", "recovered", "Recovered share against size", _RECOVERED
+            g,
+            "F1_gain",
+            "normalised_gain",
+            "Normalised gain against size",
+            _NORMALISED_GAIN,
         ),
         lambda g: _against_count(
             g, "F2", "held_in", "Held-in ratio against K, the experts merged", _HELD_IN
@@ -48,9 +52,9 @@ def draw(grid: Grid) -> list[Figure]:
         _methods_spread,
         _multitask,
         lambda g: _gains(g, "F6", "gain", "raw score"),
-        lambda g: _gains(g, "F6_share", "gain_share", "share of gap"),
+        lambda g: _gains(g, "F6_normalised", "normalised_gain_all", "share of gap"),
     )
-    with drawing.style():
+    with plotting.style():
         figures = [drawer(grid) for drawer in drawers]
     return [figure for figure in figures if figure is not None]
 
@@ -62,20 +66,22 @@ def _against_size(
     counts = sorted({*grid.counts[:1], *grid.counts[-1:]})
     if not _any(grid, score, counts):
         return None
-    canvas, axes = drawing.panels(len(counts), len(grid.bases), width=3.8)
+    canvas, axes = plotting.panels(len(counts), len(grid.bases), width=3.8)
     for row, K in enumerate(counts):
         for column, base in enumerate(grid.bases):
             ax = axes[row, column]
             if score == "held_in":
                 floors = [_floor(grid, size, base, K) for size in grid.sizes]
-                drawing.reference(ax, list(grid.sizes.values()), floors)
+                plotting.reference(ax, list(grid.sizes.values()), floors)
             _lines_over_size(ax, grid, base, grid.methods, K, score)
-            ax.set_title(f"{drawing.BASE_NAMES[base]}, K = {K}")
+            ax.set_title(f"{plotting.BASE_NAMES[base]}, K = {K}")
     ylabels = [caption.partition(":")[0]] * len(counts)
-    drawing.tidy(axes, ylabels, lambda ax, low: drawing.size_axis(ax, grid.sizes, low))
-    extra = [drawing.reference_handle("floor: base / expert")]
+    plotting.tidy(
+        axes, ylabels, lambda ax, low: plotting.size_axis(ax, grid.sizes, low)
+    )
+    extra = [plotting.reference_handle("floor: base / expert")]
     handles = _handles(grid.methods) + (extra if score == "held_in" else [])
-    return drawing.finish(canvas, name, title, caption + _BARS, handles)
+    return plotting.finish(canvas, name, title, caption + _BARS, handles)
 
 
 def _against_count(
@@ -84,7 +90,7 @@ def _against_count(
     """Rows: bases; columns: sizes; x: K."""
     if not _any(grid, score, grid.counts):
         return None
-    canvas, axes = drawing.panels(len(grid.bases), len(grid.sizes))
+    canvas, axes = plotting.panels(len(grid.bases), len(grid.sizes))
     for row, base in enumerate(grid.bases):
         for column, size in enumerate(grid.sizes):
             ax = axes[row, column]
@@ -93,23 +99,23 @@ def _against_count(
                     measure(grid.models(size, base, method, K), score)
                     for K in grid.counts
                 ]
-                shift = 0.12 * drawing.dodge(index, len(grid.methods))
+                shift = 0.12 * plotting.dodge(index, len(grid.methods))
                 x = [K + shift for K in grid.counts]
-                drawing.line(ax, x, scores, drawing.look(method, grid.methods))
+                plotting.line(ax, x, scores, plotting.look(method, grid.methods))
             if ax.has_data():
                 floors = [
                     1.0 if score == "held_out" else _floor(grid, size, base, K)
                     for K in grid.counts
                 ]
-                drawing.reference(ax, grid.counts, floors)
-            ax.set_title(f"{size} ({drawing.human(grid.sizes[size])}), {base.upper()}")
+                plotting.reference(ax, grid.counts, floors)
+            ax.set_title(f"{size} ({plotting.human(grid.sizes[size])}), {base.upper()}")
     ylabels = [caption.partition(":")[0]] * len(grid.bases)
-    drawing.tidy(
-        axes, ylabels, lambda ax, low: drawing.count_axis(ax, grid.counts, low)
+    plotting.tidy(
+        axes, ylabels, lambda ax, low: plotting.count_axis(ax, grid.counts, low)
     )
     what = "the base: 1" if score == "held_out" else "floor: base / expert"
-    handles = [*_handles(grid.methods), drawing.reference_handle(what)]
-    return drawing.finish(canvas, name, title, caption + _BARS, handles)
+    handles = [*_handles(grid.methods), plotting.reference_handle(what)]
+    return plotting.finish(canvas, name, title, caption + _BARS, handles)
 
 
 def _methods_spread(grid: Grid) -> Figure | None:
@@ -119,27 +125,29 @@ def _methods_spread(grid: Grid) -> Figure | None:
         return None
     bases = [base for base in grid.bases if any(r[2] == base for r in table.rows)]
     counts = [K for K in grid.counts if any(r[3] == K for r in table.rows)]
-    canvas, axes = drawing.panels(1, len(bases), width=3.8, height=2.9)
+    canvas, axes = plotting.panels(1, len(bases), width=3.8, height=2.9)
     for ax, base in zip(axes.flat, bases, strict=True):
         for index, K in enumerate(counts):
             found = [r for r in table.rows if (r[2], r[3]) == (base, K)]
-            shift = 10 ** (0.02 * drawing.dodge(index, len(counts)))
+            shift = 10 ** (0.02 * plotting.dodge(index, len(counts)))
             scores = [Spread(*r[5:9], r[9], 0) for r in found]
-            style = drawing.ordered_look(index, len(counts))
-            drawing.line(ax, [r[1] * shift for r in found], scores, style)
-        ax.set_title(drawing.BASE_NAMES[base])
+            style = plotting.ordered_look(index, len(counts))
+            plotting.line(ax, [r[1] * shift for r in found], scores, style)
+        ax.set_title(plotting.BASE_NAMES[base])
         ax.set_ylim(bottom=0)
     ylabels = ["best minus worst method"]
-    drawing.tidy(axes, ylabels, lambda ax, low: drawing.size_axis(ax, grid.sizes, low))
+    plotting.tidy(
+        axes, ylabels, lambda ax, low: plotting.size_axis(ax, grid.sizes, low)
+    )
     handles = [
-        drawing.handle(f"K = {K}", drawing.ordered_look(index, len(counts)))
+        plotting.handle(f"K = {K}", plotting.ordered_look(index, len(counts)))
         for index, K in enumerate(counts)
     ]
     caption = (
         "Do the methods converge? The best method's held-in ratio minus the worst's, "
         "within each seed; bars run from the lowest to the highest seed."
     )
-    return drawing.finish(canvas, "F4", table.title, caption, handles)
+    return plotting.finish(canvas, "F4", table.title, caption, handles)
 
 
 def _multitask(grid: Grid) -> Figure | None:
@@ -155,18 +163,20 @@ def _multitask(grid: Grid) -> Figure | None:
     rows = [s for s in ("held_in", "held_out") if _any(grid, s, [K])]
     if not rows:
         return None
-    canvas, axes = drawing.panels(len(rows), len(grid.bases), width=3.8, share="row")
+    canvas, axes = plotting.panels(len(rows), len(grid.bases), width=3.8, share="row")
     for row, score in enumerate(rows):
         for column, base in enumerate(grid.bases):
             ax = axes[row, column]
             _lines_over_size(ax, grid, base, (*grid.methods, *kinds), K, score)
             if ax.has_data() and score == "held_out":
-                drawing.reference(
+                plotting.reference(
                     ax, list(grid.sizes.values()), [1.0] * len(grid.sizes)
                 )
-            ax.set_title(f"{drawing.BASE_NAMES[base]}, {score.replace('_', '-')}")
+            ax.set_title(f"{plotting.BASE_NAMES[base]}, {score.replace('_', '-')}")
     ylabels = [f"{score.replace('_', '-').capitalize()} ratio" for score in rows]
-    drawing.tidy(axes, ylabels, lambda ax, low: drawing.size_axis(ax, grid.sizes, low))
+    plotting.tidy(
+        axes, ylabels, lambda ax, low: plotting.size_axis(ax, grid.sizes, low)
+    )
     caption = (
         f"Merges of {K} experts against one model trained on all held-in tasks, for a "
         "fixed number of steps and stopped early on validation loss. Held-in: score "
@@ -175,9 +185,9 @@ def _multitask(grid: Grid) -> Figure | None:
     title = f"Merged (K = {K}) against multitask training"
     handles = [
         *_handles((*grid.methods, *kinds)),
-        drawing.reference_handle("held-out: the base, 1"),
+        plotting.reference_handle("held-out: the base, 1"),
     ]
-    return drawing.finish(canvas, "F5", title, caption, handles)
+    return plotting.finish(canvas, "F5", title, caption, handles)
 
 
 def _gains(grid: Grid, name: str, score: str, unit: str) -> Figure | None:
@@ -193,7 +203,7 @@ def _gains(grid: Grid, name: str, score: str, unit: str) -> Figure | None:
         return None
     bases = [base for base in grid.bases if any(key[1] == base for key in found)]
     # Gains and marginal gains differ in scale: each row has its own axis.
-    canvas, axes = drawing.panels(
+    canvas, axes = plotting.panels(
         2 * len(bases), len(grid.sizes), height=2.1, share="row"
     )
     for number, base in enumerate(bases):
@@ -201,16 +211,16 @@ def _gains(grid: Grid, name: str, score: str, unit: str) -> Figure | None:
             pair = axes[2 * number : 2 * number + 2, column]
             for index, method in enumerate(grid.methods):
                 if curve := found.get((size, base, method)):
-                    shift = 0.1 * drawing.dodge(index, len(grid.methods))
-                    style = drawing.look(method, grid.methods)
+                    shift = 0.1 * plotting.dodge(index, len(grid.methods))
+                    style = plotting.look(method, grid.methods)
                     _gain_curve(*pair, curve, style, shift)
-            human = drawing.human(grid.sizes[size])
+            human = plotting.human(grid.sizes[size])
             pair[0].set_title(f"{size} ({human}), {base.upper()}")
     ylabels = [f"gain over base\n({unit})", f"gain per added\nexpert ({unit})"]
-    drawing.tidy(
+    plotting.tidy(
         axes,
         ylabels * len(bases),
-        lambda ax, low: drawing.count_axis(ax, (0, *grid.counts), low),
+        lambda ax, low: plotting.count_axis(ax, (0, *grid.counts), low),
     )
     caption = (
         "Mean over all held-in datasets, merged or not, above the unmerged base (K = "
@@ -222,7 +232,7 @@ def _gains(grid: Grid, name: str, score: str, unit: str) -> Figure | None:
     )
     title = f"Gain and marginal gain per added expert ({unit}), all held-in datasets"
     handles = [*_handles(grid.methods), _ring_handle()]
-    return drawing.finish(canvas, name, title, caption, handles)
+    return plotting.finish(canvas, name, title, caption, handles)
 
 
 _RING = {
@@ -239,8 +249,8 @@ def _gain_curve(above, below, curve: Gains, style: Look, shift: float) -> None:
     means = [spread(curve.by_seed[K].values()) for K in counts]
     steps = [spread(seeds.values()) for seeds in curve.marginal.values()]
     middles = [(before + K) / 2 for before, K in curve.marginal]
-    drawing.line(above, [K + shift for K in counts], means, style, connect=False)
-    drawing.line(below, [x + shift for x in middles], steps, style, connect=False)
+    plotting.line(above, [K + shift for K in counts], means, style, connect=False)
+    plotting.line(below, [x + shift for x in middles], steps, style, connect=False)
     below.axhline(0, color="#999999", linewidth=0.8)
     above.axhline(0, color="#999999", linewidth=0.8)
     fit = curve.fit
@@ -269,9 +279,9 @@ def _lines_over_size(
         scores = [
             measure(grid.models(s, base, method, count), score) for s in grid.sizes
         ]
-        shift = 10 ** (0.035 * drawing.dodge(index, len(methods)))
+        shift = 10 ** (0.035 * plotting.dodge(index, len(methods)))
         x = [params * shift for params in grid.sizes.values()]
-        drawing.line(ax, x, scores, drawing.look(method, grid.methods))
+        plotting.line(ax, x, scores, plotting.look(method, grid.methods))
 
 
 def _floor(grid: Grid, size: str, base: str, K: int) -> float | None:
@@ -289,4 +299,6 @@ def _any(grid: Grid, score: str, counts: Iterable[int]) -> bool:
 
 
 def _handles(methods: Sequence[str]) -> list:
-    return [drawing.handle(drawing.label(m), drawing.look(m, methods)) for m in methods]
+    return [
+        plotting.handle(plotting.label(m), plotting.look(m, methods)) for m in methods
+    ]

@@ -85,10 +85,10 @@ def require_one_experiment(rows: Sequence[Row]) -> None:
     """
     if not rows:
         raise UserError("no result rows: nothing to report; run the sweep first")
-    for what in ("suite", "family"):
+    for what, several in (("suite", "suites"), ("family", "families")):
         if len(names := sorted({getattr(row, what) for row in rows})) > 1:
             raise UserError(
-                f"rows of several {what}s ({', '.join(names)}) do not share an axis; "
+                f"rows of several {several} ({', '.join(names)}) do not share an axis; "
                 "report them one by one"
             )
     for key, of in (

@@ -13,14 +13,14 @@ HOLDS, FAILS, MIXED, UNTESTED = "holds", "does not hold", "mixed", "not tested"
 MOST, HALF, ERRORS = 0.8, 0.5, 2
 
 RULE = f"""\
-Each reading becomes a set of comparisons (for example: IT minus PT at one size, \
+Each claim becomes a set of comparisons (for example: IT minus PT at one size, \
 method and K). A comparison agrees when its mean over seeds is above zero. The mean \
 difference is the mean over comparisons; its standard error comes from the seeds \
 (comparisons of one seed share experts and are not independent). On one measure a \
-reading HOLDS when at least {MOST:.0%} of the comparisons agree and the mean \
+claim HOLDS when at least {MOST:.0%} of the comparisons agree and the mean \
 difference is above zero by more than {ERRORS} standard errors; it DOES NOT HOLD when \
 at most {HALF:.0%} agree and the mean difference is not above zero by more than \
-{ERRORS} standard errors; anything else is MIXED. A reading judged on several measures \
+{ERRORS} standard errors; anything else is MIXED. A claim judged on several measures \
 needs the same outcome on each, otherwise it is MIXED. With one seed there is no \
 standard error: only the count and the sign of the mean decide, and the spread is \
 said to be unknown. Standard errors from two or three seeds are themselves rough. They \
@@ -30,8 +30,8 @@ luck to every seed."""
 Differences = Mapping[tuple, Mapping[int, float]]
 
 
-class Evidence(NamedTuple):
-    """The comparisons of one reading on one measure.
+class ClaimTest(NamedTuple):
+    """The comparisons of one claim on one measure.
 
     Attributes:
       measure: what was compared, in words.
@@ -54,7 +54,7 @@ class Evidence(NamedTuple):
     seeds: int = 0
 
     def sentence(self) -> str:
-        """The evidence in one line of text."""
+        """The tests in one line of text."""
         if self.outcome == UNTESTED:
             return f"{self.measure}: not tested"
         cells = self.agree + self.against + self.level
@@ -71,21 +71,21 @@ class Evidence(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """One reading, its outcome, the evidence and what to mind when reading it."""
+    """One claim, its outcome, the tests and what to mind when claim it."""
 
     key: str
     source: str
-    reading: str
+    claim: str
     outcome: str
-    evidence: tuple[Evidence, ...]
+    tests: tuple[ClaimTest, ...]
     notes: tuple[str, ...]
 
 
-def judge(name: str, differences: Differences, decides: bool = True) -> Evidence:
+def judge(name: str, differences: Differences, decides: bool = True) -> ClaimTest:
     """Apply the rule to one measure's differences (comparison → seed → value)."""
     differences = {cell: seeds for cell, seeds in differences.items() if seeds}
     if not differences:
-        return Evidence(name, UNTESTED, decides)
+        return ClaimTest(name, UNTESTED, decides)
     cells = {cell: statistics.fmean(d.values()) for cell, d in differences.items()}
     agree = sum(value > 1e-12 for value in cells.values())
     against = sum(value < -1e-12 for value in cells.values())
@@ -98,7 +98,7 @@ def judge(name: str, differences: Differences, decides: bool = True) -> Evidence
         outcome = FAILS
     else:
         outcome = MIXED
-    return Evidence(
+    return ClaimTest(
         name,
         outcome,
         decides,
@@ -134,16 +134,16 @@ def _standard_error(
 def conclude(
     key: str,
     source: str,
-    reading: str,
-    evidence: Sequence[Evidence],
+    claim: str,
+    tests: Sequence[ClaimTest],
     notes: Iterable[str],
 ) -> Verdict:
-    """Join the evidence on one reading into its verdict."""
+    """Join the tests on one claim into its verdict."""
     notes = [note for note in notes if note]
-    tested = [e for e in evidence if e.decides and e.outcome != UNTESTED]
+    tested = [e for e in tests if e.decides and e.outcome != UNTESTED]
     outcomes = {e.outcome for e in tested}
     if not tested:
-        return Verdict(key, source, reading, UNTESTED, tuple(evidence), tuple(notes))
+        return Verdict(key, source, claim, UNTESTED, tuple(tests), tuple(notes))
     outcome = outcomes.pop() if len(outcomes) == 1 else MIXED
     if len({e.outcome for e in tested}) > 1:
         notes.insert(
@@ -154,7 +154,7 @@ def conclude(
         )
     if all(e.standard_error is None for e in tested):
         notes.append("One seed: the spread is unknown, this is one run's answer.")
-    return Verdict(key, source, reading, outcome, tuple(evidence), tuple(notes))
+    return Verdict(key, source, claim, outcome, tuple(tests), tuple(notes))
 
 
 def minus(
@@ -173,25 +173,25 @@ def minus(
 def verdict_table(found: Sequence[Verdict]) -> Table:
     """One line per verdict and measure."""
     rows = [
-        (v.key, v.source, v.reading, v.outcome, *e._replace(decides=bool(e.decides)))
+        (v.key, v.source, v.claim, v.outcome, *e._replace(decides=bool(e.decides)))
         for v in found
-        for e in v.evidence
+        for e in v.tests
     ]
-    columns = ("key", "source", "reading", "verdict", "measure", "outcome", "decides")
+    columns = ("key", "source", "claim", "verdict", "measure", "outcome", "decides")
     columns += ("agree", "against", "level", "mean difference", "standard error")
     columns += ("lowest", "highest", "seeds")
-    return Table("verdicts", "Verdicts and their evidence", columns, tuple(rows))
+    return Table("verdicts", "Verdicts and their tests", columns, tuple(rows))
 
 
 def verdict_text(found: Sequence[Verdict]) -> str:
-    """The verdicts for a terminal: outcome and reading, then the evidence."""
+    """The verdicts for a terminal: outcome and claim, then the tests."""
     lines = ["VERDICTS"]
     for verdict in found:
         source = f"({verdict.source})"
-        lines.append(f"{verdict.outcome.upper():>13}  {verdict.reading} {source}")
-        for evidence in verdict.evidence:
-            if evidence.decides:
-                lines.append(f"{'':15}- {evidence.sentence()} -> {evidence.outcome}")
+        lines.append(f"{verdict.outcome.upper():>13}  {verdict.claim} {source}")
+        for tests in verdict.tests:
+            if tests.decides:
+                lines.append(f"{'':15}- {tests.sentence()} -> {tests.outcome}")
         lines += [f"{'':15}  {note}" for note in verdict.notes]
     wrapped = (
         textwrap.wrap(line, 100, subsequent_indent=" " * 17, break_on_hyphens=False)

@@ -143,7 +143,9 @@ class Gains(NamedTuple):
 
 
 def gains(grid: Grid, size: str, base: str, method: str, measure: str) -> Gains | None:
-    """Return the gain curve of `measure` ("gain" or "gain_share"); None without data.
+    """Return the gain curve of a measure; None without data.
+
+    The measure is "gain" or "normalised_gain_all".
 
     Experts evaluated on every held-in dataset give the point at K = 1.
     """

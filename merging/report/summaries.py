@@ -14,8 +14,8 @@ MULTITASK = ("multitask", "multitask_early")
 # A base this near to chance on held-out tasks has no skill for a ratio to compare.
 NEAR_CHANCE = 0.03
 
-# A recovered share divides by the base-to-expert gap; below this (raw metric, 0-1)
-# the share is noise, so it is left out and counted.
+# Normalised gain divides by the base-to-expert gap; below this (raw metric, 0-1) it is
+# noise, so it is left out and counted.
 SMALLEST_GAP = 0.01
 
 
@@ -52,12 +52,13 @@ class ModelScores:
     Attributes:
       held_in: mean over the merged experts' tasks of metric(model)/metric(expert).
       floor: the same ratio for the unmerged base.
-      recovered: (model - base)/(expert - base) on mean raw scores of those tasks.
+      normalised_gain: (model - base)/(expert - base) on mean raw scores of those tasks.
       held_in_raw, expert_raw, base_raw: mean raw scores of those tasks.
       held_out: mean over held-out tasks of metric(model)/metric(base).
       held_out_raw: mean raw score of the held-out tasks.
       gain: mean raw score on all held-in datasets, merged or not, above the base's.
-      gain_share: `gain` as a share of the base-to-expert gap on the same datasets.
+      normalised_gain_all: `gain` as a share of the base-to-expert gap on the same
+        datasets.
       held_in_excluded, held_out_excluded: tasks left out of the ratio because the
         expert's (the base's) score is zero or unknown.
       scale, density, scale_at_edge: the settings chosen on validation.
@@ -68,7 +69,7 @@ class ModelScores:
     subset: tuple[str, ...]
     held_in: float | None
     floor: float | None
-    recovered: float | None
+    normalised_gain: float | None
     held_in_raw: float | None
     expert_raw: float | None
     base_raw: float | None
@@ -77,7 +78,7 @@ class ModelScores:
     held_out_raw: float | None
     held_out_excluded: int
     gain: float | None
-    gain_share: float | None
+    normalised_gain_all: float | None
     scale: float | None
     density: float | None
     scale_at_edge: bool | None
@@ -213,14 +214,14 @@ def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> Mode
     floors = [r for r in comparable if r.value_of_base is not None]
     settings = rows[0].parameters
     edge = settings.get("scale_at_edge")
-    gain, gain_share = _gain(held_in, all_held_in)
+    gain, normalised_gain_all = _gain(held_in, all_held_in)
     return ModelScores(
         cell=cell,
         seed=rows[0].seed,
         subset=rows[0].subset,
         held_in=_mean(row.value / row.value_of_expert for row in comparable),
         floor=_mean(row.value_of_base / row.value_of_expert for row in floors),
-        recovered=_share(known),
+        normalised_gain=_share(known),
         held_in_raw=_mean(row.value for row in own),
         expert_raw=_mean(row.value_of_expert for row in known),
         base_raw=_mean(row.value_of_base for row in known),
@@ -229,7 +230,7 @@ def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> Mode
         held_out_raw=_mean(row.value for row in held_out),
         held_out_excluded=len(held_out) - len(based),
         gain=gain,
-        gain_share=gain_share,
+        normalised_gain_all=normalised_gain_all,
         scale=_number(settings.get("scale")),
         density=_number(settings.get("density")),
         scale_at_edge=edge if isinstance(edge, bool) else None,
@@ -288,9 +289,9 @@ def _caveats(grid: Grid) -> list[str]:
             f"{sum(m.held_out_excluded for m in models)} held-out ratios of merged "
             "models have a zero or unknown denominator and are left out of the means."
         )
-    if gapless := sum(m.recovered is None for m in models):
+    if gapless := sum(m.normalised_gain is None for m in models):
         notes.append(
-            f"{gapless} merged models have no recovered share: their experts' mean is "
+            f"{gapless} merged models have no normalised gain: their experts' mean is "
             f"less than {SMALLEST_GAP} above the base."
         )
     edges = [m.scale_at_edge for m in models if m.scale_at_edge is not None]

@@ -17,14 +17,14 @@ from merging.runtime.text import Table, shown
 MODEL_MEASURES = (
     "held_in",
     "floor",
-    "recovered",
+    "normalised_gain",
     "held_in_raw",
     "expert_raw",
     "base_raw",
     "held_out",
     "held_out_raw",
     "gain",
-    "gain_share",
+    "normalised_gain_all",
 )
 
 
@@ -32,14 +32,14 @@ def scores(grid: Grid) -> Table:
     """Method × size × base × K: every summary score, its spread, and the chosen λ."""
     spread_names = [
         f"{name} {part}"
-        for name in ("held-in", "floor", "recovered", "held-out")
+        for name in ("held-in", "floor", "normalised gain", "held-out")
         for part in ("mean", "sd", "min", "max")
     ]
     rows = []
     for size, base, method, K, models in every_cell(grid):
         spreads = [
             measure(models, name)[:4]
-            for name in ("held_in", "floor", "recovered", "held_out")
+            for name in ("held_in", "floor", "normalised_gain", "held_out")
         ]
         rows.append(
             (
@@ -68,12 +68,12 @@ def main_scores(grid: Grid) -> Table:
     for size, base, method, K, models in every_cell(grid):
         texts = [
             _plus_minus(measure(models, name))
-            for name in ("held_in", "floor", "recovered", "held_out")
+            for name in ("held_in", "floor", "normalised_gain", "held_out")
         ]
         scale, _, edge = _settings(models)
         rows.append((size, base, method, K, len(models), *texts, scale, edge))
     columns = ("size", "base", "method", "K", "models", "held-in", "floor")
-    columns += ("recovered", "held-out", "lambda", "lambda at edge")
+    columns += ("normalised gain", "held-out", "lambda", "lambda at edge")
     return Table("main", "Scores by size, base, method and K", columns, tuple(rows))
 
 
@@ -174,13 +174,15 @@ def summary_of_baselines(grid: Grid) -> Table:
             line += (spread(r[at("floor")] for r in held_in).mean,)
             for kind in MULTITASK:
                 found = grid.models(size, base, kind)
-                names = ("held_in", "recovered", "held_out")
+                names = ("held_in", "normalised_gain", "held_out")
                 line += tuple(measure(found, name).mean for name in names)
             rows.append(line)
     columns = ("size", "params", "base", "held-in chance", "held-in base")
     columns += ("held-in experts", "held-out chance", "held-out base", "floor")
     for kind in ("multitask", "multitask early"):
-        columns += tuple(f"{kind} {n}" for n in ("held-in", "recovered", "held-out"))
+        columns += tuple(
+            f"{kind} {n}" for n in ("held-in", "normalised gain", "held-out")
+        )
     title = "Baselines: mean raw scores, floors, and the multitask models"
     return Table("baselines_summary", title, columns, tuple(rows))
 

@@ -1,8 +1,8 @@
-"""The papers' headline readings, held against the rows: does each hold here?
+"""The papers' headline claims, held against the rows: does each hold here?
 
 MS is "What Matters for Model Merging at Scale?" (arXiv 2410.03617), WF "Why Do More
-Experts Fail?" (arXiv 2505.21226). Every reading is turned into differences, one per
-comparison and seed, that are positive where the reading is right.
+Experts Fail?" (arXiv 2505.21226). Every claim is turned into differences, one per
+comparison and seed, that are positive where the claim is right.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ CLOSE = 0.95
 
 
 def verdicts(grid: Grid) -> tuple[Verdict, ...]:
-    """Judge every headline reading; always all of them, in one order."""
+    """Judge every headline claim; always all of them, in one order."""
     return (
         _instruction_tuned_merges_better(grid),
         _larger_merges_better(grid),
@@ -52,8 +52,8 @@ def _instruction_tuned_merges_better(grid: Grid) -> Verdict:
     if None not in (pt := floors.get("pt"), it := floors.get("it")):
         note = (
             f"The unmerged base alone reaches {it:.2f} of the experts for IT and "
-            f"{pt:.2f} for PT: the held-in ratio starts from there, the recovered "
-            "share does not."
+            f"{pt:.2f} for PT: the held-in ratio starts from there, the normalised "
+            "gain does not."
         )
     return conclude(
         "it_over_pt",
@@ -62,7 +62,7 @@ def _instruction_tuned_merges_better(grid: Grid) -> Verdict:
         "pretrained (PT) bases, at every size, method and K",
         [
             judge("held-in ratio, IT minus PT", differences("held_in")),
-            judge("recovered share, IT minus PT", differences("recovered")),
+            judge("normalised gain, IT minus PT", differences("normalised_gain")),
             judge(
                 "held-out ratio, IT minus PT", differences("held_out"), decides=False
             ),
@@ -95,10 +95,15 @@ def _larger_merges_better(grid: Grid) -> Verdict:
         "Larger models merge better",
         [
             judge(f"held-in ratio, {largest}", differences("held_in", ends)),
-            judge(f"recovered share, {largest}", differences("recovered", ends)),
+            judge(
+                f"normalised gain, {largest}",
+                differences("normalised_gain", ends),
+            ),
             judge("held-in ratio, each step up", differences("held_in", steps), False),
             judge(
-                "recovered share, each step up", differences("recovered", steps), False
+                "normalised gain, each step up",
+                differences("normalised_gain", steps),
+                False,
             ),
         ],
         ["" if ends else "One size only."],
@@ -168,7 +173,10 @@ def _methods_converge(grid: Grid) -> Verdict:
         "The methods converge at scale (their spread, best minus worst, shrinks)",
         [
             judge(f"spread of held-in ratio, {ends}", differences("held_in")),
-            judge(f"spread of recovered share, {ends}", differences("recovered")),
+            judge(
+                f"spread of normalised gain, {ends}",
+                differences("normalised_gain"),
+            ),
         ],
         [
             "" if len(sizes) > 1 else "One size only.",
@@ -211,7 +219,8 @@ def _largest_is_close_to_experts(grid: Grid) -> Verdict:
     note = f"No IT merge of all {K} experts at {size}."
     if models:
         values = {
-            n: measure(models, n) for n in ("held_in", "floor", "recovered", "held_out")
+            n: measure(models, n)
+            for n in ("held_in", "floor", "normalised_gain", "held_out")
         }
         shown = {
             n: "-" if v.mean is None else f"{v.mean:.3f}" for n, v in values.items()
@@ -221,7 +230,7 @@ def _largest_is_close_to_experts(grid: Grid) -> Verdict:
             f"Mean over methods at {size}, K={K}: held-in {shown['held_in']} of the "
             f"experts (MS about 0.97; best single merge "
             f"{'-' if best is None else f'{best:.3f}'}; the unmerged base "
-            f"{shown['floor']}; recovered share {shown['recovered']}), held-out "
+            f"{shown['floor']}; normalised gain {shown['normalised_gain']}), held-out "
             f"{shown['held_out']} of the base (MS about 1.18)."
         )
     return conclude(

@@ -77,7 +77,7 @@ def _record(
     if store.results.read_bytes() != before:
         page.unlink(missing_ok=True)
     if report_too and not page.exists():
-        report.write_report(found, store.workdir / "report")
+        report.report(found, store.workdir / "report")
     return found, page
 
 

@@ -176,7 +176,7 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     results = types.ModuleType("merging.runtime.results")
     results.read = lambda paths: calls.append(paths) or ["row"] * 3
     report = types.ModuleType("merging.report")
-    report.write_report = lambda rows, out: calls.append((rows, out)) or out / "i.html"
+    report.report = lambda rows, out: calls.append((rows, out)) or out / "i.html"
     for fake in (results, report):
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
         monkeypatch.setattr(fake.__name__, fake, raising=False)

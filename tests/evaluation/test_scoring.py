@@ -177,7 +177,7 @@ def test_rows_say_what_was_evaluated_and_are_read_by_the_report(made, tmp_path):
     assert copa.examples == EXAMPLES and 0 < copa.wall_seconds < 60
     assert copa.value_of_base == copa.value and copa.normalised == 1
     assert copa.value_of_expert is None
-    page = report.write_report(rows.values(), tmp_path / "report")
+    page = report.report(rows.values(), tmp_path / "report")
     assert "copa" in page.read_text()
 
 

@@ -11,10 +11,10 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from merging import report
-from merging.report import drawing, figures
+from merging.report import figures, plotting
 from merging.report.summaries import Spread, summarise
 
-FIGURES = ("F1", "F1_recovered", "F2", "F3", "F4", "F5", "F6", "F6_share")
+FIGURES = ("F1", "F1_gain", "F2", "F3", "F4", "F5", "F6", "F6_normalised")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def written(run, tmp_path_factory):
     (directory / "figures" / "F1_old.png").write_bytes(b"of an earlier run")
     (directory / "figures" / "mine.png").write_bytes(b"the user's")
     rows = run(("1x", "8x"), ("it",), ("average", "ties"), (2, 4, 8), seeds=2)
-    return report.write_report(reversed(rows), directory)
+    return report.report(reversed(rows), directory)
 
 
 def test_every_figure_is_there_as_png_and_svg(written):
@@ -85,7 +85,7 @@ def test_page_is_one_wellformed_file_without_scripts_or_links(written):
 
 def test_same_rows_same_bytes(written, run, tmp_path):
     rows = run(("1x", "8x"), ("it",), ("average", "ties"), (2, 4, 8), seeds=2)
-    again = report.write_report(rows, tmp_path).parent
+    again = report.report(rows, tmp_path).parent
     files = [p.relative_to(again) for p in again.rglob("*") if p.is_file()]
     assert len(files) > 2 * len(FIGURES)
     for file in files:
@@ -95,7 +95,7 @@ def test_same_rows_same_bytes(written, run, tmp_path):
 def test_a_run_without_merges_is_reported_without_figures(model, tmp_path):
     flat = [lambda d: 0.5] * 3
     rows = model("1x", "pt", "base", (), 0, *flat)
-    path = report.write_report(rows, tmp_path)
+    path = report.report(rows, tmp_path)
     assert "not tested" in path.read_text("utf-8")
     assert not (tmp_path / "figures").exists()
 
@@ -120,21 +120,23 @@ def test_text_summary_holds_verdicts_and_every_cell(run):
 
 
 def test_methods_look_the_same_whoever_is_beside_them():
-    alone = drawing.look("ties", ("ties",))
-    assert alone == drawing.look("ties", ("average", "new", "ties"))
+    alone = plotting.look("ties", ("ties",))
+    assert alone == plotting.look("ties", ("average", "new", "ties"))
     others = ("average", "task_arithmetic", "ties", "dare", "dare_ties", "rht")
-    looks = [drawing.look(m, others) for m in (*others, "multitask", "multitask_early")]
-    looks += [drawing.look(m, ("slerp", "karcher")) for m in ("slerp", "karcher")]
+    looks = [
+        plotting.look(m, others) for m in (*others, "multitask", "multitask_early")
+    ]
+    looks += [plotting.look(m, ("slerp", "karcher")) for m in ("slerp", "karcher")]
     assert len({x.color for x in looks}) == len({x.marker for x in looks}) == 10
 
 
 def test_one_value_gets_no_error_bar_and_several_do():
     from matplotlib.figure import Figure
 
-    look = drawing.look("ties", ("ties",))
+    look = plotting.look("ties", ("ties",))
     for count, bars in ((1, 0), (3, 1)):
         ax = Figure().subplots()
-        drawing.line(ax, [1, 2], [Spread(0.5, None, 0.4, 0.7, count, 0)] * 2, look)
+        plotting.line(ax, [1, 2], [Spread(0.5, None, 0.4, 0.7, count, 0)] * 2, look)
         drawn = ax.containers[0].lines[2]
         assert len(drawn) == bars
     segment = drawn[0].get_segments()[0]
@@ -145,7 +147,7 @@ def test_one_value_gets_no_error_bar_and_several_do():
     ("count", "text"), [(15_740, "15.7K"), (1_040_112, "1.04M"), (64 * 10**9, "64B")]
 )
 def test_parameter_counts_are_read_by_humans(count, text):
-    assert drawing.human(count) == text
+    assert plotting.human(count) == text
 
 
 def test_csv_reads_back(written):

@@ -81,7 +81,7 @@ def test_marginal_gains_are_per_expert_and_per_seed(rising):
     assert marginal[2, 4] == pytest.approx({0: 0.02, 1: 0.0})
     # Seed 0 never reached K = 8: its step must not be taken from seed 1's score.
     assert marginal[4, 8] == pytest.approx({1: 0.05})
-    share = gains(grid, "1x", "pt", "ties", "gain_share")
+    share = gains(grid, "1x", "pt", "ties", "normalised_gain_all")
     assert share.marginal[0, 2] == pytest.approx({0: 0.1, 1: 0.2})
 
 

@@ -49,12 +49,12 @@ def test_scores_of_one_merge_are_the_suites_formulas(merge):
     model = only(summarise(merge()))
     assert model.held_in == pytest.approx((0.75 + 0.5) / 2)
     assert model.floor == pytest.approx((0.25 + 0.4) / 2)
-    assert model.recovered == pytest.approx((1.1 - 0.6) / (1.8 - 0.6))
+    assert model.normalised_gain == pytest.approx((1.1 - 0.6) / (1.8 - 0.6))
     assert model.held_in_raw == pytest.approx(0.55)
     assert model.held_out == pytest.approx((1.2 + 0.5) / 2)
     assert model.held_out_raw == pytest.approx(0.4)
     assert model.gain == pytest.approx((1.4 - 0.9) / 3)
-    assert model.gain_share == pytest.approx((1.4 - 0.9) / (2.7 - 0.9))
+    assert model.normalised_gain_all == pytest.approx((1.4 - 0.9) / (2.7 - 0.9))
 
 
 def test_zero_and_unknown_denominators_are_left_out_and_counted(merge):
@@ -67,15 +67,15 @@ def test_zero_and_unknown_denominators_are_left_out_and_counted(merge):
     assert model.held_out == pytest.approx(0.5)
     assert (model.held_in_excluded, model.held_out_excluded) == (1, 1)
     # The mean raw scores exist all the same: no ratio of single tasks is taken.
-    assert model.recovered == pytest.approx((1.1 - 0.6) / (1.0 - 0.6))
+    assert model.normalised_gain == pytest.approx((1.1 - 0.6) / (1.0 - 0.6))
     assert any("1 held-in and 1 held-out ratios" in note for note in grid.notes)
 
 
-def test_no_gap_means_no_recovered_share(merge):
+def test_no_gap_means_no_normalised_gain(merge):
     rows = [dataclasses.replace(r, value_of_expert=r.value_of_base) for r in merge()]
     grid = summarise(rows)
-    assert only(grid).recovered is None
-    assert any("no recovered share" in note for note in grid.notes)
+    assert only(grid).normalised_gain is None
+    assert any("no normalised gain" in note for note in grid.notes)
 
 
 def test_spread_is_over_seeds_and_unknown_for_one(merge):

@@ -1,4 +1,4 @@
-"""Verdicts follow the stated rule; the readings ask the rows the right question."""
+"""Verdicts follow the stated rule; the claims ask the rows the right question."""
 
 import pytest
 
@@ -48,16 +48,16 @@ def test_evidence_is_worked_out_over_seeds():
 
 
 def test_one_seed_has_no_standard_error_and_says_so():
-    evidence = judge("x", cells(0.1, seeds=1))
-    assert evidence.standard_error is None
-    assert "spread unknown" in evidence.sentence()
-    notes = conclude("k", "MS", "reading", [evidence], []).notes
+    tests = judge("x", cells(0.1, seeds=1))
+    assert tests.standard_error is None
+    assert "spread unknown" in tests.sentence()
+    notes = conclude("k", "MS", "claim", [tests], []).notes
     assert any("One seed" in note for note in notes)
 
 
 def test_disagreeing_measures_are_mixed_and_named():
     ratio, share = judge("ratio", cells(0.1)), judge("share", cells(-0.1))
-    verdict = conclude("k", "MS", "reading", [ratio, share], [])
+    verdict = conclude("k", "MS", "claim", [ratio, share], [])
     assert verdict.outcome == "mixed"
     assert verdict.notes[0].startswith(
         "The measures disagree: ratio: holds; share: does"
@@ -66,7 +66,7 @@ def test_disagreeing_measures_are_mixed_and_named():
 
 def test_evidence_beside_the_verdict_does_not_decide():
     beside = judge("share", cells(-0.1), decides=False)
-    verdict = conclude("k", "MS", "reading", [judge("ratio", cells(0.1)), beside], [])
+    verdict = conclude("k", "MS", "claim", [judge("ratio", cells(0.1)), beside], [])
     assert verdict.outcome == "holds"
 
 
@@ -86,10 +86,10 @@ def test_a_full_run_gets_every_verdict(run):
         "large_it_passes_multitask": "holds",
         "marginal_gains_shrink": "holds",
     }
-    ratio, share, _ = found["it_over_pt"].evidence
+    ratio, share, _ = found["it_over_pt"].tests
     assert ratio.outcome == "holds" and share.outcome != "holds"
     assert "unmerged base alone" in " ".join(found["it_over_pt"].notes)
-    passes = found["large_it_passes_multitask"].evidence[0]
+    passes = found["large_it_passes_multitask"].tests[0]
     assert "24x, 64x" in passes.measure and passes.agree == 2 * 5
 
 
@@ -114,7 +114,7 @@ def test_it_over_pt_compares_the_same_seed(flat):
     rows = flat("1x", "pt", "ties", 0.5, 0) + flat("1x", "pt", "ties", 0.7, 1)
     rows += flat("1x", "it", "ties", 0.6, 0) + flat("1x", "it", "ties", 0.8, 1)
     verdict = outcomes(rows)["it_over_pt"]
-    ratio, share, _ = verdict.evidence
+    ratio, share, _ = verdict.tests
     assert ratio.mean == pytest.approx(0.1 / 0.8)
     assert share.mean == pytest.approx(0.1 / 0.4)
     assert ratio.standard_error == pytest.approx(0)
@@ -126,10 +126,10 @@ def test_multitask_with_one_seed_meets_merges_of_every_seed(flat):
     for seed, value in enumerate((0.6, 0.4)):
         rows += flat("1x", "it", "ties", value, seed)
     verdict = outcomes(rows)["large_it_passes_multitask"]
-    evidence = verdict.evidence[0]
-    assert evidence.mean == pytest.approx(0.0) and evidence.seeds == 2
-    assert evidence.standard_error == pytest.approx(0.25)
-    assert verdict.evidence[1].outcome == "not tested"
+    tests = verdict.tests[0]
+    assert tests.mean == pytest.approx(0.0) and tests.seeds == 2
+    assert tests.standard_error == pytest.approx(0.25)
+    assert verdict.tests[1].outcome == "not tested"
 
 
 def test_close_to_experts_needs_all_experts(flat):
@@ -137,7 +137,7 @@ def test_close_to_experts_needs_all_experts(flat):
     assert some.outcome == "not tested" and "all 8 experts" in some.notes[0]
     verdict = outcomes(flat("1x", "it", "ties", 0.8))["largest_it_close_to_experts"]
     assert verdict.outcome == "holds"
-    assert [e.mean for e in verdict.evidence] == pytest.approx([0.05, 1.0])
+    assert [e.mean for e in verdict.tests] == pytest.approx([0.05, 1.0])
 
 
 def test_methods_converge_uses_methods_present_at_both_ends(flat):
@@ -147,15 +147,15 @@ def test_methods_converge_uses_methods_present_at_both_ends(flat):
             rows += flat(size, "pt", method, value)
     verdict = outcomes(rows)["methods_converge"]
     # Spread 0.2 → 0.1 of raw score; rht is missing at 1x and must not count.
-    assert verdict.evidence[0].mean == pytest.approx(0.1 / 0.8)
+    assert verdict.tests[0].mean == pytest.approx(0.1 / 0.8)
     assert verdict.outcome == "holds"
 
 
 def test_marginal_gains_compare_halves_of_the_range(flat):
     values = {2: 0.5, 4: 0.6, 8: 0.64}
     rows = [r for K, v in values.items() for r in flat("1x", "pt", "ties", v, K=K)]
-    evidence = outcomes(rows)["marginal_gains_shrink"].evidence[0]
-    assert evidence.mean == pytest.approx(0.2 / 4 - 0.04 / 4)
+    tests = outcomes(rows)["marginal_gains_shrink"].tests[0]
+    assert tests.mean == pytest.approx(0.2 / 4 - 0.04 / 4)
 
 
 def test_no_gain_cannot_shrink(flat):
@@ -167,7 +167,7 @@ def test_no_gain_cannot_shrink(flat):
 
 def test_text_and_table_list_every_verdict(flat):
     found = verdicts(summarise(flat("1x", "it", "ties", 0.8)))
-    assert len(verdict_table(found).rows) == sum(len(v.evidence) for v in found)
+    assert len(verdict_table(found).rows) == sum(len(v.tests) for v in found)
     text = verdict_text(found)
     assert text.count("NOT TESTED") == sum(v.outcome == "not tested" for v in found)
     assert max(map(len, text.splitlines())) <= 100

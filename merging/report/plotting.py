@@ -244,7 +244,7 @@ def finish(canvas, name: str, title: str, caption: str, handles: Sequence) -> Fi
         ncols=min(len(handles), max(2, int(canvas.get_figwidth() / 1.7))),
         frameon=False,
     )
-    # Laid out once, not once per format: it is half the time of drawing.
+    # Laid out once, not once per format: it is half the time of plotting.
     canvas.get_layout_engine().execute(canvas)
     canvas.set_layout_engine("none")
     png, svg = io.BytesIO(), io.BytesIO()
