@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from merging.checkpoints import open_checkpoint
     from merging.evaluation.job import evaluate
     from merging.merge import merge_checkpoints
-    from merging.planning import forecast as plan
+    from merging.planning import plan
     from merging.training.job import run as train
 
 # What this page promises beside its rooms: {name: (its module, its name there)}.
@@ -33,7 +33,7 @@ _FUNCTIONS = {
     "evaluate": ("merging.evaluation.job", "evaluate"),
     "merge_checkpoints": ("merging.merge", "merge_checkpoints"),
     "open_checkpoint": ("merging.checkpoints", "open_checkpoint"),
-    "plan": ("merging.planning", "forecast"),
+    "plan": ("merging.planning", "plan"),
     "train": ("merging.training.job", "run"),
 }
 # Rooms; `merge`, `report` and `sweep` are functions, too: merging.merge(…).

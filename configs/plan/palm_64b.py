@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.vocab_size = 256_000
     config.experts = 8
     config.method = ConfigDict(dict(name="ties", density=0.2, scale=1.0, weights=None))
-    config.memory_budget = "1GB"  # of each host's blocks, in a streaming merge
+    config.memory_budget = "1GB"  # of each host's blocks, in a streamed merge
     config.mesh = ConfigDict(dict(fsdp=-1, tensor=4))  # and data over slices
     config.storage = ConfigDict(dict(read=2.0, write=1.0))  # GB/s of one host
     config.scoring = ConfigDict(dict(batch=128, length=1024))

@@ -8,15 +8,15 @@ from merging.cli.command import Command, print_for_a_pipe, takes_config
 def _run(arguments: argparse.Namespace) -> int:
     import json
 
-    from merging import planning as foresight
+    from merging import planning
     from merging.runtime import config
 
-    where = foresight.topology(arguments.topology, arguments.slices)
-    foresight.use_no_accelerator()
+    where = planning.topology(arguments.topology, arguments.slices)
+    planning.use_no_accelerator()
     loaded = config.load(arguments.config, arguments.overrides)
-    parts = arguments.only.split(",") if arguments.only else foresight.PARTS
-    found = foresight.forecast(loaded, where, compile=not arguments.count, parts=parts)
-    text = json.dumps(found, indent=2) if arguments.json else foresight.as_text(found)
+    parts = arguments.only.split(",") if arguments.only else planning.PARTS
+    found = planning.plan(loaded, where, compile=not arguments.count, parts=parts)
+    text = json.dumps(found, indent=2) if arguments.json else planning.as_text(found)
     print_for_a_pipe(text)
     return 0
 

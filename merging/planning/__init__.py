@@ -1,4 +1,4 @@
-"""Foresight: what merging, scoring and fine-tuning need on chips that are not there.
+"""Planning: what merging, scoring and fine-tuning need on chips that are not there.
 
 Programs are compiled ahead of time for the topology where there is a compiler for it,
 else their bytes are counted from shapes; the times are bounds from what the chips'
@@ -17,22 +17,22 @@ from merging.planning import (
     streamed_merge,
 )
 from merging.planning.compiling import Target, use_no_accelerator
-from merging.planning.phases import Phase
-from merging.planning.placing import place
+from merging.planning.estimates import CostEstimate
 from merging.planning.rendering import as_text
 from merging.planning.settings import Settings, settings
-from merging.planning.subjects import Subject, subject
+from merging.planning.sharding_layout import sharding_layout
 from merging.planning.topologies import Topology, topology
+from merging.planning.workloads import Workload, workload
 from merging.runtime.errors import nearest
 
-__all__ = ["PARTS", "as_text", "forecast", "topology", "use_no_accelerator"]
+__all__ = ["PARTS", "as_text", "plan", "topology", "use_no_accelerator"]
 
 
 # What there is to plan.
 PARTS = ("merge", "scoring", "training", "grid")
 
 
-def forecast(
+def plan(
     config: Any,
     topology: Topology,
     *,
@@ -54,11 +54,11 @@ def forecast(
         if part not in PARTS:
             raise nearest("part of a plan", part, PARTS)
     chosen = settings(config.to_dict(), topology.slices)
-    about = subject(config)
+    about = workload(config)
     target = compiling.target(topology, chosen.mesh, compile=compile)
     notes = list(about.notes)
-    found = _phases(about, chosen, target, parts)
-    if any("too large" in phase.source for phase in found):
+    found = _estimates(about, chosen, target, parts)
+    if any("too large" in estimate.source for estimate in found):
         notes.append("what a compiler found too large was counted for the rest")
     return {
         "topology": {
@@ -76,23 +76,23 @@ def forecast(
         "mesh": dict(target.mesh.shape),
         "compiler": target.compiler,
         "missing": target.missing,
-        "phases": [rendering.phase_record(p, topology, chosen) for p in found],
+        "estimates": [rendering.estimate_record(p, topology, chosen) for p in found],
         "grid": _grid(config, chosen, topology, notes) if "grid" in parts else None,
         "notes": notes,
     }
 
 
-def _phases(
-    about: Subject, chosen: Settings, target: Target, parts: Sequence[str]
-) -> list[Phase]:
+def _estimates(
+    about: Workload, chosen: Settings, target: Target, parts: Sequence[str]
+) -> list[CostEstimate]:
     found = []
     if "merge" in parts:
-        found.append(streamed_merge.forecast(about, target.topology))
+        found.append(streamed_merge.estimate(about, target.topology))
     if about.decoder is None:
         return found
-    leaves = place(about.decoder, target.mesh)
+    leaves = sharding_layout(about.decoder, target.mesh)
     if "merge" in parts and about.method is not None:
-        found.append(memory_merge.forecast(about.method, about.experts, leaves, target))
+        found.append(memory_merge.estimate(about.method, about.experts, leaves, target))
     if "scoring" in parts:
         found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
     if "training" in parts:

@@ -10,11 +10,11 @@ import numpy as np
 
 from merging import models
 from merging.models import DecoderConfig
-from merging.planning import compiling, counting
+from merging.planning import compiling, cost_model
 from merging.planning.compiling import Target, TooLarge
-from merging.planning.phases import COUNTED, Memory, Phase
-from merging.planning.placing import Leaf, place
+from merging.planning.estimates import COUNTED, CostEstimate, Memory
 from merging.planning.settings import Scoring, Training
+from merging.planning.sharding_layout import Leaf, sharding_layout
 from merging.runtime import sharding, tree
 from merging.runtime.errors import UserError
 from merging.training import steps
@@ -23,14 +23,16 @@ from merging.training.hyperparameters import Hyperparameters
 
 def score(
     decoder: DecoderConfig, leaves: Mapping[str, Leaf], batch: Scoring, target: Target
-) -> Phase:
+) -> CostEstimate:
     """Return one batch of log-likelihoods (`models.predictor(...).score`).
 
     Raises:
       UserError: the mesh does not divide the batch.
     """
     _require_whole_rows("scoring", batch.batch, target)
-    memory, exchanged = counting.scoring(decoder, leaves, batch, target.topology.domain)
+    memory, exchanged = cost_model.scoring(
+        decoder, leaves, batch, target.topology.domain
+    )
 
     def lower() -> Any:
         rows = sharding.batch_sharding(target.mesh)
@@ -38,8 +40,8 @@ def score(
         return models.predictor(decoder).score.lower(_params(leaves), *inputs)
 
     text = f"{batch.batch} rows of {batch.length:,} tokens"
-    work = counting.scoring_work(decoder, leaves, batch)
-    return _phase("scoring", text, memory, exchanged, work, target, lower)
+    work = cost_model.scoring_work(decoder, leaves, batch)
+    return _estimate("scoring", text, memory, exchanged, work, target, lower)
 
 
 def questions(batch: Scoring) -> list[tuple[int, ...]]:
@@ -47,11 +49,11 @@ def questions(batch: Scoring) -> list[tuple[int, ...]]:
 
     A row is its opener, a prompt, and four continuations that take a quarter of it.
     """
-    rows, tail = batch.batch, batch.length // counting.CONTINUED
+    rows, tail = batch.batch, batch.length // cost_model.CONTINUED
     return [(rows,), (rows, batch.length - 1), (rows,), (rows, 4), *2 * [(rows, tail)]]
 
 
-def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:
+def train(decoder: DecoderConfig, step: Training, target: Target) -> CostEstimate:
     """Return one step of AdamW (`training.steps.train_functions(...).run`).
 
     Raises:
@@ -61,8 +63,10 @@ def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:
     decoder = dataclasses.replace(
         decoder, param_dtype=step.param_dtype, dtype=step.dtype
     )
-    leaves = place(decoder, target.mesh)
-    memory, exchanged = counting.training(decoder, leaves, step, target.topology.domain)
+    leaves = sharding_layout(decoder, target.mesh)
+    memory, exchanged = cost_model.training(
+        decoder, leaves, step, target.topology.domain
+    )
 
     def lower() -> Any:
         program = steps.train_functions(decoder, step.dtype, target.mesh)
@@ -80,11 +84,11 @@ def train(decoder: DecoderConfig, step: Training, target: Target) -> Phase:
         return program.run.lower(state, tokens, weights, np.int32(1), numbers)
 
     text = f"{step.batch} rows of {step.length:,} tokens, {step.param_dtype} state"
-    work = counting.training_work(decoder, leaves, step)
-    return _phase("training step", text, memory, exchanged, work, target, lower)
+    work = cost_model.training_work(decoder, leaves, step)
+    return _estimate("training step", text, memory, exchanged, work, target, lower)
 
 
-def _phase(
+def _estimate(
     name: str,
     text: str,
     memory: Memory,
@@ -92,19 +96,19 @@ def _phase(
     work: Any,
     target: Target,
     lower: Callable[[], Any],
-) -> Phase:
-    """Return a phase as the compiler sees it, or as it was counted if there is none."""
+) -> CostEstimate:
+    """Return the estimate as the compiler sees it, or as counted if there is none."""
     if not target.compiler:
-        return Phase(name, text, memory, COUNTED, exchanged, work)
+        return CostEstimate(name, text, memory, COUNTED, exchanged, work)
     try:
         found = compiling.compiled(target, lower)
     except TooLarge as error:
         lacking = error.needed - memory.arguments - memory.outputs
         memory = memory._replace(scratch=max(lacking, memory.scratch))
         source = f"{target.compiler}: too large"
-        return Phase(name, text, memory, source, exchanged, work)
+        return CostEstimate(name, text, memory, source, exchanged, work)
     memory = Memory(found.arguments, found.outputs, found.scratch)
-    return Phase(name, text, memory, target.compiler, found.collectives, work)
+    return CostEstimate(name, text, memory, target.compiler, found.collectives, work)
 
 
 def _params(leaves: Mapping[str, Leaf]) -> Any:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from merging import methods, models
 from merging.methods import Method
 from merging.models import DecoderConfig
-from merging.planning import decoding, memory_merge, phases
+from merging.planning import decoding, estimates, memory_merge
 from merging.planning.compiling import Target
-from merging.planning.phases import Phase
-from merging.planning.placing import place
+from merging.planning.estimates import CostEstimate
 from merging.planning.settings import Grid, Settings
+from merging.planning.sharding_layout import sharding_layout
 
 
 class Cost(NamedTuple):
@@ -112,7 +112,7 @@ class _Clock:
 
     def __init__(self, decoder: DecoderConfig, settings: Settings, target: Target):
         self._settings, self._target = settings, target
-        self._leaves = place(decoder, target.mesh)
+        self._leaves = sharding_layout(decoder, target.mesh)
         self.step = self._timed(decoding.train(decoder, settings.training, target))
         self.batch = self._timed(
             decoding.score(decoder, self._leaves, settings.scoring, target)
@@ -124,20 +124,20 @@ class _Clock:
     def merge(self, method: Method, experts: int, trials: int) -> tuple[float, str]:
         """Return the seconds of one merge with its trials of λ, and what bounds it."""
         names = [f"expert{i}" for i in range(experts)]
-        phase = memory_merge.forecast(method, names, self._leaves, self._target)
+        estimate = memory_merge.estimate(method, names, self._leaves, self._target)
         again = (
             (trials - 1)
             * (experts + 2)
             * sum(leaf.bytes for leaf in self._leaves.values())
         )
-        work = phase.work._replace(traffic=phase.work.traffic + again, written=0)
-        timed = self._timed(phase._replace(work=work))
+        work = estimate.work._replace(traffic=estimate.work.traffic + again, written=0)
+        timed = self._timed(estimate._replace(work=work))
         return timed.seconds or 0.0, timed.limit
 
-    def _timed(self, phase: Phase) -> _Timed:
-        terms = phases.times(phase, self._target.topology, self._settings.storage)
-        seconds = phases.expected(terms, self._settings.efficiency)
-        return _Timed(seconds, phases.bottleneck(terms))
+    def _timed(self, estimate: CostEstimate) -> _Timed:
+        terms = estimates.times(estimate, self._target.topology, self._settings.storage)
+        seconds = estimates.expected(terms, self._settings.efficiency)
+        return _Timed(seconds, estimates.bottleneck(terms))
 
 
 def assumptions(settings: Settings) -> list[str]:

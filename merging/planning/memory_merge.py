@@ -22,17 +22,24 @@ from merging.methods import CountQuery, Layout, Method, Sums, Votes
 from merging.planning import collectives, compiling
 from merging.planning.collectives import Collective
 from merging.planning.compiling import Compiled, Target, TooLarge
-from merging.planning.phases import COUNTED, Memory, Phase, Work, repeated, total
-from merging.planning.placing import Leaf
+from merging.planning.estimates import (
+    COUNTED,
+    CostEstimate,
+    Memory,
+    Work,
+    repeated,
+    total,
+)
+from merging.planning.sharding_layout import Leaf
 from merging.runtime import numerics
 
 # A task vector's standard deviation: what counts is that most magnitudes are distinct.
 _DEVIATION = 1e-3
 
 
-def forecast(
+def estimate(
     method: Method, experts: Sequence[str], leaves: Mapping[str, Leaf], target: Target
-) -> Phase:
+) -> CostEstimate:
     """Return the merge of experts that lie as these leaves do, over the base if any.
 
     Args:
@@ -65,7 +72,7 @@ def forecast(
             found, source = (memory, exchanged), f"{target.compiler}: too large"
     each = asked.queries // len(experts)
     text = f"{models} models, counts: {each} for an expert"
-    return Phase("resident merge", text, found[0], source, found[1], work)
+    return CostEstimate("in-memory merge", text, found[0], source, found[1], work)
 
 
 class _Asked:

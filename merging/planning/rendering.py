@@ -1,38 +1,43 @@
-"""A forecast as plain data, and that data as tables."""
+"""A plan as plain data, and that data as tables."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from merging.planning import phases
+from merging.planning import estimates
+from merging.planning.estimates import CostEstimate
 from merging.planning.grids import Cost
-from merging.planning.phases import Phase
 from merging.planning.settings import Settings
 from merging.planning.topologies import Topology
 
 _LIMITS = ("hbm", "compute", "interconnect", "network", "storage", "host")
 
 
-def phase_record(phase: Phase, topology: Topology, settings: Settings) -> dict:
-    """Return one phase as plain data: bytes, seconds, chip-hours."""
-    terms = phases.times(phase, topology, settings.storage)
-    expected = phases.expected(terms, settings.efficiency)
-    memory = phase.memory
+def estimate_record(
+    estimate: CostEstimate, topology: Topology, settings: Settings
+) -> dict:
+    """Return one estimate as plain data: bytes, seconds, chip-hours."""
+    terms = estimates.times(estimate, topology, settings.storage)
+    expected = estimates.expected(terms, settings.efficiency)
+    memory = estimate.memory
     return {
-        "name": phase.name,
-        "what": phase.what,
-        "source": phase.source,
-        "fits": phases.fits(phase, topology),
+        "name": estimate.name,
+        "what": estimate.what,
+        "source": estimate.source,
+        "fits": estimates.fits(estimate, topology),
         "bytes_per_device": None
         if memory is None
         else {**memory._asdict(), "peak": memory.peak},
-        "collectives": [c._asdict() for c in phase.collectives],
-        "bytes_sent_per_device": sum(c.sent for c in phase.collectives),
-        "bytes_per_host": {"read": phase.work.read, "written": phase.work.written},
-        "flops_per_device": phase.work.flops,
-        "memory_traffic_per_device": phase.work.traffic,
+        "collectives": [c._asdict() for c in estimate.collectives],
+        "bytes_sent_per_device": sum(c.sent for c in estimate.collectives),
+        "bytes_per_host": {
+            "read": estimate.work.read,
+            "written": estimate.work.written,
+        },
+        "flops_per_device": estimate.work.flops,
+        "memory_traffic_per_device": estimate.work.traffic,
         "seconds": terms,
-        "bottleneck": phases.bottleneck(terms),
-        "bound_seconds": phases.bound(terms),
+        "bottleneck": estimates.bottleneck(terms),
+        "bound_seconds": estimates.bound(terms),
         "expected_seconds": expected,
         "chip_hours": None
         if expected is None or topology.chip.platform == "cpu"
@@ -51,7 +56,7 @@ def grid_record(costs: Sequence[Cost], notes: Sequence[str]) -> dict:
 
 
 def as_text(record: dict[str, Any]) -> str:
-    """Return a forecast's data as tables for a person."""
+    """Return a plan's data as tables for a person."""
     where, model = record["topology"], record["model"]
     mesh = " x ".join(f"{n} {size}" for n, size in record["mesh"].items())
     compiler = record["compiler"] or f"counted: {record['missing']}"
@@ -101,20 +106,20 @@ def _memory(record: dict[str, Any]) -> str:
     lines: list[tuple[str, ...]] = [
         ("bytes on a device", "fits", *parts, "of its memory")
     ]
-    for phase in record["phases"]:
-        found = phase["bytes_per_device"]
+    for estimate in record["estimates"]:
+        found = estimate["bytes_per_device"]
         if found is None:
             continue
         share = "-" if room is None else f"{found['peak'] / room:.1%} of {size(room)}"
-        fits = {None: "-", True: "yes", False: "NO"}[phase["fits"]]
+        fits = {None: "-", True: "yes", False: "NO"}[estimate["fits"]]
         sizes = [size(found[name]) for name in parts]
-        lines.append((phase["name"], fits, *sizes, share))
+        lines.append((estimate["name"], fits, *sizes, share))
     return _table(lines)
 
 
 def _times(record: dict[str, Any]) -> str:
-    phases = record["phases"]
-    limits = [n for n in _LIMITS if any(n in phase["seconds"] for phase in phases)]
+    estimates = record["estimates"]
+    limits = [n for n in _LIMITS if any(n in one["seconds"] for one in estimates)]
     lines: list[tuple[str, ...]] = [
         (
             "time allowed by",
@@ -127,15 +132,15 @@ def _times(record: dict[str, Any]) -> str:
             "writes",
         )
     ]
-    for phase in phases:
-        hours, host = phase["chip_hours"], phase["bytes_per_host"]
+    for estimate in estimates:
+        hours, host = estimate["chip_hours"], estimate["bytes_per_host"]
         lines.append(
             (
-                phase["name"],
-                phase["what"],
-                *(seconds(phase["seconds"].get(name)) for name in limits),
-                phase["bottleneck"] or "-",
-                seconds(phase["expected_seconds"]),
+                estimate["name"],
+                estimate["what"],
+                *(seconds(estimate["seconds"].get(name)) for name in limits),
+                estimate["bottleneck"] or "-",
+                seconds(estimate["expected_seconds"]),
                 "-" if hours is None else number(hours),
                 size(host["read"] or None),
                 size(host["written"] or None),
@@ -148,17 +153,17 @@ def _exchanges(record: dict[str, Any]) -> str:
     lines: list[tuple[str, ...]] = [
         ("exchanges", "of a device", "times", "sent", "largest", "by", "says")
     ]
-    for phase in record["phases"]:
-        for one in phase["collectives"]:
+    for estimate in record["estimates"]:
+        for one in estimate["collectives"]:
             lines.append(
                 (
-                    phase["name"],
+                    estimate["name"],
                     one["kind"],
                     f"{one['times']:,}",
                     size(one["sent"]),
                     size(one["largest"]),
                     "network" if one["network"] else "interconnect",
-                    phase["source"],
+                    estimate["source"],
                 )
             )
     return _table(lines) if len(lines) > 1 else "No exchanges between devices."

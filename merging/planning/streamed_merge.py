@@ -1,9 +1,9 @@
 """A merge of checkpoints, block by block: what each host reads, writes and computes."""
 
 from merging.merge.partition import WORKERS
-from merging.planning.phases import COUNTED, Phase, Work
-from merging.planning.subjects import Subject
+from merging.planning.estimates import COUNTED, CostEstimate, Work
 from merging.planning.topologies import Topology
+from merging.planning.workloads import Workload
 
 # Processor seconds for an element of one expert. Measured: whole commands, four experts
 # of 334M on two cores of an Intel Xeon (README), so that starting up is in them too.
@@ -12,23 +12,23 @@ _SECONDS["rht"] = 14.3
 _MEASURED_ON = 4 * 334e6 / 2
 
 
-def forecast(subject: Subject, topology: Topology) -> Phase:
-    """Return the streaming merge, its blocks dealt out to the topology's hosts."""
-    plan, hosts = subject.plan, topology.hosts
+def estimate(workload: Workload, topology: Topology) -> CostEstimate:
+    """Return the streamed merge, its blocks dealt out to the topology's hosts."""
+    plan, hosts = workload.plan, topology.hosts
     shares = [plan.share(host, hosts) for host in range(hosts)]
     read = [sum(plan.read_for(plan.blocks[i]) for i in share) for share in shares]
     written = [sum(plan.written_for(plan.blocks[i]) for i in share) for share in shares]
     passes = max(map(plan.passes_over, plan.blocks), default=1)
-    text = f"{subject.models} models, {len(plan.blocks):,} blocks, passes: {passes}"
+    text = f"{workload.models} models, {len(plan.blocks):,} blocks, passes: {passes}"
     work = Work(
-        read=max(read), written=max(written), host_seconds=_seconds(subject, hosts)
+        read=max(read), written=max(written), host_seconds=_seconds(workload, hosts)
     )
-    return Phase("streaming merge", text, None, COUNTED, (), work)
+    return CostEstimate("streamed merge", text, None, COUNTED, (), work)
 
 
-def _seconds(subject: Subject, hosts: int) -> float | None:
+def _seconds(workload: Workload, hosts: int) -> float | None:
     """Return how long a host's workers compute; None for what was never measured."""
-    plan = subject.plan
+    plan = workload.plan
     total = 0.0
     for number, kind in enumerate(plan.kinds):
         if kind.method is None:

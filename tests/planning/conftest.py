@@ -47,10 +47,10 @@ def grid():
     return copy.deepcopy(GRID)
 
 
-def phase(found, name):
-    return next(p for p in found["phases"] if p["name"] == name)
+def estimate(found, name):
+    return next(p for p in found["estimates"] if p["name"] == name)
 
 
 @pytest.fixture(scope="session")
-def of_phase():
-    return phase
+def estimate_of():
+    return estimate

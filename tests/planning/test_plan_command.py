@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from merging import models
-from merging import planning as foresight
+from merging import models, planning
 from merging.cli.main import main
 from merging.models import hf as families
 from merging.planning import compiling, rendering
@@ -43,18 +42,18 @@ def test_the_data_parses_and_the_tables_hold_its_numbers(capsys):
     found = json.loads(out)
     assert status == 0
     blocks = text.split("\n\n")
-    for phase in found["phases"]:
-        memory, name = phase["bytes_per_device"], phase["name"]
+    for estimate in found["estimates"]:
+        memory, name = estimate["bytes_per_device"], estimate["name"]
         if memory is not None:
             shown = cells(blocks[1], name)
             parts = ("arguments", "outputs", "scratch")
             assert shown[2:5] == [rendering.size(memory[part]) for part in parts]
         header, shown = cells(blocks[2], "time allowed by"), cells(blocks[2], name)
         row = dict(zip(header, shown, strict=True))
-        for limit, seconds in phase["seconds"].items():
+        for limit, seconds in estimate["seconds"].items():
             assert row[limit] == rendering.seconds(seconds)
-        assert row["bottleneck"] == phase["bottleneck"]
-        assert row["chip-hours"] == rendering.number(phase["chip_hours"])
+        assert row["bottleneck"] == estimate["bottleneck"]
+        assert row["chip-hours"] == rendering.number(estimate["chip_hours"])
     total = cells(blocks[4], "all")
     assert total[-1] == rendering.number(found["grid"]["chip_hours"])
     assert found["grid"]["merges"] == 480
@@ -62,7 +61,7 @@ def test_the_data_parses_and_the_tables_hold_its_numbers(capsys):
 
 def test_64b_on_128_chips_has_the_bytes_and_seconds_of_its_shape(capsys):
     _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--count", "--json")
-    streaming, merge, score, step = json.loads(out)["phases"]
+    streaming, merge, score, step = json.loads(out)["estimates"]
     params, chips = 62_495_662_080, 128
     # Two passes over nine models of bfloat16, dealt to 32 hosts by whole blocks.
     assert streaming["bytes_per_host"]["read"] == pytest.approx(
@@ -99,7 +98,7 @@ def test_slices_exchange_gradients_over_the_network(capsys):
     _, out, _ = run(capsys, *where)
     found = json.loads(out)
     assert found["mesh"] == {"data": 2, "fsdp": 16, "tensor": 4}
-    step = found["phases"][-1]
+    step = found["estimates"][-1]
     (one,) = [c for c in step["collectives"] if c["network"]]
     assert one["kind"] == "all-reduce"
     # Each of two copies sends what it holds once: scatter, then gather.
@@ -154,7 +153,7 @@ def test_without_libtpu_it_counts_and_says_so(capsys, monkeypatch):
     _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--only", "merge", "--json")
     found = json.loads(out)
     assert found["compiler"] == "" and "libtpu" in found["missing"]
-    assert {phase["source"] for phase in found["phases"]} == {"counted"}
+    assert {estimate["source"] for estimate in found["estimates"]} == {"counted"}
 
 
 def test_for_a_gpu_and_for_more_virtual_devices_than_there_are_it_counts(capsys):
@@ -167,19 +166,19 @@ def test_for_a_gpu_and_for_more_virtual_devices_than_there_are_it_counts(capsys)
         assert why in json.loads(out)["missing"]
 
 
-def test_a_grid_costs_its_steps_merges_and_rows(make_config, grid, of_phase):
+def test_a_grid_costs_its_steps_merges_and_rows(make_config, grid, estimate_of):
     config = make_config(grid=grid, mesh=dict(fsdp=-1))
-    where = foresight.topology("v5p:2x2x1")
-    found = foresight.forecast(config, where, compile=False)
+    where = planning.topology("v5p:2x2x1")
+    found = planning.plan(config, where, compile=False)
     small, large = found["grid"]["sizes"]
     assert (small["merges"], found["grid"]["merges"]) == (24, 48)
     load = 4 * found["model"]["parameters"] / 2e9 * 4 / 3600
     # 2 x 3 x 4 experts of 10 steps, an IT base of 20, two multitask models of 30.
-    step = of_phase(found, "training step")["chip_hours"]
+    step = estimate_of(found, "training step")["chip_hours"]
     assert large["training"] == pytest.approx(320 * step + 27 * load)
     # 24 merges, 24 experts, two bases and two multitask models, 1,000 rows of eight;
     # and 100 for each λ: of 12 averages one, of 12 TIES merges two.
-    batch = of_phase(found, "scoring")["chip_hours"]
+    batch = estimate_of(found, "scoring")["chip_hours"]
     rows = 52 * 1000 + 12 * 100 + 12 * 2 * 100
     assert large["evaluation"] == pytest.approx(rows / 8 * batch)
     hours = [large[part] for part in ("training", "merging", "evaluation")]
@@ -187,24 +186,24 @@ def test_a_grid_costs_its_steps_merges_and_rows(make_config, grid, of_phase):
     assert found["grid"]["chip_hours"] == pytest.approx(small["total"] + large["total"])
 
 
-def test_checkpoints_of_a_known_family_are_planned_from_their_headers(of_phase):
+def test_checkpoints_of_a_known_family_are_planned_from_their_headers(estimate_of):
     folder = "tests/models/goldens/llama3"
     config = configs.load(
         "configs/merge/ties.py", {"base": folder, "experts": f"{folder},"}
     )
-    found = foresight.forecast(config, foresight.topology("v5e:2x1"), compile=False)
+    found = planning.plan(config, planning.topology("v5e:2x1"), compile=False)
     decoder, params = families.load(folder)
     assert found["model"]["parameters"] == models.parameter_count(decoder)
-    merge = of_phase(found, "resident merge")["bytes_per_device"]
+    merge = estimate_of(found, "in-memory merge")["bytes_per_device"]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert merge["arguments"] == pytest.approx(2 * size / 2, rel=0.05)
-    names = [phase["name"] for phase in found["phases"]]
+    names = [estimate["name"] for estimate in found["estimates"]]
     assert names[2:] == ["scoring", "training step"]
 
 
 def on_one_chip(size):
     """Return a v5e, and what lowers a product of so large a matrix for it."""
-    where = compiling.target(foresight.topology("v5e:1x1"), {"fsdp": -1}, compile=True)
+    where = compiling.target(planning.topology("v5e:1x1"), {"fsdp": -1}, compile=True)
     whole = jax.NamedSharding(where.mesh, jax.P())
     matrix = jax.ShapeDtypeStruct((size, size), jnp.float32, sharding=whole)
     return where, lambda: jax.jit(lambda x: x @ x.T).lower(matrix)
@@ -229,5 +228,5 @@ def test_compiling_twice_takes_nothing_from_the_cache_and_warns_of_nothing(recwa
 
 def test_an_impossible_topology_is_the_users_mistake():
     with pytest.raises(UserError, match="several slices|data axis"):
-        where = foresight.topology("v5p:4x4x4", 2)
+        where = planning.topology("v5p:4x4x4", 2)
         compiling.target(where, {"data": 1, "fsdp": -1}, compile=False)

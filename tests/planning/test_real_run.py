@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from merging import merge, methods, models
-from merging import planning as foresight
+from merging import merge, methods, models, planning
 from merging.checkpoints.safetensors import SafetensorsSource
 from merging.merge import kernels
 from merging.merge import streamed as stream
@@ -44,10 +43,10 @@ def real_models(mesh):
 
 
 @pytest.fixture(scope="module")
-def planned(make_config, of_phase):
-    found = foresight.forecast(make_config(), foresight.topology("cpu:8"))
+def planned(make_config, estimate_of):
+    found = planning.plan(make_config(), planning.topology("cpu:8"))
     assert found["compiler"].startswith("jaxlib")
-    return lambda name: of_phase(found, name)
+    return lambda name: estimate_of(found, name)
 
 
 def held(tree):
@@ -71,12 +70,12 @@ def recorded(monkeypatch, module, name, into):
     monkeypatch.setattr(module, name, run)
 
 
-def test_a_resident_merge_needs_what_was_planned(planned, real_models, monkeypatch):
-    phase, ran = planned("resident merge"), []
+def test_an_in_memory_merge_needs_what_was_planned(planned, real_models, monkeypatch):
+    estimate, ran = planned("in-memory merge"), []
     for name in ("count", "reduced", "merge_over"):
         recorded(monkeypatch, kernels, name, ran)
     experts = {name: real_models[name] for name in EXPERTS}
-    memory = phase["bytes_per_device"]
+    memory = estimate["bytes_per_device"]
     assert memory["arguments"] == pytest.approx(held(real_models), rel=0.05)
     base = jax.tree.map(jnp.copy, real_models["base"])
     merge(base, experts, methods.ties(), donate=True)
@@ -97,7 +96,9 @@ def test_the_counts_of_a_real_search_are_as_many_as_planned(
     experts = {name: real_models[name] for name in EXPERTS}
     merge(real_models["base"], experts, methods.ties(), donate=False)
     leaves = len(jax.tree.leaves(real_models["base"]))
-    (asked,) = [n for n in planned("resident merge")["what"].split() if n.isdigit()][1:]
+    (asked,) = [n for n in planned("in-memory merge")["what"].split() if n.isdigit()][
+        1:
+    ]
     assert len(ran) / leaves / len(EXPERTS) == pytest.approx(int(asked), abs=3)
 
 
@@ -130,19 +131,19 @@ def test_training_needs_what_was_planned(planned, mesh, real_models):
     assert memory["scratch"] == pytest.approx(found.temp_size_in_bytes, rel=0.05)
 
 
-def test_counting_comes_near_to_what_the_compiler_says(make_config, of_phase):
-    where = foresight.topology("cpu:8")
+def test_counting_comes_near_to_what_the_compiler_says(make_config, estimate_of):
+    where = planning.topology("cpu:8")
     # Large enough that weights and activations are most of it.
     config = make_config(scoring=dict(batch=64, length=128), mesh=dict(fsdp=-1))
     config.training.update(batch=64, length=128)
-    compiled = foresight.forecast(config, where)
-    counted = foresight.forecast(config, where, compile=False)
+    compiled = planning.plan(config, where)
+    counted = planning.plan(config, where, compile=False)
     for name, share in (
-        ("resident merge", 0.05),
+        ("in-memory merge", 0.05),
         ("scoring", 0.5),
         ("training step", 1),
     ):
-        one, other = (of_phase(f, name) for f in (compiled, counted))
+        one, other = (estimate_of(f, name) for f in (compiled, counted))
         assert other["source"] == "counted"
         one, other = one["bytes_per_device"], other["bytes_per_device"]
         assert other["arguments"] == pytest.approx(one["arguments"], rel=0.05)
@@ -150,7 +151,7 @@ def test_counting_comes_near_to_what_the_compiler_says(make_config, of_phase):
 
 
 def test_a_streaming_merge_reads_and_writes_what_was_planned(
-    tmp_path, monkeypatch, of_phase
+    tmp_path, monkeypatch, estimate_of
 ):
     rng, shapes = np.random.default_rng(0), {"a.w": (2048, 3000), "b.w": (3000, 1024)}
     for name in ("base", *EXPERTS):
@@ -169,8 +170,8 @@ def test_a_streaming_merge_reads_and_writes_what_was_planned(
             "memory_budget": "200MB",
         },
     )
-    found = foresight.forecast(config, foresight.topology("cpu:8"))
-    (phase,) = found["phases"]  # no config.json: of no known family
+    found = planning.plan(config, planning.topology("cpu:8"))
+    (estimate,) = found["estimates"]  # no config.json: of no known family
     assert "no known family" in found["notes"][0]
 
     read = [0]
@@ -183,7 +184,7 @@ def test_a_streaming_merge_reads_and_writes_what_was_planned(
     monkeypatch.setattr(SafetensorsSource, "read_into", counting)
     stream.run(config)
     size = 2 * sum(np.prod(shape) for shape in shapes.values())
-    assert phase["bytes_per_host"]["read"] == 2 * 3 * size
+    assert estimate["bytes_per_host"]["read"] == 2 * 3 * size
     # And a sample of 256K elements of each, which is 3 % of models this small.
-    assert read[0] == pytest.approx(phase["bytes_per_host"]["read"], rel=0.05)
-    assert phase["bytes_per_host"]["written"] == size
+    assert read[0] == pytest.approx(estimate["bytes_per_host"]["read"], rel=0.05)
+    assert estimate["bytes_per_host"]["written"] == size

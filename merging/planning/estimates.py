@@ -41,7 +41,7 @@ class Work(NamedTuple):
     host_seconds: float | None = None
 
 
-class Phase(NamedTuple):
+class CostEstimate(NamedTuple):
     """A merge, a batch that is scored, or a training step.
 
     Attributes:
@@ -64,21 +64,23 @@ class Phase(NamedTuple):
 COUNTED = "counted"
 
 
-def fits(phase: Phase, topology: Topology) -> bool | None:
+def fits(estimate: CostEstimate, topology: Topology) -> bool | None:
     """Return whether a device's memory holds it; None where that is not known."""
-    if phase.memory is None or topology.chip.memory is None:
+    if estimate.memory is None or topology.chip.memory is None:
         return None
-    return phase.memory.peak <= topology.chip.memory
+    return estimate.memory.peak <= topology.chip.memory
 
 
-def times(phase: Phase, topology: Topology, storage: Storage) -> dict[str, float]:
+def times(
+    estimate: CostEstimate, topology: Topology, storage: Storage
+) -> dict[str, float]:
     """Return the seconds that each limit alone would allow: {limit: seconds}.
 
     Terms that are nothing, or of which nothing is known, are left out.
     """
-    chip, work = topology.chip, phase.work
-    inside = sum(c.sent for c in phase.collectives if not c.network)
-    outside = sum(c.sent for c in phase.collectives if c.network)
+    chip, work = topology.chip, estimate.work
+    inside = sum(c.sent for c in estimate.collectives if not c.network)
+    outside = sum(c.sent for c in estimate.collectives if c.network)
     terms = {
         "hbm": _over(work.traffic, chip.bandwidth),
         "compute": _over(work.flops, chip.flops),

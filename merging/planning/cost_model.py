@@ -14,9 +14,9 @@ from merging import models
 from merging.models import DecoderConfig
 from merging.planning import collectives
 from merging.planning.collectives import Collective
-from merging.planning.phases import Memory, Work, total
-from merging.planning.placing import Leaf
+from merging.planning.estimates import Memory, Work, total
 from merging.planning.settings import Scoring, Training
+from merging.planning.sharding_layout import Leaf
 
 Leaves = Mapping[str, Leaf]
 # Of so many tokens that are scored, one is a continuation's: only they need logits.

@@ -46,7 +46,9 @@ class Leaf(NamedTuple):
         return self.sharding.mesh.shape.get(axis, 1) if axis in names else 1
 
 
-def place(decoder: DecoderConfig, mesh: Mesh | AbstractMesh) -> dict[str, Leaf]:
+def sharding_layout(
+    decoder: DecoderConfig, mesh: Mesh | AbstractMesh
+) -> dict[str, Leaf]:
     """Return a decoder's leaves on a mesh.
 
     Raises:

@@ -18,7 +18,7 @@ from merging.runtime.errors import UserError
 from merging.runtime.storage import parse_size
 
 
-class Subject(NamedTuple):
+class Workload(NamedTuple):
     """Models to merge, to score and to fine-tune; no weight of them is ever read.
 
     Attributes:
@@ -26,7 +26,7 @@ class Subject(NamedTuple):
       decoder: None where the models are of no family known here.
       method: that merges the leaves; None where several do.
       experts: their names.
-      plan: of the streaming merge.
+      plan: of the streamed merge.
       notes: what can't be planned, and why.
     """
 
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
         return sum(math.prod(shape) for shape in self.plan.shapes)
 
 
-def subject(config: Any) -> Subject:
+def workload(config: Any) -> Workload:
     """Return what a config is about: a plan's own (configs/plan) or a merge's.
 
     Raises:
@@ -64,7 +64,7 @@ def subject(config: Any) -> Subject:
     )
 
 
-def of_family(config: Any, size: str = "", method: Method | None = None) -> Subject:
+def of_family(config: Any, size: str = "", method: Method | None = None) -> Workload:
     """Return a family's model with experts of the same shape.
 
     Args:
@@ -89,23 +89,23 @@ def of_family(config: Any, size: str = "", method: Method | None = None) -> Subj
         parse_size(config.memory_budget),
         granularity=_chunks(leaves),
     )
-    return Subject(f"{config.family} {size}", decoder, method, experts, plan)
+    return Workload(f"{config.family} {size}", decoder, method, experts, plan)
 
 
-def of_merge(config: Any) -> Subject:
+def of_merge(config: Any) -> Workload:
     """Return the checkpoints that a merge's config names; reads their headers only."""
     job = stream.prepare(config)
     found = set(job.recipe.values())
     method = found.pop() if len(found) == 1 else None
     notes = []
     if method is None:
-        notes.append("leaves are merged by several rules: only the streaming merge")
+        notes.append("leaves are merged by several rules: only the streamed merge")
     try:
         decoder = open_model(job.inputs.sources[0].uri).config
     except UserError as error:
         decoder = None
         notes.append(
-            "only the streaming merge, as the model is of no known family: "
+            "only the streamed merge, as the model is of no known family: "
             + str(error).splitlines()[0]
         )
     if decoder is not None:
@@ -115,7 +115,7 @@ def of_merge(config: Any) -> Subject:
         decoder = dataclasses.replace(decoder, remat=True, **both)
     names = tuple(job.inputs.experts)
     name = job.inputs.sources[0].uri
-    return Subject(name, decoder, method, names, job.partition(), tuple(notes))
+    return Workload(name, decoder, method, names, job.partition(), tuple(notes))
 
 
 def _stored_dtype(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> str:
