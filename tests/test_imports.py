@@ -118,6 +118,11 @@ def test_every_module_has_a_layer():
     assert found - set(LAYER_OF) - {"__pycache__"} == set()
 
 
+def test_every_folder_of_modules_is_installed_as_a_package():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert not [path for path in folders if not (path / "__init__.py").exists()]
+
+
 def test_imports_go_down_and_never_into_privates():
     assert violations(all_imports()) == []
 

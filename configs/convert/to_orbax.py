@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config.format = "orbax"
     config.memory_budget = "1GB"
     config.shard_size = "5GB"  # of a safetensors file
-    config.companions = ""  # whose config.json and tokenizer to take; the input's
+    config.auxiliary_files = ""  # whose config.json and tokenizer to take; the input's
     return config

@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
     config.dtype = ""  # of the merged weights; the base's
     config.format = ""  # safetensors or orbax; the base's
     config.shard_size = "5GB"
-    config.companions = ""  # whose tokenizer and config to copy; the base's
+    config.auxiliary_files = ""  # whose tokenizer and config to copy; the base's
     return config

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     config.family = "smollm2"
     config.sizes = ("135M",)
-    config.given = ("runs/smollm2",)  # a base for each size
+    config.pretrained_bases = ("runs/smollm2",)  # a base for each size
     config.bases = ("it",)
     config.methods = ("average", "task_arithmetic", "ties")
     config.experts_merged = (2, 4)

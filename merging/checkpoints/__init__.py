@@ -3,11 +3,11 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
-from merging.checkpoints.safetensors import companions
+from merging.checkpoints.safetensors import auxiliary_files
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.writer import Writer, require_free_output
 
@@ -21,7 +21,7 @@ __all__ = [
     "Source",
     "SourceFile",
     "Writer",
-    "companions",
+    "auxiliary_files",
     "create",
     "exists",
     "granularity",

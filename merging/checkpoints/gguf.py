@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
 from merging.runtime.errors import UserError
 
 SUFFIX = ".gguf"

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from merging.checkpoints import faults
+from merging.checkpoints import errors
 from merging.runtime import processes, tree
 from merging.runtime.errors import UserError
 
@@ -69,7 +69,7 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
     write = functools.partial(
         ocp.save, state=tree.unflatten(leaves), custom_metadata={CHECKSUMS: sums}
     )
-    with faults.writing(path), context():
+    with errors.writing(path), context():
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             fresh = path.with_name(path.name + ".new")
@@ -106,7 +106,7 @@ def restore(path: str | os.PathLike, like: tree.Tree | None = None) -> dict[str,
         and _checksum(leaf) not in (None, sum_)
     ]
     if changed:
-        raise faults.CorruptCheckpoint(path, f"changed bytes in {', '.join(changed)}")
+        raise errors.CorruptCheckpoint(path, f"changed bytes in {', '.join(changed)}")
     return leaves
 
 
@@ -119,8 +119,8 @@ def describe(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = _path(path)
     if not path.exists():
-        raise faults.MissingCheckpoint(path)
-    with faults.reading(path), context():
+        raise errors.MissingCheckpoint(path)
+    with errors.reading(path), context():
         if not exists(path):
             raise ValueError(f"no {_OURS} in it")
         found = ocp.metadata(path)
@@ -140,7 +140,7 @@ def load(path: str | os.PathLike, targets: tree.Tree) -> dict[str, Any]:
       CorruptCheckpoint: a leaf can't be read.
     """
     path = _path(path)
-    with faults.reading(path), context():
+    with errors.reading(path), context():
         return ocp.load(path, targets)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from merging.checkpoints import faults
+from merging.checkpoints import errors
 from merging.checkpoints.ranges import boxes
 from merging.checkpoints.source import SourceFile, sampled_digest
 from merging.runtime import tree
@@ -51,10 +51,10 @@ class OrbaxSource:
         self.uri = uri
         root = epath.Path(uri if "://" in uri else os.path.abspath(uri))
         if not root.exists():
-            raise faults.MissingCheckpoint(uri)
+            raise errors.MissingCheckpoint(uri)
         self._root = root
         self._item = _item(root)
-        with faults.reading(uri):
+        with errors.reading(uri):
             listed = _read_tree(self._item)
             opened = {
                 path: ts.open(spec, context=context(), open=True, read=True)
@@ -62,7 +62,7 @@ class OrbaxSource:
             }
         self._arrays = {}
         for path, future in opened.items():
-            with faults.reading(f"{uri} ({path})"):
+            with errors.reading(f"{uri} ({path})"):
                 self._arrays[path] = future.result()
         self.abstract = tree.unflatten(
             {
@@ -79,7 +79,7 @@ class OrbaxSource:
           CorruptCheckpoint: it could not be read.
         """
         array = self._array(path)
-        with faults.reading(f"{self.uri} ({path})"):
+        with errors.reading(f"{self.uri} ({path})"):
             reads = []
             for box in boxes(array.shape, start, start + len(out)):
                 part = array[box.slices]
@@ -112,7 +112,7 @@ class OrbaxSource:
                 return array[index].read().result()
 
             sharding = (shardings or {}).get(path, here)
-            with faults.reading(f"{self.uri} ({path})"):
+            with errors.reading(f"{self.uri} ({path})"):
                 found[path] = jax.make_array_from_callback(array.shape, sharding, part)
         return found
 
@@ -151,16 +151,16 @@ def _digest(path: epath.Path, size: int) -> str:
 def _item(root: epath.Path) -> epath.Path:
     """Return the folder, `root` or one in it, that lists its leaves."""
     if ".orbax-checkpoint-tmp" in root.name:
-        raise faults.CorruptCheckpoint(root, "Orbax had not finished writing it")
+        raise errors.CorruptCheckpoint(root, "Orbax had not finished writing it")
     inside = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     items = [p for p in (root, *inside) if (p / TREE).exists()]
     if not items:
-        raise faults.CorruptCheckpoint(root, f"no {TREE} in it, which lists its leaves")
+        raise errors.CorruptCheckpoint(root, f"no {TREE} in it, which lists its leaves")
     if len(items) > 1 and items[0] != root:
         names = ", ".join(p.name for p in items)
-        raise faults.CorruptCheckpoint(root, f"several trees in it: name one ({names})")
+        raise errors.CorruptCheckpoint(root, f"several trees in it: name one ({names})")
     if not any((p / name).exists() for p in (root, items[0]) for name in _COMMITTED):
-        raise faults.CorruptCheckpoint(
+        raise errors.CorruptCheckpoint(
             root, f"no {' or '.join(_COMMITTED)} in it: it was not committed"
         )
     return items[0]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from merging.checkpoints import faults
+from merging.checkpoints import errors
 from merging.checkpoints.orbax_source import TREE, context
 from merging.checkpoints.ranges import boxes
 from merging.runtime import processes, tree
@@ -59,7 +59,7 @@ class OrbaxWriter:
     def write(self, path: str, start: int, values: np.ndarray) -> None:
         """Write elements of a leaf, from `start` on; safe from several threads."""
         array = self._arrays[path]
-        with faults.writing(self.folder):
+        with errors.writing(self.folder):
             writes = []
             for box in boxes(array.shape, start, start + len(values)):
                 part = array[box.slices]
@@ -71,7 +71,7 @@ class OrbaxWriter:
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Read back what was written."""
         array = self._arrays[path]
-        with faults.reading(f"{self.folder} ({path})"):
+        with errors.reading(f"{self.folder} ({path})"):
             for box in boxes(array.shape, start, start + len(out)):
                 part = array[box.slices]
                 target = out[box.offset : box.offset + box.size]
@@ -99,7 +99,7 @@ class OrbaxWriter:
             return
         if folder.exists():  # stopped while the template was made
             shutil.rmtree(folder)
-        with faults.writing(self.folder):
+        with errors.writing(self.folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             _save_template(self.folder, self._abstract)
             for path, leaf in self._abstract.items():
@@ -110,7 +110,7 @@ class OrbaxWriter:
 
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
         folder = Path(self.folder)
-        with faults.writing(self.folder):
+        with errors.writing(self.folder):
             for name, content in extra_files.items():
                 if name != os.path.basename(name):
                     raise ValueError(f"{name!r} is no name for a file beside weights")

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from merging.checkpoints import safetensors_header as headers
-from merging.checkpoints.faults import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
 from merging.checkpoints.source import SourceFile, sampled_digest
 from merging.runtime.errors import UserError, nearest
 
@@ -26,8 +26,8 @@ INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 100_000_000
 # Small files that belong to the weights: names, or how they end. Nothing that could be
 # executed or unpickled.
-_COMPANIONS = ("config.json", "generation_config.json", "merges.txt")
-_COMPANION_STEMS = (
+_AUXILIARY = ("config.json", "generation_config.json", "merges.txt")
+_AUXILIARY_STEMS = (
     "tokenizer",
     "vocab",
     "special_tokens_map",
@@ -35,8 +35,8 @@ _COMPANION_STEMS = (
     "chat_template",
     "preprocessor_config",
 )
-_COMPANION_ENDS = (".json", ".txt", ".model", ".jinja")
-_LARGEST_COMPANION = 100_000_000
+_AUXILIARY_ENDS = (".json", ".txt", ".model", ".jinja")
+_LARGEST_AUXILIARY = 100_000_000
 
 
 class _Where(NamedTuple):
@@ -191,7 +191,7 @@ class _File:
                 done += got
 
 
-def companions(uri: str) -> dict[str, Path]:
+def auxiliary_files(uri: str) -> dict[str, Path]:
     """Return {name: path} of the config, tokenizer and generation files in a folder.
 
     Regular files of the folder itself only, and nothing that could be executed.
@@ -203,10 +203,10 @@ def companions(uri: str) -> dict[str, Path]:
     return {
         path.name: path
         for path in sorted(folder.iterdir())
-        if _is_companion(path.name)
+        if _is_auxiliary(path.name)
         and path.is_file()
         and path.resolve().parent == inside
-        and path.stat().st_size <= _LARGEST_COMPANION
+        and path.stat().st_size <= _LARGEST_AUXILIARY
     }
 
 
@@ -220,10 +220,10 @@ def holds_safetensors(path: epath.Path) -> bool:
     return any((path / n).exists() for n in names) or bool(_loose(path))
 
 
-def _is_companion(name: str) -> bool:
-    if name in _COMPANIONS:
+def _is_auxiliary(name: str) -> bool:
+    if name in _AUXILIARY:
         return True
-    return name.startswith(_COMPANION_STEMS) and name.endswith(_COMPANION_ENDS)
+    return name.startswith(_AUXILIARY_STEMS) and name.endswith(_AUXILIARY_ENDS)
 
 
 def _listed(path: epath.Path) -> dict[epath.Path, set[str] | None]:

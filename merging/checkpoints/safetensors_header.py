@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from merging.checkpoints.faults import CorruptCheckpoint
+from merging.checkpoints.errors import CorruptCheckpoint
 from merging.runtime.errors import UserError
 
 LARGEST_HEADER = 100_000_000

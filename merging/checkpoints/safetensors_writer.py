@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from merging.checkpoints import faults
+from merging.checkpoints import errors
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
@@ -78,7 +78,7 @@ class SafetensorsWriter:
         file, begin = self._places[path]
         at = begin + start * self._dtypes[path].itemsize
         rest = np.ascontiguousarray(values).view(np.uint8)
-        with faults.writing(self.folder):
+        with errors.writing(self.folder):
             while len(rest):
                 done = os.pwrite(self._descriptors[file], rest, at)
                 rest, at = rest[done:], at + done
@@ -102,7 +102,7 @@ class SafetensorsWriter:
         while len(rest):
             done = os.preadv(self._descriptors[file], [rest], at)
             if not done:
-                raise faults.CorruptCheckpoint(file, f"{path} was cut short")
+                raise errors.CorruptCheckpoint(file, f"{path} was cut short")
             rest, at = rest[done:], at + done
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
@@ -117,7 +117,7 @@ class SafetensorsWriter:
 
     def _make(self, begun: Mapping[Path, tuple[bytes, int]]) -> None:
         folder = Path(self.folder)
-        with faults.writing(self.folder):
+        with errors.writing(self.folder):
             folder.mkdir(parents=True, exist_ok=True)
             have = {p for p in folder.iterdir() if p.suffix == ".safetensors"}
             if have - set(begun):
@@ -144,7 +144,7 @@ class SafetensorsWriter:
                 "weight_map": dict(sorted(self._index.items())),
             }
             files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
-        with faults.writing(self.folder):
+        with errors.writing(self.folder):
             for name, content in files.items():
                 if name != os.path.basename(name) or name.endswith(".safetensors"):
                     raise ValueError(f"{name!r} is no name for a file beside weights")

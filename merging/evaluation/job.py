@@ -70,7 +70,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
       UserError: as `models.hf.open_model`.
     """
     uri = os.fspath(uri)
-    found, files = hf.open_model(uri), checkpoints.companions(uri)
+    found, files = hf.open_model(uri), checkpoints.auxiliary_files(uri)
     own = any(name in _TOKENIZERS or name.endswith(".model") for name in files)
     return Model(
         config=found.config,

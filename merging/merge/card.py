@@ -11,7 +11,7 @@ from merging.runtime.errors import nearest
 CARD = "README.md"
 
 
-def companions(
+def auxiliary_files(
     inputs: Inputs,
     chosen: str | None,
     target: str,
@@ -41,7 +41,7 @@ def companions(
         uri = places[chosen]
     else:
         raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
-    files = {n: p.read_bytes() for n, p in checkpoints.companions(uri).items()}
+    files = {n: p.read_bytes() for n, p in checkpoints.auxiliary_files(uri).items()}
     if dtype is not None and "config.json" in files:
         files["config.json"] = _with_dtype(files["config.json"], dtype)
     if target == "safetensors":

@@ -31,7 +31,7 @@ _SETTINGS: dict[str, Any] = {
     "dtype": str | None,
     "format": str,
     "shard_size": str | int,
-    "companions": str | None,
+    "auxiliary_files": str | None,
 }
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 

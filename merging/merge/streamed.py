@@ -38,7 +38,7 @@ def merge_checkpoints(
     dtype: str | None = None,
     format: str | None = None,
     shard_size: str | int = "5GB",
-    companions: str | None = None,
+    auxiliary_files: str | None = None,
 ) -> Path:
     """Merge checkpoints on disk into a new one: θ = θ₀ + λ · combine(θᵢ − θ₀).
 
@@ -62,7 +62,7 @@ def merge_checkpoints(
       dtype: of the merged leaves; the first model's if None.
       format: ``safetensors`` or ``orbax``; the first model's if None.
       shard_size: the most in one safetensors file.
-      companions: whose tokenizer and config files to copy: ``base``, an expert's name
+      auxiliary_files: whose tokenizer and config to copy: ``base``, an expert's name
         or a folder; the base's if None.
 
     Returns:
@@ -82,7 +82,7 @@ def merge_checkpoints(
         "dtype": dtype,
         "format": format,
         "shard_size": shard_size,
-        "companions": companions,
+        "auxiliary_files": auxiliary_files,
     }
     prepared, extra = _prepare(output, memory_budget, **settings)
     job.run(prepared, extra)
@@ -228,7 +228,9 @@ def _prepare(
         shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
         settings=settings,
     )
-    files = card.companions(inputs, settings["companions"], target, dtype, settings)
+    files = card.auxiliary_files(
+        inputs, settings["auxiliary_files"], target, dtype, settings
+    )
     return prepared, files
 
 

@@ -12,8 +12,8 @@ from merging.models.functional import (
     parameter_count,
     shift_right,
 )
+from merging.models.partition_rules import partition_rules, require_whole_heads
 from merging.models.predictor import Predictor, predictor
-from merging.models.rules import require_whole_heads, rules
 from merging.models.sizes import size, sizes
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "parameter_count",
     "predictor",
     "require_whole_heads",
-    "rules",
+    "partition_rules",
     "shift_right",
     "size",
     "sizes",

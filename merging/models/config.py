@@ -37,20 +37,20 @@ class DecoderConfig:
 
     Attributes:
       vocab_size: tokens, padding included.
-      width: model dimension.
+      d_model: width of the residual stream.
       layers: blocks, stacked on a leading axis of every layer's parameters.
       heads: query heads.
       kv_heads: key and value heads; 1 is multi-query, ``heads`` is multi-head.
       head_dim: dimensions of a head; even, for RoPE.
-      mlp_width: hidden dimension of the gated MLP.
+      d_ff: hidden dimension of the gated MLP.
       activation: ``"swiglu"`` or ``"geglu"``.
       parallel_block: attention and MLP read the same normalised input (PaLM).
       attention_bias: queries, keys and values have biases (Qwen 2).
       qk_norm: each head's query and key are normalised before they are rotated.
       post_norms: what attention and MLP add to the stream is normalised too (Gemma).
-      centred_gains: norms store their gain less one (Gemma).
+      unit_offset: norms store their gain less one (Gemma).
       query_scalar: scores are divided by its square root; `head_dim` if None.
-      attention_softcap: scores are squashed to within plus and minus this; or None.
+      attention_softcap: scores s become softcap · tanh(s / softcap); or None.
       logit_softcap: the same for the logits.
       rope_theta: base of the rotary frequencies.
       rope_scaling: how they are slowed for long sequences, or None.
@@ -60,7 +60,7 @@ class DecoderConfig:
       local_rope_theta: base in local layers, never scaled; None: as everywhere.
       norm_eps: added to the mean square in RMSNorm.
       tied_embeddings: the output projection is the embedding table.
-      scaled_embeddings: embeddings enter the first block times sqrt(width).
+      scaled_embeddings: embeddings enter the first block times sqrt(d_model).
       dtype: dtype of the activations.
       param_dtype: dtype of the parameters.
       remat: recompute each block in the backward pass instead of storing it.
@@ -74,18 +74,18 @@ class DecoderConfig:
     """
 
     vocab_size: int
-    width: int
+    d_model: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
-    mlp_width: int
+    d_ff: int
     activation: str = "swiglu"
     parallel_block: bool = False
     attention_bias: bool = False
     qk_norm: bool = False
     post_norms: bool = False
-    centred_gains: bool = False
+    unit_offset: bool = False
     query_scalar: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -115,8 +115,8 @@ class DecoderConfig:
 
 
 def _faults(config: DecoderConfig) -> list[str]:
-    sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim")
-    sizes += ("mlp_width", "unroll", "max_length")
+    sizes = ("vocab_size", "d_model", "layers", "heads", "kv_heads", "head_dim")
+    sizes += ("d_ff", "unroll", "max_length")
     values = {name: getattr(config, name) for name in sizes}
     faults = [
         f"{name} = {value} must be positive"

@@ -34,22 +34,25 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
-        width, hidden = config.width, config.mlp_width
+        d_model, hidden = config.d_model, config.d_ff
         queries = config.heads * config.head_dim
         keys = config.kv_heads * config.head_dim
         # Every layer adds two branches to the stream: keep its variance near one.
         branch = 1 / math.sqrt(2 * config.layers)
         matrix = functools.partial(_matrix, rngs, config.param_dtype)
-        self.query, self.key = matrix(width, queries), matrix(width, keys)
-        self.value, self.output = matrix(width, keys), matrix(queries, width, branch)
-        self.gate, self.up = matrix(width, hidden), matrix(width, hidden)
-        self.down = matrix(hidden, width, branch)
-        self.attention_norm = _gain(width, config)
+        self.query, self.key = matrix(d_model, queries), matrix(d_model, keys)
+        self.value, self.output = (
+            matrix(d_model, keys),
+            matrix(queries, d_model, branch),
+        )
+        self.gate, self.up = matrix(d_model, hidden), matrix(d_model, hidden)
+        self.down = matrix(hidden, d_model, branch)
+        self.attention_norm = _gain(d_model, config)
         if not config.parallel_block:
-            self.mlp_norm = _gain(width, config)
+            self.mlp_norm = _gain(d_model, config)
         if config.post_norms:
-            self.attention_post_norm = _gain(width, config)
-            self.mlp_post_norm = _gain(width, config)
+            self.attention_post_norm = _gain(d_model, config)
+            self.mlp_post_norm = _gain(d_model, config)
         if config.qk_norm:
             self.query_norm = _gain(config.head_dim, config)
             self.key_norm = _gain(config.head_dim, config)
@@ -65,7 +68,7 @@ class Block(nnx.Module):
         cache: Cache | None,
         local: jax.Array | None,
     ) -> tuple[jax.Array, Cache]:
-        """Return the stream [B, T, width] after this layer, and the layer's cache.
+        """Return the stream [B, T, d_model] after this layer, and the layer's cache.
 
         Args:
           x: the stream before it.
@@ -126,16 +129,17 @@ class Decoder(nnx.Module):
         stack = nnx.vmap(lambda rngs: Block(config, rngs))
         self.layers = nnx.split_rngs(splits=config.layers)(stack)(rngs)
         # The last stream is normalised, so logits start at variance one.
-        table = functools.partial(_normal, rngs, config.param_dtype, config.width**-0.5)
-        self.embed = table(config.vocab_size, config.width)
-        self.final_norm = _gain(config.width, config)
+        deviation = config.d_model**-0.5
+        table = functools.partial(_normal, rngs, config.param_dtype, deviation)
+        self.embed = table(config.vocab_size, config.d_model)
+        self.final_norm = _gain(config.d_model, config)
         if not config.tied_embeddings:
-            self.head = table(config.vocab_size, config.width)
+            self.head = table(config.vocab_size, config.d_model)
 
     def __call__(
         self, inputs: jax.Array, where: Positions, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Return the normalised last stream [B, T, width], and every layer's cache.
+        """Return the normalised last stream [B, T, d_model], and every layer's cache.
 
         Args:
           inputs: token ids [B, T], BOS included.
@@ -146,7 +150,7 @@ class Decoder(nnx.Module):
         c = self.config
         x = self.embed[...].astype(c.dtype)[inputs]
         if c.scaled_embeddings:
-            x = x * math.sqrt(c.width)
+            x = x * math.sqrt(c.d_model)
         block, weights = nnx.split(self.layers)
 
         def layer(x, leaves):
@@ -156,7 +160,7 @@ class Decoder(nnx.Module):
 
         if c.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
-        local = None if where.nearby is None else jnp.array(c.local_layers)
+        local = None if where.sliding is None else jnp.array(c.local_layers)
         x, cache = self._through(layer, x, (weights, cache, local))
         return _norm(c, self.final_norm, x), cache
 
@@ -172,7 +176,7 @@ class Decoder(nnx.Module):
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Return float32 logits [..., vocab_size] of hidden [..., width]."""
+        """Return float32 logits [..., vocab_size] of hidden [..., d_model]."""
         table = self.embed if self.config.tied_embeddings else self.head
         flat = jnp.matmul(
             hidden.reshape(-1, hidden.shape[-1]),
@@ -180,7 +184,7 @@ class Decoder(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         if self.config.logit_softcap is not None:
-            flat = _squashed(flat, self.config.logit_softcap)
+            flat = _softcapped(flat, self.config.logit_softcap)
         return flat.reshape(*hidden.shape[:-1], -1)
 
 
@@ -221,7 +225,7 @@ def attention(
     )
     scores = scores.reshape(rows, kv_heads, heads // kv_heads, length, -1)
     if softcap is not None:
-        scores = _squashed(scores, softcap)
+        scores = _softcapped(scores, softcap)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     weights = weights.reshape(rows, kv_heads, -1, weights.shape[-1])
@@ -247,17 +251,17 @@ def _matrix(rngs, dtype, fan_in, fan_out, gain=1.0) -> nnx.Param:
 
 def _norm(config: DecoderConfig, gain: nnx.Param, x: jax.Array) -> jax.Array:
     scale = gain[...]
-    if config.centred_gains:
+    if config.unit_offset:
         scale = 1 + scale.astype(jnp.float32)
     return rms_norm(x, scale, config.norm_eps)
 
 
-def _squashed(x: jax.Array, most: float) -> jax.Array:
+def _softcapped(x: jax.Array, most: float) -> jax.Array:
     return most * jnp.tanh(x / most)
 
 
 def _gain(size: int, config: DecoderConfig) -> nnx.Param:
-    return _constant(0 if config.centred_gains else 1, size, config.param_dtype)
+    return _constant(0 if config.unit_offset else 1, size, config.param_dtype)
 
 
 def _constant(value: float, size: int, dtype) -> nnx.Param:

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Decoder
+from merging.models.partition_rules import partition_rules
 from merging.models.positions import causal
-from merging.models.rules import rules
 from merging.runtime import sharding
 
 Params = dict[str, Any]
@@ -25,7 +25,8 @@ def init(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Params:
     Args:
       config: the decoder.
       seed: of the random numbers.
-      mesh: devices to make them on, split by `rules`; one device makes all if None.
+      mesh: devices to make them on, split by `partition_rules`; one device makes all
+        if None.
     """
     return _init(config, mesh)(seed)
 
@@ -87,7 +88,7 @@ def _init(config: DecoderConfig, mesh: Mesh | None):
 
     if mesh is None:
         return jax.jit(make)
-    where = sharding.shardings(abstract(config), rules(config), mesh)
+    where = sharding.shardings(abstract(config), partition_rules(config), mesh)
     return jax.jit(make, out_shardings=where)
 
 

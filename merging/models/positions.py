@@ -28,20 +28,20 @@ class View(NamedTuple):
 class Positions(NamedTuple):
     """Where the tokens of a call stand, shared by all layers.
 
-    ``index`` [B or 1, T] absolute positions; ``view`` that of most layers; ``nearby``
+    ``index`` [B or 1, T] absolute positions; ``view`` that of most layers; ``sliding``
     that of local layers, None if all layers see alike.
     """
 
     index: jax.Array
     view: View
-    nearby: View | None
+    sliding: View | None
 
     def seen_by(self, local: jax.Array | None) -> View:
         """Return a layer's view, given whether it is local (None: all are alike)."""
-        if self.nearby is None:
+        if self.sliding is None:
             return self.view
         return jax.tree.map(
-            lambda near, far: jnp.where(local, near, far), self.nearby, self.view
+            lambda near, far: jnp.where(local, near, far), self.sliding, self.view
         )
 
 
@@ -67,12 +67,12 @@ def positions(
     distance = index[:, :, None] - keys[:, None, :]
     mask = mask & (distance < config.window)
     if config.local_rope_theta is None:
-        nearby = view._replace(mask=mask)
+        sliding = view._replace(mask=mask)
     else:
-        nearby = _view(config, index, mask, config.local_rope_theta, None)
+        sliding = _view(config, index, mask, config.local_rope_theta, None)
     if all(config.local_layers):
-        return Positions(index, nearby, None)
-    return Positions(index, nearby=nearby, view=view)
+        return Positions(index, sliding, None)
+    return Positions(index, sliding=sliding, view=view)
 
 
 def causal(config: DecoderConfig, length: int) -> Positions:
@@ -84,29 +84,30 @@ def causal(config: DecoderConfig, length: int) -> Positions:
     return positions(config, index, index[:, :, None] >= index[:, None, :])
 
 
-def branched(
-    config: DecoderConfig, length: int, trunks: jax.Array, owners: jax.Array
+def shared_prompt(
+    config: DecoderConfig, length: int, prompts: jax.Array, segments: jax.Array
 ) -> Positions:
-    """Return the positions of rows that hold one trunk and several ways to go on.
+    """Return the positions of rows that hold one prompt and several continuations.
 
-    A branch's tokens stand where they would right after the trunk, and see the trunk
-    and what precedes them in their own branch.
+    A continuation's tokens stand where they would right after the prompt, and see the
+    prompt and what precedes them in their own continuation.
 
     Args:
       config: the decoder.
-      length: T, slots of a row: its trunk, then its branches one after the other.
-      trunks: [B], tokens of the trunk.
-      owners: [B, M], the branch of the m-th token after the trunk; -1 for padding.
+      length: T, slots of a row: its prompt, then its continuations one by one.
+      prompts: [B], tokens of the prompt.
+      segments: [B, M], the continuation of the m-th token after the prompt; -1 for
+        padding.
     """
     slot = jnp.arange(length)[None]
-    after = slot - trunks[:, None]
-    trunk, last = after < 0, owners.shape[1] - 1
-    owner = jnp.take_along_axis(owners, jnp.clip(after, 0, last), axis=1)
-    owner = jnp.where(trunk, -2, jnp.where(after > last, -1, owner))
+    after = slot - prompts[:, None]
+    prompt, last = after < 0, segments.shape[1] - 1
+    segment = jnp.take_along_axis(segments, jnp.clip(after, 0, last), axis=1)
+    segment = jnp.where(prompt, -2, jnp.where(after > last, -1, segment))
     before = slot[:, :, None] >= slot[:, None, :]
-    same = before & (owner[:, :, None] == owner[:, None, :])
-    index = jnp.where(trunk, -1, trunks[:, None] - 1) + jnp.sum(same, axis=-1)
-    mask = same | (before & trunk[:, None, :])
+    same = before & (segment[:, :, None] == segment[:, None, :])
+    index = jnp.where(prompt, -1, prompts[:, None] - 1) + jnp.sum(same, axis=-1)
+    mask = same | (before & prompt[:, None, :])
     return positions(config, index, mask, index)
 
 

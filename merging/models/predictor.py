@@ -11,23 +11,23 @@ from jax.sharding import Mesh
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Cache
 from merging.models.functional import bind
-from merging.models.positions import branched, causal, positions
+from merging.models.positions import causal, positions, shared_prompt
 from merging.runtime.sharding import on, place_batch
 
 LOGITS = 1 << 28  # most logits in memory at a time
 
 
 class Predictor(NamedTuple):
-    """Jitted functions of ``(params, openers, tokens, lengths, …)``.
+    """Jitted functions of ``(params, prefixes, tokens, lengths, …)``.
 
-    A row is what the model sees: ``openers`` [B], the token that comes first, then
+    A row is what the model sees: ``prefixes`` [B], the token that comes first, then
     ``tokens`` [B, T], of which the first ``lengths`` [B] are the prompt.
 
     Attributes:
-      score: ``(…, firsts [B, C], owners [B, M], targets [B, M]) -> [B, C]``: log p of
+      score: ``(…, firsts [B, C], segments [B, M], targets [B, M]) -> [B, C]``: log p of
         each of a prompt's C continuations. ``firsts`` has their first tokens. A longer
         one's tokens but the last stand in ``tokens`` behind the prompt, one
-        continuation after the other; for the m-th of these, ``owners`` has the number
+        continuation after the other; for the m-th of these, ``segments`` has the number
         of its continuation (-1: padding) and ``targets`` the token that follows it.
       generate: ``(…, max_new_tokens, eos_id) -> [B, max_new_tokens]``: greedy
         continuation, 0 after ``eos_id``; what stands behind the prompt is ignored.
@@ -61,12 +61,12 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
     return Predictor(over_mesh(score), over_mesh(generate))
 
 
-def _score(config, params, openers, tokens, lengths, firsts, owners, targets):
+def _score(config, params, prefixes, tokens, lengths, firsts, segments, targets):
     """One forward pass: a prompt's keys and values serve all its continuations."""
     model = bind(config, params)
-    inputs, room = _open(openers, tokens), owners.shape[1]
+    inputs, room = _prefixed(prefixes, tokens), segments.shape[1]
     if room:
-        where = branched(config, inputs.shape[1], lengths + 1, owners)
+        where = shared_prompt(config, inputs.shape[1], lengths + 1, segments)
     else:
         where = causal(config, inputs.shape[1])
     hidden, _ = model(inputs, where)
@@ -77,12 +77,12 @@ def _score(config, params, openers, tokens, lengths, firsts, owners, targets):
     slots = jnp.minimum(lengths[:, None] + 1 + jnp.arange(room), inputs.shape[1] - 1)
     tail = jnp.take_along_axis(hidden, slots[..., None], axis=1)
     log_p = _log_p(model, tail, targets)
-    own = owners[..., None] == jnp.arange(firsts.shape[1])
+    own = segments[..., None] == jnp.arange(firsts.shape[1])
     return scores + jnp.sum(jnp.where(own, log_p[..., None], 0), axis=1)
 
 
 def _log_p(model, hidden, targets):
-    """Return log p [B, M] of the token after each hidden [B, M, width]."""
+    """Return log p [B, M] of the token after each hidden [B, M, d_model]."""
 
     def after(hidden, targets):
         logits = model.logits(hidden)
@@ -98,7 +98,7 @@ def _log_p(model, hidden, targets):
     return log_p.swapaxes(0, 1)
 
 
-def _generate(config, params, openers, tokens, lengths, max_new_tokens, eos_id):
+def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, eos_id):
     """Fill the cache with the prompts in one call, then add a token at a time.
 
     Keys of a row's padding stay in the cache but are never seen: a query at position
@@ -106,7 +106,7 @@ def _generate(config, params, openers, tokens, lengths, max_new_tokens, eos_id):
     """
     model = bind(config, params)
     rows, length = tokens.shape
-    hidden, prompt = model(_open(openers, tokens), causal(config, length + 1))
+    hidden, prompt = model(_prefixed(prefixes, tokens), causal(config, length + 1))
     room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
     cache = Cache(*(jnp.pad(leaf, room) for leaf in prompt))
     first = jnp.argmax(model.logits(_at(hidden, lengths)), axis=-1)
@@ -131,8 +131,8 @@ def _generate(config, params, openers, tokens, lengths, max_new_tokens, eos_id):
     return jax.lax.while_loop(unfinished, extend, state)[-1]
 
 
-def _open(openers: jax.Array, tokens: jax.Array) -> jax.Array:
-    return jnp.concatenate([openers[:, None], tokens], axis=1)
+def _prefixed(prefixes: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.concatenate([prefixes[:, None], tokens], axis=1)
 
 
 def _at(hidden: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from merging.models.config import DecoderConfig
 from merging.models.functional import parameter_count
 from merging.runtime.errors import nearest
 
-# width, layers, heads, head_dim of each size; multi-query attention.
+# d_model, layers, heads, head_dim of each size; multi-query attention.
 _TINY = {"1x": (16, 2, 2, 16), "8x": (48, 3, 3, 16), "24x": (96, 3, 6, 16)}
 _TINY["64x"] = (128, 4, 8, 16)
 _TINY_MLP = 48
@@ -59,31 +59,31 @@ def size(family: str, size: str, *, vocab_size: int) -> DecoderConfig:
     return found[size]
 
 
-def _tiny(size: str, vocab_size: int, mlp_width: int) -> DecoderConfig:
-    width, layers, heads, head_dim = _TINY[size]
+def _tiny(size: str, vocab_size: int, d_ff: int) -> DecoderConfig:
+    d_model, layers, heads, head_dim = _TINY[size]
     return DecoderConfig(
         vocab_size=vocab_size,
-        width=width,
+        d_model=d_model,
         layers=layers,
         heads=heads,
         kv_heads=1,
         head_dim=head_dim,
-        mlp_width=mlp_width,
+        d_ff=d_ff,
         unroll=layers,
         max_length=128,
     )
 
 
 def _palm(size: str, vocab_size: int) -> DecoderConfig:
-    width, layers, heads, head_dim = _PALM[size]
+    d_model, layers, heads, head_dim = _PALM[size]
     return DecoderConfig(
         vocab_size=vocab_size,
-        width=width,
+        d_model=d_model,
         layers=layers,
         heads=heads,
         kv_heads=1,
         head_dim=head_dim,
-        mlp_width=4 * width,
+        d_ff=4 * d_model,
         parallel_block=True,
         dtype="bfloat16",
         param_dtype="bfloat16",

@@ -2,8 +2,8 @@
 
 Times always come from these counts of work. Memory and exchanges come from a compiler
 where there is one; these are what is said where there is none. They follow the layout
-of `models.rules`: every layer's weights are gathered over ``fsdp`` when it runs, and
-its two products are summed over ``tensor``.
+of `models.partition_rules`: every layer's weights are gathered over ``fsdp`` when it
+runs, and its two products are summed over ``tensor``.
 """
 
 import math
@@ -48,12 +48,12 @@ def scoring(
       domain: neighbours that need no network.
     """
     share = _share(decoder, leaves, batch)
-    # Tokens, owners and targets, opener, length and first tokens (`Predictor.score`).
+    # Tokens, segments and targets, prefix, length and first tokens (`Predictor.score`).
     asked = share.tokens * (4 + 8 / CONTINUED) + 24 * share.rows
     arguments = sum(leaf.bytes for leaf in leaves.values()) + asked
     layer = _layer_weights(decoder, leaves) + _layer_activations(decoder, share)
     ends = _output_table(decoder, leaves) + 2 * _logits(decoder, share) / CONTINUED
-    stream = 2 * share.tokens * decoder.width * share.each
+    stream = 2 * share.tokens * decoder.d_model * share.each
     # Four log-likelihoods of a row.
     memory = Memory(arguments, 16 * share.rows, max(layer, ends) + stream)
     return memory, _exchanged(
@@ -67,7 +67,7 @@ def training(
     """Return the memory and the exchanges of one step; arguments as `scoring`."""
     share = _share(decoder, leaves, step)
     params = sum(leaf.bytes for leaf in leaves.values())
-    stream = share.tokens * decoder.width * share.each
+    stream = share.tokens * decoder.d_model * share.each
     one = _layer_activations(decoder, share)
     if decoder.remat:  # streams are kept, and one layer at a time is done again
         kept = decoder.layers * stream + one
@@ -90,7 +90,7 @@ def scoring_work(decoder: DecoderConfig, leaves: Leaves, batch: Scoring) -> Work
     unread = share.tokens * (1 - 1 / CONTINUED) / share.tensor
     return Work(
         flops=_forward_flops(decoder, share)
-        - 2 * unread * decoder.vocab_size * decoder.width,
+        - 2 * unread * decoder.vocab_size * decoder.d_model,
         traffic=_weights_traffic(leaves, decoder)
         + _activation_traffic(decoder, share)
         + 4 * _logits(decoder, share) / CONTINUED,
@@ -124,7 +124,7 @@ def _share(decoder: DecoderConfig, leaves: Leaves, batch: Scoring | Training) ->
 
 def _forward_flops(decoder: DecoderConfig, share: _Share) -> float:
     """Return two operations for each weight and token, and attention over all pairs."""
-    table = decoder.vocab_size * decoder.width
+    table = decoder.vocab_size * decoder.d_model
     matrices = models.parameter_count(decoder) - table * (
         0 if decoder.tied_embeddings else 1  # looking a token up multiplies nothing
     )
@@ -156,7 +156,7 @@ def _logits(decoder: DecoderConfig, share: _Share) -> float:
 def _layer_activations(decoder: DecoderConfig, share: _Share) -> float:
     """Return the bytes one layer has at once: MLP, heads, scores in float32."""
     heads = decoder.heads * decoder.head_dim + 2 * decoder.kv_heads * decoder.head_dim
-    inner = (3 * decoder.mlp_width + heads) / share.tensor + 4 * decoder.width
+    inner = (3 * decoder.d_ff + heads) / share.tensor + 4 * decoder.d_model
     scores = decoder.heads / share.tensor * share.length * (4 + share.each)
     return share.tokens * (inner * share.each + scores)
 
@@ -203,7 +203,7 @@ def _exchanged(
             network = _span(mesh, "fsdp") > domain
             found.append(Collective(kind, network, count, times * moved, max(results)))
     if share.tensor > 1:
-        result = share.tokens * decoder.width * share.each
+        result = share.tokens * decoder.d_model * share.each
         count = sums * decoder.layers * 2  # attention's and the MLP's, also in parallel
         moved = count * collectives.sent("all-reduce", result, share.tensor)
         network = _span(mesh, "tensor") > domain

@@ -47,7 +47,8 @@ def score(
 def questions(batch: Scoring) -> list[tuple[int, ...]]:
     """Return the shapes of a batch for `models.Predictor.score`.
 
-    A row is its opener, a prompt, and four continuations that take a quarter of it.
+    A row is its prefix token, a prompt, and four continuations that take a quarter of
+    it.
     """
     rows, tail = batch.batch, batch.length // cost_model.CONTINUED
     return [(rows,), (rows, batch.length - 1), (rows,), (rows, 4), *2 * [(rows, tail)]]

@@ -56,7 +56,9 @@ def sharding_layout(
     """
     models.require_whole_heads(decoder, dict(mesh.shape))
     params = models.abstract(decoder)
-    chosen = tree.flatten(sharding.shardings(params, models.rules(decoder), mesh))
+    chosen = tree.flatten(
+        sharding.shardings(params, models.partition_rules(decoder), mesh)
+    )
     return {
         path: Leaf(tuple(leaf.shape), np.dtype(leaf.dtype), chosen[path])
         for path, leaf in tree.flatten(params).items()

@@ -15,7 +15,7 @@ from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step, with_needs
 from merging.sweep.store import Broken, Store
 
-_BASES = ("pretrain", "instruct", "given")
+_BASES = ("pretrain", "instruct", "load")
 
 
 def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:

@@ -7,7 +7,7 @@ from typing import Any
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
 from merging.runtime.errors import UserError, nearest
-from merging.sweep import given_bases
+from merging.sweep import pretrained_bases
 
 BASES = ("pt", "it")
 RUNNERS = ("inline", "local")
@@ -35,8 +35,9 @@ class Experiment:
 
     Attributes:
       suite: what is learned and measured.
-      family: name of the family of sizes; of given bases, whatever it is to be called.
-      sizes: names of the family's sizes, smallest first; of given bases likewise.
+      family: name of the family of sizes; of pretrained bases, whatever it is to be
+        called.
+      sizes: names of the family's sizes, smallest first; of pretrained bases likewise.
       bases: "pt" (pretrained) and "it" (instruction-tuned).
       methods: names of merge methods.
       experts_merged: the values of K.
@@ -47,11 +48,11 @@ class Experiment:
       batch_size: sequences a step, everywhere.
       expert: how experts are trained.
       multitask: how the multitask baselines are; None: there are none.
-      pretraining, instruction: how bases are made; None if they are given.
+      pretraining, instruction: how bases are made; None if they are there.
       scales: method -> values of λ to choose from on validation.
       densities: method -> densities to choose from.
-      given: folders of checkpoints that are the bases of the sizes, in their order; ()
-        if bases are pretrained.
+      pretrained_bases: folders of checkpoints that are the bases of the sizes, in
+        their order; () if the sweep makes its bases.
       dtype: of activations in training and scoring.
       method_files: Python files that register methods of your own.
       runner: where steps run, "inline" or "local"; "" for what fits (see `runners`).
@@ -74,7 +75,7 @@ class Experiment:
     multitask: Phase | None = None
     pretraining: Phase | None = None
     instruction: Phase | None = None
-    given: tuple[str, ...] = ()
+    pretrained_bases: tuple[str, ...] = ()
     dtype: str = "float32"
     method_files: tuple[str, ...] = ()
     runner: str = ""
@@ -85,19 +86,20 @@ class Experiment:
         return {file: methods.load_file(file)[0] for file in self.method_files}
 
     def folder(self, size: str) -> str:
-        """Return the checkpoint that is a size's base; "" if bases are pretrained."""
-        return self.given[self.sizes.index(size)] if self.given else ""
+        """Return the checkpoint that is a size's base; "" if the sweep makes it."""
+        folders = self.pretrained_bases
+        return folders[self.sizes.index(size)] if folders else ""
 
     def decoder(self, size: str) -> models.DecoderConfig:
         """Return the model of a size."""
         if folder := self.folder(size):
-            return given_bases.decoder(folder, self.suite.tokenizer, self.dtype)
+            return pretrained_bases.decoder(folder, self.suite.tokenizer, self.dtype)
         return models.size(self.family, size, vocab_size=len(self.suite.tokenizer))
 
     def peak_rate(self, size: str) -> float:
         """Return a size's peak learning rate, of which phases take shares."""
         smallest = self.sizes[0]
-        if not self.given:
+        if not self.pretrained_bases:
             vocabulary = len(self.suite.tokenizer)
             smallest = next(iter(models.sizes(self.family, vocab_size=vocabulary)))
         counts = [models.parameter_count(self.decoder(s)) for s in (size, smallest)]
@@ -140,9 +142,9 @@ def read(config: Any) -> Experiment:
     """
     values = config.to_dict()
     data = values.pop("data")
-    if folders := values.get("given"):
+    if folders := values.get("pretrained_bases"):
         for folder in folders:
-            given_bases.require_folder(folder)
+            pretrained_bases.require_folder(folder)
         data.setdefault("tokenizer", folders[0])
     suite = tasks.suite(values.pop("suite"), **data)
     for phase in PHASES:
@@ -157,23 +159,23 @@ def read(config: Any) -> Experiment:
 
 
 def _check_bases(experiment: Experiment) -> None:
-    """Refuse what does not go with given bases, or without them."""
+    """Refuse what does not go with pretrained bases, or without them."""
     trained = [p for p in ("pretraining", "instruction") if getattr(experiment, p)]
-    if not experiment.given:
+    if not experiment.pretrained_bases:
         if len(trained) < 2:
             raise UserError(
                 "bases that are not given need both pretraining and instruction."
             )
         return
-    faults = [f"{phase}: given bases are not trained" for phase in trained]
-    if len(experiment.given) != len(experiment.sizes):
+    faults = [f"{phase}: pretrained bases are not trained" for phase in trained]
+    if len(experiment.pretrained_bases) != len(experiment.sizes):
         faults.append(
-            f"{len(experiment.given)} checkpoints are given for "
+            f"{len(experiment.pretrained_bases)} checkpoints are given for "
             f"{len(experiment.sizes)} sizes; name one for each"
         )
     if len(experiment.bases) != 1:
         faults.append(
-            f"bases = {experiment.bases}: a given checkpoint is one of "
+            f"bases = {experiment.bases}: a pretrained checkpoint is one of "
             f"{', '.join(BASES)}, so name that one"
         )
     if faults:

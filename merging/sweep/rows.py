@@ -9,7 +9,7 @@ from merging.sweep import scoring
 from merging.sweep.steps import Grid, Step
 from merging.sweep.store import Store
 
-_BASELINE = {"pretrain": "base", "instruct": "base", "given": "base"}
+_BASELINE = {"pretrain": "base", "instruct": "base", "load": "base"}
 
 
 def rows(

@@ -2,8 +2,8 @@
 
 On CPUs one single-threaded process per core does far more than one process with many
 threads, since small models leave nothing to share out inside an operation: that is
-`local`. Large models, given bases and accelerators want one process with all threads or
-all devices, and a few copies of the weights: that is `inline`.
+`local`. Large models, pretrained bases and accelerators want one process with all
+threads or all devices, and a few copies of the weights: that is `inline`.
 
 Either runs a step as soon as what it needs is finished, long chains first.
 """
@@ -29,14 +29,14 @@ from merging.sweep.store import Broken, Store
 RETRIES = 5  # of a step whose needs turn out broken
 SAVING = 20.0  # seconds for workers to save what they train
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-_FIRST = ("data", "pretrain", "instruct", "given")
+_FIRST = ("data", "pretrain", "instruct", "load")
 # {step's key: (share done, note)}
 Ticks = dict[str, tuple[float, str]]
 
 
 def chosen(experiment: Experiment) -> tuple[str, int]:
     """Return the runner, and how many processes it runs: the config's, or what fits."""
-    large = bool(experiment.given) or _on_accelerator()
+    large = bool(experiment.pretrained_bases) or _on_accelerator()
     runner = experiment.runner or ("inline" if large else "local")
     if runner == "inline":
         return runner, 1
@@ -166,7 +166,7 @@ class _Local:
     def __init__(self, experiment: Experiment, store: Store, workers: int):
         if not _on_accelerator():
             flags = os.environ.get("XLA_FLAGS", "")
-            if not experiment.given and ONE_THREAD not in flags:
+            if not experiment.pretrained_bases and ONE_THREAD not in flags:
                 os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
         _share_compilations(store.workdir)
         context = multiprocessing.get_context("spawn")

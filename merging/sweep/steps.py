@@ -5,7 +5,7 @@
     data/experts ───────┬──────┴── multitask(size, base)
                         └───────── expert(size, base, category, seed) ── merge(…)
 
-Given bases take the place of those that are pretrained or instructed: given(size).
+Pretrained bases take the place of those that are pretrained or instructed: load(size).
 
 A step's key is the hash of everything its output depends on: its settings after all
 defaults, the content of what it is given, the keys of the steps before it, and the
@@ -24,16 +24,17 @@ from typing import Any
 
 from merging import models
 from merging.runtime import storage
-from merging.sweep import given_bases
+from merging.sweep import pretrained_bases
 from merging.sweep.experiment import Experiment, Phase
 from merging.training import Hyperparameters
 
 # Raise one when its code changes what comes out: `training/` and `models/` for all that
-# is trained or given, `merge/` and `methods/` for merges, `evaluation/` for all scores.
+# is trained or loaded, `merge/` and `methods/` for merges, `evaluation/` for all
+# scores.
 VERSIONS = {"training": 1, "models": 1, "merge": 1, "evaluation": 1}
 _CODE = {
     "data": (),
-    "given": ("models", "evaluation"),
+    "load": ("models", "evaluation"),
     "merge": ("models", "merge", "evaluation"),
 }
 _TRAINED = ("training", "models", "evaluation")
@@ -46,7 +47,7 @@ class Step:
     """One unit of work.
 
     Attributes:
-      kind: "data", "pretrain", "instruct", "given", "expert", "multitask",
+      kind: "data", "pretrain", "instruct", "load", "expert", "multitask",
       "single_task" or
         "merge".
       name: unique in the grid and readable, e.g. "expert/8x/it/sentiment/seed0".
@@ -99,28 +100,28 @@ class Grid:
         return self._step("data", f"data/{what}", digest, (), 40.0)
 
     def base(self, size: str, base: str) -> Step:
-        """The pretrained model, the instruction-tuned one made from it, or a given."""
-        if self.experiment.given:
-            return self._given(size, base)
+        """The pretrained model, made here or loaded, or the one instructed from it."""
+        if self.experiment.pretrained_bases:
+            return self._load(size, base)
         if base == "pt":
             texts = self.data("bases")
             return self._training("pretrain", size, texts, "pretrain", seed=0)
         before = self.base(size, "pt")
         return self._training("instruct", size, before, "instruct", seed=0)
 
-    def _given(self, size: str, base: str) -> Step:
+    def _load(self, size: str, base: str) -> Step:
         s = self.experiment
         settings = {
             "size": size,
             "base": base,
             "seed": 0,
             "decoder": dataclasses.asdict(s.decoder(size)),
-            "digest": given_bases.digest(s.folder(size)),
-            "evaluates": self._evaluated("given", ""),
+            "digest": pretrained_bases.digest(s.folder(size)),
+            "evaluates": self._evaluated("load", ""),
         }
         scored = len(s.suite.datasets) * (s.suite.examples("test") or 1000)
         needs, cost = (self.data("bases"),), self._scoring(size, scored)
-        return self._step("given", f"given/{size}/seed0", settings, needs, cost)
+        return self._step("load", f"load/{size}/seed0", settings, needs, cost)
 
     def expert(self, size: str, base: str, category: str, seed: int) -> Step:
         """A base fine-tuned on one held-in category."""

@@ -16,7 +16,7 @@ from merging.merge import merge, merge_scales
 from merging.models import hf as families
 from merging.runtime import tree
 from merging.runtime.revision import git_revision
-from merging.sweep import given_bases, scoring
+from merging.sweep import pretrained_bases, scoring
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
@@ -42,7 +42,7 @@ def execute(step: Step, experiment: Experiment, store: Store, tick: Tick) -> Non
     """
     tick(0.0)
     begin = time.monotonic()
-    make = {"data": _data, "given": _given, "merge": _merge}.get(step.kind, _train)
+    make = {"data": _data, "load": _load, "merge": _merge}.get(step.kind, _train)
     output = make(step, experiment, store, tick)
     if "test" in output:
         decoder, tested = experiment.decoder(step.settings["size"]), output["test"]
@@ -56,7 +56,9 @@ def execute(step: Step, experiment: Experiment, store: Store, tick: Tick) -> Non
 
 def _data(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
     suite = experiment.suite
-    wanted = [] if experiment.given else [("pretrain", "train"), ("instruct", "train")]
+    wanted = [("pretrain", "train"), ("instruct", "train")]
+    if experiment.pretrained_bases:
+        wanted = []
     if step.settings["what"] == "experts":
         wanted = [(category, "train") for category in suite.categories]
         if experiment.multitask:
@@ -70,7 +72,7 @@ def _data(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
     return {}
 
 
-def _given(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
+def _load(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
     config = experiment.decoder(step.settings["size"])
     params = restore(experiment, store, step)
     return {"test": _score(config, experiment, store, step, params, "test")}
@@ -82,7 +84,7 @@ def _train(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
         **step.settings["hyperparameters"],
         checkpoint_every=1000,
         # A call ends before a stop is looked for, and steps of large models take long.
-        log_every=5 if experiment.given else 50,
+        log_every=5 if experiment.pretrained_bases else 50,
     )
     if step.kind == "pretrain":
         params = models.init(decoder, step.settings["seed"])
@@ -196,8 +198,8 @@ def restore(experiment: Experiment, store: Store, step: Step) -> models.Params:
 
 def _restore(experiment: Experiment, store: Store, step: Step) -> models.Params:
     size = step.settings["size"]
-    if step.kind == "given":
-        return given_bases.load(experiment.folder(size), step.settings["digest"])
+    if step.kind == "load":
+        return pretrained_bases.load(experiment.folder(size), step.settings["digest"])
     like = models.abstract(experiment.decoder(size))
     try:
         params = checkpoints.restore(store.path(step) / "checkpoint", like)

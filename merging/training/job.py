@@ -239,7 +239,7 @@ def _start(
 ) -> tuple[models.DecoderConfig, models.Params]:
     """Return the decoder and its first parameters, on the mesh."""
     start, dtype = values["start"], values["param_dtype"] or None
-    described = start and families.CONFIG in checkpoints.companions(start)
+    described = start and families.CONFIG in checkpoints.auxiliary_files(start)
     if described:
         decoder, params = families.load(start, dtype=dtype, mesh=mesh)
     else:
@@ -256,7 +256,7 @@ def _start(
 
 def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:
     abstract = models.abstract(decoder)
-    where = sharding.shardings(abstract, models.rules(decoder), mesh)
+    where = sharding.shardings(abstract, models.partition_rules(decoder), mesh)
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         abstract,

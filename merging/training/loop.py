@@ -45,7 +45,7 @@ def train(
       hyperparameters: how.
       workdir: where checkpoints go, and are looked for; None for neither.
       validation: held-back examples, for ``validate_every`` and early stopping.
-      mesh: devices to train on, split by `models.rules`.
+      mesh: devices to train on, split by `models.partition_rules`.
       report: called with the progress after every ``log_every`` steps.
 
     Raises:

@@ -124,7 +124,7 @@ def train_functions(
 
 def state_shardings(config: models.DecoderConfig, mesh: Mesh, state: Any) -> Any:
     """Return the tree of shardings; AdamW's moments lie where their parameters do."""
-    rules = models.rules(config)
+    rules = models.partition_rules(config)
     of = tree.flatten(sharding.shardings(models.abstract(config), rules, mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())
 

@@ -98,7 +98,7 @@ def _flops_per_token(config: models.DecoderConfig, length: int, what: str) -> fl
     whole = models.parameter_count(config)
     if what == "train":
         return 6 * whole + attention
-    return (6 * (whole - config.vocab_size * config.width) + attention) / 3
+    return (6 * (whole - config.vocab_size * config.d_model) + attention) / 3
 
 
 if __name__ == "__main__":

@@ -154,7 +154,9 @@ def _make(folder: Path) -> None:
     _, config = families.read_config(json.dumps(SHAPE))
     stacked = folder.parent / "stacked"
     checkpoints.save(stacked, models.init(config, 0))
-    convert(str(stacked), str(folder), format="safetensors", companions=str(described))
+    convert(
+        str(stacked), str(folder), format="safetensors", auxiliary_files=str(described)
+    )
 
 
 class _Ours:

@@ -125,14 +125,17 @@ def test_orbax_paths_become_names_and_clashes_are_listed(tmp_path):
         checkpoints.tensor_names(["a.b", "a/b"])
 
 
-def test_companions_are_plain_files_of_the_folder(tmp_path):
+def test_auxiliary_files_are_plain_files_of_the_folder(tmp_path):
     folder, outside = tmp_path / "model", tmp_path / "secret.json"
     folder.mkdir()
     outside.write_text("{}")
     for name in ("config.json", "tokenizer.json", "modeling_x.py", "pytorch_model.bin"):
         (folder / name).write_text("{}")
     (folder / "tokenizer_config.json").symlink_to(outside)
-    assert set(checkpoints.companions(str(folder))) == {"config.json", "tokenizer.json"}
+    assert set(checkpoints.auxiliary_files(str(folder))) == {
+        "config.json",
+        "tokenizer.json",
+    }
 
 
 @pytest.mark.parametrize(

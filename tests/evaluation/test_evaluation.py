@@ -387,12 +387,12 @@ def test_a_mesh_gives_the_same_values(sets):
 
 DECODER = models.DecoderConfig(
     vocab_size=VOCABULARY + VOCABULARY % 2,
-    width=16,
+    d_model=16,
     layers=2,
     heads=2,
     kv_heads=1,
     head_dim=8,
-    mlp_width=24,
+    d_ff=24,
 )
 
 
@@ -401,7 +401,7 @@ def test_a_decoders_scores_depend_on_no_batch_size_mesh_order_or_company(sets):
     sets = [s for s in sets if s.dataset in ("colour", "phrase", "copy")]
     mesh = sharding.make_mesh({"data": 4, "tensor": 2})
     rows = sharding.batch_sharding(mesh)
-    places = sharding.shardings(params, models.rules(DECODER), mesh)
+    places = sharding.shardings(params, models.partition_rules(DECODER), mesh)
     layouts = {
         "one": (None, params, dict(batch_size=64), sets),
         "reversed": (None, params, dict(batch_size=8), sets[::-1]),

@@ -142,7 +142,7 @@ def test_what_is_unknown_is_answered_with_the_nearest(own, tmp_path):
         ({"dtype": "bf16"}, "unknown dtype 'bf16'.*bfloat16"),
         ({"format": "orbx"}, "unknown format 'orbx'.*orbax"),
         ({"memory_budget": "lots"}, "'lots' is no size"),
-        ({"companions": "e9"}, "'e9'.*base"),
+        ({"auxiliary_files": "e9"}, "'e9'.*base"),
         ({"leaf_rules": ["mlq => base"]}, "match no leaf: mlq"),
         ({"method": "ties(weights=(1, 2, 3))"}, "3 weights for 2 experts"),
     ):

@@ -43,7 +43,7 @@ def error(config, params, case):
 
 def wrong_norm(config, params):
     """Take gains as their distance from one where they are not, or the reverse."""
-    return dataclasses.replace(config, centred_gains=not config.centred_gains), params
+    return dataclasses.replace(config, unit_offset=not config.unit_offset), params
 
 
 def wrong_rotary(config, params):

@@ -189,7 +189,7 @@ def test_palms_shape_comes_back(tmp_path):
         str(merging_checkpoint),
         str(tmp_path / "out"),
         format="safetensors",
-        companions=str(described),
+        auxiliary_files=str(described),
     )
     found, again = families.load(out)
     assert found.parallel_block and found.kv_heads == 1

@@ -11,7 +11,7 @@ from merging import models
 from merging.runtime.errors import UserError
 
 SERIAL = models.DecoderConfig(
-    vocab_size=32, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=24
+    vocab_size=32, d_model=16, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=24
 )
 PARALLEL = dataclasses.replace(
     SERIAL,
@@ -79,7 +79,7 @@ def reference(c, params, tokens):
     rows = []
     for row in tokens:
         x = p["embed"][np.concatenate([[0], row[:-1]])]
-        x = x * np.sqrt(c.width) if c.scaled_embeddings else x
+        x = x * np.sqrt(c.d_model) if c.scaled_embeddings else x
         for i in range(c.layers):
             w = {name: leaf[i] for name, leaf in p["layers"].items()}
             h = norm(x, w["attention_norm"])
@@ -170,7 +170,7 @@ def test_parameter_count_agrees_with_the_leaves_and_a_tied_table_counts_once():
 def test_impossible_sizes_are_refused_all_at_once():
     with pytest.raises(UserError) as error:
         dataclasses.replace(
-            SERIAL, width=-4, kv_heads=3, head_dim=7, activation="relu", dtype="int8"
+            SERIAL, d_model=-4, kv_heads=3, head_dim=7, activation="relu", dtype="int8"
         )
-    for name in ("width = -4", "kv_heads = 3", "head_dim = 7", "'relu'", "'int8'"):
+    for name in ("d_model = -4", "kv_heads = 3", "head_dim = 7", "'relu'", "'int8'"):
         assert name in str(error.value)

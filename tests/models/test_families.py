@@ -78,9 +78,9 @@ def test_generation_past_the_window_is_that_of_whole_forward_passes(name):
     for at in range(prompt.shape[1], tokens.shape[1]):
         tokens[:, at] = forward(config, params, tokens)[:, at].argmax(-1)
     lengths = np.full(2, prompt.shape[1])
-    openers = np.full(2, config.bos_id, np.int32)
+    prefixes = np.full(2, config.bos_id, np.int32)
     predictor = models.predictor(config)
-    got = predictor.generate(params, openers, prompt, lengths, count, -1)
+    got = predictor.generate(params, prefixes, prompt, lengths, count, -1)
     np.testing.assert_array_equal(got, tokens[:, prompt.shape[1] :])
 
 

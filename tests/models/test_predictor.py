@@ -11,7 +11,7 @@ from merging import models
 from merging.runtime import sharding
 
 CONFIG = models.DecoderConfig(
-    vocab_size=24, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=24
+    vocab_size=24, d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=24
 )
 PARAMS = jax.tree.map(lambda x: 2 * x, models.init(CONFIG, 3))
 LENGTHS = np.array([5, 12, 1, 9])
@@ -25,8 +25,8 @@ TOKENS = np.where(
 forward = jax.jit(models.forward, static_argnums=0)
 
 
-def log_p(tokens, config=CONFIG, opener=0):
-    config = dataclasses.replace(config, bos_id=opener)
+def log_p(tokens, config=CONFIG, prefix=0):
+    config = dataclasses.replace(config, bos_id=prefix)
     logits = forward(config, PARAMS, tokens)
     return np.asarray(jax.nn.log_softmax(logits))
 
@@ -38,13 +38,13 @@ CONTINUATIONS = [
     for sizes in ([1, 3, 2], [4, 4, 1], [2], [1, 1, 1, 1])
 ]
 BOS = np.zeros(4, np.int32)
-OPENERS = np.array([0, 0, 7, 3], np.int32)
+PREFIXES = np.array([0, 0, 7, 3], np.int32)
 
 
 predictor_module = sys.modules["merging.models.predictor"]
 
 
-def questions(continuations, width=None):
+def questions(continuations, d_model=None):
     """Lay prompts and continuations out as `Predictor.score` takes them."""
     tails = [
         [
@@ -56,15 +56,15 @@ def questions(continuations, width=None):
     ]
     room = max(map(len, tails))
     firsts = np.zeros((4, max(map(len, continuations))), np.int32)
-    owners, targets = np.full((4, room), -1, np.int32), np.zeros((4, room), np.int32)
-    tokens = np.zeros((4, width or 12 + room), np.int32)
+    segments, targets = np.full((4, room), -1, np.int32), np.zeros((4, room), np.int32)
+    tokens = np.zeros((4, d_model or 12 + room), np.int32)
     for row, (ways, tail) in enumerate(zip(continuations, tails, strict=True)):
         firsts[row, : len(ways)] = [one[0] for one in ways]
         sequence = [*TOKENS[row, : LENGTHS[row]], *(token for _, token, _ in tail)]
         tokens[row, : len(sequence)] = sequence
-        for m, (owner, _, following) in enumerate(tail):
-            owners[row, m], targets[row, m] = owner, following
-    return OPENERS, tokens, LENGTHS, firsts, owners, targets
+        for m, (segment, _, following) in enumerate(tail):
+            segments[row, m], targets[row, m] = segment, following
+    return PREFIXES, tokens, LENGTHS, firsts, segments, targets
 
 
 def whole_row(row, continuation, config):
@@ -72,7 +72,7 @@ def whole_row(row, continuation, config):
     start = LENGTHS[row]
     sequence = [*TOKENS[row, :start], *continuation]
     tokens = np.array([sequence + [0] * (20 - len(sequence))], np.int32)
-    table = log_p(tokens, config, int(OPENERS[row]))[0]
+    table = log_p(tokens, config, int(PREFIXES[row]))[0]
     return sum(table[start + i, token] for i, token in enumerate(continuation))
 
 
@@ -153,7 +153,7 @@ def test_other_weights_reuse_the_compiled_functions():
 
 def test_a_mesh_changes_no_score_and_no_generation():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    shardings = sharding.shardings(PARAMS, models.rules(CONFIG), mesh)
+    shardings = sharding.shardings(PARAMS, models.partition_rules(CONFIG), mesh)
     params = jax.device_put(PARAMS, shardings)
     one, many = models.predictor(CONFIG), models.predictor(CONFIG, mesh)
     arguments = questions(CONTINUATIONS)
@@ -171,7 +171,7 @@ def test_rows_stay_split_where_the_weights_are_split_as_well():
     config = dataclasses.replace(CONFIG, vocab_size=512)
     mesh = sharding.make_mesh({"fsdp": 8})
     params = models.abstract(config)
-    places = sharding.shardings(params, models.rules(config), mesh)
+    places = sharding.shardings(params, models.partition_rules(config), mesh)
     params, tokens = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=place

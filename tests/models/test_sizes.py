@@ -72,7 +72,7 @@ def test_palm_divides_over_a_slice_of_128_chips(size, axes):
     config = models.size("palm", size, vocab_size=256_000)
     mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
     params = models.abstract(config)
-    placed = sharding.shardings(params, models.rules(config), mesh)
+    placed = sharding.shardings(params, models.partition_rules(config), mesh)
     per_chip = sum(
         math.prod(place.shard_shape(leaf.shape))
         for leaf, place in zip(

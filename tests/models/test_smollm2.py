@@ -61,9 +61,9 @@ def answer(model, folder, question, new_tokens=16):
     predict, params, tokenizer = model
     chat = open_tokenizer(str(folder), chat=True)
     (prompt,), _ = chat.encode_pairs([question], [""])
-    opener, rest = np.array(prompt[:1]), np.array([prompt[1:]])
+    prefix, rest = np.array(prompt[:1]), np.array([prompt[1:]])
     lengths = np.array([len(prompt) - 1])
-    said = predict.generate(params, opener, rest, lengths, new_tokens, tokenizer.eos_id)
+    said = predict.generate(params, prefix, rest, lengths, new_tokens, tokenizer.eos_id)
     return tokenizer.decode(np.asarray(said)[0])
 
 

@@ -30,7 +30,7 @@ def mesh():
 def real_models(mesh):
     """A base, and experts whose task vectors are normal, sharded as planned."""
     base = models.init(DECODER, 0)
-    placed = sharding.shardings(base, models.rules(DECODER), mesh)
+    placed = sharding.shardings(base, models.partition_rules(DECODER), mesh)
     found = {"base": jax.device_put(base, placed)}
     for number, name in enumerate(EXPERTS):
         keys = iter(jax.random.split(jax.random.key(number + 1), 99))

@@ -12,7 +12,7 @@ from merging.runtime.errors import UserError
 
 PARAMS = {"a": {"kernel": np.zeros((8, 6)), "bias": np.zeros(6)}, "b": np.zeros((4, 8))}
 CONFIG = models.DecoderConfig(
-    vocab_size=32, width=16, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=24
+    vocab_size=32, d_model=16, layers=3, heads=4, kv_heads=2, head_dim=8, d_ff=24
 )
 
 
@@ -53,7 +53,7 @@ def test_every_leaf_of_the_decoder_has_a_rule_that_splits_it():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     params = models.init(CONFIG, 0)
     placed = jax.device_put(
-        params, sharding.shardings(params, models.rules(CONFIG), mesh)
+        params, sharding.shardings(params, models.partition_rules(CONFIG), mesh)
     )
     shard = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.shape, placed)
     assert shard["embed"] == (16, 8)

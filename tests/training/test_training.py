@@ -14,7 +14,7 @@ from merging.tasks.sampling import permuted
 from merging.training import batches, steps
 
 CONFIG = models.DecoderConfig(
-    vocab_size=24, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=16
+    vocab_size=24, d_model=16, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=16
 )
 HYPERPARAMETERS = training.Hyperparameters(
     steps=23, batch_size=8, learning_rate=1e-2, warmup_steps=4, log_every=5
@@ -154,7 +154,7 @@ def test_a_workdir_of_another_training_is_refused(tmp_path):
     hyperparameters = dataclasses.replace(HYPERPARAMETERS, steps=5, checkpoint_every=5)
     training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, workdir=tmp_path)
     other = dataclasses.replace(hyperparameters, learning_rate=2e-2)
-    wider = dataclasses.replace(CONFIG, mlp_width=24)
+    wider = dataclasses.replace(CONFIG, d_ff=24)
     for config, examples, changed in (
         (CONFIG, EXAMPLES, other),
         (CONFIG, copies(seed=1), hyperparameters),
@@ -234,7 +234,7 @@ def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
 
 def test_gradients_on_eight_devices_equal_those_on_one():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    rules = sharding.shardings(PARAMS, models.rules(CONFIG), mesh)
+    rules = sharding.shardings(PARAMS, models.partition_rules(CONFIG), mesh)
     gradient = jax.jit(jax.grad(training.loss, 1), static_argnums=0)
     batch = [array[:8] for array in batches.opened(EXAMPLES, 24).examples]
     one = gradient(CONFIG, PARAMS, *batch)

@@ -1,14 +1,14 @@
 """Open families on the one decoder: their configs, and their tensors' names.
 
-A family is one page; another one is another page and a name in `reading`.
+A family is one page; another one is another page and a name in `registry`.
 """
 
 from merging.models.hf.family import Family, Leaf, fitted, leaves
 from merging.models.hf.layout import gather, row_size, scatter
-from merging.models.hf.opening import (
+from merging.models.hf.loading import (
     CONFIG,
     Model,
-    companion_files,
+    auxiliary_files,
     files_of_trained,
     identity,
     load,
@@ -16,7 +16,7 @@ from merging.models.hf.opening import (
     open_model,
 )
 from merging.models.hf.own import describe
-from merging.models.hf.reading import FAMILIES, read_config
+from merging.models.hf.registry import FAMILIES, read_config
 
 __all__ = [
     "CONFIG",
@@ -24,7 +24,7 @@ __all__ = [
     "Family",
     "Leaf",
     "Model",
-    "companion_files",
+    "auxiliary_files",
     "describe",
     "files_of_trained",
     "fitted",

@@ -19,7 +19,7 @@ from merging import checkpoints
 from merging.checkpoints import Writer
 from merging.models.hf import (
     Model,
-    companion_files,
+    auxiliary_files,
     open_gguf_model,
     open_model,
     row_size,
@@ -51,7 +51,7 @@ def convert(
     format: str,
     memory_budget: str | int = "1GB",
     shard_size: str | int = "5GB",
-    companions: str | None = None,
+    auxiliary_files: str | None = None,
 ) -> Path:
     """Write a checkpoint again in another format; called by all processes.
 
@@ -65,7 +65,8 @@ def convert(
       format: ``safetensors`` for the family's own layout, ``orbax`` for ours.
       memory_budget: of all ranges in memory, such as ``"1GB"``.
       shard_size: the most in one safetensors file.
-      companions: folder whose config.json and tokenizer to take; the input's if None.
+      auxiliary_files: folder whose config.json and tokenizer to take; the input's if
+        None.
 
     Returns:
       The output's path.
@@ -81,8 +82,8 @@ def convert(
     budget, shard_bytes = map(storage.parse_size, (memory_budget, shard_size))
     checkpoints.require_free_output(output, [input])
     opened = open_gguf_model if checkpoints.is_gguf(input) else open_model
-    model = opened(input, companions)
-    files = _files(model, companions)
+    model = opened(input, auxiliary_files)
+    files = _files(model, auxiliary_files)
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))
     writer = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
@@ -101,7 +102,7 @@ def run(config: Any) -> None:
     memory.settle_process()
     processes.initialize()
     values = config.to_dict()
-    values["companions"] = values["companions"] or None
+    values["auxiliary_files"] = values["auxiliary_files"] or None
     path = convert(values.pop("input"), values.pop("output"), **values)
     if processes.is_first():
         print(f"Converted: {path}")
@@ -109,7 +110,7 @@ def run(config: Any) -> None:
 
 def _files(model: Model, folder: str | None) -> dict[str, bytes]:
     """Return the config and tokenizer files to keep; warn if there is no tokenizer."""
-    found = companion_files(model, folder)
+    found = auxiliary_files(model, folder)
     if not any(name.startswith(_TOKENIZERS) for name in found):
         where = folder or model.source.uri
         text = f"{where} holds no tokenizer files, and so the output won't."

@@ -80,17 +80,17 @@ class Fields:
         Args:
           tied: whether the embeddings are tied where the file doesn't say.
         """
-        width, heads = self.size("hidden_size"), self.size("num_attention_heads")
+        d_model, heads = self.size("hidden_size"), self.size("num_attention_heads")
         dtype = self.values.get("dtype", self.values.get("torch_dtype"))
         dtype = dtype if dtype in DTYPES else "float32"
         return {
             "vocab_size": self.size("vocab_size"),
-            "width": width,
+            "d_model": d_model,
             "layers": self.size("num_hidden_layers"),
             "heads": heads,
             "kv_heads": self.size("num_key_value_heads", heads),
-            "head_dim": self.size("head_dim", max(width // heads, 1)),
-            "mlp_width": self.size("intermediate_size"),
+            "head_dim": self.size("head_dim", max(d_model // heads, 1)),
+            "d_ff": self.size("intermediate_size"),
             "norm_eps": self.number("rms_norm_eps", 1e-6),
             "tied_embeddings": self.flag("tie_word_embeddings", tied),
             "scaled_embeddings": False,

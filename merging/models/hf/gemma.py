@@ -32,7 +32,7 @@ def _decoder(fields: Fields, every: int) -> dict[str, Any]:
         "head_dim": fields.size("head_dim", 256),
         "activation": "geglu",
         "scaled_embeddings": True,
-        "centred_gains": True,
+        "unit_offset": True,
         "post_norms": True,
         "query_scalar": fields.number("query_pre_attn_scalar", 256.0),
         "window": fields.size("sliding_window", 4096) if local else None,

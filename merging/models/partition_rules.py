@@ -8,7 +8,7 @@ from merging.models.config import DecoderConfig
 from merging.runtime.errors import UserError
 
 
-def rules(config: DecoderConfig) -> tuple[tuple[str, P], ...]:
+def partition_rules(config: DecoderConfig) -> tuple[tuple[str, P], ...]:
     """Return ordered ``(regex, PartitionSpec)`` for the leaves of `init`.
 
     Layer leaves are [layers, in, out]. Products split ``tensor`` over heads or MLP

@@ -1,4 +1,4 @@
-"""Bases that are given: checkpoints of a known family instead of pretrained ones.
+"""Pretrained bases: checkpoints of a known family, where a sweep makes none itself.
 
 They are read where they lie and never copied: a step that starts from one is keyed by
 its content, and refuses it should that have changed.
@@ -19,7 +19,7 @@ _PARAM_DTYPE = "float32"
 
 
 def decoder(folder: str, tokenizer: Tokenizer, dtype: str) -> models.DecoderConfig:
-    """Return a given checkpoint's decoder, as a sweep trains and scores it.
+    """Return a pretrained checkpoint's decoder, as a sweep trains and scores it.
 
     Args:
       folder: the checkpoint, with its config.json.
@@ -46,7 +46,7 @@ def digest(folder: str) -> str:
 
 
 def load(folder: str, expected: str) -> models.Params:
-    """Return a given checkpoint's parameters in float32.
+    """Return a pretrained checkpoint's parameters in float32.
 
     Args:
       folder: the checkpoint.
@@ -67,9 +67,9 @@ def require_folder(folder: str) -> None:
     """Refuse what is no folder; a GGUF file is converted first."""
     if not Path(folder).is_dir():
         raise UserError(
-            f"given: {folder!r} is no folder with a checkpoint and its config.json. "
-            "SmolLM2's is made by: merging convert --config configs/convert/smollm2.py "
-            f"--config.output={folder or 'SMOLLM2'}"
+            f"pretrained_bases: {folder!r} is no folder with a checkpoint and its "
+            "config.json. SmolLM2's is made by: merging convert "
+            f"--config configs/convert/smollm2.py --config.output={folder or 'SMOLLM2'}"
         )
 
 

@@ -19,8 +19,8 @@ from merging.models.hf.family import Family, Leaf, fitted, leaves
 from merging.models.hf.gguf import GgufSource
 from merging.models.hf.layout import gather
 from merging.models.hf.own import describe
-from merging.models.hf.reading import read_config
-from merging.models.rules import rules
+from merging.models.hf.registry import read_config
+from merging.models.partition_rules import partition_rules
 from merging.runtime import sharding, tree
 from merging.runtime.errors import UserError, nearest
 
@@ -99,7 +99,7 @@ def open_gguf_model(uri: str, described: str | None = None) -> Model:
     return Model(family, config, table, source, None)
 
 
-def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]:
+def auxiliary_files(model: Model, folder: str | None = None) -> dict[str, bytes]:
     """Return {name: content} of the config and tokenizer files of a model.
 
     Args:
@@ -109,7 +109,7 @@ def companion_files(model: Model, folder: str | None = None) -> dict[str, bytes]
     source = model.source
     if folder is None and isinstance(source, GgufSource):
         return {CONFIG: source.described()} | source.tokenizer_files()
-    found = checkpoints.companions(folder or source.uri)
+    found = checkpoints.auxiliary_files(folder or source.uri)
     return {name: path.read_bytes() for name, path in found.items()}
 
 
@@ -136,7 +136,7 @@ def files_of_trained(
       tokenizer: the files of the one that was trained with.
       eos_id: its end mark, for a family's config.
     """
-    found = checkpoints.companions(start) if start else {}
+    found = checkpoints.auxiliary_files(start) if start else {}
     kept = (CONFIG, GENERATION) if tokenizer else found
     files = {n: path.read_bytes() for n, path in found.items() if n in kept}
     return {CONFIG: describe(config, eos_id).encode()} | files | dict(tokenizer)
@@ -161,7 +161,8 @@ def load(
     model = open_model(uri)
     shardings = {}
     if mesh is not None:
-        chosen = sharding.shardings(abstract(model.config), rules(model.config), mesh)
+        rules = partition_rules(model.config)
+        chosen = sharding.shardings(abstract(model.config), rules, mesh)
         shardings = tree.flatten(chosen)
     stored = str(model.leaves["embed"].dtype)
     both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
@@ -187,11 +188,11 @@ def load(
 
 
 def _config_of(folder: str) -> bytes:
-    files = checkpoints.companions(folder)
+    files = checkpoints.auxiliary_files(folder)
     if CONFIG not in files:
         raise UserError(
             f"{folder} holds no {CONFIG}, which says what model it is; name a folder "
-            "of the same model that does (companions)."
+            "of the same model that does (auxiliary_files)."
         )
     return files[CONFIG].read_bytes()
 

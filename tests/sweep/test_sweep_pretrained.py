@@ -15,7 +15,7 @@ from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.runtime import results
 from merging.runtime.errors import UserError
-from merging.sweep import given_bases
+from merging.sweep import pretrained_bases
 from merging.sweep.experiment import read
 from merging.sweep.steps import Grid, with_needs
 
@@ -66,7 +66,7 @@ def base(tmp_path_factory) -> Path:
         str(folder / "orbax"),
         str(folder / "hf"),
         format="safetensors",
-        companions=str(described),
+        auxiliary_files=str(described),
     )
 
 
@@ -83,7 +83,7 @@ def config(base: Path, **changes) -> ConfigDict:
             },
             "family": "tiny-llama",
             "sizes": ("6k",),
-            "given": (str(base),),
+            "pretrained_bases": (str(base),),
             "bases": ("it",),
             "methods": ("average", "ties"),
             "experts_merged": (2,),
@@ -116,11 +116,11 @@ def test_a_given_base_is_scored_and_its_experts_are_merged(finished):
     merged = [r for r in rows if r.method == "ties" and r.merged]
     assert len(merged) == 4 and all(r.value_of_expert is not None for r in merged)
     kinds = {path.name for path in (finished / "steps").iterdir()}
-    assert kinds == {"data", "given", "expert", "merge"}
+    assert kinds == {"data", "load", "expert", "merge"}
 
 
 def test_the_base_is_read_where_it_lies_and_not_copied(finished):
-    (step,) = (finished / "steps" / "given").iterdir()
+    (step,) = (finished / "steps" / "load").iterdir()
     assert [path.name for path in step.iterdir()] == ["output.json"]
 
 
@@ -160,7 +160,7 @@ def test_keys_follow_what_the_checkpoint_holds_and_not_where_it_lies(base, tmp_p
 def test_a_checkpoint_that_changed_meanwhile_is_refused(base, tmp_path):
 
     with pytest.raises(UserError, match="has changed since"):
-        given_bases.load(str(base), "0" * 16)
+        pretrained_bases.load(str(base), "0" * 16)
 
 
 def test_no_text_is_opened_by_a_token_that_its_tokenizer_never_puts_there(base):
@@ -172,18 +172,18 @@ def test_no_text_is_opened_by_a_token_that_its_tokenizer_never_puts_there(base):
 def test_the_steps_are_a_given_base_its_experts_and_merges(base):
     targets = Grid(read(config(base))).targets()
     kinds = [step.kind for step in with_needs(targets)]
-    assert kinds == ["data", "given", "data", "expert", "expert", "merge", "merge"]
+    assert kinds == ["data", "load", "data", "expert", "expert", "merge", "merge"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"given": ("nowhere",)}, "nowhere.*merging convert"),
+        ({"pretrained_bases": ("nowhere",)}, "nowhere.*merging convert"),
         ({"bases": ("pt", "it")}, "name that one"),
         ({"sizes": ("6k", "7k")}, "1 checkpoints are given for 2 sizes"),
-        ({"pretraining": {"steps": 5}}, "given bases are not trained"),
+        ({"pretraining": {"steps": 5}}, "pretrained bases are not trained"),
         ({"dtype": "float31"}, "float32"),
-        ({"given": ()}, "tokenizer|pretraining"),
+        ({"pretrained_bases": ()}, "tokenizer|pretraining"),
     ],
 )
 def test_what_does_not_go_with_a_given_base_is_refused(base, change, message):
@@ -199,7 +199,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(base, tmp_path):
     _, decoder = families.read_config(json.dumps(described))
     made = tmp_path / "orbax"
     checkpoints.save(made, models.init(decoder, 0))
-    convert(str(made), str(small / "hf"), format="safetensors", companions=str(small))
+    convert(
+        str(made), str(small / "hf"), format="safetensors", auxiliary_files=str(small)
+    )
     chosen = config(small / "hf")
     chosen.data.tokenizer = str(base)
     with pytest.raises(UserError, match="only 100"):

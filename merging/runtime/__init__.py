@@ -1,0 +1,1 @@
+"""What every room stands on: config, mesh, processes, storage, progress, records."""
