@@ -96,7 +96,7 @@ Flag = Annotated[bool, Kind("true or false", lambda v: isinstance(v, bool))]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One evaluated model on one dataset (SUITES.md, "Result rows").
+    """One evaluated model on one dataset.
 
     Attributes:
       params: parameter count of the model.
