@@ -18,20 +18,22 @@ class Command(NamedTuple):
     resumable: bool = False
 
 
-def takes_config(parser: argparse.ArgumentParser) -> None:
+def takes_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--config`; overrides of its values are taken out beforehand."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="FILE.py[:arg]",
         help="a Python file with get_config(); its values are changed with"
-        " --config.key=value, tuples as --config.key=a,b",
+        " --config.key=value, tuples as --config.key=a,b; with --help, they are listed",
     )
 
 
-def takes_config_and_workdir(parser: argparse.ArgumentParser) -> None:
+def takes_config_and_workdir(
+    parser: argparse.ArgumentParser, *, required: bool = True
+) -> None:
     """Add `--config` and `--workdir`."""
-    takes_config(parser)
+    takes_config(parser, required=required)
     parser.add_argument(
         "--workdir",
         type=Path,
@@ -77,6 +79,20 @@ def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Path]:
     loaded = config.load(arguments.config, arguments.overrides)
     default = Path("runs") / "-".join(filter(None, [path.stem, argument]))
     return loaded, arguments.workdir or default
+
+
+def config_values(spec: str) -> str:
+    """Return the values of a config as they are set on the command line, as a table.
+
+    Raises:
+      UserError: a config that can't be read.
+    """
+    from merging.runtime import config
+    from merging.runtime.text import table
+
+    leaves = config.leaves(config.load(spec))
+    rows = [(f"  --config.{key}", repr(value)) for key, value in leaves.items()]
+    return f"values of {spec}:\n{table(rows)}"
 
 
 def print_for_a_pipe(text: str) -> None:

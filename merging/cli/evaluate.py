@@ -7,6 +7,7 @@ from merging.cli.command import (
     Command,
     config_and_workdir,
     print_for_a_pipe,
+    takes_config_and_workdir,
     takes_processes,
 )
 from merging.runtime.errors import UserError
@@ -35,19 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE.py[:arg]",
-        help="a Python file with get_config(), such as"
-        " configs/evaluate/miniworld.py; its values are changed with"
-        " --config.key=value, tuples as --config.key=a,b",
-    )
-    parser.add_argument(
-        "--workdir",
-        type=Path,
-        metavar="DIR",
-        help="where everything is kept, and continued from (runs/NAME-OF-CONFIG)",
-    )
+    takes_config_and_workdir(parser, required=False)
     parser.add_argument(
         "--compare",
         type=Path,

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from merging.cli import COMMANDS
-from merging.cli.command import tell_processes
+from merging.cli.command import config_values, tell_processes
 from merging.runtime import preemption
 from merging.runtime.errors import PREEMPTED, Preempted, UserError, nearest
 
@@ -66,7 +66,9 @@ def _run(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise nearest("command", argv[0], COMMANDS)
     argv, overrides = _split_overrides(argv)
-    parser = _parser()
+    argv = [_with_underscores(argument) for argument in argv]
+    _refuse_repeated(argv)
+    parser = _parser(argv)
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.print_help(sys.stderr)
@@ -96,7 +98,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.\nSee `{self.prog} --help`.")
 
 
-def _parser() -> _Parser:
+def _parser(argv: Sequence[str]) -> _Parser:
+    """Return the parser of all commands; `--help` beside a config lists its values."""
     parser = _Parser(
         prog="merging",
         description="Merge large models, exactly and at scale, in JAX.",
@@ -108,8 +111,17 @@ def _parser() -> _Parser:
             name, help=command.summary, description=textwrap.dedent(command.help)
         )
         command.options(child)
+        if argv[:1] == [name] and {"-h", "--help"} & {*argv}:
+            child.epilog = _config_values(argv)
         parser.options[name] = list(child._option_string_actions)
     return parser
+
+
+def _config_values(argv: Sequence[str]) -> str | None:
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--config", nargs="?")
+    spec = given.parse_known_args(argv)[0].config
+    return config_values(spec) if spec else None
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -125,8 +137,29 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             value = next(remaining, "--")
             if value.startswith("--"):
                 raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE.")
+        if key in overrides:
+            raise UserError(
+                f"--config.{key} is given twice, {overrides[key]!r} and {value!r}."
+                f" Of both, only one would count; write --config.{key}=A,B for a tuple."
+            )
         overrides[key] = value
     return rest, overrides
+
+
+def _with_underscores(argument: str) -> str:
+    """Return an option as we spell it: `--dry-run` is `--dry_run`."""
+    name, equals, value = argument.partition("=")
+    if name.startswith("--"):
+        name = "--" + name[2:].replace("-", "_")
+    return name + equals + value
+
+
+def _refuse_repeated(argv: Sequence[str]) -> None:
+    """Refuse `--workdir A --workdir B`, of which argparse would take the last."""
+    names = [a.partition("=")[0] for a in argv if a.startswith("--")]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{', '.join(repeated)}: give an option once.")
 
 
 def _complain(message: str) -> int:

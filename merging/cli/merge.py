@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from merging.cli.command import Command, takes_processes
+from merging.cli.command import Command, takes_config, takes_processes
 from merging.runtime.errors import UserError
 
 
@@ -30,12 +30,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE.py[:arg]",
-        help="a Python file with get_config(), such as configs/merge/ties.py; its"
-        " values are changed with --config.key=value",
-    )
+    takes_config(parser, required=False)
     parser.add_argument(
         "--dry_run",
         action="store_true",

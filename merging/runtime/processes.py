@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from merging.runtime import preemption
@@ -54,8 +53,7 @@ def initialize(logs: Path | None = None) -> bool:
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=HEARTBEAT)
     if jax.process_count() > 1:
-        # There is no public way to it.
-        preemption.join_others(global_state.client, jax.process_index())
+        preemption.join_others(_coordination_client(), jax.process_index())
         if not is_first():
             print_apart(logs, jax.process_index())
     return jax.process_count() > 1
@@ -168,6 +166,17 @@ def all_reduce(arrays: Sequence[np.ndarray]) -> None:
         gathered = np.asarray(multihost_utils.process_allgather(words))
         parts = gathered.reshape(jax.process_count(), -1).view(np.int64)
         array[...] = parts.sum(axis=0).reshape(array.shape)
+
+
+def _coordination_client() -> Any:
+    """Return JAX's client of the key-value store that the processes share.
+
+    JAX 0.10 has no public way to it: `multihost_utils` offers collectives only, which
+    a process that fails or is preempted can't wait in. The one private import of ours.
+    """
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def _told(told: dict[str, str]) -> tuple[str, int, int]:

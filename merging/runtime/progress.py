@@ -3,6 +3,7 @@
 Clocks, terminals and processes are read here and nowhere below.
 """
 
+import contextlib
 import fcntl
 import json
 import resource
@@ -36,9 +37,13 @@ class EventLog:
         line = json.dumps(record | {"event": event} | fields) + "\n"
         with open(self._path, "a+b", buffering=0) as file:
             # Looking at the last byte and writing must not be parted by a neighbour.
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if file.seek(0, 2) and _last_byte(file) != b"\n":
-                line = "\n" + line  # a process was killed in the middle of its line
+            # Some network file systems have no locks; an append is one call there, too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if end := file.seek(0, 2):
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    line = "\n" + line  # a process was killed in the middle of its line
             file.write(line.encode())
 
 
@@ -86,7 +91,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._start = self._stepped = clock()
         self._printed = float("-inf")
-        self._live = _live_line(self) if self._stream.isatty() else None
+        self._live = _live_line(self, self._stream) if self._stream.isatty() else None
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -131,10 +136,10 @@ class Progress:
     def tick(self, *, now: bool = False) -> None:
         """Show the present state; cheap to call often while waiting for workers."""
         if self._live:
-            self._live.refresh()
+            self._live.update(0, completed=self.done, total=self.total, refresh=True)
         elif now or self._clock() - self._printed >= self._interval:
             self._printed = self._clock()
-            print(self.line(), file=self._stream, flush=True)
+            print(self, file=self._stream, flush=True)
 
     def message(self, text: str) -> None:
         """Print a line that stays, above the live one."""
@@ -161,7 +166,7 @@ class Progress:
         needed = (self.total - self.done) * (self._stepped - self._start) / worked
         return max(0.0, needed - (self._clock() - self._stepped))
 
-    def line(self) -> str:
+    def __str__(self) -> str:
         """Return the state in words: share, elapsed, left, and the current step."""
         share = self.done / self.total if self.total else 1.0
         left = self.time_left
@@ -196,26 +201,18 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, 2)
-    return file.read(1)
+def _live_line(progress: Progress, stream: TextIO) -> Any:
+    """Return rich's bar, and beside it the state in words; it counts down by itself."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Live
+    from rich.table import Column
 
-
-def _live_line(progress: Progress) -> Any:
-    """Return rich's display of the line, with a bar; it counts down by itself."""
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    def render() -> Group:
-        row = Table.grid(padding=(0, 1))
-        row.add_row(
-            ProgressBar(progress.total or 1.0, progress.done, width=24),
-            Text(progress.line(), overflow="ellipsis", no_wrap=True),
-        )
-        return Group(row)
-
-    console = Console(file=progress._stream)
-    return Live(get_renderable=render, console=console, refresh_per_second=2)
+    # Formatted anew at every refresh, so that the time left goes on while a step runs.
+    column = Column(no_wrap=True, overflow="ellipsis")
+    words = TextColumn("{task.fields[state]}", markup=False, table_column=column)
+    live = Live(
+        BarColumn(24), words, console=Console(file=stream), refresh_per_second=2
+    )
+    live.add_task("", total=progress.total, state=progress)
+    return live

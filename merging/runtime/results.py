@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, NamedTuple, get_type_hints
 
 from merging.runtime.errors import UserError
 from merging.runtime.storage import write_bytes
@@ -32,9 +33,70 @@ MAX_PROBLEMS = 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+/ -]{0,119}")
 
 
+class Kind(NamedTuple):
+    """What a field must be: in words, and as a test of a value read from a file."""
+
+    wanted: str
+    valid: Callable[[object], bool]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # The magnitude is bounded so that sums of squares stay finite.
+    return abs(value) <= 1e12
+
+
+def _is_subset(value: object) -> bool:
+    named = isinstance(value, list | tuple) and all(map(_is_name, value))
+    return named and len(set(value)) == len(value)
+
+
+def _is_settings(value: object) -> bool:
+    def setting(item: object) -> bool:
+        items = item if isinstance(item, list | tuple) else [item]
+        return all(
+            item is None or isinstance(item, bool) or _is_number(item) or _is_name(item)
+            for item in items
+        )
+
+    return isinstance(value, Mapping) and all(
+        _is_name(key) and setting(item) for key, item in value.items()
+    )
+
+
+def _whole(low: int, high: int = 10**15) -> Kind:
+    return Kind(
+        f"a whole number from {low}",
+        lambda v: type(v) is int and low <= v <= high,
+    )
+
+
+def _one_of(names: tuple[str, ...]) -> Kind:
+    return Kind(f"one of {', '.join(names)}", lambda v: v in names)
+
+
+_NUMBER = Kind("a finite number", _is_number)
+_OPTIONAL = Kind("a finite number or null", lambda v: v is None or _is_number(v))
+Name = Annotated[
+    str, Kind("a plain name (letters, digits, _.:@+/- and spaces)", _is_name)
+]
+Number = Annotated[float, _NUMBER]
+NumberOrNull = Annotated[float | None, _OPTIONAL]
+Names = Annotated[tuple[str, ...], Kind("a list of distinct plain names", _is_subset)]
+Settings = Annotated[
+    Mapping[str, object], Kind("an object of plain settings", _is_settings)
+]
+Flag = Annotated[bool, Kind("true or false", lambda v: isinstance(v, bool))]
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One evaluated model on one dataset (SUITES.md, "Result rows").
+    """One evaluated model on one dataset.
 
     Attributes:
       params: parameter count of the model.
@@ -50,33 +112,37 @@ class Row:
       normalised: see `normalise`; None where it does not exist.
     """
 
-    suite: str
-    family: str
-    size: str
-    params: int
-    base: str
-    method: str
-    parameters: Mapping[str, object]
-    K: int
-    subset: tuple[str, ...]
-    seed: int
-    dataset: str
-    category: str
-    split: str
-    metric: str
-    chance: float
-    merged: bool
-    value: float
-    value_of_expert: float | None
-    value_of_base: float | None
-    normalised: float | None
-    examples: int
-    wall_seconds: float
-    git_revision: str
-    config_hash: str
+    suite: Name
+    family: Name
+    size: Name
+    params: Annotated[int, _whole(1)]
+    base: Annotated[str, _one_of(BASES)]
+    method: Name
+    parameters: Settings
+    K: Annotated[int, _whole(0, 10_000)]
+    subset: Names
+    seed: Annotated[int, _whole(0)]
+    dataset: Name
+    category: Name
+    split: Annotated[str, _one_of(SPLITS)]
+    metric: Name
+    chance: Number
+    merged: Flag
+    value: Number
+    value_of_expert: NumberOrNull
+    value_of_base: NumberOrNull
+    normalised: NumberOrNull
+    examples: Annotated[int, _whole(1)]
+    wall_seconds: Number
+    git_revision: Name
+    config_hash: Name
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Row))
+# Field -> what it must be, in the fields' order.
+_SCHEMA: dict[str, Kind] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Row, include_extras=True).items()
+}
 
 
 def normalise(value: float, denominator: float | None) -> float | None:
@@ -202,9 +268,9 @@ def _parse(line: bytes) -> Row:
         raise ValueError("not a JSON object")
     if found := _problems(record):
         raise ValueError("; ".join(found))
-    numbers = ("chance", "value", "value_of_expert", "value_of_base", "normalised")
-    for key in (*numbers, "wall_seconds"):
-        record[key] = None if record[key] is None else float(record[key])
+    for key, kind in _SCHEMA.items():
+        if kind in (_NUMBER, _OPTIONAL) and record[key] is not None:
+            record[key] = float(record[key])
     return Row(**record | {"subset": tuple(record["subset"])})
 
 
@@ -221,8 +287,8 @@ def _no_constant(text: str) -> None:
 
 def _problems(record: Mapping[str, object]) -> list[str]:
     """Everything wrong with a row, in words; empty for a valid one."""
-    missing = [key for key in FIELDS if key not in record]
-    extra = sorted(repr(key)[:40] for key in record if key not in FIELDS)
+    missing = [key for key in _SCHEMA if key not in record]
+    extra = sorted(repr(key)[:40] for key in record if key not in _SCHEMA)
     found = [f"missing {', '.join(missing)}"] if missing else []
     found += [f"unknown key {', '.join(extra[:5])}"] if extra else []
     found += [
@@ -255,77 +321,3 @@ def _contradictions(record: Mapping[str, object]) -> list[str]:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(_NAME.fullmatch(value))
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    # The magnitude is bounded so that sums of squares stay finite.
-    return abs(value) <= 1e12
-
-
-def _is_scalar(value: object) -> bool:
-    return (
-        value is None or isinstance(value, bool) or _is_number(value) or _is_name(value)
-    )
-
-
-def _is_whole(low: int, high: int = 10**15) -> Callable[[object], bool]:
-    def valid(value: object) -> bool:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and low <= value <= high
-
-    return valid
-
-
-def _is_subset(value: object) -> bool:
-    named = isinstance(value, list | tuple) and all(map(_is_name, value))
-    return named and len(set(value)) == len(value)
-
-
-def _is_settings(value: object) -> bool:
-    def setting(item: object) -> bool:
-        return (
-            all(map(_is_scalar, item))
-            if isinstance(item, list | tuple)
-            else _is_scalar(item)
-        )
-
-    return isinstance(value, Mapping) and all(
-        _is_name(key) and setting(item) for key, item in value.items()
-    )
-
-
-_TEXT = ("a plain name (letters, digits, _.:@+/- and spaces)", _is_name)
-_NUMBER = ("a finite number", _is_number)
-_OPTIONAL = ("a finite number or null", lambda v: v is None or _is_number(v))
-_SCHEMA: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "suite": _TEXT,
-    "family": _TEXT,
-    "size": _TEXT,
-    "params": ("a whole number from 1", _is_whole(1)),
-    "base": (f"one of {', '.join(BASES)}", lambda v: v in BASES),
-    "method": _TEXT,
-    "parameters": ("an object of plain settings", _is_settings),
-    "K": ("a whole number from 0", _is_whole(0, 10_000)),
-    "subset": ("a list of distinct plain names", _is_subset),
-    "seed": ("a whole number from 0", _is_whole(0)),
-    "dataset": _TEXT,
-    "category": _TEXT,
-    "split": (f"one of {', '.join(SPLITS)}", lambda v: v in SPLITS),
-    "metric": _TEXT,
-    "chance": _NUMBER,
-    "merged": ("true or false", lambda v: isinstance(v, bool)),
-    "value": _NUMBER,
-    "value_of_expert": _OPTIONAL,
-    "value_of_base": _OPTIONAL,
-    "normalised": _OPTIONAL,
-    "examples": ("a whole number from 1", _is_whole(1)),
-    "wall_seconds": _NUMBER,
-    "git_revision": _TEXT,
-    "config_hash": _TEXT,
-}

@@ -97,6 +97,11 @@ def test_without_a_workdir_the_config_names_it(run, sweep, config):
         ("report", "required: --workdir"),
         ("report --workdir x --config.name=y", "reads no config"),
         ("methods --jsn", "did you mean --json"),
+        (
+            "sweep --config CONFIG --config.sizes=1x --config.sizes 8x",
+            "--config.sizes is given twice, '1x' and '8x'",
+        ),
+        ("sweep --config CONFIG --workdir a --workdir=b", "--workdir: give an option"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_status_2(
@@ -234,6 +239,30 @@ def test_the_help_of_a_command_shows_examples(run, command):
     assert out.startswith(f"usage: merging {command}")
     examples = out[out.index("examples:") :]
     assert f"  merging {command}" in examples
+
+
+def test_the_help_beside_a_config_lists_its_values(run, sweep, config):
+    status, out, _ = run("sweep", "--config", f"{config}:big", "--help")
+    assert status == 0
+    values = out[out.index(f"values of {config}:big:\n") :].splitlines()[1:]
+    assert [line.split(maxsplit=1) for line in values] == [
+        ["--config.name", "'big'"],
+        ["--config.sizes", "('1x',)"],
+        ["--config.train.steps", "5"],
+    ]
+    assert run("sweep", "-h", "--config=gone.py")[0] == 2
+    assert sweep.calls == []
+
+
+@pytest.mark.parametrize("option", ["--dry_run", "--dry-run"])
+def test_options_are_spelt_with_dashes_as_well(run, monkeypatch, config, option):
+    from merging.cli import COMMANDS
+
+    seen = []
+    command = COMMANDS["merge"]._replace(run=lambda found: seen.append(found) or 0)
+    monkeypatch.setitem(COMMANDS, "merge", command)
+    assert run("merge", "--config", config, option, "--config.name=a-b")[0] == 0
+    assert seen[0].dry_run and seen[0].overrides == {"name": "a-b"}
 
 
 def test_the_help_lists_every_command(run):

@@ -78,7 +78,7 @@ def test_alone_it_decides_itself_and_waits_for_no_one(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("told", "place"),
+    ("told", "expected"),
     [
         ({}, (0, 1)),
         (
@@ -96,12 +96,12 @@ def test_alone_it_decides_itself_and_waits_for_no_one(monkeypatch):
         ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, (0, 1)),
     ],
 )
-def test_launchers_say_which_process_this_is(monkeypatch, told, place):
+def test_launchers_say_which_process_this_is(monkeypatch, told, expected):
     for name in (*OURS, *RANKS, "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert processes.process_id() == place
+    assert processes.process_id() == expected
 
 
 def test_flags_say_what_the_variables_do(monkeypatch):

@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -49,7 +51,7 @@ def test_work_of_an_earlier_run_does_not_flatter_the_rate(clock):
     clock.now += 10
     run.advance(5)
     assert run.time_left == pytest.approx(10)
-    assert "95%" in run.line()
+    assert "95%" in str(run)
 
 
 def test_plain_lines_are_rare_and_the_last_state_is_always_shown(clock):
@@ -133,6 +135,18 @@ def test_events_of_concurrent_writers_never_mix(tmp_path):
         thread.join()
     writers = [json.loads(line)["writer"] for line in path.open()]
     assert sorted(writers) == sorted([0, 1, 2, 3] * 50)
+
+
+def test_a_file_system_without_locks_takes_events_all_the_same(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("merging.runtime.progress.fcntl.flock", no_locks)
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("one")
+    log.write("two")
+    events = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert [event["event"] for event in events] == ["one", "two"]
 
 
 def test_no_path_writes_nothing(tmp_path, monkeypatch):
