@@ -20,3 +20,24 @@ def rounding(length: int, magnitude: float = 1.0, dtype: object = np.float32) ->
     """
     eps = float(ml_dtypes.finfo(np.dtype(dtype)).eps)
     return length * eps * magnitude
+
+
+def decoder_length(
+    *, layers: int, width: int, inner: int, mlp: int, context: int, vocabulary: int
+) -> int:
+    """Return the terms of all sums on the way to a token's log-probability.
+
+    For `rounding`: errors of one sum reach the next about as large as they are, for the
+    norms between them divide by what they multiply by. The sum over the vocabulary is
+    of positive terms, so its logarithm errs by that many roundings of 1.
+
+    Args:
+      layers: of the decoder.
+      width: of the residual stream: summed over in norms and projections.
+      inner: heads x head_dim, of one layer.
+      mlp: of the hidden units of one layer.
+      context: positions that attention sums over.
+      vocabulary: tokens.
+    """
+    layer = 4 * width + 2 * inner + context + mlp
+    return layers * layer + 2 * width + vocabulary

@@ -8,6 +8,7 @@ import pytest
 import references
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tolerance import rounding
 
 from merging import methods
 from merging.merge import memory, merge, partition
@@ -31,12 +32,23 @@ def expected(name, parameters, base, experts, seed=0):
     )
 
 
+def roundings(name):
+    """Return how many roundings an element goes through, of three experts at most.
+
+    Elementwise: the sum of three weighted task vectors (6), a division, the scale, the
+    addition to the base. Of matrices: LAPACK's singular vectors are those of a matrix
+    that is off by as many roundings as it has rows and columns, 40 + 16 at most here.
+    """
+    return 9 if methods.get(name).granularity != "matrix" else 40 + 16
+
+
 def assert_agrees(merged, reference, tolerance):
+    """Every element is within the tolerance, of sums that stay below 1 in magnitude."""
     for path, leaf in tree.flatten(merged).items():
         np.testing.assert_allclose(
             np.asarray(leaf, np.float64),
             reference[path],
-            rtol=tolerance,
+            rtol=0,
             atol=tolerance,
             err_msg=path,
         )
@@ -50,7 +62,8 @@ def test_the_battery_covers_the_registry():
 def test_agrees_with_the_float64_reference(name, parameters):
     base, experts = cases.models(shapes=cases.shapes_for(parameters))
     merged = merge(base, experts, methods.get(name, **parameters), donate=False)
-    assert_agrees(merged, expected(name, parameters, base, experts), 2e-6)
+    reference = expected(name, parameters, base, experts)
+    assert_agrees(merged, reference, rounding(roundings(name)))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +80,8 @@ def test_copies_of_one_model_merge_to_that_model(name, parameters):
     base, experts = cases.models(1)
     copies = dict.fromkeys("abc", experts["law"])
     merged = merge(base, copies, methods.get(name, **parameters), donate=False)
-    assert_agrees(merged, cases.as_float64(experts["law"]), 1e-7)
+    # A sum of three, a division, an addition, of weights below 1/6.
+    assert_agrees(merged, cases.as_float64(experts["law"]), rounding(5, 1 / 6))
 
 
 @scaled
@@ -86,7 +100,8 @@ def test_zero_task_vectors_give_the_base(name, parameters):
         methods.get(name, **parameters),
         donate=False,
     )
-    assert_agrees(merged, cases.as_float64(base), 1e-7)
+    # As of three copies; of weights up to 1/8.
+    assert_agrees(merged, cases.as_float64(base), rounding(5, 1 / 8))
 
 
 @every_case
@@ -227,7 +242,8 @@ def test_float64_stays_float64_where_x64_is_on(name, parameters):
         }
         merged = merge(base, experts, methods.get(name, **parameters), donate=False)
         assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype(jnp.float64)}
-        assert_agrees(merged, expected(name, parameters, base, experts), 1e-14)
+        reference = expected(name, parameters, base, experts)
+        assert_agrees(merged, reference, rounding(roundings(name), dtype=np.float64))
 
 
 @pytest.mark.parametrize("density", [1e-9, 1 / 63, 0.5, 62 / 63, 1 - 1e-12, 1.0])
@@ -238,7 +254,9 @@ def test_tiny_leaves_and_densities_at_the_edges(name, density):
     parameters = {"density": density}
     merged = merge(base, experts, methods.get(name, **parameters), donate=False)
     reference = expected(name, parameters, base, experts)
-    assert_agrees(merged, reference, 2e-6)
+    # Three rescaled task vectors; at the least density none of an element is kept.
+    largest = max(1, 3 * 11 / 256 / density) if density > 1e-9 else 1
+    assert_agrees(merged, reference, rounding(roundings(name), largest))
 
 
 @every_method
@@ -252,7 +270,7 @@ def test_a_leaf_without_elements_is_merged_to_one(name):
 def test_one_expert_is_enough(name):
     base, experts = cases.models(1)
     merged = merge(base, experts, methods.get(name), donate=False)
-    assert_agrees(merged, expected(name, {}, base, experts), 2e-6)
+    assert_agrees(merged, expected(name, {}, base, experts), rounding(roundings(name)))
 
 
 @every_method

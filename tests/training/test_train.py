@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scored_models
 import together
+from tolerance import decoder_length, rounding
 
 from merging import checkpoints, tasks
 from merging.models import hf as families
@@ -32,6 +33,10 @@ OVERRIDES = {
     "hyperparameters.validate_every": "8",
     "hyperparameters.checkpoint_every": "6",
 }
+# Relative, of a loss (tests/training/test_training.py); the bounds hold all sequences.
+CLOSE = rounding(
+    decoder_length(layers=2, width=16, inner=32, mlp=48, context=64, vocabulary=512)
+)
 
 
 def command(workdir):
@@ -85,11 +90,15 @@ def leaves(workdir, name="checkpoint"):
 def test_two_processes_train_as_one_and_the_first_reports(alone, two):
     workdir, said = two
     assert len(curve(workdir)) == 18
-    np.testing.assert_allclose(curve(workdir), curve(alone), rtol=1e-5)
+    np.testing.assert_allclose(curve(workdir), curve(alone), rtol=CLOSE)
     for name in ("checkpoint", "best"):
         ours = leaves(workdir, name)
         for path, leaf in leaves(alone, name).items():
-            np.testing.assert_allclose(ours[path], leaf, atol=2e-4, err_msg=path)
+            # Where a gradient is little more than rounding, AdamW's step has a share
+            # of the learning rate, 3.6e-3, that is as uncertain.
+            np.testing.assert_allclose(
+                ours[path], leaf, rtol=0, atol=3.6e-3 / 18, err_msg=path
+            )
     assert "Trained:" in said[0] and "16 steps" in said[0]
     assert "Trained:" not in said[1] and "train pretrain" not in said[1]
     log = workdir / "logs" / "process_1.log"

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tolerance import decoder_length, rounding
 
 from merging import models, training
 from merging.runtime import sharding
@@ -32,6 +33,11 @@ def copies(count=64, seed=0):
 
 
 EXAMPLES = copies()
+# Relative, of a loss. Earlier steps add little: what they do to the parameters reaches
+# a loss times the gradient and the learning rate.
+CLOSE = rounding(
+    decoder_length(layers=2, width=16, inner=32, mlp=16, context=16, vocabulary=24)
+)
 PARAMS = models.init(CONFIG, 0)
 
 
@@ -83,7 +89,7 @@ def test_the_first_steps_equal_adamw_by_hand():
         value, g = gradient(
             CONFIG, steps.tree.unflatten(params), tokens[rows], weights[rows]
         )
-        np.testing.assert_allclose(got.losses[i], value, rtol=1e-5)
+        np.testing.assert_allclose(got.losses[i], value, rtol=CLOSE)
         g = steps.tree.flatten(jax.device_get(g))
         norm = np.sqrt(sum(np.square(x).sum() for x in g.values()))
         cosine = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * max(i - 2, 0) / 4))
@@ -214,7 +220,7 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     held_back = batches.opened(opposite, 24).examples
     for params, step in ((got.best, got.best_step), (got.params, got.steps)):
         value = float(training.loss(CONFIG, params, *held_back))
-        assert value == pytest.approx(curve[step], rel=1e-5)
+        assert value == pytest.approx(curve[step], rel=CLOSE)
     again = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
     assert_same_bits((again.best, again.params), (got.best, got.params))
 
@@ -226,7 +232,7 @@ def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
     found = training.train(
         CONFIG, PARAMS, EXAMPLES, hyperparameters, workdir=tmp_path, mesh=mesh
     )
-    np.testing.assert_allclose(found.losses, plain.losses, rtol=2e-5)
+    np.testing.assert_allclose(found.losses, plain.losses, rtol=CLOSE)
     up = found.params["layers"]["up"]
     assert len(up.sharding.device_set) == 8
     assert up.addressable_shards[0].data.shape == (2, 8, 8)
@@ -240,7 +246,10 @@ def test_gradients_on_eight_devices_equal_those_on_one():
     one = gradient(CONFIG, PARAMS, *batch)
     placed = [sharding.place_batch(mesh, array) for array in batch]
     many = gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
+    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        # There and back, and the sum over 48 tokens.
+        close = (2 * CLOSE + rounding(48)) * float(np.abs(ours).max())
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=close)
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_learns(plain):
@@ -249,7 +258,10 @@ def test_bfloat16_compute_keeps_float32_parameters_and_learns(plain):
     )
     assert got.params["embed"].dtype == np.float32
     assert not np.array_equal(got.losses, plain.losses)
-    np.testing.assert_allclose(got.losses, plain.losses, rtol=0.03)
+    # Sums are float32, and some twenty of their results on the way to a loss rounded;
+    # those of 48 tokens are averaged, and less than four of them add up.
+    close = rounding(4, dtype="bfloat16")
+    np.testing.assert_allclose(got.losses, plain.losses, rtol=close)
 
 
 def test_impossible_recipes_and_examples_are_refused():
