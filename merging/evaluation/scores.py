@@ -11,7 +11,7 @@ import numpy as np
 from merging.evaluation.batches import prepare
 from merging.evaluation.predictions import Prediction, Predictor, predict
 from merging.evaluation.requests import Requests, TemplateRequests
-from merging.tasks.metrics import MEASURES
+from merging.tasks.metrics import METRICS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class TemplateScore:
       answers: a hash of the right answers: scores with equal ones compare.
       values: {metric: value in 0..1}, the dataset's own metric first.
       counts: {metric: float32 [N, k]}, what each example adds (see
-        `tasks.metrics.MEASURES`).
+        `tasks.metrics.METRICS`).
     """
 
     examples: int
@@ -128,7 +128,7 @@ def evaluate(
 def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
     counts, values = {}, {}
     for metric in one.metrics:
-        measure, outputs = MEASURES[metric], prediction.outputs
+        measure, outputs = METRICS[metric], prediction.outputs
         if measure.unconditional:
             outputs = outputs - prediction.unconditional
         table = measure.counts(one.eval_set.targets, outputs)

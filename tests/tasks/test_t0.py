@@ -157,7 +157,7 @@ def test_mixtures_weigh_by_size_and_cap_at_half_a_million_over_prompts(t0, monke
     assert rates["t0_mrpc_verdict"] == 19 and rates["t0_dream_overheard"] == 20
     sizes = {"wiki_bio": 582_659, "qqp": 345_654, "mrpc": 3_485}
     monkeypatch.setattr(sources, "size", lambda entry, *_: sizes[entry.name])
-    rates = [t0.material.rate(name, "") for name in sizes]
+    rates = [t0.source.rate(name, "") for name in sizes]
     assert rates == [pytest.approx(500_000 / 3), pytest.approx(500_000 / 3), 3_485]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
+from merging.runtime import storage
 from merging.runtime.errors import nearest
 from merging.tasks import templates
 from merging.tasks.suites import SPLITS
@@ -39,12 +40,17 @@ def every() -> dict[str, Entry]:
     Raises:
       ValueError: a table that contradicts itself, with all its faults.
     """
+    return {name: parse(name, _text(name)) for name in _ORDER.split()}
+
+
+def digest(name: str) -> str:
+    """Return a hash of a dataset's table."""
+    return storage.digest(_text(name))
+
+
+def _text(name: str) -> str:
     folder = resources.files("merging.tasks.t0") / "datasets"
-    found = {}
-    for name in _ORDER.split():
-        text = (folder / f"{name}.toml").read_text("utf-8")
-        found[name] = parse(name, text)
-    return found
+    return (folder / f"{name}.toml").read_text("utf-8")
 
 
 _ORDER = """
