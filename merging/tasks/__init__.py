@@ -3,7 +3,7 @@
 ``suite(name)`` gives the facts of a suite (datasets, categories, chance) at once;
 ``store`` gives a training mixture that is read from disk by number, ``materialise`` the
 same in memory, and ``load`` / ``load_suite`` the evaluation sets. Underneath, every
-dataset is a seqio Task and every mixture a seqio Mixture, so TensorFlow is imported when
+dataset is a seqio Task and every mixture a seqio Mixture; TensorFlow is imported when
 one is read for the first time, and not when it comes from disk.
 """
 
