@@ -24,9 +24,9 @@ def source(entry: Entry) -> str:
     return f"files, or Hugging Face {' '.join(entry.source.huggingface)}"
 
 
-def shown(entry: Entry, prompt: Prompt, columns: list) -> str:
+def shown(entry: Entry, prompt: Prompt, record: rendering.Record) -> str:
     """Return an example under a prompt template, for a person: with its answers."""
-    made = rendering.render(entry, prompt, columns)
+    made = rendering.render(entry, prompt, record)
     lines = [f"--- {entry.name}, prompt {prompt.name} ---", made.inputs]
     for number, choice in enumerate(made.choices):
         mark = "right" if number == made.label else "choice"
@@ -51,4 +51,4 @@ def markdown() -> str:
 
 def _example(entry: Entry) -> str:
     first = next(iter(entry.prompts.values()))
-    return shown(entry, first, rendering.raw(entry, entry.example))
+    return shown(entry, first, rendering.checked(entry, entry.example))

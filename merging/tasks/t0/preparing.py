@@ -133,8 +133,8 @@ def _is_wanted(entry: Entry, data_dir: Path) -> bool:
 
 
 def _contents(entry: Entry, located: Located, split: str) -> Iterable[list[str]]:
-    for columns in sources.columns(entry, located, split):
-        yield content(entry, columns)
+    for record in sources.records(entry, located, split):
+        yield content(entry, record)
 
 
 def _fetch(entry: Entry, data_dir: Path, answered: set[str]) -> str:
@@ -205,7 +205,7 @@ def write_part(
 
     Nobody sees the file before it is whole.
     """
-    keys = dict.fromkeys(place.split(".")[0] for place in entry.columns)
+    keys = dict.fromkeys(place.split(".")[0] for place in entry.places)
     path = sources.file_of(entry, data_dir, part)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -243,7 +243,7 @@ def remedy(entry: Entry, data_dir: Path) -> str:
         lines.append(
             f"with a network: pip install datasets, run this again ({repository})"
         )
-    keys = ", ".join(dict.fromkeys(p.split(".")[0] for p in entry.columns))
+    keys = ", ".join(dict.fromkeys(p.split(".")[0] for p in entry.places))
     parts = dict.fromkeys(cut(p, 0)[0] for p in entry.parts.values())
     files = ", ".join(f"{part}.jsonl" for part in parts)
     lines.append(f"or put {files} into {data_dir / entry.name}, with fields {keys}")

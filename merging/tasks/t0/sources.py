@@ -21,7 +21,7 @@ from merging.tasks import jsonlines
 from merging.tasks.jsonlines import Line
 from merging.tasks.suites import file_digests
 from merging.tasks.t0.entries import Entry, cut
-from merging.tasks.t0.rendering import raw, render
+from merging.tasks.t0.rendering import Record, checked, render
 
 
 class Located(NamedTuple):
@@ -90,8 +90,8 @@ def fingerprint(located: Located) -> str:
     return storage.digest(located.kind, names, file_digests(paths))
 
 
-def columns(entry: Entry, located: Located, split: str) -> Iterator[list[Any]]:
-    """Yield what ``rendering.raw`` makes of every example, checked.
+def records(entry: Entry, located: Located, split: str) -> Iterator[Record]:
+    """Yield what ``rendering.checked`` makes of every example.
 
     Files are read in an order drawn once and for all, since some are sorted by their
     answers; TFDS has shuffled its own. Imports TensorFlow for the latter.
@@ -101,11 +101,11 @@ def columns(entry: Entry, located: Located, split: str) -> Iterator[list[Any]]:
     """
     require_ready(entry, located)
     if located.kind == "tfds":
-        yield from _tfds_columns(entry, located, split)
+        yield from _tfds_records(entry, located, split)
         return
     path = _path(entry, located, split)
     for record in jsonlines.at(path, _chosen(entry, located, split)):
-        yield raw(entry, record)
+        yield checked(entry, record)
 
 
 def require_ready(entry: Entry, located: Located) -> None:
@@ -195,7 +195,7 @@ def _index(entry: Entry, path: Path, size: int, changed: int) -> tuple[int, ...]
 def _error(entry: Entry, record: Mapping[str, Any]) -> str:
     prompt = next(iter(entry.prompts.values()))
     try:
-        example = render(entry, prompt, raw(entry, record))
+        example = render(entry, prompt, checked(entry, record))
     except ValueError as error:
         return str(error)
     if not entry.ranked:
@@ -207,7 +207,7 @@ def _error(entry: Entry, record: Mapping[str, Any]) -> str:
     return "" if example.label >= 0 else "no choice is the right one"
 
 
-def _tfds_columns(entry: Entry, located: Located, split: str) -> Iterator[list[Any]]:
+def _tfds_records(entry: Entry, located: Located, split: str) -> Iterator[Record]:
     from merging.tasks.backend import load_seqio
 
     load_seqio()
@@ -219,7 +219,7 @@ def _tfds_columns(entry: Entry, located: Located, split: str) -> Iterator[list[A
         read = builder.as_dataset(split=entry.parts[split], shuffle_files=False)
         for record in tfds.as_numpy(read):
             try:
-                yield raw(entry, plain(record))
+                yield checked(entry, plain(record))
             except ValueError as error:
                 where = f"dataset {entry.name}, {folder}, example {number}"
                 raise UserError(f"{where}: {error}") from error
