@@ -1,5 +1,7 @@
 """Examples on disk are those in memory, in any number of parts, whoever wrote them."""
 
+import os
+
 import numpy as np
 import pytest
 import toy_suite
@@ -140,3 +142,20 @@ def test_unknown_splits_and_long_examples_are_refused(toy, tmp_path):
         store(toy, "pretrain", "test", 32, tmp_path)
     with pytest.raises(UserError, match="more than the 8 allowed"):
         store(toy, "copy", "train", 8, tmp_path)
+
+
+def test_who_finishes_a_part_second_leaves_the_first(toy, tmp_path, monkeypatch):
+    read, found = examples._read, []
+
+    def overtaken(suite, part):
+        monkeypatch.setattr(examples, "_read", read)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            found.append(store(toy, "copy", "train", 32, tmp_path))
+        yield from read(suite, part)
+
+    monkeypatch.setattr(examples, "_read", overtaken)
+    second = store(toy, "copy", "train", 32, tmp_path)
+    assert second.digest == found[0].digest
+    (folder,) = (tmp_path / "stored").iterdir()
+    assert {p.name for p in folder.iterdir()} == {"plan.json", "part-00000-of-00001"}

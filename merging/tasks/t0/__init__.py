@@ -89,7 +89,7 @@ class T0(SuiteSource):
         """Return a dataset's records as a seqio source; it never downloads.
 
         Raises:
-          UserError: when it is read: faulty lines of a file, with their numbers.
+          UserError: when it is read: errors in lines of a file, with their numbers.
         """
         from merging.tasks.t0.pipeline import record_source
 

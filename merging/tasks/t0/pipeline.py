@@ -29,7 +29,7 @@ def record_source(entry: Entry, located: Located) -> seqio.DataSource:
     A TFDS folder is read by seqio itself, which keeps its files apart for sharding.
 
     Raises:
-      UserError: when a file is read: faulty lines, with their numbers.
+      UserError: when a file is read: errors in lines, with their numbers.
     """
     if located.kind == "files":
         read = _files(entry, located)

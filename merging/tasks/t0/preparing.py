@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.runtime import storage
 from merging.tasks.contamination import Overlap, check
 from merging.tasks.t0 import sources, tables
 from merging.tasks.t0.entries import Entry, cut
@@ -203,7 +204,8 @@ def write_part(
 ) -> None:
     """Write the fields of records that the dataset's table reads as JSON lines.
 
-    Nobody sees the file before it is whole.
+    Nobody sees the file before it is whole. It is written line by line, as some are
+    larger than memory.
     """
     keys = dict.fromkeys(place.split(".")[0] for place in entry.places)
     path = sources.file_of(entry, data_dir, part)
@@ -213,7 +215,10 @@ def write_part(
         for record in records:
             kept = {key: record[key] for key in keys}
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    storage.sync_folder(path.parent)
 
 
 def _state(entry: Entry, data_dir: Path, reason: str) -> State:
