@@ -9,7 +9,7 @@ import toy_suite
 from merging import training
 from merging.runtime import processes
 from merging.runtime.errors import UserError
-from merging.tasks import Generated, Suite, examples, materialise, store
+from merging.tasks import Generated, Suite, examples, materialise, parts, store
 from merging.training import batches
 
 FILES = 3
@@ -145,16 +145,16 @@ def test_unknown_splits_and_long_examples_are_refused(toy, tmp_path):
 
 
 def test_who_finishes_a_part_second_leaves_the_first(toy, tmp_path, monkeypatch):
-    read, found = examples._read, []
+    read, found = parts._read, []
 
     def overtaken(suite, part):
-        monkeypatch.setattr(examples, "_read", read)
+        monkeypatch.setattr(parts, "_read", read)
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: 1)
             found.append(store(toy, "copy", "train", 32, tmp_path))
         yield from read(suite, part)
 
-    monkeypatch.setattr(examples, "_read", overtaken)
+    monkeypatch.setattr(parts, "_read", overtaken)
     second = store(toy, "copy", "train", 32, tmp_path)
     assert second.digest == found[0].digest
     (folder,) = (tmp_path / "stored").iterdir()
