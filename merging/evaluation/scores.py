@@ -128,11 +128,11 @@ def evaluate(
 def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
     counts, values = {}, {}
     for metric in one.metrics:
-        measure, outputs = METRICS[metric], prediction.outputs
-        if measure.unconditional:
+        how, outputs = METRICS[metric], prediction.outputs
+        if how.unconditional:
             outputs = outputs - prediction.unconditional
-        table = measure.counts(one.eval_set.targets, outputs)
-        values[metric] = measure.value(table.sum(axis=0), len(table))
+        table = how.counts(one.eval_set.targets, outputs)
+        values[metric] = how.value(table.sum(axis=0), len(table))
         counts[metric] = table.astype(np.float32)
     return TemplateScore(
         *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts)

@@ -178,7 +178,9 @@ def test_the_facts_of_the_suite(t0, tokenizer, data_dir):
         t0.examples("valid")
 
 
-def test_files_go_before_tfds_and_the_digest_follows_their_bytes(tmp_path, tokenizer):
+def test_files_go_before_tfds_and_the_digest_follows_their_bytes(
+    tmp_path, tokenizer, monkeypatch
+):
     invented.write_tfds(tmp_path, "rte")
     of_tfds = _suite(tmp_path, tokenizer, "rte").digest
     rows = invented.parts("rte")
@@ -193,6 +195,8 @@ def test_files_go_before_tfds_and_the_digest_follows_their_bytes(tmp_path, token
     (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text() + "\n")
     changed = _suite(tmp_path, tokenizer, "rte").digest
     assert len({of_tfds, of_files, changed}) == 3
+    monkeypatch.setattr(tables, "digest", lambda name: "of another table")
+    assert _suite(tmp_path, tokenizer, "rte").digest != changed
 
 
 def test_a_sorted_file_is_read_in_an_order_drawn_once(tmp_path):
