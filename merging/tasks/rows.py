@@ -1,7 +1,6 @@
 """The rows of evaluation tasks: read through seqio, kept on disk column by column."""
 
 import io
-import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,32 +120,26 @@ def _kept(path: Path) -> list[Row] | None:
 
 def _pack(rows: list[Row]) -> dict[str, np.ndarray]:
     """Store rows column by column: sequences end to end beside their lengths."""
-    arrays, kinds = {}, {}
+    arrays = {}
     for name in rows[0]:
-        column = [np.asarray(row[name]) for row in rows]
-        if column[0].dtype.kind in "SO":
-            kinds[name] = "text"
-            texts = [bytes(value.item()) for value in column]
-            arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
-            arrays[f"{name}/size"] = np.array([len(t) for t in texts])
-        elif column[0].ndim:
-            kinds[name] = "sequence"
-            arrays[name] = np.concatenate(column)
+        column = [row[name] for row in rows]
+        if isinstance(column[0], bytes):
+            column, name = [np.frombuffer(t, np.uint8) for t in column], f"{name}/text"
+        if np.ndim(column[0]):
             arrays[f"{name}/size"] = np.array([len(c) for c in column])
-        else:
-            kinds[name] = "number"
-            arrays[name] = np.array(column)
-    return arrays | {"/kinds": np.array(json.dumps(kinds))}
+            column = np.concatenate(column)
+        arrays[name] = np.asarray(column)
+    return arrays
 
 
 def _unpack(arrays: Mapping[str, np.ndarray]) -> list[Row]:
     columns = {}
-    for name, kind in json.loads(str(arrays["/kinds"])).items():
+    for name in (name for name in arrays if not name.endswith("/size")):
         column = arrays[name]
-        if kind != "number":
+        if f"{name}/size" in arrays:
             column = np.split(column, np.cumsum(arrays[f"{name}/size"])[:-1])
-        if kind == "text":
+        if name.endswith("/text"):
             column = [part.tobytes() for part in column]
-        columns[name] = column
+        columns[name.removesuffix("/text")] = column
     values = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]
