@@ -13,7 +13,7 @@ setup(
     packages=find_packages(include=["merging", "merging.*"]),
     package_data={
         "merging.report": ["templates/*.j2"],
-        "merging.tasks.t0": ["datasets/*.toml"],
+        "merging.tasks.t0": ["datasets/*.toml", "*.j2"],
     },
     python_requires=">=3.11",
     install_requires=[

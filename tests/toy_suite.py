@@ -1,19 +1,12 @@
 """A suite of a few words with every kind of dataset, for tests."""
 
 import random
-from typing import NamedTuple
+
+from merging.tasks.suites import Dataset
 
 ANIMALS = tuple("ant bee cat dog eel fox".split())
 COLOURS = tuple("red blue green black".split())
 VOCABULARY = ("<pad>", "<eos>", "<unk>", *ANIMALS, *COLOURS, "is", "the", "?", "and")
-
-
-class Dataset(NamedTuple):
-    name: str
-    category: str
-    split: str
-    metric: str
-    chance: float
 
 
 DATASETS = (

@@ -35,15 +35,17 @@ def _show(arguments: argparse.Namespace) -> int:
     entry = tables.entry(arguments.dataset)
     prompts = list(entry.prompts.values())[:3]
     if arguments.data_dir is None:
-        records = itertools.repeat(rendering.raw(entry, entry.example), len(prompts))
+        records = itertools.repeat(
+            rendering.checked(entry, entry.example), len(prompts)
+        )
         about = f"{entry.about}\n(an invented record; --data_dir shows real ones)"
     else:
         located = sources.locate(entry, arguments.data_dir)
-        records = itertools.islice(sources.columns(entry, located, "train"), 3)
+        records = itertools.islice(sources.records(entry, located, "train"), 3)
         about = f"{entry.about}\n(the first of {located.folders[0]})"
     shown = [
-        page.shown(entry, prompt, columns)
-        for prompt, columns in zip(prompts, records, strict=False)
+        page.shown(entry, prompt, record)
+        for prompt, record in zip(prompts, records, strict=False)
     ]
     print_for_a_pipe("\n\n".join([about, *shown]))
     return 0

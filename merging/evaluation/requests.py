@@ -17,7 +17,7 @@ from merging.evaluation.truncation import truncate
 from merging.runtime import storage
 from merging.runtime.errors import nearest
 from merging.tasks import EvalSet
-from merging.tasks.metrics import MEASURES
+from merging.tasks.metrics import METRICS
 
 # More choices than this go behind a second copy of their prompt.
 MAX_CHOICES, MAX_TAIL = 32, 512
@@ -185,10 +185,10 @@ def metrics_of(
       UserError: an unknown one.
     """
     for metric in metrics:
-        if metric not in MEASURES:
-            raise nearest("metric", metric, MEASURES)
+        if metric not in METRICS:
+            raise nearest("metric", metric, METRICS)
     own = suite.dataset(dataset).metric
-    fitting = (m for m in metrics if MEASURES[m].ranked == MEASURES[own].ranked)
+    fitting = (m for m in metrics if METRICS[m].ranked == METRICS[own].ranked)
     return tuple(dict.fromkeys((own, *fitting)))
 
 
@@ -204,7 +204,7 @@ def template_requests(
         found = [_request(eval_set, prompt) for prompt in prompts]
     else:
         answers = _rank(found, eval_set, prompts, choices, eval_set.groups)
-        if any(MEASURES[metric].unconditional for metric in metrics):
+        if any(METRICS[metric].unconditional for metric in metrics):
             unconditional = _rank_unconditional(found, eval_set, choices)
     return TemplateRequests(
         *(dataset, metrics, eval_set, truncated, tuple(found), answers, unconditional)

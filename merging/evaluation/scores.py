@@ -11,7 +11,7 @@ import numpy as np
 from merging.evaluation.batches import prepare
 from merging.evaluation.predictions import Prediction, Predictor, predict
 from merging.evaluation.requests import Requests, TemplateRequests
-from merging.tasks.metrics import MEASURES
+from merging.tasks.metrics import METRICS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class TemplateScore:
       answers: a hash of the right answers: scores with equal ones compare.
       values: {metric: value in 0..1}, the dataset's own metric first.
       counts: {metric: float32 [N, k]}, what each example adds (see
-        `tasks.metrics.MEASURES`).
+        `tasks.metrics.METRICS`).
     """
 
     examples: int
@@ -128,11 +128,11 @@ def evaluate(
 def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
     counts, values = {}, {}
     for metric in one.metrics:
-        measure, outputs = MEASURES[metric], prediction.outputs
-        if measure.unconditional:
+        how, outputs = METRICS[metric], prediction.outputs
+        if how.unconditional:
             outputs = outputs - prediction.unconditional
-        table = measure.counts(one.eval_set.targets, outputs)
-        values[metric] = measure.value(table.sum(axis=0), len(table))
+        table = how.counts(one.eval_set.targets, outputs)
+        values[metric] = how.value(table.sum(axis=0), len(table))
         counts[metric] = table.astype(np.float32)
     return TemplateScore(
         *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts)

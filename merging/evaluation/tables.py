@@ -9,7 +9,7 @@ import numpy as np
 from merging.evaluation import bootstrap
 from merging.evaluation.scores import DatasetScore
 from merging.runtime.text import Table
-from merging.tasks.metrics import MEASURES
+from merging.tasks.metrics import METRICS
 
 
 class Value(NamedTuple):
@@ -42,7 +42,7 @@ def value(
     by_template = {name: one.values[metric] for name, one in each.items()}
     resampled = bootstrap.resampled(
         [one.counts[metric] for one in each.values()],
-        MEASURES[metric].value,
+        METRICS[metric].value,
         name=score.dataset,
         how=how,
     )

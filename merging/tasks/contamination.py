@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 # A text this long does not stand in two datasets by chance.
@@ -47,16 +47,22 @@ def check(
       evaluated: dataset → its examples, each the texts that it consists of.
       trained: the same of training data.
     """
-    whole, long = defaultdict(list), defaultdict(list)
+    marked = defaultdict(list)
     for dataset, examples in evaluated.items():
         for number, texts in enumerate(examples):
-            whole[fingerprint(texts)].append((dataset, number))
-            for text in texts:
-                if is_long(text):
-                    long[fingerprint([text])].append((dataset, number))
+            for mark in _marks(texts):
+                marked[mark].append((dataset, number))
     found = []
-    for dataset, examples in trained.items():
-        found += _overlaps(dataset, examples, whole, long)
+    for name, examples in trained.items():
+        shared = defaultdict(lambda: {"examples": set(), "texts": set()})
+        for texts in examples:
+            for mark in _marks(texts):
+                for dataset, number in marked.get(mark, ()):
+                    shared[dataset][mark[0]].add(number)
+        for dataset, numbers in sorted(shared.items()):
+            examples, texts = numbers["examples"], numbers["texts"]
+            shown = tuple(sorted(examples | texts)[:5])
+            found.append(Overlap(dataset, name, len(examples), len(texts), shown))
     return found
 
 
@@ -78,22 +84,7 @@ def is_long(text: str) -> bool:
     return len(text.split(maxsplit=LONG_TEXT)) >= LONG_TEXT
 
 
-def _overlaps(trained, examples, whole, long) -> list[Overlap]:
-    as_whole, by_text = defaultdict(set), defaultdict(set)
-    for texts in examples:
-        for dataset, number in whole.get(fingerprint(texts), ()):
-            as_whole[dataset].add(number)
-        for text in texts:
-            if is_long(text):
-                for dataset, number in long.get(fingerprint([text]), ()):
-                    by_text[dataset].add(number)
-    return [
-        Overlap(
-            dataset,
-            trained,
-            len(as_whole[dataset]),
-            len(by_text[dataset]),
-            tuple(sorted(as_whole[dataset] | by_text[dataset])[:5]),
-        )
-        for dataset in sorted(as_whole.keys() | by_text.keys())
-    ]
+def _marks(texts: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield what an example is found by: itself, and each of its long texts."""
+    yield "examples", fingerprint(texts)
+    yield from (("texts", fingerprint([text])) for text in texts if is_long(text))

@@ -11,8 +11,8 @@ import numpy as np
 from merging.runtime.errors import UserError, nearest
 from merging.tasks import rows
 from merging.tasks.backend import load_seqio
-from merging.tasks.faults import require_none
-from merging.tasks.metrics import METRICS, rank_target
+from merging.tasks.errors import require_none
+from merging.tasks.metrics import rank_target, seqio_metric
 from merging.tasks.rows import Row
 from merging.tasks.suites import Suite, ranked
 
@@ -23,7 +23,7 @@ class EvalSet:
 
     Attributes:
       dataset: its name.
-      prompt: the name of its wording; "" if it has only one.
+      prompt: the name of its prompt template; "" if its texts are prompts.
       bos_id: the id that opens every text; None: a text's own first token does.
       ranked: True: the rows are the choices of the examples, to be scored;
         False: a row is an example, to be continued and compared with its target.
@@ -61,20 +61,6 @@ class EvalSet:
         return int(self.groups[-1]) + 1
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What a Task says of itself beside its rows."""
-
-    dataset: str
-    prompt: str
-    bos_id: int | None
-    ranked: bool
-    metrics: tuple[Callable[..., dict], ...]
-    decode: Callable[[Sequence[int]], str]
-    postprocess: Callable[..., Any] | None
-    eos_id: int
-
-
 def load(
     task: str,
     split: str,
@@ -102,21 +88,22 @@ def load(
         raise nearest("task", task, seqio.TaskRegistry.names())
     provider = seqio.TaskRegistry.get(task)
     vocabulary = provider.output_features["targets"].vocabulary
-    ranked = bool(provider.score_metric_fns)
-    facts = _Facts(
-        dataset=dataset or task,
+    name = dataset or task
+    metrics = provider.score_metric_fns or provider.predict_metric_fns
+    return _build(
+        rows.of_task(provider, split, name, count),
+        split,
+        count,
+        max_length,
+        provider.postprocessor,
+        dataset=name,
         prompt="",
         bos_id=vocabulary.bos_id,
-        ranked=ranked,
-        metrics=tuple(
-            provider.score_metric_fns if ranked else provider.predict_metric_fns
-        ),
+        ranked=bool(provider.score_metric_fns),
+        metrics=tuple(metrics),
         decode=vocabulary.decode,
-        postprocess=provider.postprocessor,
         eos_id=vocabulary.eos_id,
     )
-    table = rows.of_task(provider, split, facts.dataset, count)
-    return _build(table, split, count, facts, max_length)
 
 
 def load_suite(
@@ -131,7 +118,7 @@ def load_suite(
 ) -> list[EvalSet]:
     """Return a suite's evaluation sets, without TensorFlow if they are on disk.
 
-    A dataset with several wordings gives a set for each, one after the other.
+    A dataset with several prompt templates gives a set for each, one after the other.
 
     Args:
       suite: whose datasets.
@@ -148,83 +135,89 @@ def load_suite(
     names = [d.name for d in suite.datasets] if datasets is None else list(datasets)
     suite.examples(split)
     tables = rows.of_suite(suite, split, names, cache_dir, count)
-    sets = []
+    tokenizer, sets = suite.tokenizer, []
     for name in names:
+        dataset = suite.dataset(name)
         for prompt, task in suite.evaluations(name).items():
-            facts, kept = _suite_facts(suite, name, prompt), count
+            kept = count
             if fewer and count is not None:
                 kept = min(count, rows.examples(tables[task]))
-            sets.append(_build(tables[task], split, kept, facts, max_length))
+            made = _build(
+                tables[task],
+                split,
+                kept,
+                max_length,
+                rank_target if ranked(dataset) else None,
+                dataset=name,
+                prompt=prompt,
+                bos_id=tokenizer.bos_id,
+                ranked=ranked(dataset),
+                metrics=(seqio_metric(dataset.metric),),
+                decode=tokenizer.decode,
+                eos_id=tokenizer.eos_id,
+            )
+            sets.append(made)
     return sets
-
-
-def _suite_facts(suite: Suite, name: str, prompt: str) -> _Facts:
-    dataset, tokenizer = suite.dataset(name), suite.tokenizer
-    return _Facts(
-        dataset=name,
-        prompt=prompt,
-        bos_id=tokenizer.bos_id,
-        ranked=ranked(dataset),
-        metrics=(METRICS[dataset.metric],),
-        decode=tokenizer.decode,
-        postprocess=rank_target if ranked(dataset) else None,
-        eos_id=tokenizer.eos_id,
-    )
 
 
 def _build(
     table: list[Row],
     split: str,
     count: int | None,
-    facts: _Facts,
     max_length: int | None,
+    postprocess: Callable[..., Any] | None,
+    *,
+    dataset: str,
+    ranked: bool,
+    decode: Callable[[Sequence[int]], str],
+    eos_id: int,
+    **facts: Any,
 ) -> EvalSet:
-    table, groups = _first(table, split, count, facts)
+    """Return the evaluation set of a Task's rows; ``facts`` are its other fields."""
+    table, groups = _first(table, split, count, dataset, ranked)
     prompts, prompt_lengths = _padded([row["inputs"] for row in table])
-    answers = [_without_end(row["targets"], facts.eos_id) for row in table]
+    answers = [_without_end(row["targets"], eos_id) for row in table]
     continuations, continuation_lengths = _padded(answers)
-    faults = _faults(table, facts, groups, continuation_lengths)
+    errors = _errors(table, ranked, groups, continuation_lengths)
     totals = prompt_lengths + continuation_lengths
-    faults += [
+    errors += [
         f"example {groups[i]}: {totals[i]} tokens with its answer, more than the "
         f"{max_length} allowed"
         for i in np.flatnonzero(totals > (max_length or totals.max()))
     ]
-    require_none(faults, facts.dataset)
-    post = facts.postprocess or (lambda text, **_: text)
-    targets = [post(_target(r, facts), example=r, is_target=True) for r in table]
+    require_none(errors, dataset)
+    post = postprocess or (lambda text, **_: text)
+    targets = [post(_target(r, decode), example=r, is_target=True) for r in table]
     # Room for the longest reference and its end mark, in steps of 8 so that sets
     # share a compilation.
-    room = 0 if facts.ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
+    room = 0 if ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
     return EvalSet(
-        dataset=facts.dataset,
-        prompt=facts.prompt,
-        bos_id=facts.bos_id,
-        ranked=facts.ranked,
+        dataset=dataset,
+        ranked=ranked,
         prompts=prompts,
         prompt_lengths=prompt_lengths,
         continuations=continuations,
         continuation_lengths=continuation_lengths,
         groups=groups,
         targets=tuple(targets),
-        metrics=facts.metrics,
-        decode=facts.decode,
-        postprocess=functools.partial(_prediction, facts.postprocess, table),
-        eos_id=facts.eos_id,
+        decode=decode,
+        postprocess=functools.partial(_prediction, postprocess, table),
+        eos_id=eos_id,
         max_new_tokens=room,
+        **facts,
     )
 
 
 def _first(
-    table: list[Row], split: str, count: int | None, facts: _Facts
+    table: list[Row], split: str, count: int | None, dataset: str, ranked: bool
 ) -> tuple[list[Row], np.ndarray]:
     """Return the rows of the first ``count`` examples, and which example each is of."""
     groups = np.arange(len(table), dtype=np.int32)
-    if facts.ranked:
+    if ranked:
         missing = {"idx", "is_correct"} - set(table[0])
         if missing:
             raise UserError(
-                f"dataset {facts.dataset} has metrics on scores but no "
+                f"dataset {dataset} has metrics on scores but no "
                 f"{sorted(missing)}: give its task the preprocessor rank_classification"
             )
         table = sorted(table, key=lambda row: tuple(row["idx"]))
@@ -234,27 +227,27 @@ def _first(
     count = available if count is None else count
     if not 1 <= count <= available:
         raise UserError(
-            f"dataset {facts.dataset} ({split}): {count} examples asked for, "
+            f"dataset {dataset} ({split}): {count} examples asked for, "
             f"it has {available}"
         )
     kept = int(np.searchsorted(groups, count))
     return table[:kept], groups[:kept]
 
 
-def _faults(table, facts: _Facts, groups, continuation_lengths) -> list[str]:
-    empty = "choice" if facts.ranked else "target"
-    faults = [
+def _errors(table, ranked: bool, groups, continuation_lengths) -> list[str]:
+    empty = "choice" if ranked else "target"
+    errors = [
         f"example {groups[i]}: a {empty} without a token"
         for i in np.flatnonzero(continuation_lengths == 0)
     ]
-    if facts.ranked:
+    if ranked:
         right = np.bincount(groups, [bool(row["is_correct"]) for row in table])
         for i, choices in enumerate(np.bincount(groups)):
             if choices < 2:
-                faults.append(f"example {i}: {choices} choice, needs 2 or more")
+                errors.append(f"example {i}: {choices} choice, needs 2 or more")
             elif right[i] != 1:
-                faults.append(f"example {i}: {int(right[i])} right choices, needs 1")
-    return faults
+                errors.append(f"example {i}: {int(right[i])} right choices, needs 1")
+    return errors
 
 
 def _prediction(postprocess, table: list[Row], row: int, text: str) -> Any:
@@ -263,11 +256,11 @@ def _prediction(postprocess, table: list[Row], row: int, text: str) -> Any:
     return postprocess(text, example=table[row], is_target=False)
 
 
-def _target(row: Row, facts: _Facts) -> str:
+def _target(row: Row, decode: Callable) -> str:
     """Return the text as it was before tokenising, as seqio's Evaluator prefers it."""
     text = row.get("targets_pretokenized")
     if text is None:
-        return facts.decode(row["targets"].tolist())
+        return decode(row["targets"].tolist())
     return text.decode() if isinstance(text, bytes) else str(text)
 
 

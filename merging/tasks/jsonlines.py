@@ -1,12 +1,14 @@
-"""JSON Lines from strangers: one object a line, every fault with its line number."""
+"""JSON Lines from strangers: one object a line, every error with its line number."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from merging.runtime.errors import UserError
+from merging.tasks.errors import require_none
 
+MAX_ERRORS = 1000  # after so many in a file, the rest of it is not looked at
 MAX_LINE = 4 << 20  # bytes; a longer line is not an example of anything
 
 
@@ -16,18 +18,18 @@ class Line(NamedTuple):
     Attributes:
       number: from 1.
       offset: where it starts in the file, in bytes.
-      record: its object, or None where there is a fault.
-      fault: what is wrong with it; "" if nothing.
+      record: its object, or None where there is an error.
+      error: what is wrong with it; "" if nothing.
     """
 
     number: int
     offset: int
     record: dict[str, Any] | None
-    fault: str = ""
+    error: str = ""
 
 
 def read(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file that are not blank, faulty ones included.
+    """Yield the lines of a file that are not blank, those with an error included.
 
     Holds one line at a time, of at most ``MAX_LINE`` bytes.
 
@@ -43,6 +45,32 @@ def read(path: Path) -> Iterator[Line]:
                 yield Line(number, start, None, f"longer than {MAX_LINE} bytes")
             elif line.strip():
                 yield _parsed(number, start, line)
+
+
+def check(
+    paths: Sequence[Path],
+    error: Callable[[int, Line], str],
+    name: str,
+    kind: str = "dataset",
+) -> None:
+    """Show every line that is an object to a function that says what is wrong with it.
+
+    Args:
+      paths: the files.
+      error: told the number of the file, from 0, and the line; "" if nothing.
+      name, kind: what the files are, for the message.
+
+    Raises:
+      UserError: a file cannot be opened; errors, the first with file and line.
+    """
+    found = []
+    for number, path in enumerate(paths):
+        for line in read(path):
+            if said := line.error or error(number, line):
+                found.append(f"{path}:{line.number}: {said}")
+            if len(found) > MAX_ERRORS:
+                break
+    require_none(found, name, kind=kind)
 
 
 def count(path: Path) -> int:

@@ -1,8 +1,8 @@
 """The metrics, plain Python, each in 0..1; seqio Tasks and our evaluation share them.
 
-A measure turns what a model made of a dataset into counts, example by example, and
-sums of counts into a value: enough for the value itself, for a bootstrap over examples,
-and for comparing two models on the same examples.
+A metric turns what a model made of a dataset into counts, example by example, and sums
+of counts into a value: enough for the value itself, for a bootstrap over examples, and
+for comparing two models on the same examples. `METRICS` has them by name.
 """
 
 import collections
@@ -20,7 +20,7 @@ import numpy as np
 RankTarget = tuple[tuple[int, int], bool, float, int, int]
 
 
-class Measure(NamedTuple):
+class Metric(NamedTuple):
     """How a metric is found.
 
     Attributes:
@@ -36,6 +36,30 @@ class Measure(NamedTuple):
     unconditional: bool = False
 
 
+@functools.cache
+def seqio_metric(name: str) -> Callable[..., dict[str, float]]:
+    """Return a metric as seqio wants it: ``(targets, outputs) -> {name: value}``.
+
+    seqio tells scoring from generating by the name of the second parameter.
+    """
+
+    def found(targets: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
+        counts = METRICS[name].counts(targets, outputs)
+        return {name: METRICS[name].value(counts.sum(axis=0), len(counts))}
+
+    if METRICS[name].ranked:
+
+        def metric(targets, scores):
+            return found(targets, scores)
+    else:
+
+        def metric(targets, predictions):
+            return found(targets, predictions)
+
+    metric.__name__ = name
+    return metric
+
+
 def rank_target(
     text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
@@ -47,94 +71,16 @@ def rank_target(
     return index, bool(example["is_correct"]), 1.0, tokens, len(text)
 
 
-def accuracy(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
-    """Share of examples whose likeliest choice is the right one.
-
-    Ties go to the lowest choice. A NaN never wins: an example with nothing but NaN
-    counts as wrong, so that a merge that broke the model scores 0 and not chance.
-    """
-    return _named("accuracy", targets, scores)
-
-
-def accuracy_norm(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
-    """Accuracy by log-likelihood per character, lm-evaluation-harness's acc_norm."""
-    return _named("accuracy_norm", targets, scores)
-
-
-def accuracy_per_token(targets: Sequence[RankTarget], scores: Sequence[float]) -> dict:
-    """Accuracy by log-likelihood per token (Brown et al. 2020, arXiv 2005.14165)."""
-    return _named("accuracy_per_token", targets, scores)
-
-
-def accuracy_unconditional(
-    targets: Sequence[RankTarget], scores: Sequence[float]
-) -> dict:
-    """Accuracy by log p(choice | prompt) − log p(choice): ``scores`` are these.
-
-    Brown et al. 2020, arXiv 2005.14165, section 2.4; the second term is that of the
-    choice behind the opening token alone. lm-evaluation-harness: acc_mutual_info.
-    """
-    return _named("accuracy_unconditional", targets, scores)
-
-
-def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-    """Share of predictions equal to their target after SQuAD's normalisation.
-
-    Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1.
-    """
-    return _named("exact_match", targets, predictions)
-
-
-def f1(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-    """Mean F1 of the bags of words after SQuAD's normalisation.
-
-    Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1. Two texts of which one has no
-    words left score 1 if both have none, else 0.
-    """
-    return _named("f1", targets, predictions)
-
-
-def rouge_1(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-    """Mean F-measure of shared words, by the rouge-score library, without a stemmer.
-
-    Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section 2.
-    """
-    return _named("rouge_1", targets, predictions)
-
-
-def rouge_2(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-    """Mean F-measure of shared pairs of neighbouring words; otherwise as `rouge_1`."""
-    return _named("rouge_2", targets, predictions)
-
-
-def rouge_l(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-    """Mean F-measure of the longest common subsequence, by the rouge-score library.
-
-    Lin 2004, "ROUGE: a package for automatic evaluation of summaries", section 3.
-    """
-    return _named("rouge_l", targets, predictions)
-
-
-def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict:
-    """BLEU of the corpus, by the sacrebleu library with its defaults, over 100.
-
-    Papineni et al. 2002; Post 2018, arXiv 1804.08771.
-    """
-    return _named("bleu", targets, predictions)
-
-
-def _named(name: str, targets, outputs) -> dict:
-    measure = MEASURES[name]
-    counts = measure.counts(targets, outputs)
-    return {name: measure.value(counts.sum(axis=0), len(counts))}
-
-
 def _mean(sums: np.ndarray, examples: int) -> float:
     return float(sums[0]) / examples
 
 
 def _right(targets, scores, lengths=None) -> np.ndarray:
-    """Return [N, 1], whether the best choice is right, examples in ascending order."""
+    """Return [N, 1], whether the likeliest choice is right, examples ascending.
+
+    Ties go to the lowest choice. A NaN never wins: an example with nothing but NaN
+    counts as wrong, so that a merge that broke the model scores 0 and not chance.
+    """
     scores = np.asarray(scores, np.float64)
     if lengths is not None:
         scores = scores / lengths
@@ -159,12 +105,12 @@ def _right_per_character(targets, scores) -> np.ndarray:
     return _right(targets, scores, [max(length, 1) for *_, length in targets])
 
 
-def _each(measure: Callable[[str, str], float]) -> Measure:
+def _each(compare: Callable[[str, str], float]) -> Metric:
     def counts(targets, predictions):
         pairs = zip(targets, predictions, strict=True)
-        return np.array([[measure(target, text)] for target, text in pairs])
+        return np.array([[compare(target, text)] for target, text in pairs])
 
-    return Measure(False, counts, _mean)
+    return Metric(False, counts, _mean)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -173,11 +119,13 @@ def _normalised(text: str) -> tuple[str, ...]:
     return tuple(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+# Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1, for this and F1.
 def _equal(target: str, text: str) -> float:
     return float(_normalised(target) == _normalised(text))
 
 
 def _f1(target: str, text: str) -> float:
+    """F1 of the bags of words; where a text has none left, whether both have none."""
     gold, said = _normalised(target), _normalised(text)
     if not gold or not said:
         return float(gold == said)
@@ -229,25 +177,27 @@ def _bleu(sums: np.ndarray, examples: int) -> float:
     return found.score / 100
 
 
-MEASURES: dict[str, Measure] = {
-    "accuracy": Measure(True, _right, _mean),
-    "accuracy_norm": Measure(True, _right_per_character, _mean),
-    "accuracy_per_token": Measure(True, _right_per_token, _mean),
-    "accuracy_unconditional": Measure(True, _right, _mean, unconditional=True),
+METRICS: dict[str, Metric] = {
+    # Share of examples whose likeliest choice is the right one.
+    "accuracy": Metric(True, _right, _mean),
+    # By log-likelihood per character: lm-evaluation-harness's acc_norm.
+    "accuracy_norm": Metric(True, _right_per_character, _mean),
+    # By log-likelihood per token: Brown et al. 2020, arXiv 2005.14165.
+    "accuracy_per_token": Metric(True, _right_per_token, _mean),
+    # By log p(choice | prompt) − log p(choice), the latter behind the opening token
+    # alone: Brown et al. 2020, section 2.4; the harness's acc_mutual_info.
+    "accuracy_unconditional": Metric(True, _right, _mean, unconditional=True),
+    # Share of texts equal to their target after SQuAD's normalisation.
     "exact_match": _each(_equal),
+    # Mean F1 of the bags of words after SQuAD's normalisation.
     "f1": _each(_f1),
+    # Mean F-measures of shared words, of neighbouring pairs and of the longest common
+    # subsequence, by the rouge-score library without a stemmer: Lin 2004, "ROUGE: a
+    # package for automatic evaluation of summaries", sections 2 and 3.
     "rouge_1": _each(functools.partial(_rouge, "rouge1")),
     "rouge_2": _each(functools.partial(_rouge, "rouge2")),
     "rouge_l": _each(functools.partial(_rouge, "rougeL")),
-    "bleu": Measure(False, _bleu_counts, _bleu),
-}
-
-# A metric takes the postprocessed targets and what the model made of them, and returns
-# {name: value}; seqio tells scoring from generating by its second parameter's name.
-METRICS: dict[str, Callable[..., dict]] = {
-    f.__name__: f
-    for f in (
-        *(accuracy, accuracy_norm, accuracy_per_token, accuracy_unconditional),
-        *(exact_match, f1, rouge_1, rouge_2, rouge_l, bleu),
-    )
+    # Of the corpus, by the sacrebleu library with its defaults, over 100: Papineni et
+    # al. 2002; Post 2018, arXiv 1804.08771.
+    "bleu": Metric(False, _bleu_counts, _bleu),
 }

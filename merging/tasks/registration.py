@@ -3,7 +3,7 @@
 Imports TensorFlow. For a suite with prefix P this registers
 
 - ``P_DATASET``: prompt and answer, with the metrics of a generated dataset; with
-  several wordings ``P_DATASET_WORDING``, and ``P_DATASET`` mixes them;
+  several prompt templates ``P_DATASET_TEMPLATE``, and ``P_DATASET`` mixes them;
 - ``…_score_eval``: a row per choice, for rank classification;
 - ``P_pretrain``, ``P_instruct``: the training data of the two bases;
 - ``P_category_CATEGORY``, ``P_multitask``: mixtures of held-in datasets.
@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from merging.tasks.backend import load_seqio
-from merging.tasks.metrics import METRICS, rank_target
-from merging.tasks.suites import Dataset, Suite, ranked
+from merging.tasks.metrics import rank_target, seqio_metric
+from merging.tasks.suites import Suite, ranked
 from merging.tasks.texts import pairs, rank_classification
-from merging.tasks.vocabulary import tokenize, vocabulary
+from merging.tasks.vocabulary import Vocabulary, tokenize
 
 seqio = load_seqio()
 import tensorflow as tf  # noqa: E402  (only after load_seqio has blindfolded it)
@@ -39,15 +39,11 @@ def register(suite: Suite) -> None:
     _remove(suite.prefix)
     for dataset in suite.datasets:
         _add_dataset(suite, dataset)
-    for what in suite.material.corpora:
-        _add_task(
-            suite, suite.training(what), suite.material.data_source(what), [pairs]
-        )
+    for what in suite.source.corpora:
+        _add_task(suite, suite.training(what), suite.source.data_source(what), [pairs])
     for what in (*suite.categories, "multitask"):
-        weighted = [w for name in suite.members(what) for w in _weights(suite, name)]
-        if not weighted:  # a suite to evaluate only
-            continue
-        _add_mixture(suite.training(what), weighted)
+        if suite.members(what):  # none in a suite to evaluate only
+            _add_mixture(suite, what)
     _registered[suite.prefix] = suite
 
 
@@ -57,19 +53,19 @@ def _remove(prefix: str) -> None:
             registry.remove(name)
 
 
-def _add_dataset(suite: Suite, dataset: Dataset) -> None:
-    material, metric = suite.material, METRICS[dataset.metric]
+def _add_dataset(suite: Suite, dataset: Any) -> None:
+    source, metric = suite.source, seqio_metric(dataset.metric)
     for prompt, evaluation in suite.evaluations(dataset.name).items():
-        texts = list(material.render(dataset.name, prompt))
-        source = material.data_source(dataset.name)
+        texts = source.render(dataset.name, prompt)
+        records = source.data_source(dataset.name)
         name = suite.task(dataset.name, prompt)
         metrics = [] if ranked(dataset) else [metric]
-        _add_task(suite, name, source, [*texts, pairs], metric_fns=metrics)
+        _add_task(suite, name, records, [*texts, pairs], metric_fns=metrics)
         if ranked(dataset):
             _add_task(
                 suite,
                 evaluation,
-                source,
+                records,
                 [*texts, rank_classification],
                 # A choice is scored without the end mark, as its probability is read
                 # off the prompt's last position when it is one token.
@@ -77,24 +73,16 @@ def _add_dataset(suite: Suite, dataset: Dataset) -> None:
                 postprocess_fn=rank_target,
                 metric_fns=[metric],
             )
-    if material.prompts(dataset.name) != ("",):
-        name = suite.training(dataset.name)
-        _add_mixture(name, _weights(suite, dataset.name))
+    if source.prompts(dataset.name) != ("",):
+        _add_mixture(suite, dataset.name)
 
 
-def _add_mixture(name: str, weighted: list[tuple[str, float]]) -> None:
+def _add_mixture(suite: Suite, what: str) -> None:
+    name, weighted = suite.training(what), list(suite.mixture(what).items())
     # seqio would end with the first Task that runs out, and lose examples of the rest.
     sample = tf.data.Dataset.sample_from_datasets
     sample = functools.partial(sample, stop_on_empty_dataset=False)
     seqio.MixtureRegistry.add(name, weighted, sample_fn=sample)
-
-
-def _weights(suite: Suite, dataset: str) -> list[tuple[str, float]]:
-    """Return the Tasks of a dataset's wordings with their weights in a mixture."""
-    return [
-        (suite.task(dataset, prompt), suite.material.rate(dataset, prompt))
-        for prompt in suite.material.prompts(dataset)
-    ]
 
 
 def _add_task(
@@ -106,7 +94,7 @@ def _add_task(
     add_eos: bool = True,
     **metrics: Any,
 ) -> None:
-    tokens = vocabulary(suite.tokenizer)
+    tokens = Vocabulary(suite.tokenizer)
     seqio.TaskRegistry.add(
         name,
         source=source,

@@ -1,14 +1,16 @@
 """The rows of evaluation tasks: read through seqio, kept on disk column by column."""
 
-import json
-from collections.abc import Iterator, Sequence
+import io
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from merging.runtime import storage
 from merging.runtime.errors import UserError, nearest
-from merging.tasks import cache
 from merging.tasks.suites import Suite
 
 # A preprocessed example of a seqio Task: arrays and bytes by the name of the feature.
@@ -54,7 +56,7 @@ def of_suite(
     Args:
       suite: whose.
       split: "train", "validation" or "test".
-      names: of datasets; every wording of each is read.
+      names: of datasets; those under all prompt templates are read.
       cache_dir: a file there holds each Task's rows; TensorFlow is imported only if
         one is missing.
       count: rows of this many examples of each at least are enough; all by default.
@@ -62,15 +64,16 @@ def of_suite(
     wanted = [t for name in names for t in suite.evaluations(name).values()]
     if cache_dir is None:
         return {task: _read(suite, task, split, count) for task in wanted}
-    key = cache.key(suite.digest, split, count)
+    key = storage.digest(suite.digest, split, count)
     tables = {}
     for task in wanted:
         path = Path(cache_dir) / f"{task}-evaluation-{split}-{key}.npz"
-        if (stored := cache.read(path)) is None:
-            tables[task] = _read(suite, task, split, count)
-            cache.write(path, _pack(tables[task]))
-        else:
-            tables[task] = _unpack(stored)
+        if (table := _kept(path)) is None:
+            table = _read(suite, task, split, count)
+            file = io.BytesIO()
+            np.savez(file, allow_pickle=False, **_pack(table))
+            storage.write_bytes(path, file.getvalue())
+        tables[task] = table
     return tables
 
 
@@ -100,34 +103,43 @@ def _unbatched(batch) -> Iterator[Row]:
         yield dict(zip(columns, row, strict=True))
 
 
+def _kept(path: Path) -> list[Row] | None:
+    """Return the rows of a file, or None where there is none that can be read.
+
+    One that is cut short or not ours is reported, since it can be made again.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _unpack(archive)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{path} is not readable, making it again: {error}", stacklevel=2)
+        return None
+
+
 def _pack(rows: list[Row]) -> dict[str, np.ndarray]:
     """Store rows column by column: sequences end to end beside their lengths."""
-    arrays, kinds = {}, {}
+    arrays = {}
     for name in rows[0]:
-        column = [np.asarray(row[name]) for row in rows]
-        if column[0].dtype.kind in "SO":
-            kinds[name] = "text"
-            texts = [bytes(value.item()) for value in column]
-            arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
-            arrays[f"{name}/size"] = np.array([len(t) for t in texts])
-        elif column[0].ndim:
-            kinds[name] = "sequence"
-            arrays[name] = np.concatenate(column)
+        column = [row[name] for row in rows]
+        if isinstance(column[0], bytes):
+            column, name = [np.frombuffer(t, np.uint8) for t in column], f"{name}/text"
+        if np.ndim(column[0]):
             arrays[f"{name}/size"] = np.array([len(c) for c in column])
-        else:
-            kinds[name] = "number"
-            arrays[name] = np.array(column)
-    return arrays | {"/kinds": np.array(json.dumps(kinds))}
+            column = np.concatenate(column)
+        arrays[name] = np.asarray(column)
+    return arrays
 
 
-def _unpack(arrays: dict[str, np.ndarray]) -> list[Row]:
+def _unpack(arrays: Mapping[str, np.ndarray]) -> list[Row]:
     columns = {}
-    for name, kind in json.loads(str(arrays["/kinds"])).items():
+    for name in (name for name in arrays if not name.endswith("/size")):
         column = arrays[name]
-        if kind != "number":
+        if f"{name}/size" in arrays:
             column = np.split(column, np.cumsum(arrays[f"{name}/size"])[:-1])
-        if kind == "text":
+        if name.endswith("/text"):
             column = [part.tobytes() for part in column]
-        columns[name] = column
+        columns[name.removesuffix("/text")] = column
     values = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]

@@ -13,7 +13,7 @@ from merging.runtime.errors import UserError
 BLOCK = 4096  # draws whose order is decided together, at least
 
 
-class Drawing:
+class MixtureSampler:
     """The endless sequence of a mixture's examples.
 
     In every block of draws each task has its share by rate, to within one; inside, the

@@ -1,7 +1,8 @@
-"""Text with slots: ``{name}`` stands for a value, and nothing else means anything.
+"""Prompt templates: ``{name}`` stands for a value, and nothing else means anything.
 
 There are no expressions, attributes or formats, and a value is never looked at for
-slots of its own: what a stranger's file holds cannot do more than be shown.
+slots of its own: what a stranger's file holds cannot do more than be shown. A template
+language would have to be taught to refuse all that it can do beyond this.
 """
 
 import re

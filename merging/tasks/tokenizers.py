@@ -6,12 +6,12 @@ template runs in Jinja's sandbox.
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from merging.runtime import storage
 from merging.runtime.errors import UserError
 
 _SETTINGS = "tokenizer_config.json"
@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
       digest: hash of all that its ids depend on.
       bos_id: the id that opens every text; None if texts open with nothing.
       eos_id: the id that ends a text.
+      unk_id: the id of text that has no other; None where there is no such text.
       files: {name: content}, what to lay beside a model that was trained with it;
         nothing if the suite knows its words.
     """
@@ -34,6 +35,7 @@ class Tokenizer(Protocol):
     digest: str
     bos_id: int | None
     eos_id: int
+    unk_id: int | None
     files: Mapping[str, bytes]
 
     def __len__(self) -> int:
@@ -41,6 +43,11 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Return a text's ids, with neither opening nor end mark."""
+
+    def encode_pairs(
+        self, inputs: Sequence[str], targets: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return prompts' ids, and those of the text that follows each."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first end mark."""
@@ -54,9 +61,11 @@ class FileTokenizer:
     text. This is also what lm-evaluation-harness does, so that log-likelihoods agree.
 
     Attributes:
-      digest, bos_id, eos_id, files: as `Tokenizer` says.
+      digest, bos_id, eos_id, unk_id, files: as `Tokenizer` says.
       chat: whether prompts are wrapped in the model's chat template.
     """
+
+    unk_id = None
 
     def __init__(self, path: Path, chat: bool):
         folder = path if path.is_dir() else path.parent
@@ -74,9 +83,7 @@ class FileTokenizer:
         self.eos_id = _end(self._codec, self._settings, folder)
         template = _template(folder, self._settings) if chat else ""
         self._template = _compiled(template) if chat else None
-        parts = (content, template.encode(), repr((self.bos_id, self.eos_id)).encode())
-        hashes = [hashlib.sha256(part).hexdigest() for part in parts]
-        self.digest = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        self.digest = storage.digest(content, template, self.bos_id, self.eos_id)
 
     def __len__(self) -> int:
         return len(self._codec)

@@ -1,10 +1,11 @@
 """A closed vocabulary of whole words, in plain Python."""
 
 import functools
-import hashlib
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from merging.runtime import storage
 
 PAD, EOS, UNK = 0, 1, 2
 CONTROLS = ("<pad>", "<eos>", "<unk>")
@@ -16,7 +17,7 @@ class Words:
 
     Attributes:
       words: every token, ``<pad>``, ``<eos>`` and ``<unk>`` first.
-      bos_id, eos_id, files: see `Tokenizer`.
+      bos_id, eos_id, unk_id, files: see `Tokenizer`.
 
     Raises:
       ValueError: the list does not start with the three control tokens, repeats a
@@ -27,6 +28,7 @@ class Words:
     # seqio's decoder converters start a sequence with the padding.
     bos_id = PAD
     eos_id = EOS
+    unk_id = UNK
     files = types.MappingProxyType({})
 
     def __post_init__(self):
@@ -49,7 +51,7 @@ class Words:
     @functools.cached_property
     def digest(self) -> str:
         """Return a hash of the words."""
-        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16]
+        return storage.digest(self.words)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -57,6 +59,12 @@ class Words:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text's words, ``UNK`` for one that is not in the list."""
         return [self.ids.get(word, UNK) for word in text.split()]
+
+    def encode_pairs(
+        self, inputs: Sequence[str], targets: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return prompts' ids, and those of the text that follows each."""
+        return [self.encode(t) for t in inputs], [self.encode(t) for t in targets]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the words up to the first ``<eos>``, without padding at the end.

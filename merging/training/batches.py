@@ -26,7 +26,7 @@ class Examples(NamedTuple):
 
 
 class Source(Protocol):
-    """Examples that are read when their turn comes, as those of `tasks.stored`.
+    """Examples that are read when their turn comes, as those of `tasks.store`.
 
     Attributes:
       count: N.

@@ -7,9 +7,9 @@ import scipy.stats
 from tolerance import rounding
 
 from merging.evaluation import bootstrap
-from merging.tasks.metrics import MEASURES
+from merging.tasks.metrics import METRICS
 
-MEAN = MEASURES["accuracy"].value
+MEAN = METRICS["accuracy"].value
 SUM = rounding(2 * 120, dtype=np.float64)  # of two means of 120, below 1
 SCORES = np.random.default_rng(0).beta(2, 3, 120)[:, None]
 
@@ -83,7 +83,7 @@ def test_prompt_templates_of_a_dataset_are_drawn_together_and_averaged():
 def test_bleu_is_found_anew_on_every_resample():
     targets = ["the cat sat on the mat", "a dog ran home", "it is true", "no"]
     said = ["the cat sat on a mat", "a dog walked home today", "it is true", "yes no"]
-    measure = MEASURES["bleu"]
+    measure = METRICS["bleu"]
     counts = measure.counts(targets, said)
     how = bootstrap.Options(resamples=20)
     values = bootstrap.resampled([counts], measure.value, name="x", how=how)

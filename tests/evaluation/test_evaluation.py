@@ -15,7 +15,7 @@ from merging.evaluation.requests import template_requests
 from merging.runtime import sharding
 from merging.runtime.errors import UserError
 from merging.tasks import Generated, Suite
-from merging.tasks.metrics import METRICS
+from merging.tasks.metrics import seqio_metric
 
 VOCABULARY = len(toy_suite.VOCABULARY)
 FACTS = {dataset.name: dataset for dataset in toy_suite.DATASETS}
@@ -248,7 +248,7 @@ def made_of(tokens, tails):
     """
     n = len(tokens)
     longest = np.stack([np.array(tails) + 1, np.ones(n, int)], 1).ravel()
-    metric = METRICS["accuracy"]
+    metric = seqio_metric("accuracy")
     return tasks.EvalSet(
         *("made", "", 0, True),
         prompts=np.full((2 * n, max(tokens)), 3, np.int32),

@@ -24,7 +24,7 @@ EXAMPLES, CONTEXT, SHORT = 40, 256, 32
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    texts = tasks.suite("miniworld").material.module.documents(0, 300)
+    texts = tasks.suite("miniworld").source.generator.documents(0, 300)
     tokenizer = scored_models.byte_level(texts, 300)
     return scored_models.write(folder, tokenizer, width=16, context=CONTEXT)
 

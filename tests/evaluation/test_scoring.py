@@ -18,7 +18,7 @@ from merging.cli.main import main
 from merging.evaluation import bootstrap, export, job, scores, store, tables
 from merging.models import hf as families
 from merging.runtime import processes, results
-from merging.tasks.metrics import MEASURES
+from merging.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "evaluate" / "miniworld.py"
@@ -30,7 +30,7 @@ EXAMPLES = 12
 def made(tmp_path_factory):
     """Two models of one tokenizer, each evaluated once."""
     folder = tmp_path_factory.mktemp("scoring")
-    texts = tasks.suite("miniworld").material.module.documents(0, 300)
+    texts = tasks.suite("miniworld").source.generator.documents(0, 300)
     tokenizer = scored_models.byte_level(texts, 300)
     for name, seed in (("a", 0), ("b", 1)):
         scored_models.write(folder / name, tokenizer, seed=seed, width=16)
@@ -128,7 +128,7 @@ def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, caps
     else:
         flags += ["--config.datasets=copa", "--config.suite.test_examples=24"]
     of = {"dataset": "copa", "category": "made_up", "split": "held_out"}
-    module = tasks.suite("miniworld").material.module
+    module = tasks.suite("miniworld").source.generator
     keys = ("inputs", "choices", "label")
     examples = [
         {key: example[key] for key in keys}
@@ -335,8 +335,8 @@ def test_the_export_has_the_names_of_lm_evaluation_harness(made):
 
 def test_bleu_is_exported_out_of_a_hundred(tmp_path):
     texts = ["the cat sat on the mat", "a dog ran home today"]
-    counts = MEASURES["bleu"].counts(texts, ["the cat sat on the rug", texts[1]])
-    value = MEASURES["bleu"].value(counts.sum(axis=0), 2)
+    counts = METRICS["bleu"].counts(texts, ["the cat sat on the rug", texts[1]])
+    value = METRICS["bleu"].value(counts.sum(axis=0), 2)
     only = scores.TemplateScore(2, 0, "", {"bleu": value}, {"bleu": counts})
     facts = ("d", "c", "held_in", "bleu", 0.0)
     score = scores.DatasetScore(*facts, value, 2, templates={"": only})
@@ -372,7 +372,7 @@ def test_what_cannot_be_is_refused(made, tmp_path, capsys, changed, said):
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsys):
-    texts = tasks.suite("miniworld").material.module.documents(0, 300)
+    texts = tasks.suite("miniworld").source.generator.documents(0, 300)
     tokenizer = scored_models.byte_level(texts, 300)
     scored_models.write(tmp_path / "small", tokenizer, vocabulary=280)
     assert evaluate(tmp_path, "small") == 2

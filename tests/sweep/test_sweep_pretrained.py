@@ -46,7 +46,7 @@ def write_tokenizer(folder: Path) -> None:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    world = tasks.suite("miniworld").material.module
+    world = tasks.suite("miniworld").source.generator
     made.train_from_iterator(world.documents(0, 300), trainer)
     made.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}

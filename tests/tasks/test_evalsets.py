@@ -64,7 +64,7 @@ def test_from_the_cache_comes_the_same_set_without_tensorflow(toy, sets, tmp_pat
         assert_same(kept, sets[kept.dataset])
     program = (
         "import sys; from merging import evaluation, tasks;"
-        f"m = tasks.Generated('toy_suite', **{toy.material.settings});"
+        f"m = tasks.Generated('toy_suite', **{toy.source.settings});"
         "s = tasks.Suite('toy', m);"
         "e = evaluation.requests("
         "s, 'test', context=64, vocab_size=99, cache_dir=sys.argv[1]);"
@@ -198,8 +198,8 @@ def test_registering_other_settings_takes_the_place_of_the_first(toy):
     import dataclasses
 
     register(toy)
-    fewer = dataclasses.replace(toy.material, test_examples=4)
-    register(dataclasses.replace(toy, material=fewer))
+    fewer = dataclasses.replace(toy.source, test_examples=4)
+    register(dataclasses.replace(toy, source=fewer))
     try:
         assert load("toy_0_bag", "test").examples == 4
     finally:

@@ -29,7 +29,7 @@ def test_every_fault_has_its_line_and_the_rest_is_read(tmp_path):
         {"a": "\N{GRINNING FACE}"},
         {"a": 3},
     ]
-    faults = {line.number: line.fault for line in lines if line.fault}
+    faults = {line.number: line.error for line in lines if line.error}
     assert faults[3].startswith("not JSON (Expecting")
     assert faults[4] == "not UTF-8 (byte 7)"
     assert faults[5] == "list, not an object"
@@ -52,7 +52,7 @@ def test_a_line_without_end_is_a_fault_and_not_a_full_memory(tmp_path, monkeypat
     monkeypatch.setattr(jsonlines, "MAX_LINE", 64)
     path = write(tmp_path / "x", b"x" * 1000, b'\n{"a": 1}\n', b"y" * 65)
     first, second, third = jsonlines.read(path)
-    assert first.fault == third.fault == "longer than 64 bytes"
+    assert first.error == third.error == "longer than 64 bytes"
     assert (second.number, second.record) == (2, {"a": 1})
     assert list(jsonlines.at(path, [second.offset])) == [{"a": 1}]
     assert jsonlines.count(path) == 3

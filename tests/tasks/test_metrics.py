@@ -1,20 +1,26 @@
+import inspect
 import math
 
 import pytest
 import sacrebleu
 
-from merging.tasks.metrics import (
-    accuracy,
-    accuracy_norm,
-    accuracy_per_token,
-    bleu,
-    exact_match,
-    f1,
-    rank_target,
-    rouge_1,
-    rouge_2,
-    rouge_l,
-)
+from merging.tasks.metrics import METRICS, rank_target, seqio_metric
+
+accuracy = seqio_metric("accuracy")
+accuracy_norm = seqio_metric("accuracy_norm")
+accuracy_per_token = seqio_metric("accuracy_per_token")
+bleu = seqio_metric("bleu")
+exact_match, f1 = seqio_metric("exact_match"), seqio_metric("f1")
+rouge_1, rouge_2 = seqio_metric("rouge_1"), seqio_metric("rouge_2")
+rouge_l = seqio_metric("rouge_l")
+
+
+def test_seqio_can_tell_scoring_from_generating():
+    for name, metric in METRICS.items():
+        made = seqio_metric(name)
+        second = "scores" if metric.ranked else "predictions"
+        assert list(inspect.signature(made).parameters) == ["targets", second]
+        assert made.__name__ == name and seqio_metric(name) is made
 
 
 def targets(*labels: int, choices: int = 3):

@@ -90,7 +90,7 @@ def test_the_hubs_records_become_files_of_the_fields_that_are_read(tmp_path, hub
     assert json.loads(line) == dict(tables.entry("adversarial_qa").example)
     entry = tables.entry("adversarial_qa")
     located = sources.locate(entry, tmp_path)
-    assert len(list(sources.columns(entry, located, "train"))) == 19
+    assert len(list(sources.records(entry, located, "train"))) == 19
 
 
 def test_a_repository_that_is_a_script_is_read_as_the_hub_converted_it(tmp_path, hub):
@@ -199,4 +199,4 @@ def test_examples_of_the_data_are_shown(tmp_path, capsys):
     assert f"(the first of {tmp_path}/hotpot_qa)" in out and "(copy " in out
     with pytest.raises(UserError, match="copa is not ready: nothing of it in"):
         entry = tables.entry("copa")
-        next(sources.columns(entry, sources.locate(entry, tmp_path), "train"))
+        next(sources.records(entry, sources.locate(entry, tmp_path), "train"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from merging.runtime.errors import UserError
-from merging.tasks.sampling import BLOCK, Drawing, permuted
+from merging.tasks.sampling import BLOCK, MixtureSampler, permuted
 
 
 def test_epochs_are_permutations_that_depend_on_the_seed_and_are_read_from_anywhere():
@@ -19,7 +19,7 @@ def test_epochs_are_permutations_that_depend_on_the_seed_and_are_read_from_anywh
 
 
 def test_a_mixture_has_its_rates_in_every_block_and_each_task_its_own_epochs():
-    drawing = Drawing((7, 0, 1000, 30), (1.0, 5.0, 2.0, 0.01))
+    drawing = MixtureSampler((7, 0, 1000, 30), (1.0, 5.0, 2.0, 0.01))
     drawn = drawing.rows(3, 0, 3 * BLOCK)
     task = np.digitize(drawn, [7, 1007])
     shares = np.array([1, 2, 0.01]) / 3.01
@@ -33,7 +33,7 @@ def test_a_mixture_has_its_rates_in_every_block_and_each_task_its_own_epochs():
 
 
 def test_a_mixture_is_read_from_anywhere():
-    drawing = Drawing((50, 20), (1.0, 3.0))
+    drawing = MixtureSampler((50, 20), (1.0, 3.0))
     whole = drawing.rows(0, 0, 2 * BLOCK)
     for start, stop in ((0, 10), (4000, 4200), (BLOCK, BLOCK + 1)):
         np.testing.assert_array_equal(drawing.rows(0, start, stop), whole[start:stop])
@@ -42,10 +42,10 @@ def test_a_mixture_is_read_from_anywhere():
 
 def test_equal_shares_make_one_pool():
     np.testing.assert_array_equal(
-        Drawing((30, 10), (3.0, 1.0)).rows(5, 0, 80), permuted(5, 0, 40, 0, 80)
+        MixtureSampler((30, 10), (3.0, 1.0)).rows(5, 0, 80), permuted(5, 0, 40, 0, 80)
     )
 
 
 def test_nothing_to_draw_is_refused():
     with pytest.raises(UserError, match="no examples"):
-        Drawing((0, 0), (1.0, 1.0))
+        MixtureSampler((0, 0), (1.0, 1.0))

@@ -10,6 +10,8 @@ import toy_suite
 
 from merging import tasks
 from merging.runtime.errors import UserError
+from merging.tasks import generated, miniworld, suites
+from merging.tasks.suites import file_digests
 
 
 def test_the_facts_of_a_suite_need_no_tensorflow():
@@ -72,15 +74,43 @@ def test_a_suite_that_contradicts_itself_is_refused(monkeypatch, change, said):
 
 def test_the_digest_follows_settings_and_source(toy, tmp_path, monkeypatch):
     assert toy.digest == dataclasses.replace(toy).digest
-    world_1 = dataclasses.replace(toy.material, world_seed=1)
-    assert toy.digest != dataclasses.replace(toy, material=world_1).digest
+    world_1 = dataclasses.replace(toy.source, world_seed=1)
+    assert toy.digest != dataclasses.replace(toy, source=world_1).digest
     copy = tmp_path / "copied_toy_suite.py"
     shutil.copy(Path(toy_suite.__file__), copy)
     monkeypatch.syspath_prepend(tmp_path)
-    material = dataclasses.replace(toy.material, source="copied_toy_suite")
-    before = dataclasses.replace(toy, material=material).digest
+    copied = dataclasses.replace(toy.source, module="copied_toy_suite")
+    before = dataclasses.replace(toy, source=copied).digest
     copy.write_text(copy.read_text() + "\n")
-    assert dataclasses.replace(toy, material=material).digest != before
+    assert dataclasses.replace(toy, source=copied).digest != before
+
+
+def test_the_digest_follows_every_file_of_a_generator(toy, tmp_path, monkeypatch):
+    copy = tmp_path / "copied_world"
+    shutil.copytree(Path(miniworld.__file__).parent, copy)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tasks.Generated("copied_world")
+    before = tasks.Suite("copied", source).digest
+    for file in ("__init__.py", "world.py", "held_out.py"):
+        (copy / file).write_text((copy / file).read_text() + "\n")
+        changed = tasks.Suite("copied", source).digest
+        assert changed != before
+        before = changed
+
+
+def test_the_digest_follows_the_version_and_no_other_code_of_ours(toy, monkeypatch):
+    """An edit of a docstring in `merging/tasks` must not redo a sweep."""
+    read = []
+
+    def digests(paths):
+        read.extend(paths)
+        return file_digests(read[-1:])
+
+    monkeypatch.setattr(generated, "file_digests", digests)
+    before = dataclasses.replace(toy).digest
+    assert read == [Path(toy_suite.__file__)]
+    monkeypatch.setattr(suites, "VERSION", suites.VERSION + 1)
+    assert dataclasses.replace(toy).digest != before
 
 
 def test_a_suite_can_be_sent_to_another_process(toy):

@@ -100,10 +100,10 @@ def test_what_is_tokenised_is_what_renders(sets, t0, data_dir):
         entry = tables.entry(name)
         if entry.source.tfds:
             record = invented.parts(name)[cut(entry.parts["test"], 0)[0]][0]
-            columns = rendering.raw(entry, record)
+            columns = rendering.checked(entry, record)
         else:
             located = sources.locate(entry, data_dir)
-            columns = next(sources.columns(entry, located, "test"))
+            columns = next(sources.records(entry, located, "test"))
         example = rendering.render(entry, entry.prompt(prompt), columns)
         answers = example.choices or [example.targets]
         for row, answer in enumerate(answers):
@@ -157,7 +157,7 @@ def test_mixtures_weigh_by_size_and_cap_at_half_a_million_over_prompts(t0, monke
     assert rates["t0_mrpc_verdict"] == 19 and rates["t0_dream_overheard"] == 20
     sizes = {"wiki_bio": 582_659, "qqp": 345_654, "mrpc": 3_485}
     monkeypatch.setattr(sources, "size", lambda entry, *_: sizes[entry.name])
-    rates = [t0.material.rate(name, "") for name in sizes]
+    rates = [t0.source.rate(name, "") for name in sizes]
     assert rates == [pytest.approx(500_000 / 3), pytest.approx(500_000 / 3), 3_485]
 
 
@@ -178,7 +178,9 @@ def test_the_facts_of_the_suite(t0, tokenizer, data_dir):
         t0.examples("valid")
 
 
-def test_files_go_before_tfds_and_the_digest_follows_their_bytes(tmp_path, tokenizer):
+def test_files_go_before_tfds_and_the_digest_follows_their_bytes(
+    tmp_path, tokenizer, monkeypatch
+):
     invented.write_tfds(tmp_path, "rte")
     of_tfds = _suite(tmp_path, tokenizer, "rte").digest
     rows = invented.parts("rte")
@@ -186,11 +188,15 @@ def test_files_go_before_tfds_and_the_digest_follows_their_bytes(tmp_path, token
     folder = invented.write_files(tmp_path, "rte", rows)
     of_files = _suite(tmp_path, tokenizer, "rte").digest
     located = sources.locate(tables.entry("rte"), tmp_path)
-    texts = [c[0] for c in sources.columns(tables.entry("rte"), located, "test")]
+    texts = [
+        c["premise"] for c in sources.records(tables.entry("rte"), located, "test")
+    ]
     assert "Only the file says this." in texts and len(texts) == 4
     (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text() + "\n")
     changed = _suite(tmp_path, tokenizer, "rte").digest
     assert len({of_tfds, of_files, changed}) == 3
+    monkeypatch.setattr(tables, "digest", lambda name: "of another table")
+    assert _suite(tmp_path, tokenizer, "rte").digest != changed
 
 
 def test_a_sorted_file_is_read_in_an_order_drawn_once(tmp_path):
@@ -200,11 +206,10 @@ def test_a_sorted_file_is_read_in_an_order_drawn_once(tmp_path):
     invented.write_files(tmp_path, "dbpedia", {"train": rows, "test": rows[:1]})
     entry = tables.entry("dbpedia")
     located = sources.locate(entry, tmp_path)
-    place = entry.columns.index("label")
-    labels = [c[place] for c in sources.columns(entry, located, "train")]
+    labels = [c["label"] for c in sources.records(entry, located, "train")]
     assert len(labels) == 38 and labels != sorted(labels)
-    assert labels == [c[place] for c in sources.columns(entry, located, "train")]
-    held_back = [c[place] for c in sources.columns(entry, located, "validation")]
+    assert labels == [c["label"] for c in sources.records(entry, located, "train")]
+    held_back = [c["label"] for c in sources.records(entry, located, "validation")]
     assert sorted(labels + held_back) == [row["label"] for row in rows]
 
 
@@ -345,7 +350,7 @@ def test_an_example_that_is_trained_on_and_tested_on_is_found(tmp_path):
     found = preparing.overlaps(tmp_path)
     entry = tables.entry("mrpc")
     located = sources.locate(entry, tmp_path)
-    order = [c[0] for c in sources.columns(entry, located, "test")]
+    order = [c["sentence1"] for c in sources.records(entry, located, "test")]
     twin, passage = order.index(again["sentence1"]), order.index(long)
     assert found == [
         contamination.Overlap("mrpc (test)", "xsum", 0, 1, (passage,)),

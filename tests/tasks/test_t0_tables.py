@@ -52,7 +52,7 @@ inputs = "{role}: {text}\\n{options}"
 
 def renderings():
     shown = [
-        page.shown(entry, prompt, rendering.raw(entry, entry.example))
+        page.shown(entry, prompt, rendering.checked(entry, entry.example))
         for entry in tables.every().values()
         for prompt in entry.prompts.values()
     ]
@@ -83,7 +83,7 @@ def _categories(entries):
     return dict.fromkeys(e.category for e in entries)
 
 
-def test_no_wording_stands_twice_within_a_dataset():
+def test_no_prompt_stands_twice_within_a_dataset():
     for entry in tables.every().values():
         texts = {prompt.inputs for prompt in entry.prompts.values()}
         assert len(texts) == len(entry.prompts) >= 3
@@ -92,7 +92,7 @@ def test_no_wording_stands_twice_within_a_dataset():
 def test_chance_is_one_over_the_number_of_choices():
     for entry in tables.every().values():
         for prompt in entry.prompts.values():
-            columns = rendering.raw(entry, entry.example)
+            columns = rendering.checked(entry, entry.example)
             made = rendering.render(entry, prompt, columns)
             if entry.ranked:
                 assert entry.chance == pytest.approx(1 / len(made.choices), abs=1e-4)
@@ -154,7 +154,7 @@ def test_a_long_text_keeps_its_first_words_and_their_line_breaks():
 
 
 def _raw(entry, record):
-    return rendering.raw(entry, record)
+    return rendering.checked(entry, record)
 
 
 @pytest.mark.parametrize(

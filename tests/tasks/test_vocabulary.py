@@ -9,9 +9,9 @@ WORDS = Words(toy_suite.VOCABULARY)
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    from merging.tasks.vocabulary import WordVocabulary
+    from merging.tasks.vocabulary import Vocabulary
 
-    return WordVocabulary(WORDS)
+    return Vocabulary(WORDS)
 
 
 @pytest.mark.parametrize("text", ["the cat is red", " red  ? ", "", "a red <eos>"])
@@ -28,10 +28,10 @@ def test_tensorflow_decodes_as_python_does(vocabulary):
 
 
 def test_vocabularies_of_the_same_words_are_equal(vocabulary):
-    from merging.tasks.vocabulary import WordVocabulary
+    from merging.tasks.vocabulary import Vocabulary
 
-    assert vocabulary == WordVocabulary(WORDS)
-    assert vocabulary != WordVocabulary(Words(WORDS.words[:-1]))
+    assert vocabulary == Vocabulary(WORDS)
+    assert vocabulary != Vocabulary(Words(WORDS.words[:-1]))
     assert vocabulary.vocab_size == len(toy_suite.VOCABULARY)
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
 

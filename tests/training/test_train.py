@@ -158,7 +158,7 @@ def test_what_is_trained_is_opened_by_its_config(alone):
 
 
 def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
-    texts = tasks.suite("miniworld").material.module.documents(0, 50)
+    texts = tasks.suite("miniworld").source.generator.documents(0, 50)
     made = scored_models.byte_level(texts, 300)
     given = scored_models.write(tmp_path / "given", made, width=16)
     overrides = OVERRIDES | {

@@ -14,34 +14,24 @@ for testing and 5 % for validation, by a hash of the inputs, equal inputs togeth
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError
 from merging.tasks import jsonlines
 from merging.tasks.contamination import normalised
-from merging.tasks.faults import require_none
+from merging.tasks.errors import require_none
 from merging.tasks.jsonl import examples
-from merging.tasks.suites import SPLITS
+from merging.tasks.jsonlines import Line
+from merging.tasks.suites import SPLITS, Dataset, SuiteSource, file_digests
 
 __all__ = ["OwnFiles"]
 
-MAX_FAULTS = 1000  # after so many faults, the rest is not looked at
 MOST_EXAMPLES = 500_000  # a dataset's largest weight in a mixture
 _TAKEN = ("pretrain", "instruct", "multitask")
 _HELD_BACK = 20  # one in so many, for validation and again for testing
-
-
-class Facts(NamedTuple):
-    """What is known of a dataset (see `merging.tasks.suites.Dataset`)."""
-
-    name: str
-    category: str
-    split: str
-    metric: str
-    chance: float
 
 
 class _Place(NamedTuple):
@@ -63,8 +53,8 @@ class _Pile:
 
 
 @dataclass(frozen=True)
-class OwnFiles:
-    """Files of JSON lines (a `Material`); all lines are read and checked at once.
+class OwnFiles(SuiteSource):
+    """Files of JSON lines (a `SuiteSource`); all lines are read and checked at once.
 
     Attributes:
       files: their paths; one may stand by itself.
@@ -76,12 +66,6 @@ class OwnFiles:
 
     files: tuple[Path, ...] = ()
 
-    label = ""
-    corpora = ()
-    tokenizer = None
-    max_length = None
-    truncates = True
-
     def __post_init__(self):
         given = [self.files] if isinstance(self.files, (str, Path)) else self.files
         files = tuple(Path(path) for path in given if str(path))
@@ -89,34 +73,21 @@ class OwnFiles:
         if not self._piles:
             shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
             raise UserError(f"suite 'jsonl' has no examples: {shown}.")
-        faults = [f for name in self._piles for f in _shortcomings(name, self._piles)]
-        require_none(faults, "jsonl", kind="suite")
+        errors = [e for name in self._piles for e in _shortcomings(name, self._piles)]
+        require_none(errors, "jsonl", kind="suite")
+
+    @functools.cached_property
+    def identity(self) -> list[str]:
+        """The files' content, whatever they are called."""
+        return file_digests(self.files)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Nothing: all that counts is in the files."""
-        return {}
-
-    @property
-    def datasets(self) -> tuple[Facts, ...]:
+    def datasets(self) -> tuple[Dataset, ...]:
         """The datasets in the order in which the files name them."""
         return tuple(
-            Facts(name, *pile.facts, chance=pile.guesses / pile.lines)
+            Dataset(name, *pile.facts, chance=pile.guesses / pile.lines)
             for name, pile in self._piles.items()
         )
-
-    def examples(self, split: str) -> None:
-        """Return None: every dataset has its own number.
-
-        Raises:
-          UserError: an unknown split.
-        """
-        if split not in SPLITS:
-            raise nearest("split", split, SPLITS)
-
-    def prompts(self, dataset: str) -> tuple[str, ...]:
-        """Return the one wording: the lines' own."""
-        return ("",)
 
     def rate(self, dataset: str, prompt: str) -> float:
         """Return a dataset's weight in a mixture: its training examples, capped."""
@@ -130,23 +101,15 @@ class OwnFiles:
         counts = {split: len(places[split]) for split in SPLITS if split in places}
         return text_source(lambda split: self._read(places[split]), counts)
 
-    def render(self, dataset: str, prompt: str) -> Sequence[Callable]:
-        """Return no preprocessors: the lines are texts already."""
-        return ()
-
     @functools.cached_property
     def _piles(self) -> dict[str, _Pile]:
         piles: dict[str, _Pile] = {}
-        faults = []
-        for number, path in enumerate(self.files):
-            for line in jsonlines.read(path):
-                fault = line.fault or examples.fault(line.record)
-                fault = fault or _add(piles, line.record, _Place(number, line.offset))
-                if fault:
-                    faults.append(f"{path}:{line.number}: {fault}")
-                if len(faults) > MAX_FAULTS:
-                    break
-        require_none(faults, "jsonl", kind="suite")
+
+        def error(number: int, line: Line) -> str:
+            place = _Place(number, line.offset)
+            return examples.error(line.record) or _add(piles, line.record, place)
+
+        jsonlines.check(self.files, error, "jsonl", kind="suite")
         for pile in piles.values():
             _deal(pile)
         return piles

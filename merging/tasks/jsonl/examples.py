@@ -13,7 +13,7 @@ _TEXTS = ("dataset", "category", "split", "inputs")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-def fault(record: Mapping[str, Any]) -> str:
+def error(record: Mapping[str, Any]) -> str:
     """Return what is wrong with a line by itself; "" if nothing."""
     for key in record:
         if key not in _KEYS:
@@ -36,7 +36,7 @@ def fault(record: Mapping[str, Any]) -> str:
     if ranked != metric(record).startswith("accuracy"):
         kind = "an example with choices" if ranked else "a text that is generated"
         return f"{metric(record)} is no metric for {kind}"
-    return _choice_fault(record) if ranked else _target_fault(record)
+    return _choice_error(record) if ranked else _target_error(record)
 
 
 def metric(record: Mapping[str, Any]) -> str:
@@ -57,13 +57,13 @@ def text_example(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _target_fault(record: Mapping[str, Any]) -> str:
+def _target_error(record: Mapping[str, Any]) -> str:
     if not _is_text(record.get("target")):
         return "target must be a text, or there must be choices"
     return "a label needs choices" if "label" in record else ""
 
 
-def _choice_fault(record: Mapping[str, Any]) -> str:
+def _choice_error(record: Mapping[str, Any]) -> str:
     choices = record["choices"]
     if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
         return "choices must be a list of texts"

@@ -6,20 +6,24 @@ seed, the dataset, the split and the example's number.
 
 import random
 import zlib
-from typing import NamedTuple
 
 from merging.runtime.errors import nearest
 from merging.tasks.miniworld import held_in, held_out
 from merging.tasks.miniworld.documents import document
 from merging.tasks.miniworld.instructions import instruction
-from merging.tasks.miniworld.world import VOCABULARY, make_world
+from merging.tasks.miniworld.world import (
+    ANIMALS,
+    PROPERTIES,
+    VOCABULARY,
+    make_world,
+)
+from merging.tasks.suites import Dataset
 
 __all__ = [
     "DATASETS",
     "MAX_LENGTH",
     "SPLITS",
     "VOCABULARY",
-    "Dataset",
     "documents",
     "examples",
     "instructions",
@@ -27,20 +31,6 @@ __all__ = [
 
 MAX_LENGTH = 64  # tokens of prompt, target and end mark together
 SPLITS = {"train": (0, 70), "validation": (70, 85), "test": (85, 100)}
-
-
-class Dataset(NamedTuple):
-    """What is known of a dataset before an example is drawn.
-
-    `chance` is the expected value of its metric for a blind guess among the choices
-    (0 for free generation).
-    """
-
-    name: str
-    category: str
-    split: str
-    metric: str
-    chance: float
 
 
 def _datasets(split: str, rows: str) -> tuple[Dataset, ...]:
@@ -88,8 +78,6 @@ _FACT_AT = {"hotpot_qa", "wiki_qa"}
 def _bucket(dataset: str, prompt: str) -> int:
     """Return 0-99: the side of the split that this prompt is on, for ever."""
     if dataset in _FACT_AT:
-        from merging.tasks.miniworld.world import ANIMALS, PROPERTIES
-
         words = prompt.split()
         prompt = " ".join(w for w in words if w in PROPERTIES or w in ANIMALS)
     return zlib.crc32(prompt.encode()) % 100

@@ -9,12 +9,11 @@ of a record, ``preparing`` fetches what a network allows.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from merging.runtime.errors import UserError, nearest
-from merging.tasks.suites import SPLITS
+from merging.runtime.errors import UserError
+from merging.tasks.suites import SuiteSource
 from merging.tasks.t0 import sources, tables
 from merging.tasks.t0.entries import Entry
 from merging.tasks.t0.sources import Located
@@ -26,8 +25,8 @@ MOST_EXAMPLES = 500_000
 
 
 @dataclass(frozen=True)
-class T0:
-    """T0's datasets in a data directory (a `Material`).
+class T0(SuiteSource):
+    """T0's datasets in a data directory (a `SuiteSource`).
 
     Attributes:
       data_dir: with the datasets, as ``merging tasks prepare`` leaves it.
@@ -40,12 +39,6 @@ class T0:
 
     data_dir: str = ""
     only: tuple[str, ...] = ()
-
-    label = ""
-    corpora = ()
-    tokenizer = None
-    max_length = None
-    truncates = True
 
     def __post_init__(self):
         if not self.data_dir:
@@ -66,41 +59,27 @@ class T0:
             )
 
     @functools.cached_property
-    def settings(self) -> dict[str, Any]:
-        """The datasets and a hash of the data of each."""
-        return {n: sources.fingerprint(found) for n, found in self._located.items()}
-
-    @property
-    def files(self) -> list[Path]:
-        """The tables and the code that reads and renders them."""
-        folder = resources.files("merging.tasks.t0")
-        return sorted(Path(str(folder)).rglob("*.py")) + sorted(
-            Path(str(folder / "datasets" / f"{name}.toml")) for name in self._located
-        )
+    def identity(self) -> dict[str, list[str]]:
+        """The datasets, with a hash of the table and of the data of each."""
+        return {
+            name: [tables.digest(name), sources.fingerprint(found)]
+            for name, found in self._located.items()
+        }
 
     @property
     def datasets(self) -> tuple[Entry, ...]:
         """The datasets that are used, held-in ones first."""
         return tuple(tables.entry(name) for name in self._located)
 
-    def examples(self, split: str) -> None:
-        """Return None: every dataset has its own number.
-
-        Raises:
-          UserError: an unknown split.
-        """
-        if split not in SPLITS:
-            raise nearest("split", split, SPLITS)
-
     def prompts(self, dataset: str) -> tuple[str, ...]:
-        """Return the names of a dataset's wordings."""
+        """Return the names of a dataset's prompt templates."""
         return tuple(tables.entry(dataset).prompts)
 
     def rate(self, dataset: str, prompt: str) -> float:
-        """Return the weight of a dataset under one wording in a mixture.
+        """Return the weight of a dataset under one prompt template in a mixture.
 
-        Its number of training examples, or 500,000 shared among its wordings if that is
-        less.
+        Its number of training examples, or 500,000 shared among its prompt templates if
+        that is less.
         """
         entry = tables.entry(dataset)
         size = sources.size(entry, self._located[dataset], "train")
@@ -110,7 +89,7 @@ class T0:
         """Return a dataset's records as a seqio source; it never downloads.
 
         Raises:
-          UserError: when it is read: faulty lines of a file, with their numbers.
+          UserError: when it is read: errors in lines of a file, with their numbers.
         """
         from merging.tasks.t0.pipeline import record_source
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from merging.runtime.errors import nearest
@@ -11,7 +11,7 @@ OPTIONS = "options"  # in a prompt: the choices, one a line
 _SLICE = re.compile(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """One field of a dataset, as prompts see it.
 
@@ -20,10 +20,10 @@ class Field:
       type: "text", "texts" (a list), "integer", or "pairs" (two lists side by side).
       at: dotted places in a record; one, or two for pairs.
       join: between the items of a list; of pairs, between the lines "left: right".
-      first: take the first item of a list in place of all.
+      pick: "first": the first item of a list stands for all.
       first_words: keep that many words only; 0: all.
       replace: pieces of text and what stands for them.
-      words: value → what to say for it; any other value is a fault. Empty: itself.
+      words: value → what to say for it; any other value is an error. Empty: itself.
       names: the names of an integer's values in the source, where it has some.
     """
 
@@ -31,10 +31,10 @@ class Field:
     type: str
     at: tuple[str, ...]
     join: str = ""
-    first: bool = False
+    pick: str = ""
     first_words: int = 0
-    replace: tuple[tuple[str, str], ...] = ()
-    words: tuple[tuple[str, str], ...] = ()
+    replace: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
 
 
@@ -43,25 +43,25 @@ class Source:
     """Where a dataset comes from.
 
     Attributes:
+      examples: part of the source → its number of examples.
       tfds: builders, ``name/config``; several are read one after the other.
       hosts: that the builders download from.
       manual: the builder wants files that its user has to fetch.
       huggingface: repository and, where it has several, configuration.
       homepage: where else to get it.
-      examples: part of the source → its number of examples.
     """
 
-    tfds: tuple[str, ...]
-    hosts: tuple[str, ...]
-    manual: bool
-    huggingface: tuple[str, ...]
-    homepage: str
     examples: Mapping[str, int]
+    tfds: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    manual: bool = False
+    huggingface: tuple[str, ...] = ()
+    homepage: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One wording.
+    """One prompt template.
 
     Attributes:
       name: unique within the dataset.
@@ -114,7 +114,7 @@ class Entry:
         return bool(self.right)
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def places(self) -> tuple[str, ...]:
         """The places in a record that are read, each once, in a fixed order."""
         return tuple(dict.fromkeys(p for f in self.fields.values() for p in f.at))
 

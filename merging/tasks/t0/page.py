@@ -1,49 +1,20 @@
 """The tables as text: a list for the terminal, and the page docs/t0.md."""
 
-from collections.abc import Iterator
+from importlib import resources
 
+from merging.runtime import text
 from merging.tasks.t0 import rendering, tables
-from merging.tasks.t0.entries import Entry, Field, Prompt
-
-_HEAD = """\
-# Suite t0
-
-Written by `merging tasks list --markdown > docs/t0.md` from the tables in
-`merging/tasks/t0/datasets`; a test holds the two equal.
-
-Every dataset has {least} or more prompts of our own wording. Results are means over
-prompts, with their spread. An example whose answer is one of several choices is scored
-by rank classification; the others are generated.
-
-Parts. What is tested on is a dataset's own test part where its answers are public, or
-else its validation part; of held-out datasets always the validation part. Where that
-leaves no validation part to choose by, the last 5 % of the training part are held back.
-A mixture draws a dataset under one prompt in proportion to its training examples, or to
-500,000 divided by its prompts if that is less.
-
-Records come from the dataset's TFDS builder, or from files `DIR/NAME/PART.jsonl` with
-the fields below, which go first where both are there. Long texts are cut to the number
-of words that stands at the field. The examples are invented.
-"""
+from merging.tasks.t0.entries import Entry, Prompt
 
 
 def listed() -> str:
     """Return a line per dataset, in columns."""
     rows = [("dataset", "split", "category", "metric", "prompts", "source")]
-    for entry in tables.every().values():
-        prompts = str(len(entry.prompts))
-        rows.append(
-            (
-                *(entry.name, entry.split, entry.category, entry.metric, prompts),
-                source(entry),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    rows += [
+        (e.name, e.split, e.category, e.metric, len(e.prompts), source(e))
+        for e in tables.every().values()
+    ]
+    return text.table(rows)
 
 
 def source(entry: Entry) -> str:
@@ -53,9 +24,9 @@ def source(entry: Entry) -> str:
     return f"files, or Hugging Face {' '.join(entry.source.huggingface)}"
 
 
-def shown(entry: Entry, prompt: Prompt, columns: list) -> str:
-    """Return an example in one wording, for a person: prompt, choices and answer."""
-    made = rendering.render(entry, prompt, columns)
+def shown(entry: Entry, prompt: Prompt, record: rendering.Record) -> str:
+    """Return an example under a prompt template, for a person: with its answers."""
+    made = rendering.render(entry, prompt, record)
     lines = [f"--- {entry.name}, prompt {prompt.name} ---", made.inputs]
     for number, choice in enumerate(made.choices):
         mark = "right" if number == made.label else "choice"
@@ -67,40 +38,17 @@ def shown(entry: Entry, prompt: Prompt, columns: list) -> str:
 
 def markdown() -> str:
     """Return docs/t0.md."""
-    entries = tables.every().values()
-    lines = [_HEAD.format(least=tables.MINIMUM_PROMPTS)]
-    lines += [
-        "| dataset | split | category | metric | chance | prompts | source |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for e in entries:
-        chance = f"{e.chance:g}" if e.ranked else ""
-        split = e.split.replace("_", "-")
-        category = e.category.replace("_", " ")
-        lines.append(
-            f"| [{e.name}](#{e.name}) | {split} | {category} | {e.metric} | {chance} | "
-            f"{len(e.prompts)} | {source(e)} |"
-        )
-    return "\n".join(lines) + "\n" + "".join(map(_section, entries))
+    import jinja2
+
+    template = resources.files("merging.tasks.t0").joinpath("page.md.j2")
+    return jinja2.Template(template.read_text("utf-8")).render(
+        entries=list(tables.every().values()),
+        least=tables.MINIMUM_PROMPTS,
+        source=source,
+        example=_example,
+    )
 
 
-def _field(field: Field) -> str:
-    places = ", ".join(f"`{place}`" for place in field.at)
-    return f"{places} ({field.first_words} words)" if field.first_words else places
-
-
-def _section(entry: Entry) -> str:
-    return "\n".join(_section_lines(entry))
-
-
-def _section_lines(entry: Entry) -> Iterator[str]:
-    yield f"\n## {entry.name}\n\n{entry.about}\n"
-    parts = ", ".join(f"{split} = `{part}`" for split, part in entry.parts.items())
-    counts = ", ".join(f"{p} {n:,}" for p, n in entry.source.examples.items())
-    yield f"- Source: {source(entry)}; {counts}"
-    yield f"- Parts: {parts}"
-    yield f"- Fields: {', '.join(map(_field, entry.fields.values()))}"
-    yield f"- Prompts: {', '.join(entry.prompts)}\n"
+def _example(entry: Entry) -> str:
     first = next(iter(entry.prompts.values()))
-    columns = rendering.raw(entry, entry.example)
-    yield f"```\n{shown(entry, first, columns)}\n```\n"
+    return shown(entry, first, rendering.checked(entry, entry.example))

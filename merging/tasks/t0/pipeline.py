@@ -1,6 +1,6 @@
 """Records of a dataset as a seqio source, and as text examples. Imports TensorFlow."""
 
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def record_source(entry: Entry, located: Located) -> seqio.DataSource:
     A TFDS folder is read by seqio itself, which keeps its files apart for sharding.
 
     Raises:
-      UserError: when a file is read: faulty lines, with their numbers.
+      UserError: when a file is read: errors in lines, with their numbers.
     """
     if located.kind == "files":
         read = _files(entry, located)
@@ -42,10 +42,11 @@ def record_source(entry: Entry, located: Located) -> seqio.DataSource:
 
 
 def rendered(ds: tf.data.Dataset, *, entry: Entry, prompt: Prompt) -> tf.data.Dataset:
-    """Turn records into text examples in one wording (see ``tasks.texts``)."""
+    """Turn records into text examples under a prompt template (see ``tasks.texts``)."""
 
     def text(*columns: Any) -> tuple[bytes, bytes, np.ndarray, np.int32]:
-        made = render(entry, prompt, [sources.plain(column) for column in columns])
+        values = map(sources.plain, columns)
+        made = render(entry, prompt, dict(zip(entry.places, values, strict=True)))
         choices = np.array([choice.encode() for choice in made.choices], object)
         return (
             made.inputs.encode(),
@@ -57,7 +58,7 @@ def rendered(ds: tf.data.Dataset, *, entry: Entry, prompt: Prompt) -> tf.data.Da
     kinds = (tf.string, tf.string, tf.string, tf.int32)
 
     def row(number: tf.Tensor, record: dict[str, Any]) -> dict[str, tf.Tensor]:
-        columns = [_at(record, place) for place in entry.columns]
+        columns = [_at(record, place) for place in entry.places]
         inputs, targets, choices, label = tf.numpy_function(
             text, columns, kinds, stateful=False
         )
@@ -101,10 +102,7 @@ def _files(entry: Entry, located: Located):
         # Faults are to be raised here, and not by TensorFlow as errors of its own.
         sources.require_sound(entry, located, split)
 
-        def records() -> Iterator[dict[str, Any]]:
-            for columns in sources.columns(entry, located, split):
-                yield dict(zip(entry.columns, columns, strict=True))
-
+        records = functools.partial(sources.records, entry, located, split)
         return tf.data.Dataset.from_generator(records, output_signature=spec)
 
     return read

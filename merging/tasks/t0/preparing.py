@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.runtime import storage
 from merging.tasks.contamination import Overlap, check
 from merging.tasks.t0 import sources, tables
 from merging.tasks.t0.entries import Entry, cut
@@ -133,8 +134,8 @@ def _is_wanted(entry: Entry, data_dir: Path) -> bool:
 
 
 def _contents(entry: Entry, located: Located, split: str) -> Iterable[list[str]]:
-    for columns in sources.columns(entry, located, split):
-        yield content(entry, columns)
+    for record in sources.records(entry, located, split):
+        yield content(entry, record)
 
 
 def _fetch(entry: Entry, data_dir: Path, answered: set[str]) -> str:
@@ -203,9 +204,10 @@ def write_part(
 ) -> None:
     """Write the fields of records that the dataset's table reads as JSON lines.
 
-    Nobody sees the file before it is whole.
+    Nobody sees the file before it is whole. It is written line by line, as some are
+    larger than memory.
     """
-    keys = dict.fromkeys(place.split(".")[0] for place in entry.columns)
+    keys = dict.fromkeys(place.split(".")[0] for place in entry.places)
     path = sources.file_of(entry, data_dir, part)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -213,7 +215,10 @@ def write_part(
         for record in records:
             kept = {key: record[key] for key in keys}
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    storage.sync_folder(path.parent)
 
 
 def _state(entry: Entry, data_dir: Path, reason: str) -> State:
@@ -243,7 +248,7 @@ def remedy(entry: Entry, data_dir: Path) -> str:
         lines.append(
             f"with a network: pip install datasets, run this again ({repository})"
         )
-    keys = ", ".join(dict.fromkeys(p.split(".")[0] for p in entry.columns))
+    keys = ", ".join(dict.fromkeys(p.split(".")[0] for p in entry.places))
     parts = dict.fromkeys(cut(p, 0)[0] for p in entry.parts.values())
     files = ", ".join(f"{part}.jsonl" for part in parts)
     lines.append(f"or put {files} into {data_dir / entry.name}, with fields {keys}")

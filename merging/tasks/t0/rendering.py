@@ -1,7 +1,6 @@
 """A record and a prompt become text: inputs, and a target or choices."""
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from merging.tasks import templates
@@ -26,36 +25,35 @@ class Example(NamedTuple):
     label: int
 
 
-def raw(entry: Entry, record: Mapping[str, Any]) -> list[Any]:
-    """Return what a record has at the entry's columns, checked against their types.
+# What a record has at the places that its dataset's fields read.
+Record = Mapping[str, Any]
+
+
+def checked(entry: Entry, record: Mapping[str, Any]) -> Record:
+    """Return {place: value} of what an entry's fields read, of the right types.
 
     Raises:
       ValueError: a place that is not there, or a value of another type.
     """
-    found = [_at(record, place) for place in entry.columns]
-    by_place = dict(zip(entry.columns, found, strict=True))
+    found = {place: _at(record, place) for place in entry.places}
     for field in entry.fields.values():
         for place in field.at:
-            _require_type(field, place, by_place[place])
+            _require_type(field, place, found[place])
     return found
 
 
-def render(entry: Entry, prompt: Prompt, columns: Sequence[Any]) -> Example:
-    """Return an example in one wording.
+def render(entry: Entry, prompt: Prompt, record: Record) -> Example:
+    """Return an example under a prompt template.
 
     Args:
       entry: the dataset.
       prompt: one of its prompts.
-      columns: what ``raw`` returned.
+      record: what ``checked`` returned.
 
     Raises:
       ValueError: a value that the table has no words for.
     """
-    by_place = dict(zip(entry.columns, columns, strict=True))
-    values = {
-        name: _value(field, [by_place[place] for place in field.at])
-        for name, field in entry.fields.items()
-    }
+    values = {name: _value(field, record) for name, field in entry.fields.items()}
     texts = {name: _text(entry.fields[name], value) for name, value in values.items()}
     if not entry.ranked:
         inputs = templates.fill(prompt.inputs, texts)
@@ -70,17 +68,16 @@ def render(entry: Entry, prompt: Prompt, columns: Sequence[Any]) -> Example:
     return Example(templates.fill(prompt.inputs, texts), right, choices, label)
 
 
-def content(entry: Entry, columns: Sequence[Any]) -> list[str]:
-    """Return the texts that an example consists of, whatever its wording.
+def content(entry: Entry, record: Record) -> list[str]:
+    """Return the texts that an example consists of, under whatever prompt.
 
     Every field of text, cleaned and cut as prompts show it, without the answer of a
     ranked example.
     """
-    by_place = dict(zip(entry.columns, columns, strict=True))
     found = {}
     for field in entry.fields.values():
         if field.type != "integer" and not field.words and field.name != entry.right:
-            value = _value(field, [by_place[place] for place in field.at])
+            value = _value(field, record)
             found[field.at] = "\n".join(value) if isinstance(value, list) else value
     return list(found.values())
 
@@ -95,42 +92,31 @@ def _label(entry: Entry, value: Value, choices: list[str]) -> int:
     return valid.index(wanted) if wanted in valid else -1
 
 
-def _value(field: Field, found: list[Any]) -> Value:
+def _value(field: Field, record: Record) -> Value:
+    found = [record[place] for place in field.at]
     if field.type == "integer":
         return int(found[0])
     if field.type == "text":
-        return _cleaned(field, found[0])
+        return _first_words(_replaced(field, found[0]), field.first_words)
+    items = found[0]
     if field.type == "pairs":
-        lines = [f"{left}: {right}" for left, right in zip(*found, strict=True)]
-        return [_replaced(field, line) for line in lines]
-    return [_replaced(field, item) for item in found[0]]
+        items = [f"{left}: {right}" for left, right in zip(*found, strict=True)]
+    return [_replaced(field, item) for item in items]
 
 
 def _text(field: Field, value: Value) -> str:
     if isinstance(value, list):
-        if field.first:
-            return _first_words(value[0], field.first_words) if value else ""
-        return _first_words(field.join.join(value), field.first_words)
+        joined = "".join(value[:1]) if field.pick else field.join.join(value)
+        return _first_words(joined, field.first_words)
     text = str(value)
-    if not field.words:
-        return text
-    if text not in _words(field):
-        valid = ", ".join(_words(field))
+    if field.words and text not in field.words:
+        valid = ", ".join(field.words)
         raise ValueError(f"{field.name} is {text!r}, and may be {valid}")
-    return _words(field)[text]
-
-
-@functools.cache
-def _words(field: Field) -> dict[str, str]:
-    return dict(field.words)
-
-
-def _cleaned(field: Field, text: str) -> str:
-    return _first_words(_replaced(field, text), field.first_words)
+    return field.words.get(text, text)
 
 
 def _replaced(field: Field, text: str) -> str:
-    for old, new in field.replace:
+    for old, new in field.replace.items():
         text = text.replace(old, new)
     return text.strip()
 

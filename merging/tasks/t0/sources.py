@@ -9,20 +9,19 @@ Nothing is ever downloaded from here, and TensorFlow is imported for TFDS folder
 """
 
 import functools
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.runtime import storage
 from merging.runtime.errors import UserError
 from merging.tasks import jsonlines
-from merging.tasks.faults import require_none
+from merging.tasks.jsonlines import Line
+from merging.tasks.suites import file_digests
 from merging.tasks.t0.entries import Entry, cut
-from merging.tasks.t0.rendering import raw, render
-
-MAX_FAULTS = 1000  # after so many faulty lines of a file, the rest is not looked at
+from merging.tasks.t0.rendering import Record, checked, render
 
 
 class Located(NamedTuple):
@@ -85,32 +84,28 @@ def size(entry: Entry, located: Located, split: str) -> int:
 
 def fingerprint(located: Located) -> str:
     """Return a hash that changes with the data: files whole, of TFDS what it states."""
-    state = hashlib.sha256(located.kind.encode())
-    for folder in located.folders:
-        pattern = "*.jsonl" if located.kind == "files" else "*.json"
-        for path in sorted(folder.glob(pattern)):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            state.update(f"{path.name} {digest}\n".encode())
-    return state.hexdigest()
+    pattern = "*.jsonl" if located.kind == "files" else "*.json"
+    paths = [path for f in located.folders for path in sorted(f.glob(pattern))]
+    names = [path.name for path in paths]
+    return storage.digest(located.kind, names, file_digests(paths))
 
 
-def columns(entry: Entry, located: Located, split: str) -> Iterator[list[Any]]:
-    """Yield what ``rendering.raw`` makes of every example, checked.
+def records(entry: Entry, located: Located, split: str) -> Iterator[Record]:
+    """Yield what ``rendering.checked`` makes of every example.
 
     Files are read in an order drawn once and for all, since some are sorted by their
     answers; TFDS has shuffled its own. Imports TensorFlow for the latter.
 
     Raises:
-      UserError: faulty lines or records, with their places.
+      UserError: errors in lines or records, with their places.
     """
     require_ready(entry, located)
     if located.kind == "tfds":
-        yield from _tfds_columns(entry, located, split)
+        yield from _tfds_records(entry, located, split)
         return
     path = _path(entry, located, split)
     for record in jsonlines.at(path, _chosen(entry, located, split)):
-        yield raw(entry, record)
+        yield checked(entry, record)
 
 
 def require_ready(entry: Entry, located: Located) -> None:
@@ -120,7 +115,7 @@ def require_ready(entry: Entry, located: Located) -> None:
 
 
 def require_sound(entry: Entry, located: Located, split: str) -> None:
-    """Raise UserError where the file behind a split has faults, with their lines."""
+    """Raise UserError where the file behind a split has errors, with their lines."""
     _chosen(entry, located, split)
 
 
@@ -184,25 +179,23 @@ def _chosen(entry: Entry, located: Located, split: str) -> list[int]:
 
 @functools.lru_cache(maxsize=64)
 def _index(entry: Entry, path: Path, size: int, changed: int) -> tuple[int, ...]:
-    """Return the places of all lines, shuffled; UserError if any is faulty."""
+    """Return the places of all lines, shuffled; UserError if any has an error."""
     del size, changed  # they only say when to look again
-    offsets, faults = [], []
-    for line in jsonlines.read(path):
-        fault = line.fault or _fault(entry, line.record)
-        if fault:
-            faults.append(f"{path}:{line.number}: {fault}")
-        if len(faults) > MAX_FAULTS:
-            break
+    offsets: list[int] = []
+
+    def error(_: int, line: Line) -> str:
         offsets.append(line.offset)
-    require_none(faults, entry.name)
+        return _error(entry, line.record)
+
+    jsonlines.check([path], error, entry.name)
     random.Random(f"t0/{entry.name}/{path.stem}").shuffle(offsets)
     return tuple(offsets)
 
 
-def _fault(entry: Entry, record: Mapping[str, Any]) -> str:
+def _error(entry: Entry, record: Mapping[str, Any]) -> str:
     prompt = next(iter(entry.prompts.values()))
     try:
-        example = render(entry, prompt, raw(entry, record))
+        example = render(entry, prompt, checked(entry, record))
     except ValueError as error:
         return str(error)
     if not entry.ranked:
@@ -214,7 +207,7 @@ def _fault(entry: Entry, record: Mapping[str, Any]) -> str:
     return "" if example.label >= 0 else "no choice is the right one"
 
 
-def _tfds_columns(entry: Entry, located: Located, split: str) -> Iterator[list[Any]]:
+def _tfds_records(entry: Entry, located: Located, split: str) -> Iterator[Record]:
     from merging.tasks.backend import load_seqio
 
     load_seqio()
@@ -226,7 +219,7 @@ def _tfds_columns(entry: Entry, located: Located, split: str) -> Iterator[list[A
         read = builder.as_dataset(split=entry.parts[split], shuffle_files=False)
         for record in tfds.as_numpy(read):
             try:
-                yield raw(entry, plain(record))
+                yield checked(entry, plain(record))
             except ValueError as error:
                 where = f"dataset {entry.name}, {folder}, example {number}"
                 raise UserError(f"{where}: {error}") from error

@@ -5,19 +5,20 @@ trained on and tested on, its fields, how choices and the right one come out of 
 and its prompts. Nothing here imports TensorFlow.
 """
 
+import dataclasses
 import functools
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
+from merging.runtime import storage
 from merging.runtime.errors import nearest
 from merging.tasks import templates
 from merging.tasks.suites import SPLITS
 from merging.tasks.t0.entries import OPTIONS, Entry, Field, Prompt, Source, cut
 
 MINIMUM_PROMPTS = 3
-_FIELD_KEYS = "type at join pick first_words replace words names".split()
 
 
 def names() -> tuple[str, ...]:
@@ -37,14 +38,19 @@ def every() -> dict[str, Entry]:
     """Return every dataset: held-in before held-out, categories as T0 lists them.
 
     Raises:
-      ValueError: a table that contradicts itself, with all its faults.
+      ValueError: a table that contradicts itself, with all its errors.
     """
+    return {name: parse(name, _text(name)) for name in _ORDER.split()}
+
+
+def digest(name: str) -> str:
+    """Return a hash of a dataset's table."""
+    return storage.digest(_text(name))
+
+
+def _text(name: str) -> str:
     folder = resources.files("merging.tasks.t0") / "datasets"
-    found = {}
-    for name in _ORDER.split():
-        text = (folder / f"{name}.toml").read_text("utf-8")
-        found[name] = parse(name, text)
-    return found
+    return (folder / f"{name}.toml").read_text("utf-8")
 
 
 _ORDER = """
@@ -59,29 +65,28 @@ def parse(name: str, text: str) -> Entry:
 
     Raises:
       ValueError: not TOML, a key that is missing, unknown or of a wrong type, or an
-        inconsistency; all faults but the first kind are listed together.
+        inconsistency; all errors but the first kind are listed together.
     """
     table = tomllib.loads(text)
     try:
         made = _entry(name, table)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"table {name}: {type(error).__name__} {error}") from error
-    faults = list(_faults(made, table))
-    if faults:
-        raise ValueError(f"table {name}: {'; '.join(faults)}")
+    errors = list(_errors(made, table))
+    if errors:
+        raise ValueError(f"table {name}: {'; '.join(errors)}")
     return made
 
 
 def _entry(name: str, table: Mapping[str, Any]) -> Entry:
-    source, answer = table["source"], table["answer"]
-    prompts = {}
-    for prompt, wording in table["prompts"].items():
-        choices = wording.get("choices", answer.get("choices", ()))
+    answer, prompts = table["answer"], {}
+    for prompt, template in table["prompts"].items():
+        choices = template.get("choices", answer.get("choices", ()))
         prompts[prompt] = Prompt(
             name=prompt,
-            inputs=wording["inputs"].strip(),
+            inputs=template["inputs"].strip(),
             choices=choices if isinstance(choices, str) else tuple(choices),
-            targets=wording.get("targets", answer.get("targets", "")),
+            targets=template.get("targets", answer.get("targets", "")),
         )
     return Entry(
         name=name,
@@ -90,14 +95,7 @@ def _entry(name: str, table: Mapping[str, Any]) -> Entry:
         metric=table["metric"],
         chance=float(table.get("chance", 0)),
         about=table["about"],
-        source=Source(
-            tfds=tuple(source.get("tfds", ())),
-            hosts=tuple(source.get("hosts", ())),
-            manual=source.get("manual", False),
-            huggingface=tuple(source.get("huggingface", ())),
-            homepage=source.get("homepage", ""),
-            examples=dict(source["examples"]),
-        ),
+        source=Source(**_frozen(table["source"])),
         parts={split: table["parts"][split] for split in SPLITS},
         fields={key: _field(key, value) for key, value in table["fields"].items()},
         right=answer.get("right", ""),
@@ -108,24 +106,20 @@ def _entry(name: str, table: Mapping[str, Any]) -> Entry:
 
 
 def _field(name: str, given: Mapping[str, Any]) -> Field:
+    keys = [f.name for f in dataclasses.fields(Field) if f.name != "name"]
     for key in given:
-        if key not in _FIELD_KEYS:
-            raise nearest(f"key of field {name}", key, _FIELD_KEYS)
+        if key not in keys:
+            raise nearest(f"key of field {name}", key, keys)
     at = given.get("at", name)
-    return Field(
-        name=name,
-        type=given["type"],
-        at=(at,) if isinstance(at, str) else tuple(at),
-        join=given.get("join", ""),
-        first=given.get("pick") == "first",
-        first_words=given.get("first_words", 0),
-        replace=tuple(given.get("replace", {}).items()),
-        words=tuple(given.get("words", {}).items()),
-        names=tuple(given.get("names", ())),
-    )
+    at = [at] if isinstance(at, str) else at
+    return Field(name, **_frozen({**given, "at": at}))
 
 
-def _faults(made: Entry, table: Mapping[str, Any]) -> Iterator[str]:
+def _frozen(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def _errors(made: Entry, table: Mapping[str, Any]) -> Iterator[str]:
     known = "about category split metric chance source parts fields answer"
     known += " prompts example"
     yield from (f"unknown key {key!r}" for key in table if key not in known.split())
@@ -146,13 +140,15 @@ def _faults(made: Entry, table: Mapping[str, Any]) -> Iterator[str]:
             yield f"field {field.name}: type {field.type!r}"
         elif len(field.at) != wanted:
             yield f"field {field.name}: {len(field.at)} places, needs {wanted}"
+        if field.pick not in ("", "first"):
+            yield f"field {field.name}: pick = {field.pick!r}"
     if made.right and made.right not in made.fields:
         yield f"right = {made.right!r} is no field"
     for prompt in made.prompts.values():
-        yield from _prompt_faults(made, prompt)
+        yield from _prompt_errors(made, prompt)
 
 
-def _prompt_faults(made: Entry, prompt: Prompt) -> Iterator[str]:
+def _prompt_errors(made: Entry, prompt: Prompt) -> Iterator[str]:
     where = f"prompt {prompt.name}"
     if made.ranked and not prompt.choices or not made.ranked and not prompt.targets:
         yield f"{where}: no answer"
@@ -171,5 +167,5 @@ def _prompt_faults(made: Entry, prompt: Prompt) -> Iterator[str]:
         field = made.fields.get(slot)
         if field is None and not (slot == OPTIONS and made.ranked):
             yield f"{where}: {{{slot}}} is no field"
-        elif field and field.type == "texts" and not (field.join or field.first):
+        elif field and field.type == "texts" and not (field.join or field.pick):
             yield f"{where}: the list {{{slot}}} needs `join` or `pick`"

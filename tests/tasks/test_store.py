@@ -1,5 +1,7 @@
 """Examples on disk are those in memory, in any number of parts, whoever wrote them."""
 
+import os
+
 import numpy as np
 import pytest
 import toy_suite
@@ -7,7 +9,7 @@ import toy_suite
 from merging import training
 from merging.runtime import processes
 from merging.runtime.errors import UserError
-from merging.tasks import Generated, Suite, arrays, materialise, store, stored
+from merging.tasks import Generated, Suite, examples, materialise, parts, store
 from merging.training import batches
 
 FILES = 3
@@ -68,7 +70,7 @@ def test_what_is_stored_is_what_is_materialised(toy, tmp_path, what):
     assert found.length in (16, 32) and found.largest == expected.tokens.max()
     assert_equal(found.take(np.arange(found.count)), expected)
     some = np.array([3, 0, 3, found.count - 1])
-    assert_equal(found.take(some), arrays.TokenArrays(*(x[some] for x in expected)))
+    assert_equal(found.take(some), examples.TokenArrays(*(x[some] for x in expected)))
 
 
 def test_training_draws_the_same_batches_from_disk_and_memory(toy, tmp_path):
@@ -82,7 +84,7 @@ def test_training_draws_the_same_batches_from_disk_and_memory(toy, tmp_path):
 def test_files_are_parts_that_processes_share_out(lines, alone, tmp_path, monkeypatch):
     wrote = []
     with monkeypatch.context() as patch:
-        patch.setattr(stored, "Stored", lambda *arguments: None)
+        patch.setattr(examples, "Stored", lambda *arguments: None)
         patch.setattr(processes, "count", lambda: 2)
         for process in (0, 1):
             patch.setattr(processes, "index", lambda process=process: process)
@@ -105,12 +107,34 @@ def test_a_mixture_is_drawn_by_its_rates(alone):
     assert np.sum(drawn < 23) == 3 * 1024  # "copy", whose rate is 3 to 1
 
 
-def test_a_part_that_was_cut_short_is_named(toy, tmp_path):
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("file", ["tokens", "bounds", "part.json"])
+@pytest.mark.parametrize("damage", [cut_short, flipped])
+def test_a_damaged_part_is_written_again_with_a_warning(toy, tmp_path, damage, file):
+    whole = store(toy, "copy", "train", 32, tmp_path)
+    (path,) = tmp_path.rglob(file)
+    content = path.read_bytes()
+    damage(path)
+    with pytest.warns(UserWarning, match="part-00000-of-00001 is not readable, making"):
+        again = store(toy, "copy", "train", 32, tmp_path)
+    assert path.read_bytes() == content and again.digest == whole.digest
+
+
+def test_a_part_that_is_cut_short_before_it_is_opened_is_named(toy, tmp_path):
     store(toy, "copy", "train", 32, tmp_path)
     (path,) = tmp_path.rglob("tokens")
-    path.write_bytes(path.read_bytes()[:-4])
+    cut_short(path)
     with pytest.raises(UserError, match=r"part-00000-of-00001 was cut short"):
-        store(toy, "copy", "train", 32, tmp_path)
+        examples.Stored("copy", [[path.parent]], [1.0], 32)
 
 
 def test_unknown_splits_and_long_examples_are_refused(toy, tmp_path):
@@ -118,3 +142,20 @@ def test_unknown_splits_and_long_examples_are_refused(toy, tmp_path):
         store(toy, "pretrain", "test", 32, tmp_path)
     with pytest.raises(UserError, match="more than the 8 allowed"):
         store(toy, "copy", "train", 8, tmp_path)
+
+
+def test_who_finishes_a_part_second_leaves_the_first(toy, tmp_path, monkeypatch):
+    read, found = parts._read, []
+
+    def overtaken(suite, part):
+        monkeypatch.setattr(parts, "_read", read)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            found.append(store(toy, "copy", "train", 32, tmp_path))
+        yield from read(suite, part)
+
+    monkeypatch.setattr(parts, "_read", overtaken)
+    second = store(toy, "copy", "train", 32, tmp_path)
+    assert second.digest == found[0].digest
+    (folder,) = (tmp_path / "stored").iterdir()
+    assert {p.name for p in folder.iterdir()} == {"plan.json", "part-00000-of-00001"}

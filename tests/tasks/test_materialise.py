@@ -7,7 +7,7 @@ import pytest
 import toy_suite
 
 from merging.runtime.errors import UserError
-from merging.tasks import materialise
+from merging.tasks import materialise, store
 
 LENGTH = 32
 
@@ -59,21 +59,27 @@ def test_a_mixture_holds_each_of_its_datasets_once(toy):
     assert materialise(toy, "multitask", "test", LENGTH).tokens.shape[0] == 4 * 7
 
 
-def test_sampling_repeats_datasets_at_equal_rates_and_gives_the_same_again(toy):
-    tokens = materialise(toy, "pick", "train", LENGTH, count=400).tokens
-    colour = {row.tobytes() for row in materialise(toy, "colour", "train", 32).tokens}
+def test_drawing_repeats_datasets_at_equal_rates_and_gives_the_same_again(
+    toy, tmp_path
+):
+    def drawn():
+        found = store(toy, "pick", "train", LENGTH, tmp_path)
+        return found.take(found.draw(0, 0, 400)).tokens
+
+    colour = materialise(toy, "colour", "train", LENGTH).tokens
+    tokens = drawn()
+    colour = {row[: tokens.shape[1]].tobytes() for row in colour}
     share = np.mean([row.tobytes() in colour for row in tokens])
     assert tokens.shape[0] == 400
     assert 0.4 < share < 0.6
-    again = materialise(toy, "pick", "train", LENGTH, count=400).tokens
-    np.testing.assert_array_equal(tokens, again)
+    np.testing.assert_array_equal(tokens, drawn())
 
 
 def test_from_the_cache_no_tensorflow_is_imported(toy, tmp_path):
     made = materialise(toy, "pick", "train", LENGTH, cache_dir=tmp_path)
     program = (
         "import sys; from merging import tasks;"
-        f"m = tasks.Generated('toy_suite', **{toy.material.settings});"
+        f"m = tasks.Generated('toy_suite', **{toy.source.settings});"
         "s = tasks.Suite('toy', m);"
         f"a = tasks.materialise(s, 'pick', 'train', {LENGTH}, cache_dir=sys.argv[1]);"
         "print(a.tokens.sum(), a.loss_weights.sum(), 'tensorflow' in sys.modules)"
@@ -93,13 +99,13 @@ def test_from_the_cache_no_tensorflow_is_imported(toy, tmp_path):
 
 def test_a_damaged_cache_file_is_made_again_with_a_warning(toy, tmp_path):
     first = materialise(toy, "pair", "train", LENGTH, cache_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.rglob("tokens")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="making it again"):
         second = materialise(toy, "pair", "train", LENGTH, cache_dir=tmp_path)
     np.testing.assert_array_equal(first.tokens, second.tokens)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert list(tmp_path.rglob("tokens")) == [path]
     assert path.read_bytes() == whole
 
 

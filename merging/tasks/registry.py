@@ -8,10 +8,10 @@ from typing import Any
 from merging.runtime.errors import nearest
 from merging.tasks.generated import Generated
 from merging.tasks.jsonl import OwnFiles
-from merging.tasks.suites import Material, Suite
+from merging.tasks.suites import Suite, SuiteSource
 from merging.tasks.t0 import T0
 
-_MATERIALS: dict[str, Callable[..., Material]] = {
+_SOURCES: dict[str, Callable[..., SuiteSource]] = {
     "miniworld": functools.partial(Generated, "merging.tasks.miniworld"),
     "t0": T0,
     "jsonl": OwnFiles,
@@ -30,17 +30,17 @@ def suite(name: str, **settings: Any) -> Suite:
 
     Args:
       name: one of ``names()``.
-      **settings: those of its material, and for every suite ``tokenizer`` (the folder
+      **settings: those of its source, and for every suite ``tokenizer`` (the folder
         of a model's own), ``chat``, ``max_length`` and ``categories``; see `Suite`.
 
     Raises:
       UserError: an unknown suite or setting, with the nearest names; a setting that
         can't be.
     """
-    if name not in _MATERIALS:
-        raise nearest("suite", name, _MATERIALS)
-    make = _MATERIALS[name]
-    valid = [n for n in inspect.signature(make).parameters if n != "source"]
+    if name not in _SOURCES:
+        raise nearest("suite", name, _SOURCES)
+    make = _SOURCES[name]
+    valid = [n for n in inspect.signature(make).parameters if n != "module"]
     for setting in settings:
         if setting not in (*valid, *_COMMON):
             raise nearest(f"setting of suite {name}", setting, [*valid, *_COMMON])
@@ -51,4 +51,4 @@ def suite(name: str, **settings: Any) -> Suite:
 
 def names() -> tuple[str, ...]:
     """Return the names of the suites."""
-    return tuple(_MATERIALS)
+    return tuple(_SOURCES)

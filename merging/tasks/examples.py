@@ -1,0 +1,166 @@
+"""Training data: written to disk through seqio once, read by number ever after.
+
+A mixture's tasks are written in parts, each a range of the source's own files (seqio's
+`ShardInfo`) and each by one of the processes. How many parts there are follows from
+the data alone, so example 17 is the same for any number of processes, and any process
+can read it without the others: what a step trains on needs no position to be saved.
+Texts lie end to end, unpadded; TensorFlow is imported to write them only.
+"""
+
+import tempfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from merging.runtime import storage
+from merging.runtime.errors import UserError
+from merging.tasks import parts
+from merging.tasks.sampling import MixtureSampler
+from merging.tasks.suites import Suite
+
+
+class TokenArrays(NamedTuple):
+    """Sequences to train on.
+
+    Attributes:
+      tokens: int32 [N, T], without BOS, padded on the right with 0.
+      loss_weights: [N, T]: 1 on the answer and its end mark, for pretraining on the
+        whole text; elsewhere 0. bool, or float32 where they come from `Stored`.
+    """
+
+    tokens: np.ndarray
+    loss_weights: np.ndarray
+
+
+class Stored:
+    """A mixture on disk, its tasks one after the other.
+
+    Args:
+      name: of the mixture, for errors.
+      folders: of each task's parts.
+      rates: of the tasks.
+      most: the length that no example exceeds.
+
+    Attributes:
+      count: examples.
+      length: of their rows: the longest example's, rounded up to a multiple of 16.
+      largest: the largest token id.
+      digest: CRC-32 of all that was written, and of the rates.
+
+    Raises:
+      UserError: no examples, or a part that was cut short.
+    """
+
+    def __init__(
+        self, name: str, folders: list[list[Path]], rates: list[float], most: int
+    ):
+        self._parts = [parts.opened(path) for paths in folders for path in paths]
+        facts = [part.facts for part in self._parts]
+        counts = [fact["count"] for fact in facts]
+        if not sum(counts):
+            raise UserError(f"dataset {name} is empty")
+        first = np.cumsum([0, *map(len, folders)])
+        sizes = [sum(counts[a:b]) for a, b in zip(first, first[1:], strict=False)]
+        self._sampler = MixtureSampler(tuple(sizes), tuple(rates))
+        self._ends = np.cumsum(counts)
+        self.count = int(self._ends[-1])
+        self.length = min(-(-max(f["longest"] for f in facts) // 16) * 16, most)
+        self.largest = max(fact["largest"] for fact in facts)
+        digests = [fact["digest"] for fact in facts]
+        self.digest = zlib.crc32(repr((digests, rates)).encode())
+
+    def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
+        """Return which examples are the mixture's start-th to the (stop - 1)-th."""
+        return self._sampler.rows(seed, start, stop)
+
+    def take(self, rows: np.ndarray) -> TokenArrays:
+        """Return the examples ``rows`` [n], in their order, as arrays [n, length]."""
+        tokens = np.zeros((len(rows), self.length), np.int32)
+        weights = np.zeros((len(rows), self.length), np.float32)
+        position = np.arange(self.length)
+        places = np.searchsorted(self._ends, rows, side="right")
+        for place in np.unique(places):
+            part, mine = self._parts[place], np.flatnonzero(places == place)
+            number = rows[mine] - (self._ends[place] - len(part.bounds))
+            ends, prompts = part.bounds[number].T[:, :, None]
+            begins = np.where(number > 0, part.bounds[number - 1, 0], 0)[:, None]
+            row, slot = np.nonzero(position < ends - begins)
+            tokens[mine[row], slot] = part.tokens[begins[row, 0] + slot]
+            weights[mine] = (position >= prompts) & (position < ends - begins)
+        return TokenArrays(tokens, weights)
+
+
+def store(
+    suite: Suite, what: str, split: str, length: int, cache_dir: Path | str
+) -> Stored:
+    """Return training data of a suite, written now unless it is there.
+
+    Called by all processes, each of which writes its share of what is missing; those
+    that are stopped meanwhile leave whole parts, which are not written again. A part
+    that is damaged is, with a warning.
+
+    Args:
+      suite: whose data.
+      what: "pretrain", "instruct", "multitask", a held-in category or a dataset; its
+        datasets under all their prompt templates are mixed by the suite's rates.
+      split: "train", "validation" or "test" (the first two have no "test").
+      length: the most tokens of an example; a longer one is an error, or where a
+        suite's texts are real ones, loses tokens at its begin.
+      cache_dir: where it is kept, on storage that all processes see.
+
+    Raises:
+      UserError: an unknown name or split, no examples, an answer without a token, or
+        a sequence longer than ``length``, with the examples' numbers.
+    """
+    from merging.runtime import processes  # JAX, which nothing else here needs
+
+    rates = suite.mixture(what)
+    key = storage.digest(suite.digest, split, length)
+    root = Path(cache_dir) / "stored"
+    folders = {name: root / f"{name}-{split}-{key}" for name in rates}
+    counts = processes.broadcast(
+        lambda: [parts.plan(suite, n, split, f) for n, f in folders.items()]
+    )
+    planned = [
+        [parts.Part(name, split, length, i, count, folder) for i in range(count)]
+        for (name, folder), count in zip(folders.items(), counts, strict=True)
+    ]
+    every = [part for of_task in planned for part in of_task]
+    for part in every[processes.index() :: processes.count()]:
+        if not parts.is_whole(part.path):
+            parts.write(suite, part)
+    processes.barrier(f"{what} ({split}) is stored")
+    paths = [[part.path for part in of_task] for of_task in planned]
+    return Stored(f"{what} ({split})", paths, list(rates.values()), length)
+
+
+def materialise(
+    suite: Suite,
+    what: str,
+    split: str,
+    length: int,
+    *,
+    cache_dir: Path | str | None = None,
+) -> TokenArrays:
+    """Return training data of a suite in memory: every example of `store`, once.
+
+    Args:
+      suite, what, split: as `store` says.
+      length: T, the most tokens of an example.
+      cache_dir: where to keep the data; with it there, TensorFlow isn't imported.
+
+    Raises:
+      UserError: as `store`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = store(suite, what, split, length, cache_dir or scratch)
+        tokens = np.zeros((found.count, length), np.int32)
+        weights = np.zeros((found.count, length), bool)
+        for start in range(0, found.count, parts.TOGETHER):
+            rows = np.arange(start, min(start + parts.TOGETHER, found.count))
+            some = found.take(rows)
+            tokens[rows, : found.length] = some.tokens
+            weights[rows, : found.length] = some.loss_weights
+    return TokenArrays(tokens, weights)
