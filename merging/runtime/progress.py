@@ -6,7 +6,6 @@ Clocks, terminals and processes are read here and nowhere below.
 import contextlib
 import fcntl
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -186,19 +185,6 @@ class Timer:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.seconds = time.perf_counter() - self._start
-
-
-def peak_memory() -> int:
-    """Return the most bytes this process ever had in memory, mapped files included."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # Where there is no /proc. On Linux it would inherit the parent's peak over exec.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _live_line(progress: Progress, stream: TextIO) -> Any:

@@ -5,8 +5,7 @@ anything else with a shape and a dtype, such as ``jax.ShapeDtypeStruct``.
 """
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -73,36 +72,6 @@ def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree) -> dict[str
             for path, leaf in flatten(tree).items()
         }
     )
-
-
-def select(tree: Tree, patterns: Iterable[str]) -> dict[str, Any]:
-    """Return the part of the tree whose paths match a regular expression.
-
-    Raises:
-      UserError: a pattern is malformed or matches no leaf; lists all of them.
-    """
-    leaves = flatten(tree)
-    chosen: set[str] = set()
-    useless: list[str] = []
-    for pattern in patterns:
-        try:
-            found = {path for path in leaves if re.search(pattern, path)}
-        except re.error as error:
-            found, pattern = set(), f"{pattern} ({error})"
-        if not found:
-            useless.append(pattern)
-        chosen |= found
-    if useless:
-        raise UserError(
-            f"patterns that match no leaf: {', '.join(useless)}. "
-            f"Leaves: {', '.join(sorted(leaves))}."
-        )
-    return unflatten({path: leaves[path] for path in leaves if path in chosen})
-
-
-def element_count(tree: Tree) -> int:
-    """Return the number of elements in all leaves."""
-    return sum(math.prod(shape(leaf)) for leaf in flatten(tree).values())
 
 
 def byte_count(tree: Tree) -> int:
