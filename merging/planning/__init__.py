@@ -34,7 +34,7 @@ PARTS = ("merge", "scoring", "training", "grid")
 
 def plan(
     config: Any,
-    topology: Topology,
+    where: Topology | str,
     *,
     compile: bool = True,
     parts: Sequence[str] = PARTS,
@@ -43,29 +43,37 @@ def plan(
 
     Args:
       config: of a plan (configs/plan) or of a merge (configs/merge).
-      topology: the chips.
+      where: the chips, `topology(…)` or its name, such as "v5p:4x4x8".
       compile: False counts everything, which takes a second.
       parts: of `PARTS`.
 
     Raises:
       UserError: an unknown part, an impossible config, a mesh that does not fit.
+
+    >>> import merging
+    >>> from merging.runtime import config
+    >>> palm = config.load("configs/plan/palm_64b.py")
+    >>> found = merging.plan(palm, "v5p:4x4x8", compile=False, parts=["merge"])
+    >>> [estimate["name"] for estimate in found["estimates"]]
+    ['streamed merge', 'in-memory merge']
     """
     for part in parts:
         if part not in PARTS:
             raise nearest("part of a plan", part, PARTS)
-    chosen = settings(config.to_dict(), topology.slices)
+    chips = topology(where) if isinstance(where, str) else where
+    chosen = settings(config.to_dict(), chips.slices)
     about = workload(config)
-    target = compiling.target(topology, chosen.mesh, compile=compile)
+    target = compiling.target(chips, chosen.mesh, compile=compile)
     notes = list(about.notes)
     found = _estimates(about, chosen, target, parts)
     if any("too large" in estimate.source for estimate in found):
         notes.append("what a compiler found too large was counted for the rest")
     return {
         "topology": {
-            "name": topology.label,
-            "devices": topology.devices,
-            "hosts": topology.hosts,
-            "memory_per_device": topology.chip.memory,
+            "name": chips.label,
+            "devices": chips.devices,
+            "hosts": chips.hosts,
+            "memory_per_device": chips.chip.memory,
         },
         "model": {
             "name": about.name,
@@ -76,8 +84,8 @@ def plan(
         "mesh": dict(target.mesh.shape),
         "compiler": target.compiler,
         "missing": target.missing,
-        "estimates": [rendering.estimate_record(p, topology, chosen) for p in found],
-        "grid": _grid(config, chosen, topology, notes) if "grid" in parts else None,
+        "estimates": [rendering.estimate_record(p, chips, chosen) for p in found],
+        "grid": _grid(config, chosen, chips, notes) if "grid" in parts else None,
         "notes": notes,
     }
 

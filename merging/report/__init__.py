@@ -31,6 +31,10 @@ def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> P
     Raises:
       UserError: no rows, rows that can't be read or do not belong together
         (summaries.summarise), or a folder that cannot be written.
+
+    >>> import merging
+    >>> merging.report(["docs/results/smollm2"], "figures_of_smollm2").name
+    'index.html'
     """
     # Imported late: plotting needs matplotlib, and the command line must start quickly.
     from merging.report import curves, figures, judging, page, tables, verdicts

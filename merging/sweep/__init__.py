@@ -38,6 +38,16 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
       UserError: a config that can't be run, another config's workdir, or one in which
         another process works.
       Preempted: the system asked to stop; what is finished is kept.
+
+    >>> import merging
+    >>> from merging.runtime import config
+    >>> small = {"bases": "pt", "methods": "average", "experts_merged": "2"}
+    >>> trainings = ("pretraining", "expert", "multitask")
+    >>> small |= {f"{name}.steps": "2" for name in trainings} | {"runner": "inline"}
+    >>> smoke = config.load("configs/scaling_curves/smoke.py", small)
+    >>> merging.sweep(smoke, "curves")  # doctest: +ELLIPSIS
+    size  base  method ...
+    Report: .../curves/report/index.html...
     """
     number, count = processes.process_id()
     if count > 1:

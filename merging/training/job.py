@@ -126,6 +126,14 @@ def run(config: Any, folder: Path | str) -> Path:
       UserError: what can't be trained, or another config's folder.
       TrainingDiverged: the loss or the parameters are no longer finite.
       Preempted: it was asked to stop; the step is saved.
+
+    >>> import merging
+    >>> from merging.runtime import config
+    >>> small = {"size": "1x", "data.documents": "64", "data.validation_examples": "8",
+    ...          "hyperparameters.steps": "2", "hyperparameters.warmup_steps": "1"}
+    >>> pretrain = config.load("configs/train/pretrain.py", small)
+    >>> merging.train(pretrain, "base")  # doctest: +ELLIPSIS
+    Trained: ...
     """
     folder = Path(folder).absolute()
     processes.initialize(folder / "logs")

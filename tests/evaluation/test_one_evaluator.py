@@ -1,7 +1,6 @@
 """A sweep's step, `merging.evaluate` and the command give one model one value."""
 
 import dataclasses
-import doctest
 import types
 from pathlib import Path
 
@@ -115,11 +114,3 @@ def test_a_workdir_keeps_what_is_finished_for_any_later_call(
 def test_a_model_in_memory_has_no_name_in_a_workdir(checkpoint, suite, tmp_path):
     with pytest.raises(UserError, match="a model in memory has no name"):
         merging.evaluate(hf.load(checkpoint), suite, workdir=tmp_path)
-
-
-def test_the_example_in_the_docstring_runs():
-    found = doctest.DocTestFinder(recurse=False).find(
-        merging.evaluate, "evaluate", globs={"merging": merging}
-    )
-    assert sum(len(test.examples) for test in found) == 5
-    assert doctest.DocTestRunner().run(found[0]).failed == 0
