@@ -22,7 +22,7 @@ BINS = 2**23
 # Keys on either side of the trials; 2**23 are an octave.
 MARGIN = 2**14
 # Bins for leaves in memory: few, as they are found for each leaf and expert.
-RESIDENT_BINS = 2**17
+IN_MEMORY_BINS = 2**17
 # Places of elements on a threshold that are kept for one expert, 8 bytes each.
 PLACES = 2**21
 # Elements that NumPy works on at a time, to stay in the cache.

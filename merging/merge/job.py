@@ -159,7 +159,7 @@ class _States:
             return self._found[method]
         leaves = [piece.leaf for piece in loaded.block.pieces]
         group = self._group("", method, leaves, ())
-        return group, self._states(group, self._passes.resident(group, loaded))
+        return group, self._states(group, self._passes.in_memory(group, loaded))
 
     def _group(self, name: str, method: Method, leaves, held) -> LeafGroup:
         return LeafGroup(name, method, self._cut.layout(leaves), tuple(leaves), held)

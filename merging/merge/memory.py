@@ -16,9 +16,9 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from merging.merge import checks, kernels, packing
-from merging.merge.partition import Partition, RowMetadata, resident_blocks
+from merging.merge.in_memory_reduce import InMemoryAnswers
+from merging.merge.partition import Partition, RowMetadata, in_memory_blocks
 from merging.merge.reduce import LeafGroup, States, find_states
-from merging.merge.resident import Resident
 from merging.methods import Layout, Method
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
@@ -140,7 +140,7 @@ def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> 
         numerics.working_dtype(*(x.dtype for x in same))
         for same in zip(*read.values(), strict=True)
     ]
-    cut = resident_blocks(floats, like, method, working)
+    cut = in_memory_blocks(floats, like, method, working)
     layout = Layout(cut.paths, cut.shapes, np.dtype(np.float64) in working)
     every = tuple(range(len(floats)))
     metadata = [RowMetadata(block, layout, every) for block in cut.blocks]
@@ -151,7 +151,7 @@ def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> 
     start = arrays.pop("base", [None] * len(cut.blocks))
     ready = list(arrays.values())
     group = LeafGroup("", method, layout, every, tuple(range(len(cut.blocks))))
-    answers = Resident(cut.blocks, metadata, start, ready, layout, every)
+    answers = InMemoryAnswers(cut.blocks, metadata, start, ready, layout, every)
     states = find_states(group, list(experts), seed, answers)
     paths = list(template)
     return _Job(method, paths, copied, cut, metadata, leaves, start, ready, states)

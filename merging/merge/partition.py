@@ -7,7 +7,7 @@ left of its last row is padding; or *own*, a whole leaf in its own shape and sha
 
 Where the cuts are changes no bit of the result. Streamed models are cut under a memory
 budget (`partition`), from the sizes alone: the same for any number of processes, which
-share the blocks out. Models in memory are not cut (`resident_blocks`): small leaves on
+share the blocks out. Models in memory are not cut (`in_memory_blocks`): small leaves on
 one device are packed into rows, so that thirty of them cost one program and one call,
 and every other leaf is a block of its own.
 """
@@ -301,7 +301,7 @@ def partition(
     return found._replace(blocks=tuple(blocks))
 
 
-def resident_blocks(
+def in_memory_blocks(
     paths: Sequence[str], leaves: Sequence[Any], method: Method, working: Sequence[Any]
 ) -> Partition:
     """Return the partition of float leaves in memory, all merged by one method.

@@ -14,12 +14,12 @@ import numpy as np
 
 from merging.merge import checks, kernels
 from merging.merge.histogram import Histogram
+from merging.merge.in_memory_reduce import InMemoryAnswers, at_stage
 from merging.merge.journal import Journal
 from merging.merge.kernels import Gathered
 from merging.merge.partition import ROW, Block, Partition, Piece, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
-from merging.merge.resident import Resident, at_stage
 from merging.methods import CountQuery, Sums, Votes
 from merging.runtime import processes
 from merging.runtime.progress import Progress
@@ -137,13 +137,13 @@ class Passes:
         """Leave it open: blocks are merged under either majority (`blocks`)."""
         return None
 
-    def resident(self, group: LeafGroup, loaded: Loaded) -> Resident:
+    def in_memory(self, group: LeafGroup, loaded: Loaded) -> InMemoryAnswers:
         """Return the answers from a block that holds its leaf whole."""
         put = self._put(group, loaded)
         base, experts = None, put.models
         if group.method.needs_base:
             base, *experts = put.models
-        return Resident(
+        return InMemoryAnswers(
             [loaded.block],
             [put.metadata],
             [base],

@@ -3,7 +3,7 @@
 The transforms of an expert see what those before them left, so their reductions are
 found one after the other; the combiner's come last, over all experts. Every search for
 a threshold is a generator of count queries (`search`); here they are driven, and
-whoever holds the weights answers (`Answers`): `resident` from arrays in memory,
+whoever holds the weights answers (`Answers`): `in_memory_reduce` from arrays in memory,
 `passes` by reading the checkpoints. Queries depend on answers alone, so every process
 asks the same ones.
 """

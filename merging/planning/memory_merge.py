@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from merging.merge import kernels
-from merging.merge.partition import Block, Partition, RowMetadata, resident_blocks
+from merging.merge.in_memory_reduce import at_stage
+from merging.merge.partition import Block, Partition, RowMetadata, in_memory_blocks
 from merging.merge.reduce import LeafGroup, Stage, States, find_states
-from merging.merge.resident import at_stage
 from merging.methods import CountQuery, Layout, Method, Sums, Votes
 from merging.planning import collectives, compiling
 from merging.planning.collectives import Collective
@@ -194,7 +194,7 @@ def _compiled(
     """Return what the compiler says of the programs, block by block."""
     like = [leaf.abstract for leaf in leaves.values()]
     working = [numerics.working_dtype(leaf.dtype) for leaf in like]
-    cut = resident_blocks(asked.layout.paths, like, asked.method, working)
+    cut = in_memory_blocks(asked.layout.paths, like, asked.method, working)
     known: dict[Any, list[tuple[int, Compiled]]] = {}
     memory, exchanged = Memory(0, 0, 0), []
     for block in cut.blocks:

@@ -291,8 +291,8 @@ def _caveats(grid: Grid) -> list[str]:
         )
     if gapless := sum(m.normalised_gain is None for m in models):
         notes.append(
-            f"{gapless} merged models have no normalised gain: their experts' mean is "
-            f"less than {SMALLEST_GAP} above the base."
+            f"{gapless} of {len(models)} merged models have no normalised gain: their "
+            f"experts' mean is less than {SMALLEST_GAP} above the base."
         )
     edges = [m.scale_at_edge for m in models if m.scale_at_edge is not None]
     if any(edges):

@@ -15,14 +15,14 @@ import numpy as np
 from jax import Array
 
 from merging.merge import kernels
-from merging.merge.histogram import BINS, RESIDENT_BINS, Histogram
+from merging.merge.histogram import BINS, IN_MEMORY_BINS, Histogram
 from merging.merge.partition import Block, RowMetadata
 from merging.merge.reduce import Stage
 from merging.methods import CountQuery, Layout, Method, Sums, Votes
 from merging.runtime import numerics
 
 
-class Resident:
+class InMemoryAnswers:
     """Blocks of one group of leaves, in memory.
 
     Args:
@@ -133,7 +133,7 @@ class Resident:
             or not self._histogram[1].answers(query)
         ):
             rows = len(query.threshold)
-            bins = min(RESIDENT_BINS * rows, BINS)
+            bins = min(IN_MEMORY_BINS * rows, BINS)
             made = Histogram(query, rows, self._layout.key_dtype, bins)
             for leaf, start, part in self._pieces(stage, expert):
                 made.add(leaf, start, part)
