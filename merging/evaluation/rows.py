@@ -1,4 +1,4 @@
-"""Scores → result rows (SUITES.md), held against a base's and an expert's."""
+"""Scores → result rows, held against a base's and an expert's."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The methods by name: short presets over the building blocks (METHODS.md's table)."""
+"""The methods by name: short presets over the building blocks."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Figures F1-F6 of SUITES.md; one that the rows cannot fill is not drawn."""
+"""Figures F1-F6; one that the rows cannot fill is not drawn."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -47,7 +47,7 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelScores:
-    """One evaluated model, its datasets summarised (SUITES.md, "The experiment").
+    """One evaluated model, its datasets summarised (arXiv 2410.03617).
 
     Attributes:
       held_in: mean over the merged experts' tasks of metric(model)/metric(expert).

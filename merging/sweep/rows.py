@@ -1,4 +1,4 @@
-"""Finished steps → result rows (SUITES.md); nothing here computes a score."""
+"""Finished steps → result rows; nothing here computes a score."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""The laws of METHODS.md, over the whole registry."""
+"""The laws that every method keeps, over the whole registry."""
 
 import cases
 import jax
