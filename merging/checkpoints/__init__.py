@@ -3,7 +3,11 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints.errors import (
+    CorruptCheckpoint,
+    MissingCheckpoint,
+    NotStored,
+)
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
@@ -18,6 +22,7 @@ __all__ = [
     "FORMATS",
     "CorruptCheckpoint",
     "MissingCheckpoint",
+    "NotStored",
     "Source",
     "SourceFile",
     "Writer",

@@ -37,6 +37,25 @@ class MissingCheckpoint(UserError, FileNotFoundError):
         return f"there is no checkpoint at {self.path}."
 
 
+class NotStored(UserError):
+    """The disk did not take what was written: the bytes that are read back may be gone.
+
+    Attributes:
+      path: what was written.
+    """
+
+    def __init__(self, path: object, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: the disk did not store what was written ({self.reason}). "
+            "Nothing was published; look after the disk and start again, which does "
+            "this over, or choose an output elsewhere."
+        )
+
+
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
     """Turn whatever a damaged folder makes Orbax raise into `CorruptCheckpoint`."""
@@ -51,14 +70,20 @@ def reading(path: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Name a full disk; Orbax passes it on in several disguises."""
+    """Name what is written, and a full disk, which Orbax passes on in disguises."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):
             raise UserError(
                 f"the disk is full: {path} was not written. What was finished before "
                 "stays usable; make room and start again."
+            ) from error
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}."
             ) from error
         raise

@@ -3,15 +3,18 @@
 Orbax and TensorStore take a second to import, and are only where they are needed.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import jax
 from etils import epath
 
-from merging.checkpoints import safetensors
+from merging.checkpoints import errors, safetensors
 from merging.checkpoints.source import Source
-from merging.checkpoints.writer import Writer
+from merging.checkpoints.writer import Writer, require_free_output
+from merging.runtime import locks, processes
 from merging.runtime.errors import UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
@@ -36,14 +39,18 @@ def open_checkpoint(uri: str | os.PathLike) -> Source:
     return OrbaxSource(uri)
 
 
+@contextlib.contextmanager
 def create(
     uri: str,
     format: str,
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     *,
     shard_bytes: int = 5 * 10**9,
-) -> Writer:
-    """Begin a checkpoint, or go on with one; called by all processes.
+) -> Iterator[Writer]:
+    """Begin a checkpoint, or go on with one, and be the only one to write it.
+
+    Called by all processes of a program together. What is not finished when the
+    context ends is kept, and gone on with the next time.
 
     Args:
       uri: what it will be called.
@@ -52,17 +59,40 @@ def create(
       shard_bytes: the most in one safetensors file.
 
     Raises:
-      UserError: an unknown format, no space, or another layout has been begun there.
+      UserError: an unknown format, no space, another layout has been begun there, or
+        another program is writing it, or has written it.
     """
-    if format == "safetensors":
-        from merging.checkpoints.safetensors_writer import SafetensorsWriter
+    if format not in FORMATS:
+        raise nearest("format", format, FORMATS)
+    with contextlib.ExitStack() as stack:
+        processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
+        if format == "safetensors":
+            from merging.checkpoints.safetensors_writer import SafetensorsWriter
 
-        return SafetensorsWriter(uri, abstract, shard_bytes)
-    if format == "orbax":
-        from merging.checkpoints.orbax_writer import OrbaxWriter
+            writer: Writer = SafetensorsWriter(uri, abstract, shard_bytes)
+        else:
+            from merging.checkpoints.orbax_writer import OrbaxWriter
 
-        return OrbaxWriter(uri, abstract)
-    raise nearest("format", format, FORMATS)
+            writer = OrbaxWriter(uri, abstract)
+        stack.callback(writer.close)
+        yield writer
+
+
+@contextlib.contextmanager
+def _only_writer(uri: str) -> Iterator[None]:
+    """Hold the lock of an output, which lies beside it: it outlives the renaming."""
+    lock = Path(os.path.abspath(uri) + ".lock")
+
+    def taken(who: str) -> UserError:
+        return UserError(
+            f"{who} writes {uri}. Wait for it, stop it, or choose another output."
+        )
+
+    with errors.writing(uri):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    with locks.held(lock, str(lock.parent), taken, remove=True):
+        require_free_output(uri, ())  # another may have finished it meanwhile
+        yield
 
 
 def _refuse_other_formats(path: epath.Path) -> None:

@@ -83,6 +83,10 @@ class OrbaxWriter:
         processes.barrier(f"{self.uri} is written")
         processes.broadcast(lambda: self._publish(extra_files))
 
+    def close(self) -> None:
+        """Let go of the arrays."""
+        self._arrays = {}
+
     def _make(self) -> None:
         """Make the template and the empty arrays, or find them made."""
         folder, layout = Path(self.folder), Path(self.folder) / _LAYOUT

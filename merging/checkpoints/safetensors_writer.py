@@ -11,8 +11,8 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from merging.checkpoints import errors
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
-from merging.runtime import processes
+from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
 
 PARTIAL = ".partial"
@@ -67,7 +67,7 @@ class SafetensorsWriter:
         processes.broadcast(lambda: self._make(begun))
         self._descriptors = {file: os.open(file, os.O_RDWR) for file in begun}
         self._disk, self._lock = ThreadPoolExecutor(1, "disk"), threading.Lock()
-        self._unstored = 0
+        self._unstored, self._stores = 0, list[Future]()
 
     def granularity(self, path: str) -> int:
         """Return 1: any piece can be written by itself."""
@@ -91,8 +91,17 @@ class SafetensorsWriter:
             if self._unstored < STORE_AFTER:
                 return
             self._unstored = 0
-        for descriptor in self._descriptors.values():
-            self._disk.submit(os.fdatasync, descriptor)
+            done = [store for store in self._stores if store.done()]
+            self._stores = [store for store in self._stores if not store.done()]
+            for descriptor in self._descriptors.values():
+                self._stores.append(self._disk.submit(os.fdatasync, descriptor))
+        self._require_stored(done)
+
+    def _require_stored(self, stores: Sequence[Future]) -> None:
+        """Raise if the disk failed: it says so once, to whoever asks first."""
+        for store in stores:
+            if isinstance(error := store.exception(), OSError):
+                raise errors.NotStored(self.folder, error.strerror) from error
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Read back what was written."""
@@ -107,13 +116,18 @@ class SafetensorsWriter:
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add files, flush everything, and give the folder its name; all processes."""
-        self._disk.shutdown(cancel_futures=True)
-        for descriptor in self._descriptors.values():
-            os.fsync(descriptor)
-            os.close(descriptor)
-        self._descriptors = {}
+        last = [self._disk.submit(os.fsync, d) for d in self._descriptors.values()]
+        self._require_stored([*self._stores, *last])
+        self.close()
         processes.barrier(f"{self.uri} is flushed")
         processes.broadcast(lambda: self._publish(extra_files))
+
+    def close(self) -> None:
+        """Stop the thread and close the files."""
+        self._disk.shutdown(cancel_futures=True)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors = {}
 
     def _make(self, begun: Mapping[Path, tuple[bytes, int]]) -> None:
         folder = Path(self.folder)
@@ -133,6 +147,9 @@ class SafetensorsWriter:
                 with open(fresh, "wb") as stream:
                     _allocate(stream.fileno(), size)
                     stream.write(first)
+                    stream.flush()
+                    # Before the rename: a power cut must not leave a name without it.
+                    os.fsync(stream.fileno())
                 fresh.rename(file)
 
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
@@ -150,12 +167,14 @@ class SafetensorsWriter:
                     raise ValueError(f"{name!r} is no name for a file beside weights")
                 with open(folder / name, "wb") as stream:
                     stream.write(content)
+                    stream.flush()
                     os.fsync(stream.fileno())
             for inside in folder.iterdir():
                 if inside.is_dir():
                     shutil.rmtree(inside)
+            storage.sync_folder(folder)
             os.rename(folder, self.uri)
-            _sync_folder(Path(self.uri).absolute().parent)
+            storage.sync_folder(Path(self.uri).absolute().parent)
 
 
 def _shards(
@@ -191,14 +210,6 @@ def _allocate(descriptor: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
         os.ftruncate(descriptor, size)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _other_layout(folder: str) -> UserError:

@@ -34,7 +34,14 @@ class Writer(Protocol):
         """Read back what was written."""
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
-        """Add small files, and publish it under its name; called by all processes."""
+        """Add small files, and publish it under its name; called by all processes.
+
+        Raises:
+          NotStored: the disk did not take something that was written.
+        """
+
+    def close(self) -> None:
+        """Let go of files and threads, whether it is finished or not."""
 
 
 def require_free_output(output: str, inputs: Sequence[str]) -> None:

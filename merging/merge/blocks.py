@@ -18,7 +18,7 @@ import numpy as np
 from merging.checkpoints import Writer
 from merging.merge import checks, kernels
 from merging.merge.inputs import BASE
-from merging.merge.journal import Journal
+from merging.merge.journal import Done, Journal
 from merging.merge.kernels import Gathered
 from merging.merge.partition import Block, Kind, Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
@@ -68,7 +68,11 @@ class BlockMerger:
         dtype = jnp.dtype(kind.dtype)
         if kind.method is None:
             self._require_equal(loaded)
-            self._write(loaded, loaded.models[0].astype(dtype))
+            with np.errstate(over="ignore"):  # found, and named, just below
+                copied = loaded.models[0].astype(dtype)
+            if jnp.issubdtype(dtype, jnp.floating):
+                self._require_finite(loaded, copied)
+            self._write(loaded, copied)
             return
         group, states = self._states(loaded)
         method = dataclasses.replace(group.method, name="")
@@ -138,7 +142,8 @@ class BlockMerger:
     def _require_finite(self, loaded: Loaded, merged: np.ndarray) -> None:
         if not kernels.nonfinite(merged):
             return
-        names = self._names[-len(loaded.models) :]
+        kind = self._cut.kinds[loaded.block.kind]
+        names = [self._names[i] for i in self._models(kind)]
         models = zip(names, loaded.models, strict=True)
         inputs = [(leaf, n) for n, array in models for leaf in self._bad(loaded, array)]
         checks.refuse_nonfinite(inputs, self._bad(loaded, merged), merged.dtype)
@@ -156,10 +161,10 @@ def apply_majority(
     cut: Partition, writer: Writer, journal: Journal, mine: set[int]
 ) -> None:
     """Write over the elements whose votes cancel, as a negative majority wants them."""
-    for number, done in sorted(journal.done().items()):
-        if number not in mine or not done.ties:
+    for number in sorted(mine):
+        done, block = journal.done[number], cut.blocks[number]
+        if not done.ties:
             continue
-        block = cut.blocks[number]
         dtype = cut.kinds[block.kind].dtype
         positions, values = journal.ties(done, dtype)
         row = 0
@@ -172,17 +177,33 @@ def apply_majority(
                 part = np.empty(size, dtype)
                 writer.read_into(path, piece.start, part)
                 part[positions[here] - start] = values[here]
+                if kernels.nonfinite(values[here]):  # the inputs were seen to be finite
+                    checks.refuse_nonfinite((), [path], dtype)
                 writer.write(path, piece.start, part)
+        journal.keep_settled(number, _stored(cut, block, writer))
 
 
 def verified(
     cut: Partition, writer: Writer, journal: Journal, mine: set[int]
-) -> set[int]:
-    """Return the blocks that an earlier run finished and that are still whole."""
-    found = set()
-    for number, done in journal.done().items():
-        if number in mine and _stored(cut, cut.blocks[number], writer) == done.checksum:
-            found.add(number)
+) -> dict[int, Done]:
+    """Return the blocks that earlier runs finished and that are still whole.
+
+    As they were merged, or with the majority applied; of one that was killed halfway
+    between the two, or whose ties were lost, nothing is of use.
+    """
+    settled = journal.settled()
+    stored: dict[int, int] = {}
+    found = {}
+    for done in journal.records():
+        if (number := done.number) not in mine:
+            continue
+        block = cut.blocks[number]
+        if number not in stored:
+            stored[number] = _stored(cut, block, writer)
+        whole = stored[number] in (done.checksum, settled.get(number))
+        dtype = cut.kinds[block.kind].dtype
+        if whole and journal.ties(done, dtype) is not None:
+            found[number] = done
     return found
 
 

@@ -81,10 +81,23 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
     described = processes.broadcast(
         lambda: manifest.describe_inputs(job.inputs.names, job.inputs.sources)
     )
-    writer = checkpoints.create(
+    fingerprint = _fingerprint(job, cut, described)
+    begun = checkpoints.create(
         job.output, job.format, abstract, shard_bytes=job.shard_bytes
     )
-    journal = Journal(writer.folder, _fingerprint(job, cut, described))
+    with begun as writer:
+        journal = Journal(writer.folder, fingerprint)
+        try:
+            found = _merge(job, cut, abstract, writer, journal)
+            record = _record(job, abstract, described, found)
+            writer.finish({**extra, manifest.NAME: manifest.as_bytes(record)})
+        except checkpoints.NotStored:
+            journal.forget_blocks()
+            raise
+
+
+def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str]:
+    """Write all merged leaves; return their digests."""
     mine = set(cut.share(processes.index(), processes.count()))
     work = sum(cut.bytes_of(cut.blocks[i]) for i in mine)
     with Progress(work, "merge", check=preemption.raise_if_asked) as progress:
@@ -93,10 +106,14 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
         _settle_majority(cut, writer, journal, mine)
         processes.barrier("the majority is applied")
         progress.note("checking what was written")
-        found = journal.keep_digests(
+        return journal.keep_digests(
             manifest.digests(_my_leaves(abstract), writer.read_into)
         )
-    record = {
+
+
+def _record(job: Job, abstract, described: list, found: Mapping[str, str]) -> dict:
+    """Return the manifest."""
+    return {
         "version": manifest.VERSION,
         "settings": dict(job.settings),
         "inputs": described,
@@ -110,18 +127,17 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
             for path, leaf in abstract.items()
         },
     }
-    writer.finish({**extra, manifest.NAME: manifest.as_bytes(record)})
 
 
 def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> None:
     """Merge the blocks of this process that no earlier run has finished."""
-    if journal.negative() is not None:  # then all were finished
-        progress.skip(progress.total)
-        return
-    finished = blocks.verified(cut, writer, journal, mine)
+    journal.done |= blocks.verified(cut, writer, journal, mine)
+    finished = set(journal.done)
     progress.skip(sum(cut.bytes_of(cut.blocks[i]) for i in finished))
     if finished:
         progress.message(f"{len(finished)} of {len(mine)} blocks were finished before.")
+    if finished == mine:
+        return
     has_base = job.inputs.base is not None
     pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget)
     names = job.inputs.names
@@ -180,8 +196,8 @@ def _settle_majority(cut: Partition, writer, journal, mine) -> None:
     negative = journal.negative()
     if negative is None:
         votes = np.zeros(len(asking), np.int64)
-        for number, done in journal.done().items():
-            if number in mine and method_of(number) in asking:
+        for number, done in journal.done.items():
+            if method_of(number) in asking:
                 votes[asking.index(method_of(number))] += done.ballot
         processes.all_reduce([votes])
         negative = [

@@ -1,20 +1,23 @@
 """What a merge has done so far, kept beside its output: a stopped one goes on.
 
 Everything lies in the folder `.merge` of the unfinished output and goes when it is
-published. A line is written after the bytes it speaks of, so a line that is there
-tells the truth; one that a kill cut in half is no line.
+published. A line is written after the bytes it speaks of, so after a kill a line that
+is there tells the truth, and one that was cut in half is no line. After a power cut
+the bytes may be gone although the line is there: so a line has their checksum, and who
+goes on reads them back and holds them against it (`blocks.verified`).
 """
 
 import json
 import os
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from merging.runtime import processes
+from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
 
 FOLDER = ".merge"
@@ -29,6 +32,7 @@ class Done(NamedTuple):
       ballot: elements elected positive less those elected negative.
       ties: how many elements wait for the model's majority.
       file, start: where those are kept.
+      ties_checksum: of what is kept of them.
     """
 
     number: int
@@ -37,10 +41,15 @@ class Done(NamedTuple):
     ties: int
     file: str
     start: int
+    ties_checksum: int
 
 
 class Journal:
     """The journal of one merge; all its processes write, each in files of its own.
+
+    Attributes:
+      done: this process's finished blocks, by number: those of this run, and of
+        earlier ones those that were found whole.
 
     Args:
       output: the unfinished output's folder.
@@ -58,6 +67,7 @@ class Journal:
         lines = processes.broadcast(lambda: _lines(self._folder / "answers.jsonl"))
         self._answers = {line["name"]: line for line in lines}
         self._ties_name = f"ties.{self._process}.bin"
+        self.done: dict[int, Done] = {}
 
     def answers(self, name: str, asked: Mapping[int, Any]) -> dict[int, Any] | None:
         """Return what the very same was answered before, by expert, or None.
@@ -79,14 +89,10 @@ class Journal:
             record = {"name": name, "asked": asked, "answers": answers}
             self._append("answers.jsonl", record)
 
-    def done(self) -> dict[int, Done]:
-        """Return the finished blocks of all processes, of this run and before."""
-        found = {}
-        for path in sorted(self._folder.glob("blocks.*.jsonl")):
-            for line in _lines(path):
-                record = Done(**line)
-                found[record.number] = record
-        return found
+    def records(self) -> list[Done]:
+        """Return what all processes wrote down of finished blocks, in earlier runs."""
+        paths = sorted(self._folder.glob("blocks.*.jsonl"))
+        return [Done(**line) for path in paths for line in _lines(path)]
 
     def keep_block(
         self,
@@ -105,22 +111,42 @@ class Journal:
           positions: uint32, in the block.
           values: the output's dtype, one for each position.
         """
-        start = 0
-        if len(positions):
+        start, kept = 0, positions.tobytes() + values.tobytes()
+        if kept:
             with self._lock, open(self._folder / self._ties_name, "ab") as file:
                 start = file.tell()
-                file.write(positions.tobytes() + values.tobytes())
-        done = Done(number, checksum, ballot, len(positions), self._ties_name, start)
+                file.write(kept)
+        name, ties = self._ties_name, len(positions)
+        done = Done(number, checksum, ballot, ties, name, start, zlib.crc32(kept))
         self._append(f"blocks.{self._process}.jsonl", done._asdict())
+        self.done[number] = done
 
-    def ties(self, done: Done, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions and values that `keep_block` was given."""
-        with open(self._folder / done.file, "rb") as file:
-            file.seek(done.start)
-            positions = np.frombuffer(file.read(4 * done.ties), np.uint32)
-            return positions, np.frombuffer(
-                file.read(dtype.itemsize * done.ties), dtype
-            )
+    def ties(self, done: Done, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the positions and values that `keep_block` was given; None if lost."""
+        size = (4 + dtype.itemsize) * done.ties
+        kept = b""
+        if size and (path := self._folder / done.file).exists():
+            with open(path, "rb") as file:
+                file.seek(done.start)
+                kept = file.read(size)
+        if len(kept) != size or zlib.crc32(kept) != done.ties_checksum:
+            return None
+        positions = np.frombuffer(kept[: 4 * done.ties], np.uint32)
+        return positions, np.frombuffer(kept[4 * done.ties :], dtype)
+
+    def keep_settled(self, number: int, checksum: int) -> None:
+        """Write down a block's checksum after the majority was applied to it."""
+        self._append(f"settled.{self._process}.jsonl", [number, checksum])
+
+    def settled(self) -> dict[int, int]:
+        """Return {number: checksum} of what all processes wrote down of those."""
+        paths = sorted(self._folder.glob("settled.*.jsonl"))
+        return {number: sum_ for path in paths for number, sum_ in _lines(path)}
+
+    def forget_blocks(self) -> None:
+        """Have all blocks done over: of what was written, the disk has lost some."""
+        for path in self._folder.glob("blocks.*.jsonl"):
+            path.unlink(missing_ok=True)
 
     def keep_negative(self, methods: Sequence[int]) -> None:
         """Write down which methods' majority is negative; blocks change once more."""
@@ -148,11 +174,10 @@ class Journal:
         path = self._folder / "merge.json"
         self._folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(merge, indent=1))
-            fresh.rename(path)
+            storage.write_json(path, merge)
             return
         before = json.loads(path.read_text())
+        merge = _as_json(merge)
         changed = sorted(
             key
             for key in merge.keys() | before.keys()

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,6 @@ def written(path, extra=None):
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for name, leaf in leaves().items()
     }
-    writer = checkpoints.create(str(path), "orbax", abstract)
 
     def write(name, leaf):
         flat = np.array(leaf).reshape(-1)
@@ -110,13 +109,11 @@ def written(path, extra=None):
         for start in reversed(range(0, len(flat), step)):
             writer.write(name, start, flat[start : start + step])
 
-    threads = [threading.Thread(target=write, args=item) for item in leaves().items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not path.exists()
-    writer.finish(extra or {})
+    with checkpoints.create(str(path), "orbax", abstract) as writer:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(write, *zip(*leaves().items(), strict=True)))
+        assert not path.exists()
+        writer.finish(extra or {})
 
 
 @pytest.mark.parametrize("chunk", [64, 2**23])
@@ -146,15 +143,18 @@ def test_chunks_are_equal_ranges_of_a_leaf():
 
 def test_an_unfinished_folder_is_gone_on_with_only_by_the_same_layout(tmp_path):
     of = {"a": jax.ShapeDtypeStruct((4,), np.int32)}
-    first = checkpoints.create(str(tmp_path / "out"), "orbax", of)
-    first.write("a", 0, np.arange(4, dtype=np.int32))
-    again = checkpoints.create(str(tmp_path / "out"), "orbax", of)
+    with checkpoints.create(str(tmp_path / "out"), "orbax", of) as first:
+        first.write("a", 0, np.arange(4, dtype=np.int32))
     out = np.empty(4, np.int32)
-    again.read_into("a", 0, out)
+    with checkpoints.create(str(tmp_path / "out"), "orbax", of) as again:
+        again.read_into("a", 0, out)
     assert out.tolist() == [0, 1, 2, 3]
     other = {"a": jax.ShapeDtypeStruct((5,), np.int32)}
-    with pytest.raises(UserError, match="laid out differently"):
-        checkpoints.create(str(tmp_path / "out"), "orbax", other)
+    with (
+        pytest.raises(UserError, match="laid out differently"),
+        checkpoints.create(str(tmp_path / "out"), "orbax", other),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Safetensors folders: read as a stranger's, written so that any reader takes them."""
 
+import errno
 import json
 import os
 import subprocess
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from merging import UserError, checkpoints
-from merging.checkpoints import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints import (
+    CorruptCheckpoint,
+    MissingCheckpoint,
+    safetensors_writer,
+)
 
 INDEX = "model.safetensors.index.json"
 
@@ -84,20 +89,18 @@ def test_whole_leaves_go_to_their_devices(tmp_path):
 
 def test_what_is_written_piece_by_piece_is_what_the_library_reads(tmp_path):
     output = str(tmp_path / "out")
-    writer = checkpoints.create(output, "safetensors", abstract(leaves()))
 
     def write(path, leaf):
         flat = np.array(leaf).reshape(-1)
         for start in reversed(range(0, len(flat), 4)):
             writer.write(path, start, flat[start : start + 4])
 
-    threads = [threading.Thread(target=write, args=item) for item in leaves().items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not os.path.exists(output)
-    writer.finish({"notes.json": b"{}"})
+    with checkpoints.create(output, "safetensors", abstract(leaves())) as writer:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(write, *zip(*leaves().items(), strict=True)))
+        assert not os.path.exists(output)
+        writer.finish({"notes.json": b"{}"})
+    assert os.listdir(tmp_path) == ["out"]
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert list(found) != [] and set(found) == set(leaves())
     for path, leaf in leaves().items():
@@ -108,13 +111,58 @@ def test_what_is_written_piece_by_piece_is_what_the_library_reads(tmp_path):
 
 def test_an_unfinished_folder_is_gone_on_with_only_by_the_same_layout(tmp_path):
     output, of = str(tmp_path / "out"), abstract(leaves())
-    checkpoints.create(output, "safetensors", of).write("ids", 0, np.arange(4) + 5)
-    again = checkpoints.create(output, "safetensors", of)
+    with checkpoints.create(output, "safetensors", of) as first:
+        first.write("ids", 0, np.arange(4) + 5)
     out = np.empty(4, np.int64)
-    again.read_into("ids", 0, out)
+    with checkpoints.create(output, "safetensors", of) as again:
+        again.read_into("ids", 0, out)
     assert out.tolist() == [5, 6, 7, 8]
-    with pytest.raises(UserError, match="laid out differently"):
-        checkpoints.create(output, "safetensors", dict(list(of.items())[1:]))
+    other = dict(list(of.items())[1:])
+    with (
+        pytest.raises(UserError, match="laid out differently"),
+        checkpoints.create(output, "safetensors", other),
+    ):
+        pass
+
+
+def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
+    output, of = str(tmp_path / "out"), abstract(leaves())
+    with checkpoints.create(output, "safetensors", of) as first:
+        first.write("ids", 0, np.arange(4) + 5)
+        with (
+            pytest.raises(UserError, match=f"process {os.getpid()} on .* writes .*out"),
+            checkpoints.create(output, "safetensors", of),
+        ):
+            pass
+        first.finish({})
+    assert os.listdir(tmp_path) == ["out"]
+    with (
+        pytest.raises(UserError, match="exists"),
+        checkpoints.create(output, "safetensors", of),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("when", ["beside the work", "at the end"])
+def test_bytes_that_the_disk_does_not_store_are_not_published(
+    tmp_path, monkeypatch, when
+):
+    """A disk that fails, by a stand-in for the system call that says so."""
+
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    beside = when == "beside the work"
+    monkeypatch.setattr(safetensors_writer, "STORE_AFTER", 1 if beside else 2**40)
+    of = {"a": jax.ShapeDtypeStruct((4,), np.int64)}
+    with (
+        pytest.raises(checkpoints.NotStored, match="Input/output error"),
+        checkpoints.create(str(tmp_path / "out"), "safetensors", of) as writer,
+    ):
+        monkeypatch.setattr(os, "fdatasync" if beside else "fsync", fails)
+        writer.write("a", 0, np.arange(4))
+        writer.finish({})
+    assert os.listdir(tmp_path) == ["out.partial"]
 
 
 def test_orbax_paths_become_names_and_clashes_are_listed(tmp_path):
@@ -246,7 +294,8 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path):
     try:
         big = {"x": jax.ShapeDtypeStruct((5_000_000,), np.uint8)}
         with pytest.raises(UserError, match="the disk is full"):
-            checkpoints.create(str(disk / "out"), "safetensors", big)
+            with checkpoints.create(str(disk / "out"), "safetensors", big):
+                pass
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

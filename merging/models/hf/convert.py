@@ -86,10 +86,11 @@ def convert(
     files = _files(model, auxiliary_files)
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))
-    writer = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
     mine = ranges[processes.index() :: processes.count()]
-    _copy(model, writer, format, mine)
-    writer.finish(files)
+    begun = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
+    with begun as writer:
+        _copy(model, writer, format, mine)
+        writer.finish(files)
     return Path(output)
 
 

@@ -1,0 +1,124 @@
+"""One process at a time: a lock that ends with its holder, however that ends."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from merging.runtime.errors import UserError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def held(
+    path: Path, what: str, refusal: Callable[[str], UserError], remove: bool = False
+) -> Iterator[None]:
+    """Hold the lock at a path, or be refused.
+
+    The lock is the file system's (flock), which gives it back when this process ends,
+    however it ends; the file only says who has it. Where a file system has no locks,
+    the process that the file names is looked for: on this machine it can be found, and
+    of another machine nothing is known, which is said.
+
+    Args:
+      path: of the lock's file; its folder is there.
+      what: is locked, for a warning.
+      refusal: makes the error, given who has the lock: number, host, time and command.
+      remove: take the file away at the end.
+
+    Raises:
+      UserError: the refusal.
+    """
+    with _opened(path, what, refusal) as file:
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join(sys.argv)[:200],
+        }
+        with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+            file.truncate(0)
+            file.write(json.dumps(record).encode())
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
+            else:
+                file.truncate(0)
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """Return who has a lock, or had it when it was killed; None: nobody.
+
+    Returns:
+      `host`, `pid`, `since`, `command`, and `alive`: None where that can't be known.
+    """
+    try:
+        record = json.loads(path.read_text())
+        return record | {"alive": _alive(path, record)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> BinaryIO:
+    """Return the lock's file, locked."""
+    while True:
+        file = open(path, "a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise refusal(_named(holder(path))) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _look_for(path, what, refusal)
+            return file
+        # The last holder may have taken the file away after it was opened here.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def _alive(path: Path, record: Mapping[str, Any]) -> bool | None:
+    """Return whether a lock's holder still works; None where that can't be known."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            if record["host"] != socket.gethostname():
+                return None
+            return Path(f"/proc/{int(record['pid'])}").exists()
+    return False
+
+
+def _look_for(path: Path, what: str, refusal: Callable[[str], UserError]) -> None:
+    found = holder(path)
+    if found is None:
+        return
+    if found["alive"]:
+        raise refusal(_named(found))
+    if found["alive"] is None:
+        print(
+            f"warning: the file system of {what} has no locks; see to it that the "
+            f"process {found['pid']} on {found['host']} no longer works there.",
+            file=sys.stderr,
+        )
+
+
+def _named(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "another process"
+    who = f"process {found['pid']} on {found['host']}, since {found['since']}"
+    return f"{who} ({found['command']}),"

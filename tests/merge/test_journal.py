@@ -1,0 +1,182 @@
+"""A merge that is interrupted in the worst places, and what its journal makes of it."""
+
+import shutil
+
+import models
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from merging import UserError, checkpoints, methods
+from merging.merge import blocks, job
+from merging.merge import streamed as stream
+
+MERGE = {"memory_budget": "700kB"}
+TIES = methods.ties(density=1)
+
+
+class Cut(Exception):
+    """The power went."""
+
+
+@pytest.fixture(scope="module")
+def cancelling(tmp_path_factory):
+    """A family many of whose votes cancel, under a negative majority."""
+    folder = tmp_path_factory.mktemp("cancelling")
+    shapes = {"a": (500, 300), "b": (700, 100), "c": (70,)}
+    base = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    moved = [
+        {
+            n: x + rng.choice([-1, -1, 1], x.shape).astype("f4") / 4
+            for n, x in base.items()
+        }
+        for _ in range(2)
+    ]
+    experts = {f"e{i}": models.save(folder / f"e{i}", e) for i, e in enumerate(moved)}
+    return models.save(folder / "base", base), experts
+
+
+@pytest.fixture(scope="module")
+def expected(cancelling, tmp_path_factory):
+    output = tmp_path_factory.mktemp("expected") / "out"
+    stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+    leaves = load_file(output / "model.safetensors")
+    votes = sum(
+        load_file(f"{e}/model.safetensors")["a"] for e in cancelling[1].values()
+    )
+    assert (votes == 0).any() and (leaves["a"][votes == 0] == -0.25).all()
+    return models.bits(leaves)
+
+
+def interrupted(cancelling, output, monkeypatch, name, calls):
+    """Merge until a function of `blocks` or `job` was called so often."""
+    module = blocks if hasattr(blocks, name) else job
+    whole, seen = getattr(module, name), []
+
+    def cut(*args, **kwargs):
+        seen.append(name)
+        if len(seen) > calls:
+            raise Cut
+        return whole(*args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Cut):
+        patched.setattr(module, name, cut)
+        stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+    assert not output.exists()
+    return output.with_name("out.partial")
+
+
+def resumed(cancelling, output):
+    stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+    assert stream.verify(str(output)) == []
+    return models.bits(load_file(output / "model.safetensors"))
+
+
+def zeroed(path, start, size):
+    """What a file is after a power cut that pages of it did not live to see."""
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(bytes(size))
+
+
+# Before the majority is known; in the middle of applying it; when all is written.
+@pytest.mark.parametrize("phase", ["apply_majority", "_stored", "_record"])
+@pytest.mark.parametrize("lost", ["weights", "ties", "answers", "half a line"])
+def test_what_a_power_cut_took_is_made_again(
+    cancelling, expected, tmp_path, monkeypatch, phase, lost
+):
+    output = tmp_path / "out"
+    calls = 1 if phase == "_stored" else 0
+    partial = interrupted(cancelling, output, monkeypatch, phase, calls)
+    journal = partial / ".merge"
+    if lost == "weights":
+        zeroed(partial / "model.safetensors", 8192, 100_000)
+    elif lost == "ties":
+        zeroed(journal / "ties.0.bin", 4096, 8192)
+    elif lost == "answers":
+        for path in journal.glob("negative.jsonl"):
+            zeroed(path, 0, path.stat().st_size)
+    else:
+        lines = (journal / "blocks.0.jsonl").read_bytes()
+        (journal / "blocks.0.jsonl").write_bytes(lines[:-20] + bytes(20))
+    assert resumed(cancelling, output) == expected
+
+
+def test_a_disk_that_fails_at_the_end_has_all_blocks_done_over(
+    cancelling, expected, tmp_path, monkeypatch
+):
+    output = tmp_path / "out"
+
+    def fails(writer, extra_files):
+        raise checkpoints.NotStored(writer.folder, "Input/output error")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="not store"):
+        patched.setattr(checkpoints_writer(), "finish", fails)
+        stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+    # What is read back looks whole, and never reached the disk.
+    assert not list((tmp_path / "out.partial" / ".merge").glob("blocks.*"))
+    assert resumed(cancelling, output) == expected
+
+
+def checkpoints_writer():
+    from merging.checkpoints import safetensors_writer
+
+    return safetensors_writer.SafetensorsWriter
+
+
+def test_another_process_count_goes_on_with_a_block_whose_first_record_was_lost(
+    cancelling, expected, tmp_path, monkeypatch
+):
+    """Records of one block in two files: the one that is whole counts."""
+    output = tmp_path / "out"
+    partial = interrupted(cancelling, output, monkeypatch, "_record", 0)
+    journal = partial / ".merge"
+    shutil.copy(journal / "blocks.0.jsonl", journal / "blocks.1.jsonl")
+    text = (journal / "blocks.1.jsonl").read_text()
+    (journal / "blocks.1.jsonl").write_text(text.replace("ties.0.bin", "ties.1.bin"))
+    assert resumed(cancelling, output) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1e6, "beyond the range of float16 in kept"),
+        (np.nan, "NaN or Inf in the weights of:\n  kept in 'the base"),
+    ],
+)
+def test_a_leaf_that_is_kept_is_checked_as_a_merged_one(tmp_path, value, words):
+    base = {"kept": np.array([value, 1], np.float32), "w": np.ones(3, np.float32)}
+    expert = {"kept": np.ones(2, np.float32), "w": np.full(3, 2, np.float32)}
+    base, expert = (
+        models.save(tmp_path / n, m) for n, m in (("b", base), ("e", expert))
+    )
+    with pytest.raises(UserError, match=words):
+        stream.merge_checkpoints(
+            base,
+            [expert],
+            "task_arithmetic()",
+            str(tmp_path / "out"),
+            leaf_rules=["^kept$ => base"],
+            dtype="float16",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_majority_that_overflows_is_refused(tmp_path):
+    """Under a positive one the same merge is within float16's range."""
+    base = {"a": np.full(64, -60000, np.float32)}
+    steps = np.tile(np.array([[-9e3, 9e3], [9e3, -9e3]], np.float32), 16).reshape(2, 32)
+    lean = np.full((2, 32), -1, np.float32)
+    moved = [
+        {"a": base["a"] + np.concatenate([s, n])}
+        for s, n in zip(steps, lean, strict=True)
+    ]
+    family = (
+        models.save(tmp_path / "base", base),
+        [models.save(tmp_path / f"e{i}", e) for i, e in enumerate(moved)],
+    )
+    with pytest.raises(UserError, match="beyond the range of float16 in a"):
+        stream.merge_checkpoints(
+            *family, "ties(density=1)", str(tmp_path / "out"), dtype="float16"
+        )
