@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = ""  # folder of the model that the experts were fine-tuned from
-    config.experts = ()  # their folders, separated by commas
+    config.experts = ()  # their folders, separated by commas; NAME=FOLDER names one
     config.output = ""  # the folder to make
     config.method = ConfigDict(dict(name="average", weights=None))
     # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.

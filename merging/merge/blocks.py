@@ -120,6 +120,9 @@ class BlockMerger:
         positions: np.ndarray = np.zeros(0, np.uint32),  # noqa: B008
         values: np.ndarray = np.zeros(0, np.uint32),  # noqa: B008
     ) -> None:
+        kind = self._cut.kinds[loaded.block.kind]
+        if merged.dtype != kind.dtype:  # its bytes would go to the wrong places
+            raise TypeError(f"merged as {merged.dtype}, to be stored as {kind.dtype}")
         checksum = 0
         for piece, part in loaded.block.parts(merged):
             self._writer.write(self._cut.paths[piece.leaf], piece.start, part)

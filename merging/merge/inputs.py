@@ -1,12 +1,14 @@
 """The models of a merge, opened and held against each other before a weight is read."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from merging.checkpoints import Source, open_checkpoint
+from merging.merge import checks
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 
@@ -14,6 +16,8 @@ from merging.runtime.errors import UserError
 BASE = "the base"
 # What Hugging Face's models call their output weights; not there where they are tied.
 _HEAD = "lm_head.weight"
+# A name that an expert may be given on the command line.
+_NAME = re.compile(r"[\w.+#-]+")
 
 
 class Inputs(NamedTuple):
@@ -62,31 +66,54 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         tuple(given.index(name) for name in names),
     )
     _require_same_leaves(inputs)
-    _require_known_dtypes(inputs)
+    checks.refuse_dtypes(dict(zip(inputs.names, inputs.abstracts, strict=True)))
     return inputs
 
 
 def expert_names(uris: Sequence[str]) -> dict[str, str]:
-    """Return {name: uri}, named after the last folder that tells them apart.
+    """Return {name: uri} of texts ``PATH``, named after its last folder, or NAME=PATH.
 
-    A checkpoint given twice is merged twice, under two names.
+    What a name is does not depend on the other experts: random masks follow from it.
+    A checkpoint given twice is merged twice, the second time as ``NAME#2``.
+
+    Raises:
+      UserError: two different checkpoints have one name; says how to name them.
     """
-    parts = {uri: [p for p in uri.rstrip("/").split("/") if p] for uri in uris}
-    depth = 1
-    while depth < max((len(p) for p in parts.values()), default=1):
-        short = {"/".join(p[-depth:]) for p in parts.values()}
-        if len(short) == len(parts):
-            break
-        depth += 1
+    given = [_named(text) for text in uris]
     names: dict[str, str] = {}
-    for uri in uris:
-        name = stem = "/".join(parts[uri][-depth:]) or uri
-        times = 1
-        while name in names:
+    for stem, uri in given:
+        name, times = stem, 1
+        while name in names and names[name] == uri:
             times += 1
             name = f"{stem}#{times}"
+        if name in names:
+            places = [place for _, place in given]
+            pairs = zip(_telling_names(places), places, strict=True)
+            example = ",".join(map("=".join, pairs))
+            raise UserError(
+                f"{names[name]} and {uri} are both called {name!r}, and random masks "
+                f"depend on the name: name the experts, such as {example}"
+            )
         names[name] = uri
     return names
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Return the name and the place of an expert as it is given."""
+    name, equals, uri = text.partition("=")
+    if equals and uri and _NAME.fullmatch(name) and not os.path.exists(text):
+        return name, uri
+    return text.rstrip("/").rsplit("/", 1)[-1] or text, text
+
+
+def _telling_names(uris: Sequence[str]) -> list[str]:
+    """Return names for places: the folders of one level, where those tell all apart."""
+    folders = [[part for part in uri.split("/") if part] for uri in uris]
+    for level in range(1, max(map(len, folders)) + 1):
+        names = [f[-level] if len(f) >= level else "" for f in folders]
+        if len(set(names)) == len(names) and all(map(_NAME.fullmatch, names)):
+            return names
+    return [f"expert{i}" for i in range(len(uris))]
 
 
 def _require_same_leaves(inputs: Inputs) -> None:
@@ -109,21 +136,3 @@ def _require_same_leaves(inputs: Inputs) -> None:
         + "\n"
         + " ".join(advice)
     )
-
-
-def _require_known_dtypes(inputs: Inputs) -> None:
-    wrong = []
-    for name, leaves in zip(inputs.names, inputs.abstracts, strict=True):
-        for path, leaf in leaves.items():
-            kind, dtype = tree.dtype_class(leaf), jnp.dtype(leaf.dtype)
-            if kind == "float" and dtype.itemsize < 2:
-                wrong.append(f"{path}: {dtype} in {name!r}")
-            elif kind not in ("float", "integer", "bool"):
-                wrong.append(f"{path}: {kind} in {name!r}")
-            elif dtype == jnp.float64 and not jax.config.jax_enable_x64:
-                wrong.append(f"{path}: float64 in {name!r}; set JAX_ENABLE_X64=1")
-    if wrong:
-        raise UserError(
-            "these dtypes cannot be merged; convert to bfloat16, float16 or float32 "
-            "first:\n  " + "\n  ".join(wrong)
-        )

@@ -128,6 +128,7 @@ def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> 
     models |= {f"expert {name}": model for name, model in experts.items()}
     tree.require_same_structure(models)
     flat = {name: tree.flatten(model) for name, model in models.items()}
+    checks.refuse_dtypes(flat)
     template = next(iter(flat.values()))
     floats = sorted(p for p in template if tree.dtype_class(template[p]) == "float")
     copied = _copy_discrete(flat, [p for p in template if p not in set(floats)])
@@ -230,18 +231,19 @@ def _copy_discrete(flat: Mapping[str, Mapping], paths: list[str]) -> dict[str, A
     (first, template), *rest = flat.items()
     wrong = []
     for path in paths:
-        kind = tree.dtype_class(template[path])
-        if kind not in ("integer", "bool"):
-            raise UserError(
-                f"{path}: {kind} leaves cannot be merged; leave them out of the merge."
-            )
         wrong += [
             f"{path}: {name!r} differs from {first!r}"
             for name, leaves in rest
             if not _equal(leaves[path], template[path])
         ]
     checks.refuse_unequal(wrong)
-    return {path: jnp.array(template[path]) for path in paths}
+    return {path: _copied(template[path]) for path in paths}
+
+
+def _copied(leaf: Any) -> Any:
+    """Return a copy; of NumPy's 64-bit integers as such, where JAX has none."""
+    narrow = jnp.result_type(leaf) != tree.dtype(leaf)
+    return np.array(leaf) if narrow else jnp.array(leaf)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -282,7 +284,8 @@ def _refuse(job: _Job, finite, sound, merged: list[Array], donated: bool) -> Non
                 beyond.append(path)
     order = list(job.leaves)
     wrong.sort(key=lambda found: order.index(found[1]))
-    checks.refuse_nonfinite(wrong, beyond, merged[0].dtype)
+    dtypes = {merged[job.cut.paths.index(path)].dtype for path in beyond}
+    checks.refuse_nonfinite(wrong, beyond, ", ".join(map(str, dtypes)))
 
 
 def _to_write_over(job: _Job) -> list[Array]:

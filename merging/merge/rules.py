@@ -3,16 +3,18 @@
 A rule is a line of text, `REGEX => METHOD(name=value, …)` or `REGEX => base`; the first
 whose regular expression is found in a leaf's path decides. A value is a literal; where
 it is a number it may be `by_layer(a, b, …)`, which goes over the model's depth from a,
-at the first layer, in straight lines to the last value, at the last layer.
+at the first layer, in straight lines to the last value, at the last layer. A ranking
+over the whole model, and its majority, are over the leaves of one rule.
 """
 
 import ast
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from merging import methods
-from merging.methods import Method
+from merging.methods import Method, Votes
 from merging.runtime.errors import UserError, nearest
 
 ARROW = "=>"
@@ -107,7 +109,8 @@ def recipe(
         key = (number, depths[path] if varies else 0.0)
         if key not in made:
             is_spec = isinstance(rule.then, Spec)
-            made[key] = rule.then.method(key[1]) if is_spec else rule.then
+            then = rule.then.method(key[1]) if is_spec else rule.then
+            made[key] = then if rule is last else _apart(then, rule)
         found[path] = made[key]
     _refuse_split_rankings([*chosen, last])
     return found
@@ -203,6 +206,18 @@ def _at(value: Any, depth: float) -> Any:
     if isinstance(value, tuple):
         return tuple(_at(item, depth) for item in value)
     return value
+
+
+def _apart(method: Method | None, rule: Rule) -> Method | None:
+    """Return a rule's method, told from an equal one of another rule by its name.
+
+    What a method finds over all its leaves, it finds over those of one rule. Otherwise
+    two rules would be ranked together as soon as their numbers are the same.
+    """
+    votes = method is not None and any(isinstance(r, Votes) for r in method.reductions)
+    if method is None or not (votes or method.ranks_model):
+        return method
+    return dataclasses.replace(method, name=f"{method.name} of {rule.pattern!r}")
 
 
 def _refuse_split_rankings(rules: Sequence[Rule]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from merging import checkpoints, methods
@@ -49,7 +50,7 @@ def merge_checkpoints(
     Args:
       base: folder of θ₀; None if the method needs none.
       experts: folders of θᵢ, or {name: folder}. Random masks depend on the names,
-        which are the folders' own if none are given.
+        which are the folders' own; ``NAME=FOLDER`` gives another.
       method: such as ``methods.ties(density=0.2)`` or ``"ties(density=0.2)"``.
       output: the folder to make. It appears when it is complete.
       method_file: a Python file of yours that registers methods; see
@@ -199,6 +200,8 @@ def _prepare(
         raise UserError("name the folder to make (output).")
     if dtype is not None and dtype not in DTYPES:
         raise nearest("dtype", dtype, DTYPES)
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
     if format is not None and format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
     if isinstance(experts, str):

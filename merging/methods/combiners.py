@@ -121,8 +121,12 @@ def _sum(values: Sequence[Array], weights: Weights, state: Any) -> Array:
 
 def _mean(values: Sequence[Array], weights: Weights, state: Any) -> Array:
     """Add, in order, then divide once."""
-    divisor = len(values) if weights is None else add(weights)
-    return numerics.divided(_sum(values, weights, state), divisor)
+    total = _sum(values, weights, state)
+    if weights is None:
+        return numerics.divided(total, len(values))
+    # In the values' precision: where x64 is on, Python's numbers would be float64.
+    divisor = add([jnp.asarray(weight, total.dtype) for weight in weights])
+    return numerics.divided(total, divisor)
 
 
 @jax.tree_util.register_static

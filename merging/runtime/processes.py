@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 from merging.runtime import preemption
 from merging.runtime.errors import UserError
 
+# Numbers of all processes that `all_reduce` has in memory at a time: 8 MB.
+REDUCED = 2**20
 HEARTBEAT = 30  # seconds of silence after which a process counts as lost
 # Set by Slurm inside a job step, and by Open MPI: the number of processes.
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -157,15 +159,24 @@ def broadcast(question: Callable[[], Any]) -> Any:
 
 
 def all_reduce(arrays: Sequence[np.ndarray]) -> None:
-    """Add up, in place, the int64 arrays that every process holds alike in shape."""
-    if jax.process_count() == 1:
+    """Add up, in place, the int64 arrays that every process holds alike in shape.
+
+    Part by part, as every process receives all the others' numbers: the memory that
+    takes does not grow with the processes.
+    """
+    processes = jax.process_count()
+    if processes == 1:
         return
     for array in arrays:
-        # As words: without x64, JAX would cut an int64 in half.
-        words = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
-        gathered = np.asarray(multihost_utils.process_allgather(words))
-        parts = gathered.reshape(jax.process_count(), -1).view(np.int64)
-        array[...] = parts.sum(axis=0).reshape(array.shape)
+        flat = np.ascontiguousarray(array).reshape(-1)
+        step = max(REDUCED // processes, 1)
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            # As words: without x64, JAX would cut an int64 in half.
+            words = part.view(np.uint32)
+            gathered = np.asarray(multihost_utils.process_allgather(words))
+            part[:] = gathered.reshape(processes, -1).view(np.int64).sum(axis=0)
+        array[...] = flat.reshape(array.shape)
 
 
 def _coordination_client() -> Any:

@@ -289,6 +289,39 @@ def test_experts_and_weights_that_do_not_fit_are_refused():
         merge(base, {"e": base}, methods.average(weights=(1, 2)))
     with pytest.raises(UserError, match="names must be strings, not 3"):
         merge(base, {3: base}, methods.average())
-    with pytest.raises(UserError, match="complex64 leaves cannot be merged"):
+    with pytest.raises(UserError, match="w: complex64 in 'base'"):
         complex_ = one_leaf([1j], jnp.complex64)
         merge(complex_, {"e": complex_}, methods.average())
+
+
+def test_integers_that_jax_would_cut_in_half_are_copied_whole():
+    wide = np.array([2**40 + 5, -1])
+    models = [{"steps": wide, "w": np.ones(2, np.float32)} for _ in range(3)]
+    found = merge(models[0], {"a": models[1], "b": models[2]}, methods.average())
+    assert found["steps"].dtype == np.int64 and found["steps"].tolist() == wide.tolist()
+    models[2]["steps"] = np.array([5, -1])
+    with pytest.raises(UserError, match="steps: 'expert b' differs"):
+        merge(models[0], {"a": models[1], "b": models[2]}, methods.average())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, jnp.float8_e4m3fn])
+def test_dtypes_that_would_be_merged_in_another_are_refused(dtype):
+    model = {"w": np.ones(2, dtype)}
+    with pytest.raises(UserError, match=f"w: {np.dtype(dtype)} in 'base'"):
+        merge(model, {"a": model}, methods.average())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_float64_elsewhere_changes_no_bit_of_float32(name):
+    rng = np.random.default_rng(5)
+    models = [{"w": rng.normal(size=(6, 50)).astype(np.float32)} for _ in range(4)]
+    experts = dict(zip("abc", models[1:], strict=True))
+    weighted = "weights" in next(
+        e.parameters for e in methods.catalogue() if e.name == name
+    )
+    method = methods.get(name, **({"weights": (0.1, 0.1, 1.1)} if weighted else {}))
+    narrow = merge(models[0], experts, method)["w"]
+    with jax.enable_x64(True):
+        wide = merge(models[0], experts, method)["w"]
+        assert wide.dtype == jnp.float32
+        assert np.asarray(wide).tobytes() == np.asarray(narrow).tobytes()

@@ -25,6 +25,17 @@ def test_the_first_rule_that_is_found_decides():
     assert found["model.embed_tokens.weight"] == methods.ties(density=0.3)
 
 
+def test_each_rule_ranks_its_own_leaves_whatever_its_numbers():
+    """A density that another rule has, too, must not join the two rankings."""
+    for density in (0.5, 0.50001):
+        found = rules.recipe(LEAVES, "ties(density=0.5)", [f"mlp => ties({density=})"])
+        methods_ = {found["lm_head.weight"], found["model.layers.0.mlp.weight"]}
+        assert len(methods_) == 2
+        assert len(set(found.values())) == 2
+    found = rules.recipe(LEAVES, "average", ["mlp => average()"])
+    assert len(set(found.values())) == 1  # an average has nothing to find
+
+
 def test_numbers_go_over_the_depth_in_straight_lines():
     text = "task_arithmetic(scale=by_layer(0, 1, 0.5), weights=(1, by_layer(2, 4)))"
     found = rules.recipe(LEAVES, text)

@@ -9,6 +9,7 @@ import pytest
 
 from merging import UserError
 from merging.merge import streamed as stream
+from merging.merge.inputs import expert_names
 from merging.runtime.progress import Progress
 
 
@@ -179,3 +180,27 @@ def test_float64_needs_x64(tmp_path):
     expert = models.save(tmp_path / "e", wide)
     with pytest.raises(UserError, match="w: float64 in 'the base'; set JAX_ENABLE_X64"):
         attempt(base, [expert], tmp_path / "out")
+
+
+def test_float64_out_of_float32_models_needs_x64_too(family, tmp_path):
+    base, experts = family
+    with pytest.raises(UserError, match="dtype float64.*JAX_ENABLE_X64=1"):
+        stream.merge_checkpoints(
+            base, experts, "ties()", str(tmp_path / "out"), dtype="float64"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experts_name_depends_on_no_other_expert():
+    assert expert_names(["x/final", "x/last"]) == {"final": "x/final", "last": "x/last"}
+    with pytest.raises(UserError, match="both called 'final'.* x=x/final,y=y/final"):
+        expert_names(["x/final", "y/final"])
+    named = expert_names(["qa=x/final", "nli=y/final", "z/final/"])
+    assert named == {"qa": "x/final", "nli": "y/final", "final": "z/final/"}
+    assert expert_names(["a/x", "b/y", "a/x"]) == {"x": "a/x", "y": "b/y", "x#2": "a/x"}
+
+
+def test_a_folder_with_an_equals_sign_in_its_name_is_a_folder(tmp_path):
+    (tmp_path / "lr=1").mkdir()
+    path = str(tmp_path / "lr=1")
+    assert expert_names([path]) == {"lr=1": path}

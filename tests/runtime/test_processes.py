@@ -28,6 +28,10 @@ mesh = sharding.make_mesh({"fsdp": -1})
 split = sharding.batch_sharding(mesh)
 data = np.arange(32, dtype=np.float32).reshape(4, 8)
 x = jax.make_array_from_callback((4, 8), split, lambda i: data[i])
+processes.REDUCED = 6  # three numbers of each process at a time
+counts = np.arange(10).reshape(2, 5) + 2**40 * (int(me) + 1)
+processes.all_reduce([counts])
+assert (counts == 2 * np.arange(10).reshape(2, 5) + 3 * 2**40).all(), counts
 for add in (0, 1):
     checkpoints.save(sys.argv[1], {"x": x + add})
 like = {"x": jax.ShapeDtypeStruct((4, 8), np.float32, sharding=split)}
