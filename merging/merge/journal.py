@@ -8,7 +8,6 @@ goes on reads them back and holds them against it (`blocks.verified`).
 """
 
 import json
-import os
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from merging.checkpoints import errors
 from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
 
@@ -113,9 +113,7 @@ class Journal:
         """
         start, kept = 0, positions.tobytes() + values.tobytes()
         if kept:
-            with self._lock, open(self._folder / self._ties_name, "ab") as file:
-                start = file.tell()
-                file.write(kept)
+            start = self._add(self._ties_name, kept)
         name, ties = self._ties_name, len(positions)
         done = Done(number, checksum, ballot, ties, name, start, zlib.crc32(kept))
         self._append(f"blocks.{self._process}.jsonl", done._asdict())
@@ -162,7 +160,8 @@ class Journal:
     def keep_digests(self, digests: Mapping[str, str]) -> dict[str, str]:
         """Put this process's digests together with the others'."""
         name = f"digests.{self._process}.json"
-        (self._folder / name).write_text(json.dumps(dict(digests)))
+        with errors.writing(self._folder):
+            (self._folder / name).write_text(json.dumps(dict(digests)))
         processes.barrier("digests are written")
         found: dict[str, str] = {}
         for process in range(processes.count()):
@@ -172,7 +171,8 @@ class Journal:
 
     def _begin(self, merge: Mapping[str, Any]) -> None:
         path = self._folder / "merge.json"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with errors.writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             storage.write_json(path, merge)
             return
@@ -191,12 +191,19 @@ class Journal:
             )
 
     def _append(self, name: str, record: Any) -> None:
-        line = (json.dumps(record) + "\n").encode()
-        with self._lock, open(self._folder / name, "a+b", buffering=0) as file:
-            size = file.seek(0, 2)
-            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-                line = b"\n" + line  # a kill left half a line
-            file.write(line)
+        self._add(name, (json.dumps(record) + "\n").encode(), line=True)
+
+    def _add(self, name: str, data: bytes, line: bool = False) -> int:
+        """Write at a file's end; return where that was."""
+        path = self._folder / name
+        with errors.writing(path), self._lock, open(path, "a+b") as file:
+            start = file.seek(0, 2)
+            if line and start:
+                file.seek(start - 1)
+                if file.read(1) != b"\n":
+                    data = b"\n" + data  # a kill left half a line
+            file.write(data)
+            return start
 
 
 def _as_json(record: Any) -> Any:

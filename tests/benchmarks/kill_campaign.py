@@ -221,7 +221,7 @@ def merge_cell(models: Path, method: str, processes: int, format: str) -> Cell:
 
     def command(output: Path) -> list[str]:
         settings = {"base": models / "base", "experts": experts, "format": format}
-        budget = "300kB" if format == "safetensors" else "1MB"
+        budget = "300kB" if format == "safetensors" else "4MB"
         settings |= {"output": output, "memory_budget": budget}
         return _command("merge", config, settings)
 

@@ -119,6 +119,18 @@ def test_a_disk_that_fails_at_the_end_has_all_blocks_done_over(
     assert resumed(cancelling, output) == expected
 
 
+@pytest.mark.parametrize("name", ["ties.0.bin", "digests.0.json"])
+def test_a_journal_that_cannot_be_written_is_one_line(
+    cancelling, expected, tmp_path, name
+):
+    output = tmp_path / "out"
+    (tmp_path / "out.partial" / ".merge" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"cannot write .*{name}|cannot write .*merge"):
+        stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+    (tmp_path / "out.partial" / ".merge" / name).rmdir()
+    assert resumed(cancelling, output) == expected
+
+
 def checkpoints_writer():
     from merging.checkpoints import safetensors_writer
 
