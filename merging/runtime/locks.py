@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 from merging.runtime.errors import UserError
 
+LOOK = 0.5  # seconds for one who looks at a lock to let go of it
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -63,7 +65,8 @@ def holder(path: Path) -> dict[str, Any] | None:
       `host`, `pid`, `since`, `command`, and `alive`: None where that can't be known.
     """
     try:
-        record = json.loads(path.read_text())
+        read = json.loads(path.read_text())
+        record = {name: read[name] for name in ("host", "pid", "since", "command")}
         return record | {"alive": _alive(path, record)}
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -74,7 +77,7 @@ def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> Binar
     while True:
         file = open(path, "a+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.close()
             raise refusal(_named(holder(path))) from None
@@ -89,6 +92,23 @@ def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> Binar
         file.close()
 
 
+def _lock(file: BinaryIO) -> None:
+    """Lock a file, which one who looks whether it is locked does for a moment, too.
+
+    Raises:
+      BlockingIOError: another process holds the lock.
+      OSError: the file system has no locks.
+    """
+    until = time.monotonic() + LOOK
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(LOOK / 10)
+
+
 def _alive(path: Path, record: Mapping[str, Any]) -> bool | None:
     """Return whether a lock's holder still works; None where that can't be known."""
     with open(path) as file:
@@ -99,6 +119,9 @@ def _alive(path: Path, record: Mapping[str, Any]) -> bool | None:
         except OSError:
             if record["host"] != socket.gethostname():
                 return None
+            # A container that is started again gives the same numbers again.
+            if int(record["pid"]) == os.getpid():
+                return False
             return Path(f"/proc/{int(record['pid'])}").exists()
     return False
 

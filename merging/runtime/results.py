@@ -169,19 +169,27 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
       ValueError: a row that `read` would refuse.
       UserError: the file cannot be written (disk full, no permission).
     """
-    path = Path(path)
+    path, data = Path(path), lines(rows)
+    # A gzip header holds a clock reading unless told otherwise.
+    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return path
+
+
+def lines(rows: Iterable[Row]) -> bytes:
+    """Return rows, sorted, as JSON lines.
+
+    Raises:
+      ValueError: a row that `read` would refuse.
+    """
     rows = sorted(rows, key=order)
     for row in rows:
         if found := _problems(dataclasses.asdict(row)):
             raise ValueError(f"not a valid result row: {'; '.join(found)}: {row}")
-    lines = (
+    each = (
         json.dumps(dataclasses.asdict(row), ensure_ascii=True, allow_nan=False)
         for row in rows
     )
-    data = "".join(f"{line}\n" for line in lines).encode("ascii")
-    # A gzip header holds a clock reading unless told otherwise.
-    write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-    return path
+    return "".join(f"{line}\n" for line in each).encode("ascii")
 
 
 def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Row]:

@@ -10,7 +10,7 @@ from merging.runtime import locks, storage
 from merging.runtime.errors import UserError
 
 CONFIG, LOCK = "config.json", "driver.json"
-_OURS = (CONFIG, LOCK, "logs")
+_OURS = (LOCK, "logs")
 
 
 def claim(
@@ -28,20 +28,16 @@ def claim(
       UserError: it holds another config's run, or something else.
     """
     path = workdir / CONFIG
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())["config_hash"]
-        except (ValueError, KeyError, TypeError):
-            held = None
-        if held == config_hash:
-            return
-        if held is not None:
-            raise UserError(
-                f"{workdir} holds the run of another config ({held}, and this"
-                f" one is {config_hash}).\nTo continue that run, give its config"
-                f" (it is in {path}); for this one, choose another --workdir."
-            )
-    elif any(
+    held = _held(path)
+    if held == config_hash:
+        return
+    if held is not None:
+        raise UserError(
+            f"{workdir} holds the run of another config ({held}, and this"
+            f" one is {config_hash}).\nTo continue that run, give its config"
+            f" (it is in {path}); for this one, choose another --workdir."
+        )
+    if any(
         found.name not in _OURS and not found.name.endswith(".tmp")
         for found in workdir.glob("*")
     ):
@@ -50,6 +46,17 @@ def claim(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(path, {"config_hash": config_hash, "config": dict(config)})
+
+
+def _held(path: Path) -> str | None:
+    """Return the hash of the config whose run a workdir holds; None: no run of ours.
+
+    Ours is never half written, and another config.json may be a model's.
+    """
+    try:
+        return str(json.loads(path.read_text())["config_hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextlib.contextmanager

@@ -4,11 +4,12 @@ The room is named as what it does: `merging.sweep(config, workdir)` is
 `merging.sweep.sweep`.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from merging import report
-from merging.runtime import processes, results, workdir
+from merging.runtime import processes, results, storage, workdir
 from merging.runtime.errors import UserError
 from merging.runtime.naming import callable_as
 from merging.sweep.driver import finish, open_store
@@ -60,20 +61,31 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
     grid = Grid(experiment)
     store, config_hash = open_store(config, folder)
     with workdir.only_driver(store.workdir):
+        # Again: before the lock, another config's driver may have made it its own.
+        open_store(config, folder)
+        store.keep_part(shard)
         chosen = part(grid.targets(), *shard)
         if not chosen:
+            _record(grid, store, config_hash, report_too=False)
             print(f"part {shard[0]} of {shard[1]} of this grid is empty: nothing to do")
             return store.workdir
         try:
             finish(chosen, experiment, store, "sweep")
         except BaseException:
-            # What is finished stays usable when the rest fails.
-            _record(grid, store, config_hash, report_too=False)
+            _keep_rows(grid, store, config_hash)
             raise
         found, page = _record(grid, store, config_hash, report_too=True)
     print(report.summary_text(found))
     print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
     return page
+
+
+def _keep_rows(grid: Grid, store: Store, config_hash: str) -> None:
+    """Write the rows of what is finished, which stays usable when the rest fails."""
+    try:
+        _record(grid, store, config_hash, report_too=False)
+    except Exception as error:  # why the rest failed is what has to be told
+        print(f"warning: {store.results} is not up to date: {error}", file=sys.stderr)
 
 
 def _record(
@@ -82,10 +94,11 @@ def _record(
     """Write the rows of all that is finished, and the report when they changed."""
     page = store.workdir / "report" / "index.html"
     found = rows(grid, with_needs(grid.targets()), store, config_hash)
-    before = store.results.read_bytes() if store.results.exists() else b""
-    results.write(store.results, found)
-    if store.results.read_bytes() != before:
+    lines = results.lines(found)
+    if not store.results.exists() or store.results.read_bytes() != lines:
+        # First, or a kill in between would leave it beside rows that it doesn't show.
         page.unlink(missing_ok=True)
+        storage.write_bytes(store.results, lines)
     if report_too and not page.exists():
         report.report(found, store.workdir / "report")
     return found, page

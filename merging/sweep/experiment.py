@@ -82,8 +82,9 @@ class Experiment:
     workers: int = 0
 
     def load_methods(self) -> dict[str, str]:
-        """Register the user's own methods in this process; return {file: SHA-256}."""
-        return {file: methods.load_file(file)[0] for file in self.method_files}
+        """Register the user's own methods here; return {method: its file's SHA-256}."""
+        loaded = map(methods.load_file, self.method_files)
+        return {name: digest for digest, names in loaded for name in names}
 
     def folder(self, size: str) -> str:
         """Return the checkpoint that is a size's base; "" if the sweep makes it."""

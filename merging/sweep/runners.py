@@ -8,35 +8,34 @@ threads or all devices, and a few copies of the weights: that is `inline`.
 Either runs a step as soon as what it needs is finished, long chains first.
 """
 
-import ctypes
-import multiprocessing
+import contextlib
 import os
-import queue
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Future
 
 from merging.runtime import preemption
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import Progress
 from merging.sweep.experiment import Experiment
+from merging.sweep.pool import (
+    Pool,
+    Ticks,
+    on_accelerator,
+    share_compilations,
+    stop_here,
+)
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 
 RETRIES = 5  # of a step whose needs turn out broken
-SAVING = 20.0  # seconds for workers to save what they train
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+FAILURES = 5  # of steps, after which the reason is taken to be in all of them
 _FIRST = ("data", "pretrain", "instruct", "load")
-# {step's key: (share done, note)}
-Ticks = dict[str, tuple[float, str]]
 
 
 def chosen(experiment: Experiment) -> tuple[str, int]:
     """Return the runner, and how many processes it runs: the config's, or what fits."""
-    large = bool(experiment.pretrained_bases) or _on_accelerator()
+    large = bool(experiment.pretrained_bases) or on_accelerator()
     runner = experiment.runner or ("inline" if large else "local")
     if runner == "inline":
         return runner, 1
@@ -48,6 +47,8 @@ def run(
 ) -> None:
     """Run the pending steps; those that a broken output spoils are run again.
 
+    A step that fails takes with it those that need it; the others are run.
+
     Args:
       pending: unfinished steps, needs before those that need them.
       experiment: what they belong to.
@@ -55,44 +56,46 @@ def run(
       progress: told the cost of what is done, as it is done.
 
     Raises:
-      UserError: of a step, whose name it is given.
+      UserError: steps failed, each of which is named; or a worker process died.
+      RuntimeError: likewise, and one of them by a fault of ours or of a user's method.
       Preempted: the system asked to stop; what was trained is saved.
     """
     runner, workers = chosen(experiment)
-    make = {"inline": _Inline, "local": _Local}[runner]
+    make = {"inline": _Inline, "local": Pool}[runner]
     shown = _Shown(progress)
     waiting, running = list(pending), {}
     spoiled: Counter[str] = Counter()
+    failed: dict[Step, BaseException] = {}
     with make(experiment, store, min(workers, len(pending))) as where:
-        while waiting or running:
-            unfinished = {step.key for step in (*waiting, *running.values())}
-            ready = [
-                s for s in waiting if not unfinished & {need.key for need in s.needs}
-            ]
+        while running or (waiting and len(failed) < FAILURES):
             # One that waits in line is enough to keep the workers busy, and the order
             # of the rest can still change.
-            room = where.workers + 1 - len(running)
-            for step in sorted(ready, key=_rank)[: max(room, 0)]:
+            room = 0 if len(failed) >= FAILURES else where.workers + 1 - len(running)
+            for step in _next(waiting, running, room):
                 waiting.remove(step)
                 running[where.submit(step)] = step
             for future in where.done(running, shown.update):
-                step = running.pop(future)
-                try:
-                    future.result()
-                except Broken as broken:
-                    waiting[:0] = _again(step, broken, spoiled, store, shown)
-                except Preempted:
-                    raise
-                except Exception as error:
-                    store.fail(step, (str(error) or repr(error)).splitlines()[0])
-                    if isinstance(error, UserError):
-                        raise UserError(f"{step.name}: {error}") from error
-                    raise
-                else:
+                step, error = running.pop(future), future.exception()
+                if error is None:
                     shown.finish(step)
+                elif isinstance(error, Broken) and spoiled[step.key] < RETRIES:
+                    waiting[:0] = _again(step, error, spoiled, store, shown)
+                elif isinstance(error, (Preempted, BrokenExecutor)):
+                    raise _stopped(error, where, running | {future: step})
+                else:
+                    failed[step] = error
+                    _fail(step, error, waiting, store, progress)
             if preemption.asked():
-                where.stop(running)
-                raise Preempted("stopped by SIGTERM")
+                raise _stopped(Preempted(), where, running)
+    if failed:
+        raise _failure(failed, waiting)
+
+
+def _next(waiting: Sequence[Step], running: Mapping, room: int) -> list[Step]:
+    """Return the steps to submit now, as many as there is room for."""
+    unfinished = {step.key for step in (*waiting, *running.values())}
+    ready = [s for s in waiting if not unfinished & {need.key for need in s.needs}]
+    return sorted(ready, key=_rank)[: max(room, 0)]
 
 
 def _rank(step: Step) -> tuple:
@@ -106,8 +109,6 @@ def _again(
 ) -> list[Step]:
     """Return what is to be done again: the broken step, once, and this one."""
     spoiled[step.key] += 1
-    if spoiled[step.key] > RETRIES:
-        raise broken
     shown.restart(step)
     redo = next(s for s in (step, *step.needs) if s.key == broken.key)
     # Several steps may find the same one broken.
@@ -121,15 +122,70 @@ def _again(
     return [redo, step]
 
 
+def _stopped(
+    error: BaseException, where: "_Inline | Pool", running: Mapping[Future, Step]
+) -> Exception:
+    """Return what ends the run before its time, after the workers have saved theirs."""
+    # A job's processes may all be sent SIGTERM: a worker can be the first to say so.
+    if isinstance(error, Preempted) or preemption.asked():
+        where.stop(running)
+        return Preempted("stopped by SIGTERM")
+    at = [step.name for step in running.values() if step.key in where.begun]
+    return UserError(
+        f"a worker process died, at one of: {', '.join(at) or 'its first step'}.\n"
+        "Most often memory ran out: run fewer at a time, say --config.workers=1."
+        " What is finished is kept."
+    )
+
+
+def _fail(
+    step: Step,
+    error: BaseException,
+    waiting: list[Step],
+    store: Store,
+    progress: Progress,
+) -> None:
+    """Keep why a step failed, and that it leaves the ones that need it undone."""
+    reason = _reason(error)
+    with contextlib.suppress(UserError):  # of a full disk, say, which failed the step
+        store.fail(step, reason)
+    lost = {step.key}
+    for other in list(waiting):  # needs come before those that need them
+        if lost & {need.key for need in other.needs}:
+            lost.add(other.key)
+            waiting.remove(other)
+    others = f", and with it {len(lost) - 1} that need it" if len(lost) > 1 else ""
+    progress.message(f"failed: {step.name}: {reason}{others}")
+
+
+def _failure(failed: Mapping[Step, BaseException], waiting: Sequence) -> Exception:
+    """Return what says which steps failed, as a fault if one of them is."""
+    one = len(failed) == 1
+    lines = [f"{step.name}: {error}" for step, error in failed.items()]
+    text = lines[0] if one else "\n".join([f"{len(failed)} steps failed:", *lines])
+    if waiting:
+        text += f"\nThat many failed, so {len(waiting)} others were not begun."
+    faults = [e for e in failed.values() if not isinstance(e, UserError)]
+    if not faults:
+        return UserError(text)
+    fault = RuntimeError(text)
+    fault.__cause__ = faults[0]
+    return fault
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
+
+
 class _Inline:
     """One step at a time, in this process, with all its threads or devices."""
 
     workers = 0  # beside the one that is submitted
+    begun: frozenset[str] = frozenset()
 
     def __init__(self, experiment: Experiment, store: Store, workers: int):
         self._experiment, self._store = experiment, store
-        self._told: Callable[[Step, float, str], None] = lambda *_: None
-        _share_compilations(store.workdir)
+        share_compilations(store.workdir)
 
     def __enter__(self) -> "_Inline":
         return self
@@ -147,7 +203,7 @@ class _Inline:
 
         def tick(share: float, note: str = "") -> None:
             update({step.key: (share, note or step.name)}, [step])
-            _stop_here(step, share)
+            stop_here(step, share)
 
         try:
             work.execute(step, self._experiment, self._store, tick)
@@ -158,57 +214,6 @@ class _Inline:
 
     def stop(self, running: Iterable[Future]) -> None:
         pass
-
-
-class _Local:
-    """A pool of processes, each with one thread."""
-
-    def __init__(self, experiment: Experiment, store: Store, workers: int):
-        if not _on_accelerator():
-            flags = os.environ.get("XLA_FLAGS", "")
-            if not experiment.pretrained_bases and ONE_THREAD not in flags:
-                os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
-        _share_compilations(store.workdir)
-        context = multiprocessing.get_context("spawn")
-        self._ticks, self.workers = context.Queue(), workers
-        self._pool = ProcessPoolExecutor(
-            workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(experiment, store, self._ticks, os.getpid()),
-        )
-        self._steps: dict[str, Step] = {}
-
-    def __enter__(self) -> "_Local":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            for worker in multiprocessing.active_children():
-                worker.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def submit(self, step: Step) -> Future:
-        self._steps[step.key] = step
-        return self._pool.submit(_run_in_worker, step)
-
-    def done(self, running: dict[Future, Step], update) -> Iterator[Future]:
-        found, _ = wait(running, 0.5, FIRST_COMPLETED)
-        latest: Ticks = {}
-        while True:
-            try:
-                key, share, note = self._ticks.get_nowait()
-            except queue.Empty:
-                break
-            latest[key] = (share, note)
-        update(latest, [self._steps[key] for key in latest])
-        yield from found
-
-    def stop(self, running: Iterable[Future]) -> None:
-        """Let the workers save the step of training that each is at, and end."""
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        wait(running, SAVING)
 
 
 class _Shown:
@@ -237,57 +242,3 @@ class _Shown:
         if more:
             self.counted[step.key] = amount
             self.progress.advance(more, note)
-
-
-def _share_compilations(workdir: Path) -> None:
-    """Have every worker, and every start, find the programs that one compiled.
-
-    JAX reads these when it is imported first, which in this process may have been.
-    """
-    import jax
-
-    cache = str(workdir / "compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _on_accelerator() -> bool:
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms:
-        return platforms.split(",")[0] != "cpu"
-    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/accel0"))
-
-
-_state: dict[str, Any] = {}
-
-
-def _start_worker(experiment: Experiment, store: Store, ticks, parent: int) -> None:
-    # Ctrl-C goes to the whole group: the parent ends the workers itself. And if the
-    # parent is killed outright, they must not go on alone (PR_SET_PDEATHSIG).
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    preemption.watch()
-    experiment.load_methods()
-    _state.update(experiment=experiment, store=store, ticks=ticks)
-
-
-def _run_in_worker(step: Step) -> None:
-    from merging.sweep import work
-
-    def tick(share: float, note: str = "") -> None:
-        _state["ticks"].put((step.key, share, note or step.name))
-        _stop_here(step, share)
-
-    work.execute(step, _state["experiment"], _state["store"], tick)
-
-
-def _stop_here(step: Step, share: float) -> None:
-    # A training looks itself, after it has saved its step.
-    if step.kind in ("data", "merge") or not share:
-        preemption.raise_if_asked()

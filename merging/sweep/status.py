@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from merging.runtime import text, workdir
 from merging.runtime.errors import UserError
 from merging.sweep.experiment import read
-from merging.sweep.steps import Grid, Step, with_needs
+from merging.sweep.steps import Grid, Step, part, with_needs
 from merging.sweep.store import Broken, Store
 
 STATES = ("done", "begun", "failed", "waiting")
@@ -22,7 +22,7 @@ def status(folder: Path | str) -> str:
       UserError: it holds no sweep.
     """
     store = Store(Path(folder))
-    steps = with_needs(_grid(store).targets())
+    steps = with_needs(part(_grid(store).targets(), *store.part()))
     states = {step: _state(store, step) for step in steps}
     counts: dict[str, Counter[str]] = {}
     for step, state in states.items():

@@ -154,8 +154,8 @@ class Grid:
             "seed": seed,
             "subset": subset,
             "candidates": s.candidates(method),
-            "defaults": _plain(s.defaults(method)),
-            "method_files": sorted(s.load_methods().values()),
+            "defaults": {k: _plain(v) for k, v in s.defaults(method).items()},
+            "file": s.load_methods().get(method, ""),
         }
         tried = len(settings["candidates"]) if len(settings["candidates"]) > 1 else 0
         scored = tried * 2 * count * (s.suite.examples("validation") or 256)
@@ -246,13 +246,17 @@ def with_needs(targets: Iterable[Step]) -> list[Step]:
     return list(ordered.values())
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters as JSON has them, or as text."""
-    return {k: v if _is_json(v) else repr(v) for k, v in values.items()}
+def _plain(value: Any) -> Any:
+    """Return a default as JSON has it; a function, say, as its type's name.
 
-
-def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    Its own text may hold an address, another one in every process, and what it is
+    follows from its method's code.
+    """
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return type(value).__name__
+    return value
 
 
 def part(targets: list[Step], index: int, count: int) -> list[Step]:

@@ -2,12 +2,15 @@
 
 WORKDIR/config.json            whose run this is
 WORKDIR/driver.json            who works on it; see `runtime.workdir.only_driver`
+WORKDIR/part.json              which part of the grid it was last asked for
 WORKDIR/data/                  training arrays and evaluation sets
 WORKDIR/steps/KIND/NAME-KEY/   a finished step: checkpoint/, output.json
 WORKDIR/partial/NAME-KEY/      a step being worked on, continued after a kill
 WORKDIR/failed/NAME-KEY.json   why a step failed, the last time
 WORKDIR/results.jsonl          the rows of all that is finished
 WORKDIR/report/
+WORKDIR/compiled/              JAX's compilation cache
+WORKDIR/events.jsonl           what was done when
 """
 
 import json
@@ -46,6 +49,19 @@ class Store:
         self.workdir = Path(folder).absolute()
         self.data = self.workdir / "data"
         self.results = self.workdir / "results.jsonl"
+
+    def keep_part(self, part: tuple[int, int]) -> None:
+        """Note which part (i, n) of the grid is asked for."""
+        storage.write_json(self.workdir / "part.json", {"part": list(part)})
+
+    def part(self) -> tuple[int, int]:
+        """Return which part of the grid was asked for last; (0, 1), the whole."""
+        try:
+            noted = json.loads((self.workdir / "part.json").read_text())["part"]
+            index, count = map(int, noted)
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 1
+        return index, count
 
     def path(self, step: Step) -> Path:
         """Where a step's output is once it is finished."""

@@ -10,12 +10,14 @@ FOLDER/best/             with validation: those of the lowest validation loss
 and beside them `merging train` keeps, in its WORKDIR,
 
 WORKDIR/config.json      whose training this is
+WORKDIR/driver.json      who works on it; see `runtime.workdir.only_driver`
 WORKDIR/data/            the suite's examples, written once
 WORKDIR/losses.jsonl     a line for each step and each validation
 WORKDIR/train.json       what came out; there when it is done
 WORKDIR/logs/            what processes other than 0 print
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -123,7 +125,8 @@ def run(config: Any, folder: Path | str) -> Path:
       The checkpoint's path.
 
     Raises:
-      UserError: what can't be trained, or another config's folder.
+      UserError: what can't be trained, another config's folder, or one in which
+        another process trains.
       TrainingDiverged: the loss or the parameters are no longer finite.
       Preempted: it was asked to stop; the step is saved.
 
@@ -137,14 +140,23 @@ def run(config: Any, folder: Path | str) -> Path:
     """
     folder = Path(folder).absolute()
     processes.initialize(folder / "logs")
-    values = config.to_dict()
-    hparams = Hyperparameters(**values["hyperparameters"])
+    Hyperparameters(**config.hyperparameters)  # refused before the workdir is made
     processes.broadcast(lambda: _claim(config, folder))
-    if processes.broadcast((folder / "train.json").exists):
-        if processes.is_first():
+    with contextlib.ExitStack() as held:
+        only = workdir.only_driver(folder)
+        processes.broadcast(lambda: held.enter_context(only))
+        # Again: before the lock, another config's driver may have made it its own.
+        processes.broadcast(lambda: _claim(config, folder))
+        if not processes.broadcast((folder / "train.json").exists):
+            _finish(config.to_dict(), folder)
+        elif processes.is_first():
             print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
-        return folder / "checkpoint"
+    return folder / "checkpoint"
+
+
+def _finish(values: dict[str, Any], folder: Path) -> None:
     begin = time.monotonic()
+    hparams = Hyperparameters(**values["hyperparameters"])
     suite = tasks.suite(values["suite"], **values["data"])
     mesh = sharding.make_mesh(values["mesh"])
     sharding.rows_here(mesh, hparams.batch_size)  # refused before anything is read
@@ -159,7 +171,6 @@ def run(config: Any, folder: Path | str) -> Path:
         print(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
-    return folder / "checkpoint"
 
 
 def _training(

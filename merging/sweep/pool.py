@@ -1,0 +1,167 @@
+"""A pool of processes that run steps, each with one thread; the `local` runner's.
+
+A worker ends with the driver, however that ends, and never goes on alone.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from merging.runtime import preemption
+from merging.sweep.experiment import Experiment
+from merging.sweep.steps import Step
+from merging.sweep.store import Store
+
+SAVING = 20.0  # seconds for workers to save what they train
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+# {step's key: (share done, note)}
+Ticks = dict[str, tuple[float, str]]
+
+
+class Pool:
+    """A pool of processes, each with one thread.
+
+    Attributes:
+      workers: how many.
+      begun: keys of steps that workers were or are at.
+    """
+
+    def __init__(self, experiment: Experiment, store: Store, workers: int):
+        if not on_accelerator():
+            flags = os.environ.get("XLA_FLAGS", "")
+            if not experiment.pretrained_bases and ONE_THREAD not in flags:
+                os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
+        share_compilations(store.workdir)
+        context = multiprocessing.get_context("spawn")
+        self._others = set(multiprocessing.active_children())  # the caller's own
+        self._ticks, self.workers = context.Queue(), workers
+        self._pool = ProcessPoolExecutor(
+            workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(experiment, store, self._ticks, os.getpid()),
+        )
+        self._steps: dict[str, Step] = {}
+        self.begun: set[str] = set()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for worker in self._processes():
+                worker.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, step: Step) -> Future:
+        """Have a step run by the next worker that is free."""
+        self._steps[step.key] = step
+        return self._pool.submit(_run_in_worker, step)
+
+    def done(self, running: dict[Future, Step], update) -> Iterator[Future]:
+        """Yield what has ended, after a short wait; tell how far the rest is."""
+        found, _ = wait(running, 0.5, FIRST_COMPLETED)
+        latest: Ticks = {}
+        while True:
+            try:
+                key, share, note = self._ticks.get_nowait()
+            except queue.Empty:
+                break
+            latest[key] = (share, note)
+        update(latest, [self._steps[key] for key in latest])
+        self.begun |= latest.keys()
+        yield from found
+
+    def stop(self, running: Iterable[Future]) -> None:
+        """Let the workers save the step of training that each is at, and end."""
+        for worker in self._processes():
+            worker.terminate()
+        wait(running, SAVING)
+
+    def _processes(self) -> set[BaseProcess]:
+        return set(multiprocessing.active_children()) - self._others
+
+
+def share_compilations(workdir: Path) -> None:
+    """Have every worker, and every start, find the programs that one compiled.
+
+    JAX reads these when it is imported first, which in this process may have been.
+    """
+    import jax
+
+    cache = str(workdir / "compiled")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def on_accelerator() -> bool:
+    """Return whether JAX will use something else than CPUs, without asking it."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/accel0"))
+
+
+_state: dict[str, Any] = {}
+
+
+def _start_worker(experiment: Experiment, store: Store, ticks, parent: int) -> None:
+    # Ctrl-C goes to the whole group: the parent ends the workers itself. And if the
+    # parent is killed outright, they must not go on alone (PR_SET_PDEATHSIG).
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    preemption.watch()
+    experiment.load_methods()
+    _state.update(experiment=experiment, store=store, ticks=ticks)
+
+
+def _run_in_worker(step: Step) -> None:
+    from merging.sweep import work
+
+    def tick(share: float, note: str = "") -> None:
+        _state["ticks"].put((step.key, share, note or step.name))
+        stop_here(step, share)
+
+    try:
+        work.execute(step, _state["experiment"], _state["store"], tick)
+    except Exception as error:
+        if _travels(error):
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _travels(error: Exception) -> bool:
+    """Return whether the driver can read an error; one that it can't ends the pool.
+
+    Errors of libraries, and of a user's methods, need not be fit for that.
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
+
+
+def stop_here(step: Step, share: float) -> None:
+    """End a step that was asked to stop, where a tick is a good place for that.
+
+    Raises:
+      Preempted: it was.
+    """
+    # A training looks itself, after it has saved its step.
+    if step.kind in ("data", "merge") or not share:
+        preemption.raise_if_asked()

@@ -1,0 +1,81 @@
+"""Steps of a sweep that do what their names say, in no time."""
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+import types
+
+from merging.runtime import preemption
+from merging.runtime.errors import Preempted, UserError
+from merging.sweep.steps import Step
+from merging.sweep.store import Store
+
+
+class TwoPartError(Exception):
+    """An error that can be pickled, and not read again, as many libraries have."""
+
+    def __init__(self, one: str, other: str):
+        super().__init__(f"{one} {other}")
+
+
+@dataclasses.dataclass
+class Fakes:
+    """What a runner asks of an experiment; workers that load its methods fake steps."""
+
+    runner: str
+    workers: int = 2
+    pretrained_bases: tuple[str, ...] = ()
+
+    def load_methods(self) -> None:
+        work = types.ModuleType("merging.sweep.work")
+        work.execute = execute
+        sys.modules[work.__name__] = work
+
+
+def step(name: str, *needs: Step) -> Step:
+    return Step("expert", name, {"name": name}, needs, 1.0)
+
+
+def execute(step: Step, experiment: Fakes, store: Store, tick) -> None:
+    tick(0.0)
+    if step.name == "mistaken":
+        raise UserError("the rate is too high")
+    if step.name == "odd":
+        raise TwoPartError("an odd", "error")
+    if step.name == "killed":
+        _meet(store, 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if step.name == "stopped":
+        _meet(store, 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        _save(store, step, 0.0)
+    if step.name == "slow to save":
+        _meet(store, 2)
+        _save(store, step, 0.5)
+    store.publish(step, {})
+
+
+def _meet(store: Store, count: int) -> None:
+    """Wait until so many steps are at it."""
+    (store.workdir / f"{os.getpid()}.met").touch()
+    _wait(lambda: len(list(store.workdir.glob("*.met"))) >= count)
+
+
+def _save(store: Store, step: Step, seconds: float) -> None:
+    """As a training does: see that it is asked to stop, save, and say so."""
+    _wait(preemption.asked)
+    time.sleep(seconds)
+    (store.workdir / f"{step.name}.saved").touch()
+    raise Preempted("stopped by SIGTERM")
+
+
+def _wait(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def finished(store: Store) -> set[str]:
+    return {path.name.rpartition("-")[0] for path in store.workdir.glob("steps/*/*")}
