@@ -1,5 +1,6 @@
 """A sweep is done once: whatever happens to it, the same rows come out."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from merging.methods import registry
 from merging.runtime import config as configs
 from merging.runtime import results
 from merging.runtime import workdir as workdirs
-from merging.runtime.errors import UserError
+from merging.runtime.errors import Preempted, UserError
 from merging.sweep import open_store, status, steps
 from merging.sweep import sweep as run
 from merging.sweep.experiment import read
@@ -301,6 +302,46 @@ def test_keys_change_with_defaults_and_versions_of_the_code_they_depend_on(monke
     assert changed(registry, "_ENTRIES", entries) == [True, False]
 
 
+AVERAGE = ("1x", "it", "average", 2, 0)
+OWN = """
+from merging import methods
+
+@methods.register()
+def own(scale: float = 1.0):
+    return methods.compose("own", combiner=methods.combiners.mean(), scale=scale)
+"""
+
+
+def test_a_method_of_ones_own_is_keyed_by_its_file_and_no_other_method_is(
+    tmp_path, monkeypatch
+):
+    def keys(text: str) -> list[str]:
+        (tmp_path / "own.py").write_text(text)
+        with monkeypatch.context() as patch:  # as a process of its own would have it
+            patch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+            chosen = {"method_files": str(tmp_path / "own.py"), "methods": "own"}
+            grid = Grid(settings(**chosen))
+            names = ("average", "own")
+            return [grid.merge("1x", "it", name, 2, 0).key for name in names]
+
+    before, edited = keys(OWN), keys(OWN + "# edited")
+    assert before[0] == edited[0] == Grid(settings()).merge(*AVERAGE).key
+    assert before[1] != edited[1]
+
+
+def test_a_default_that_is_a_function_gives_one_key_in_every_process(monkeypatch):
+    entry = registry._ENTRIES["average"]
+
+    def key(default) -> str:
+        other = entry._replace(parameters=entry.parameters | {"combine": default})
+        monkeypatch.setitem(registry._ENTRIES, "average", other)
+        return Grid(settings()).merge(*AVERAGE).key
+
+    # Two functions of one file, or one in two processes: their addresses differ.
+    assert key(lambda: 0) == key(lambda: 0)
+    assert key(0.5) != key(0.25)
+
+
 def test_steps_come_after_what_they_need():
     ordered = with_needs(Grid(settings()).targets())
     place = {step.key: at for at, step in enumerate(ordered)}
@@ -321,6 +362,85 @@ def test_an_empty_part_of_a_grid_does_nothing(tmp_path, capsys):
     empty = next(i for i in range(50) if not part(targets, i, 50))
     assert run(config, tmp_path / "run", (empty, 50)) == (tmp_path / "run").absolute()
     assert "nothing to do" in capsys.readouterr().out
+    # `merging report --workdir DIR/shard_*` names it with the others.
+    assert results.read(tmp_path / "run") == []
+
+
+def test_status_of_a_part_is_of_its_steps_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("merging.sweep.finish", publish_all)
+    grid = Grid(settings(**SMALL))
+    run(configs.load(str(SMOKE), SMALL), tmp_path, (0, 3))
+    done = with_needs(part(grid.targets(), 0, 3))
+    assert 0 < len(done) < len(with_needs(grid.targets()))
+    said = status(tmp_path)
+    assert "All is done." in said
+    assert f"all {len(done)}" in " ".join(said.split())
+
+
+def publish_all(targets, experiment, store, label) -> None:
+    for step in with_needs(targets):
+        names = [d.name for d in experiment.suite.datasets]
+        record = {
+            "test": dict.fromkeys(names, 0.5),
+            "examples": dict.fromkeys(names, 8),
+        }
+        store.publish(step, record | {"wall_seconds": 1.0, "git_revision": "unknown"})
+
+
+def test_a_config_that_took_the_workdir_before_the_lock_is_not_mixed_with(
+    tmp_path, monkeypatch
+):
+    @contextlib.contextmanager
+    def late(folder):
+        other = configs.load(str(SMOKE), SMALL | {"expert.steps": "11"})
+        (folder / "config.json").unlink()
+        open_store(other, folder)
+        yield
+
+    monkeypatch.setattr(workdirs, "only_driver", late)
+    monkeypatch.setattr("merging.sweep.finish", publish_all)
+    with pytest.raises(UserError, match="another config"):
+        run(configs.load(str(SMOKE), SMALL), tmp_path)
+    assert not (tmp_path / "steps").exists()
+
+
+def test_why_a_sweep_ended_is_told_even_if_its_rows_cannot_be_kept(
+    tmp_path, monkeypatch, capsys
+):
+    def stop(*_):
+        (tmp_path / "results.jsonl").mkdir()
+        raise Preempted("stopped by SIGTERM")
+
+    monkeypatch.setattr("merging.sweep.finish", stop)
+    with pytest.raises(Preempted, match="SIGTERM"):
+        run(configs.load(str(SMOKE), SMALL), tmp_path)
+    assert "results.jsonl is not up to date" in capsys.readouterr().err
+
+
+def test_a_report_is_never_left_beside_rows_that_it_does_not_show(
+    tmp_path, monkeypatch
+):
+    def draw(rows, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "index.html").write_text(str({row.value for row in rows}))
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("merging.report.report", draw)
+    monkeypatch.setattr("merging.report.summary_text", lambda rows: "")
+    monkeypatch.setattr("merging.sweep.finish", publish_all)
+    chosen = configs.load(str(SMOKE), SMALL)
+    page = run(chosen, tmp_path)
+    assert page.read_text() == "{0.5}"
+    monkeypatch.setattr("merging.sweep.finish", lambda *_: None)
+    for path in tmp_path.glob("steps/*/*/output.json"):
+        path.write_text(path.read_text().replace("0.5", "0.25"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", kill)  # after or before the rows are written
+        with pytest.raises(KeyboardInterrupt):
+            run(chosen, tmp_path)
+    assert run(chosen, tmp_path).read_text() == "{0.25}"
 
 
 def test_a_config_half_written_by_a_killed_run_locks_no_one_out(tmp_path):
