@@ -19,6 +19,7 @@ from tolerance import decoder_length, rounding
 from merging import checkpoints, tasks
 from merging.models import hf as families
 from merging.runtime import config, errors, tree
+from merging.runtime import workdir as workdirs
 from merging.training import job
 
 CONFIG = str(together.ROOT / "configs" / "train" / "pretrain.py")
@@ -140,6 +141,14 @@ def test_what_is_trained_is_not_trained_again_and_no_other_config_is_taken(
     assert (alone / "train.json").stat().st_mtime_ns == before
     with pytest.raises(errors.UserError, match="another config"):
         job.run(config.load(CONFIG, OVERRIDES | {"hyperparameters.steps": "30"}), alone)
+
+
+def test_a_training_that_is_under_way_is_not_begun_twice(tmp_path):
+    chosen = config.load(CONFIG, OVERRIDES)
+    with workdirs.only_driver(tmp_path / "run"):
+        with pytest.raises(errors.UserError, match="process .* works in .*run"):
+            job.run(chosen, tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_what_is_trained_is_opened_by_its_config(alone):
