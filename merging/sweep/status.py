@@ -42,12 +42,20 @@ def _grid(store: Store) -> Grid:
     path = store.workdir / workdir.CONFIG
     try:
         config = json.loads(path.read_text())["config"]
+        if "experts_merged" not in config:  # a training's
+            raise KeyError(config)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{store.workdir} holds no sweep (no config.json that can be read); name "
             "the --workdir of one."
         ) from None
-    return Grid(read(ConfigDict(config)))
+    try:
+        return Grid(read(ConfigDict(config)))
+    except UserError as error:
+        raise UserError(
+            f"the config in {store.workdir} can't be read here: {error}\n"
+            "Its paths are as they were where the sweep was started."
+        ) from error
 
 
 def _state(store: Store, step: Step) -> str:

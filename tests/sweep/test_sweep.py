@@ -197,6 +197,16 @@ def test_status_names_what_was_begun_and_what_failed_and_why(tmp_path):
     assert "failed  pretrain" not in status(tmp_path)
 
 
+def test_status_of_what_is_no_sweep_or_lies_elsewhere_says_so(tmp_path):
+    workdirs.claim(tmp_path / "train", {"hyperparameters": {}}, "abc", "training")
+    with pytest.raises(UserError, match="holds no sweep"):
+        status(tmp_path / "train")
+    config = configs.load(str(SMOKE), SMALL).to_dict() | {"method_files": ["mine.py"]}
+    workdirs.claim(tmp_path / "run", config, "abc", "sweep")
+    with pytest.raises(UserError, match="mine.py(.|\n)*where the sweep was started"):
+        status(tmp_path / "run")
+
+
 def wait_for_steps(workdir: Path, count: int) -> None:
     deadline = time.monotonic() + 200
     while len(list(workdir.glob("steps/*/*"))) < count and time.monotonic() < deadline:
