@@ -54,5 +54,5 @@ def get_config() -> ConfigDict:
         )
     )
     config.densities = ConfigDict(dict(ties=(0.2,)))
-    config.workers = 0  # one, with all threads
+    config.runner = ""  # inline: one step at a time, with all threads
     return config

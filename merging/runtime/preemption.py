@@ -50,6 +50,11 @@ def asked() -> bool:
     return _asked.is_set()
 
 
+def grace() -> float:
+    """Return the seconds that this process has to end once it was asked to."""
+    return float(os.environ.get("MERGING_GRACE") or 25)
+
+
 def raise_if_asked() -> None:
     """End the work here if it was asked to stop.
 
@@ -133,10 +138,10 @@ def _wake(read: int) -> None:
 def _be_asked() -> None:
     """Set the flag, and see that the process ends even if nothing looks at it."""
     _asked.set()
-    grace = float(os.environ.get("MERGING_GRACE") or 25)
+    most = grace()
     killer = threading.Timer(
-        grace,
-        lambda: _exit(PREEMPTED, f"not at a good place after {grace:g} s, stopping."),
+        most,
+        lambda: _exit(PREEMPTED, f"not at a good place after {most:g} s, stopping."),
     )
     killer.daemon = True
     killer.start()

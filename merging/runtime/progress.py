@@ -154,12 +154,12 @@ class Progress:
 
     @property
     def time_left(self) -> float | None:
-        """Seconds left; None until this run has done a hundredth of the work."""
+        """Seconds left; None until this run has done a hundredth of its own work."""
         worked = self.done - self._skipped
         if self.done >= self.total:
             return 0.0
         # The first steps start processes and compile; their rate says little.
-        if worked < self.total / 100 or self._stepped <= self._start:
+        if worked < (self.total - self._skipped) / 100 or self._stepped <= self._start:
             return None
         # Measured at the last finished step, then counted down by the clock.
         needed = (self.total - self.done) * (self._stepped - self._start) / worked

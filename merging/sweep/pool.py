@@ -20,7 +20,7 @@ from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
 
-SAVING = 20.0  # seconds for workers to save what they train
+SAVING = 0.8  # of the time to end in, for workers to save what they train
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 # {step's key: (share done, note)}
 Ticks = dict[str, tuple[float, str]]
@@ -64,7 +64,13 @@ class Pool:
     def submit(self, step: Step) -> Future:
         """Have a step run by the next worker that is free."""
         self._steps[step.key] = step
-        return self._pool.submit(_run_in_worker, step)
+        # Ctrl-C goes to the whole group, and the driver ends the workers itself: they
+        # are born deaf to it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(_run_in_worker, step)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def done(self, running: dict[Future, Step], update) -> Iterator[Future]:
         """Yield what has ended, after a short wait; tell how far the rest is."""
@@ -84,7 +90,8 @@ class Pool:
         """Let the workers save the step of training that each is at, and end."""
         for worker in self._processes():
             worker.terminate()
-        wait(running, SAVING)
+        # The rest is for the driver, which writes the rows of what is finished.
+        wait(running, SAVING * preemption.grace())
 
     def _processes(self) -> set[BaseProcess]:
         return set(multiprocessing.active_children()) - self._others
@@ -118,9 +125,7 @@ _state: dict[str, Any] = {}
 
 
 def _start_worker(experiment: Experiment, store: Store, ticks, parent: int) -> None:
-    # Ctrl-C goes to the whole group: the parent ends the workers itself. And if the
-    # parent is killed outright, they must not go on alone (PR_SET_PDEATHSIG).
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # If the parent is killed outright, they must not go on alone (PR_SET_PDEATHSIG).
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

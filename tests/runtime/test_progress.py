@@ -52,6 +52,14 @@ def test_work_of_an_earlier_run_does_not_flatter_the_rate(clock):
     assert "95%" in str(run)
 
 
+def test_a_run_that_goes_on_near_its_end_knows_the_time_left(clock):
+    run, _ = progress(clock, total=1000.0)
+    run.skip(950)
+    clock.now += 2
+    run.advance(1)
+    assert run.time_left == pytest.approx(49 * 2)
+
+
 def test_plain_lines_are_rare_and_the_last_state_is_always_shown(clock):
     run, stream = progress(clock, total=100.0, interval=5.0)
     with run:
