@@ -85,11 +85,12 @@ class Store:
         """Return what a finished step recorded.
 
         Raises:
-          Broken: it can't be read.
+          Broken: it isn't there, or not what was written.
         """
         try:
             output = json.loads((self.path(step) / "output.json").read_text())
-        except (OSError, ValueError) as error:
+        # Not other errors of the system: what can't be read now isn't to be redone.
+        except (FileNotFoundError, ValueError) as error:
             raise Broken(step.name, step.key, str(error)) from error
         if not isinstance(output, dict) or output.get("key") != step.key:
             raise Broken(step.name, step.key, "output.json is not this step's")

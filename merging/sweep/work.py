@@ -203,7 +203,8 @@ def _restore(experiment: Experiment, store: Store, step: Step) -> models.Params:
     like = models.abstract(experiment.decoder(size))
     try:
         params = checkpoints.restore(store.path(step) / "checkpoint", like)
-    except (checkpoints.CorruptCheckpoint, OSError) as error:
+    # Not other errors of the system, such as a missing permission: it is still there.
+    except (checkpoints.CorruptCheckpoint, checkpoints.MissingCheckpoint) as error:
         raise Broken(step.name, step.key, str(error)) from error
     return jax.block_until_ready(params)
 

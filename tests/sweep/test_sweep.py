@@ -1,6 +1,7 @@
 """A sweep is done once: whatever happens to it, the same rows come out."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from merging import checkpoints
 from merging.cli.main import main
 from merging.methods import registry
 from merging.runtime import config as configs
 from merging.runtime import results
 from merging.runtime import workdir as workdirs
 from merging.runtime.errors import Preempted, UserError
-from merging.sweep import open_store, status, steps
+from merging.sweep import open_store, status, steps, work
 from merging.sweep import sweep as run
 from merging.sweep.experiment import read
 from merging.sweep.steps import Grid, part, with_needs
@@ -466,6 +468,22 @@ def test_subsets_grow_by_adding_experts():
         sets = [set(chosen.subset(seed, k)) for k in (2, 4, 6, 8)]
         assert [len(s) for s in sets] == [2, 4, 6, 8]
         assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+
+
+def test_what_the_system_will_not_let_us_read_is_not_thrown_away(tmp_path, monkeypatch):
+    grid = Grid(settings())
+    store, step = Store(tmp_path), grid.base("1x", "pt")
+    store.publish(step, {"test": {}})
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(PermissionError):
+        store.output(step)
+    monkeypatch.setattr(checkpoints, "restore", refuse)
+    with pytest.raises(PermissionError):
+        work.restore(settings(), store, step)
 
 
 def test_an_output_of_another_step_is_not_believed(tmp_path):
