@@ -5,6 +5,7 @@ does it with these: atomicity and hashing are written once.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -62,6 +63,10 @@ def sync_folder(folder: str | os.PathLike) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Network file systems that keep no folder of their own have nothing to sync.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -80,11 +80,13 @@ def _load(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
 
 def _train(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
     decoder = experiment.decoder(step.settings["size"])
+    large = bool(experiment.pretrained_bases)
     hparams = training.Hyperparameters(
         **step.settings["hyperparameters"],
-        checkpoint_every=1000,
-        # A call ends before a stop is looked for, and steps of large models take long.
-        log_every=5 if experiment.pretrained_bases else 50,
+        # Steps of large models take long: what a kill may cost, and how long a call is,
+        # before the end of which no stop is looked for.
+        checkpoint_every=20 if large else 1000,
+        log_every=5 if large else 50,
     )
     if step.kind == "pretrain":
         params = models.init(decoder, step.settings["seed"])

@@ -16,7 +16,7 @@ from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.runtime import results
 from merging.runtime.errors import UserError
-from merging.sweep import pretrained_bases
+from merging.sweep import open_store, pretrained_bases, scoring, work
 from merging.sweep.experiment import read
 from merging.sweep.steps import Grid, with_needs
 
@@ -142,6 +142,24 @@ def test_experts_have_learned_and_are_float32(finished, base):
         assert not np.array_equal(params["embed"], start["embed"])
         own = tasks.open_tokenizer(str(expert / "checkpoint"))
         assert own.digest == tasks.open_tokenizer(str(base)).digest
+
+
+def test_a_large_models_training_survives_a_kill_while_it_is_scored(
+    base, finished, tmp_path, monkeypatch
+):
+    chosen = config(base, **{"expert": {"steps": 20, "rate": 1.0}})
+    store, _ = open_store(chosen, tmp_path / "run")
+    shutil.copytree(finished / "data", store.data)
+    experiment = read(chosen)
+    expert = Grid(experiment).expert("6k", "it", "sentiment", 0)
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "scores", kill)
+    with pytest.raises(KeyboardInterrupt):
+        work.execute(expert, experiment, store, lambda *_: None)
+    assert (store.partial(expert) / "training" / "step_00000020").is_dir()
 
 
 def test_keys_follow_what_the_checkpoint_holds_and_not_where_it_lies(base, tmp_path):

@@ -1,0 +1,33 @@
+"""Files appear whole or not at all, on whatever file system."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from merging.runtime import storage
+from merging.runtime.errors import UserError
+
+
+def refusing_folders(monkeypatch, number: int) -> None:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+def test_a_file_system_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
+    refusing_folders(monkeypatch, errno.EINVAL)
+    storage.write_bytes(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_disk_that_fails_is_not_taken_for_one(tmp_path, monkeypatch):
+    refusing_folders(monkeypatch, errno.EIO)
+    with pytest.raises(UserError, match="cannot write"):
+        storage.write_bytes(tmp_path / "a", b"new")
