@@ -58,7 +58,8 @@ COMMAND = Command(
     Train bases and experts, merge them in every way the config lists, evaluate
     each model, and write the report. Every finished step is kept in the workdir:
     stop it at any time, and the same command continues; run it again when it is
-    done, and it does nothing.
+    done, and it does nothing. A step that fails is named and leaves undone what
+    needs it; the rest is done, and the same command tries it again.
 
     examples:
       merging sweep --config configs/scaling_curves/tiny.py --workdir curves
