@@ -140,23 +140,25 @@ def run(config: Any, folder: Path | str) -> Path:
     """
     folder = Path(folder).absolute()
     processes.initialize(folder / "logs")
-    Hyperparameters(**config.hyperparameters)  # refused before the workdir is made
+    values = config.to_dict()
+    hparams = Hyperparameters(**values["hyperparameters"])
     processes.broadcast(lambda: _claim(config, folder))
     with contextlib.ExitStack() as held:
         only = workdir.only_driver(folder)
         processes.broadcast(lambda: held.enter_context(only))
-        # Again: before the lock, another config's driver may have made it its own.
-        processes.broadcast(lambda: _claim(config, folder))
-        if not processes.broadcast((folder / "train.json").exists):
-            _finish(config.to_dict(), folder)
-        elif processes.is_first():
+        return _run(config, values, hparams, folder)
+
+
+def _run(
+    config: Any, values: dict[str, Any], hparams: Hyperparameters, folder: Path
+) -> Path:
+    # Again: before the lock, another config's driver may have made it its own.
+    processes.broadcast(lambda: _claim(config, folder))
+    if processes.broadcast((folder / "train.json").exists):
+        if processes.is_first():
             print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
-    return folder / "checkpoint"
-
-
-def _finish(values: dict[str, Any], folder: Path) -> None:
+        return folder / "checkpoint"
     begin = time.monotonic()
-    hparams = Hyperparameters(**values["hyperparameters"])
     suite = tasks.suite(values["suite"], **values["data"])
     mesh = sharding.make_mesh(values["mesh"])
     sharding.rows_here(mesh, hparams.batch_size)  # refused before anything is read
@@ -171,6 +173,7 @@ def _finish(values: dict[str, Any], folder: Path) -> None:
         print(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
+    return folder / "checkpoint"
 
 
 def _training(
