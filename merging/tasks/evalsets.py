@@ -25,6 +25,7 @@ class EvalSet:
       dataset: its name.
       prompt: the name of its prompt template; "" if its texts are prompts.
       bos_id: the id that opens every text; None: a text's own first token does.
+      prefix_id: the id that stands before a text without a prompt.
       ranked: True: the rows are the choices of the examples, to be scored;
         False: a row is an example, to be continued and compared with its target.
       prompts, prompt_lengths: int32 [M, P] padded on the right with 0, and [M].
@@ -35,13 +36,14 @@ class EvalSet:
       metrics: functions ``(targets, scores | predictions) -> {name: value}``.
       decode: ids → text.
       postprocess: ``(row, text) -> prediction``, the Task's own.
-      eos_id: the id that ends a generated text.
+      end_ids: the ids of which any ends a generated text.
       max_new_tokens: how far to generate; 0 for ranked.
     """
 
     dataset: str
     prompt: str
     bos_id: int | None
+    prefix_id: int
     ranked: bool
     prompts: np.ndarray
     prompt_lengths: np.ndarray
@@ -52,7 +54,7 @@ class EvalSet:
     metrics: tuple[Callable[..., dict], ...]
     decode: Callable[[Sequence[int]], str]
     postprocess: Callable[[int, str], Any]
-    eos_id: int
+    end_ids: tuple[int, ...]
     max_new_tokens: int
 
     @property
@@ -98,12 +100,21 @@ def load(
         provider.postprocessor,
         dataset=name,
         prompt="",
-        bos_id=vocabulary.bos_id,
         ranked=bool(provider.score_metric_fns),
         metrics=tuple(metrics),
         decode=vocabulary.decode,
-        eos_id=vocabulary.eos_id,
+        **_marks(vocabulary),
     )
+
+
+def _marks(vocabulary: Any) -> dict[str, Any]:
+    """Return what opens and ends texts, for a vocabulary that may be another's."""
+    if tokenizer := getattr(vocabulary, "tokenizer", None):
+        names = ("bos_id", "prefix_id", "end_ids")
+        return {name: getattr(tokenizer, name) for name in names}
+    bos_id, eos_id = vocabulary.bos_id, vocabulary.eos_id
+    prefix_id = eos_id if bos_id is None else bos_id
+    return {"bos_id": bos_id, "prefix_id": prefix_id, "end_ids": (eos_id,)}
 
 
 def load_suite(
@@ -150,11 +161,12 @@ def load_suite(
                 rank_target if ranked(dataset) else None,
                 dataset=name,
                 prompt=prompt,
-                bos_id=tokenizer.bos_id,
                 ranked=ranked(dataset),
                 metrics=(seqio_metric(dataset.metric),),
                 decode=tokenizer.decode,
-                eos_id=tokenizer.eos_id,
+                bos_id=tokenizer.bos_id,
+                prefix_id=tokenizer.prefix_id,
+                end_ids=tokenizer.end_ids,
             )
             sets.append(made)
     return sets
@@ -170,13 +182,13 @@ def _build(
     dataset: str,
     ranked: bool,
     decode: Callable[[Sequence[int]], str],
-    eos_id: int,
+    end_ids: tuple[int, ...],
     **facts: Any,
 ) -> EvalSet:
     """Return the evaluation set of a Task's rows; ``facts`` are its other fields."""
     table, groups = _first(table, split, count, dataset, ranked)
     prompts, prompt_lengths = _padded([row["inputs"] for row in table])
-    answers = [_without_end(row["targets"], eos_id) for row in table]
+    answers = [_without_end(row["targets"], end_ids[0]) for row in table]
     continuations, continuation_lengths = _padded(answers)
     errors = _errors(table, ranked, groups, continuation_lengths)
     totals = prompt_lengths + continuation_lengths
@@ -202,7 +214,7 @@ def _build(
         targets=tuple(targets),
         decode=decode,
         postprocess=functools.partial(_prediction, postprocess, table),
-        eos_id=eos_id,
+        end_ids=end_ids,
         max_new_tokens=room,
         **facts,
     )
