@@ -74,6 +74,7 @@ class FileTokenizer:
     Attributes:
       digest, bos_id, prefix_id, eos_id, end_ids, unk_id, files: as `Tokenizer` says.
       chat: whether prompts are wrapped in the model's chat template.
+      template: that template's source; "" if they are not.
     """
 
     unk_id = None
@@ -97,10 +98,12 @@ class FileTokenizer:
         self.prefix_id = next(i for i in known if i is not None)
         said = {name: _spelling(settings.get(name)) for name in _SPECIAL}
         said = {name: text for name, text in said.items() if text}
-        template = _template(folder, settings) if chat else ""
-        self._template = ChatTemplate(template, said) if chat else None
+        self.template = _template(folder, settings) if chat else ""
+        self._template = ChatTemplate(self.template, said) if chat else None
         marks = (self.bos_id, self.prefix_id, self.end_ids)
-        self.digest = storage.digest(content, template, said if chat else {}, *marks)
+        self.digest = storage.digest(
+            content, self.template, said if chat else {}, *marks
+        )
 
     def __len__(self) -> int:
         return len(self._codec)
