@@ -189,6 +189,14 @@ def _require_own_tokens(suite: tasks.Suite, model: Model) -> None:
             f"{rows} rows: they do not belong together. Name the model's own tokenizer "
             "(tokenizer)."
         )
+    # A model of other words fits by accident if it has enough rows: one that was
+    # trained on the suite's own has as many.
+    if model.uri and not suite.tokenizer_path and size != rows:
+        raise UserError(
+            f"{model.uri} holds no tokenizer, and its embedding has {rows} rows, where "
+            f"the words of suite {suite.name} are {size}: it was not trained on them. "
+            "Name the folder of its tokenizer (tokenizer)."
+        )
 
 
 def _read(

@@ -411,6 +411,18 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsy
     assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
 
 
+def test_a_model_is_not_scored_on_ids_that_are_not_its_own(made, tmp_path, capsys):
+    folder = shutil.copytree(made / "a", tmp_path / "a")
+    (folder / "tokenizer.json").unlink()
+    assert evaluate(tmp_path, "a") == 2
+    words = len(tasks.suite("miniworld").tokenizer)
+    said = capsys.readouterr().err
+    assert f"{folder} holds no tokenizer, and its embedding has 300 rows" in said
+    assert f"the words of suite miniworld are {words}" in said
+    assert evaluate(tmp_path, "a", tokenizer=made / "a", datasets="copa") == 0
+    assert values(tmp_path / "scores_a")["copa"] == values(made / "scores_a")["copa"]
+
+
 def test_two_processes_find_the_values_of_one(made, tmp_path):
     workdir = copy(made, tmp_path, without=["copa", "ropes"])
     command = [sys.executable, "-m", "merging", *arguments(made, "a", workdir)]
