@@ -30,6 +30,8 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     settings = config.suite.to_dict()
     name = settings.pop("name")
+    if "only" in settings:  # what is not asked for need not be there
+        settings["only"] = settings["only"] or tuple(config.datasets)
     base = reference(config.base_results, name)
     expert = reference(config.expert_results, name)
     model = job.open_model(config.checkpoint, config.tokenizer)

@@ -148,7 +148,7 @@ def load_suite(
     tables = rows.of_suite(suite, split, names, cache_dir, count)
     tokenizer, sets = suite.tokenizer, []
     for name in names:
-        dataset = suite.dataset(name)
+        dataset, how = suite.dataset(name), suite.source.generation(name)
         for prompt, task in suite.evaluations(name).items():
             kept = count
             if fewer and count is not None:
@@ -158,12 +158,13 @@ def load_suite(
                 split,
                 kept,
                 max_length,
-                rank_target if ranked(dataset) else None,
+                rank_target if ranked(dataset) else functools.partial(_ended, how.stop),
                 dataset=name,
                 prompt=prompt,
                 ranked=ranked(dataset),
                 metrics=(seqio_metric(dataset.metric),),
                 decode=tokenizer.decode,
+                max_new_tokens=how.max_new_tokens,
                 bos_id=tokenizer.bos_id,
                 prefix_id=tokenizer.prefix_id,
                 end_ids=tokenizer.end_ids,
@@ -183,6 +184,7 @@ def _build(
     ranked: bool,
     decode: Callable[[Sequence[int]], str],
     end_ids: tuple[int, ...],
+    max_new_tokens: int = 0,
     **facts: Any,
 ) -> EvalSet:
     """Return the evaluation set of a Task's rows; ``facts`` are its other fields."""
@@ -200,9 +202,10 @@ def _build(
     require_none(errors, dataset)
     post = postprocess or (lambda text, **_: text)
     targets = [post(_target(r, decode), example=r, is_target=True) for r in table]
-    # Room for the longest reference and its end mark, in steps of 8 so that sets
-    # share a compilation.
-    room = 0 if ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
+    if not ranked and not max_new_tokens:
+        # Room for the longest reference and its end mark, in steps of 8 so that sets
+        # share a compilation.
+        max_new_tokens = -(-(int(continuation_lengths.max()) + 1) // 8) * 8
     return EvalSet(
         dataset=dataset,
         ranked=ranked,
@@ -215,7 +218,7 @@ def _build(
         decode=decode,
         postprocess=functools.partial(_prediction, postprocess, table),
         end_ids=end_ids,
-        max_new_tokens=room,
+        max_new_tokens=max_new_tokens,
         **facts,
     )
 
@@ -266,6 +269,15 @@ def _prediction(postprocess, table: list[Row], row: int, text: str) -> Any:
     if postprocess is None:
         return text
     return postprocess(text, example=table[row], is_target=False)
+
+
+def _ended(stop: tuple[str, ...], text: str, is_target: bool = False, **_: Any) -> str:
+    """Return a generated text up to where it stops, without white space around it."""
+    if is_target:
+        return text
+    return text[
+        : min((i for s in stop if (i := text.find(s)) >= 0), default=None)
+    ].strip()
 
 
 def _target(row: Row, decode: Callable) -> str:

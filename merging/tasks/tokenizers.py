@@ -144,12 +144,10 @@ class FileTokenizer:
         return text, (prompt[len(text) :] or " ") if text else ""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids up to the first that ends a text.
-
-        Special tokens are left out, and white space around it.
-        """
+        """Return the text of ids up to the first that ends a text, without special
+        tokens."""
         kept = itertools.takewhile(lambda i: i not in self.end_ids, map(int, ids))
-        return self._codec.decode([i for i in kept if i < len(self)]).strip()
+        return self._codec.decode([i for i in kept if i < len(self)])
 
 
 @functools.lru_cache(maxsize=8)
@@ -164,6 +162,11 @@ def open_tokenizer(path: str, chat: bool = False) -> FileTokenizer:
       UserError: no such file, one that can't be read, no end mark, no chat template.
     """
     return FileTokenizer(Path(path), chat)
+
+
+def holds_tokenizer(names: Iterable[str]) -> bool:
+    """Return whether a tokenizer is among the files of a folder, by their names."""
+    return any(name == "tokenizer.json" or name.endswith(".model") for name in names)
 
 
 class _HuggingFace:

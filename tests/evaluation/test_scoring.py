@@ -411,6 +411,22 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsy
     assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
 
 
+def test_datasets_that_are_not_asked_for_need_not_be_there(made, tmp_path):
+    record = {"premise": "It rained.", "question": "effect", "label": 0}
+    record |= {"choice1": "The street was wet.", "choice2": "The sun was out."}
+    for part in ("train", "validation"):
+        path = tmp_path / "data" / "copa" / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((json.dumps(record) + "\n") * 3)
+    flags = dict(checkpoint=made / "a", datasets="copa")
+    flags |= {"suite.data_dir": tmp_path / "data"}
+    flags = [f"--config.{key}={value}" for key, value in flags.items()]
+    config = ["evaluate", "--config", str(CONFIG.with_stem("t0")), *flags]
+    assert main([*config, "--workdir", str(tmp_path / "w")]) == 0
+    (row,) = results.read(tmp_path / "w")
+    assert (row.dataset, row.examples, row.suite) == ("copa", 3, "t0")
+
+
 def test_a_model_is_not_scored_on_ids_that_are_not_its_own(made, tmp_path, capsys):
     folder = shutil.copytree(made / "a", tmp_path / "a")
     (folder / "tokenizer.json").unlink()
