@@ -58,9 +58,9 @@ def test_without_a_network_every_way_to_a_dataset_is_told(tmp_path, monkeypatch)
 
 
 def test_what_is_there_is_counted_and_compared(tmp_path):
-    invented.write_files(
-        tmp_path, "copa", {"train": [{}] * 400, "validation": [{}] * 9}
-    )
+    rows = invented.records("copa", 409)
+    rows = {"train": rows[:400], "validation": rows[400:]}
+    invented.write_files(tmp_path, "copa", rows)
     asked = []
     (state,) = preparing.prepare(tmp_path, ["copa"], reachable=asked.append)
     assert state.ready and not asked
@@ -189,6 +189,19 @@ def test_the_command_tells_what_is_missing_by_its_exit_status(
     assert "missing copa" in out and "1 of 2 datasets are ready." in out
     assert main.main([*argv, "--only", "mprc"]) == 2
     assert "did you mean mrpc" in capsys.readouterr().err
+
+
+def test_files_with_faulty_lines_are_not_ready(tmp_path, capsys):
+    rows = invented.parts("copa")
+    rows["validation"][1]["label"] = 7
+    invented.write_files(tmp_path, "copa", rows)
+    argv = ["tasks", "prepare", "--data_dir", str(tmp_path), "--only", "copa"]
+    assert main.main([*argv, "--contamination"]) == 1
+    out = capsys.readouterr().out
+    assert "missing copa" in out and "0 of 1 datasets are ready." in out
+    assert f"{tmp_path}/copa/validation.jsonl:2: no choice is the right one" in out
+    assert "contamination: not looked for; no dataset is ready." in out
+    assert "none" not in out.splitlines()[-1]
 
 
 def test_examples_of_the_data_are_shown(tmp_path, capsys):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merging.runtime import storage
+from merging.runtime.errors import UserError
 from merging.tasks.contamination import Overlap, check
 from merging.tasks.t0 import sources, tables
 from merging.tasks.t0.entries import Entry, cut
@@ -223,8 +224,8 @@ def write_part(
 
 def _state(entry: Entry, data_dir: Path, reason: str) -> State:
     located = sources.locate(entry, data_dir)
-    if located.problem:
-        why = "; ".join(filter(None, [located.problem, reason]))
+    if problem := located.problem or _fault(entry, located):
+        why = "; ".join(filter(None, [problem, reason]))
         return State(entry.name, False, f"{why}\n{remedy(entry, data_dir)}")
     counts = ", ".join(f"{part} {count:,}" for part, count in located.counts.items())
     lines = [f"{located.folders[0]}: {counts}"]
@@ -233,6 +234,18 @@ def _state(entry: Entry, data_dir: Path, reason: str) -> State:
         if count != known:
             lines.append(f"differs: {part} has {known:,} examples elsewhere")
     return State(entry.name, True, "\n".join(lines))
+
+
+def _fault(entry: Entry, located: Located) -> str:
+    """Return what is wrong with lines of a dataset's files, which are all read."""
+    if located.kind != "files":
+        return ""
+    try:
+        for split in entry.parts:
+            sources.require_sound(entry, located, split)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def remedy(entry: Entry, data_dir: Path) -> str:
