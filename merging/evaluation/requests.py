@@ -156,7 +156,14 @@ def requests(
     for name in dataset_names(suite, datasets):
         of, wanted = suite.dataset(name), metrics_of(suite, name, metrics)
         for eval_set in tasks.load_suite(
-            suite, split, count, datasets=[name], cache_dir=cache_dir, fewer=True
+            suite,
+            split,
+            count,
+            datasets=[name],
+            longest=context
+            + 1,  # one more than fits, so that it is seen to be too long
+            cache_dir=cache_dir,
+            fewer=True,
         ):
             eval_set, truncated = truncate(eval_set, context, vocab_size)
             found.append(template_requests(of, wanted, eval_set, truncated))

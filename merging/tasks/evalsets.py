@@ -124,6 +124,7 @@ def load_suite(
     *,
     datasets: Sequence[str] | None = None,
     max_length: int | None = None,
+    longest: int | None = None,
     cache_dir: Path | str | None = None,
     fewer: bool = False,
 ) -> list[EvalSet]:
@@ -137,6 +138,8 @@ def load_suite(
       count: the first examples of each dataset; all by default.
       datasets: names; all of the suite's by default, in its order.
       max_length: as in ``load``.
+      longest: tokens of a prompt's end that are kept, and of an answer's begin: one
+        text out of measure does not make a table of its width.
       cache_dir: where to keep the rows.
       fewer: take all of a dataset that has less than ``count`` examples.
 
@@ -165,6 +168,7 @@ def load_suite(
                 metrics=(seqio_metric(dataset.metric),),
                 decode=tokenizer.decode,
                 max_new_tokens=how.max_new_tokens,
+                longest=longest,
                 bos_id=tokenizer.bos_id,
                 prefix_id=tokenizer.prefix_id,
                 end_ids=tokenizer.end_ids,
@@ -185,12 +189,15 @@ def _build(
     decode: Callable[[Sequence[int]], str],
     end_ids: tuple[int, ...],
     max_new_tokens: int = 0,
+    longest: int | None = None,
     **facts: Any,
 ) -> EvalSet:
     """Return the evaluation set of a Task's rows; ``facts`` are its other fields."""
     table, groups = _first(table, split, count, dataset, ranked)
-    prompts, prompt_lengths = _padded([row["inputs"] for row in table])
-    answers = [_without_end(row["targets"], end_ids[0]) for row in table]
+    prompts, prompt_lengths = _padded(
+        [row["inputs"][-(longest or 0) :] for row in table]
+    )
+    answers = [_without_end(row["targets"], end_ids[0])[:longest] for row in table]
     continuations, continuation_lengths = _padded(answers)
     errors = _errors(table, ranked, groups, continuation_lengths)
     totals = prompt_lengths + continuation_lengths

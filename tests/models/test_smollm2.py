@@ -65,7 +65,7 @@ def answer(model, folder, question, new_tokens=16):
     lengths = np.array([len(prompt) - 1])
     ends = tokenizer.end_ids
     said = predict.generate(params, prefix, rest, lengths, new_tokens, ends)
-    return tokenizer.decode(np.asarray(said)[0])
+    return tokenizer.decode(np.asarray(said)[0]).strip()
 
 
 def chosen(model, prompts, choices):

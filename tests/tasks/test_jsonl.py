@@ -1,6 +1,7 @@
 """A suite of one's own files."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -102,6 +103,33 @@ def test_the_digest_follows_the_files_bytes_and_not_their_names(tmp_path, tokeni
         return tasks.suite("jsonl", files=(path,), tokenizer=tokenizer).digest
 
     assert digest("a", [bell(1)]) == digest("b", [bell(1)]) != digest("c", [bell(2)])
+
+
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path, tokenizer):
+    path = write(tmp_path / "x", [bell(1)])
+    before = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    cache = {"cache_dir": tmp_path / "cache"}
+    (old,) = tasks.load_suite(before, "test", **cache)
+    write(tmp_path / "x", [bell(2), bell(3)])
+    after = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    assert after != before and after.digest != before.digest
+    (new,) = tasks.load_suite(after, "test", **cache)
+    assert (old.targets, new.targets) == (("tone 1",), ("tone 2", "tone 3"))
+
+
+def test_a_file_that_changes_under_a_suite_is_not_read(tmp_path, tokenizer):
+    path = write(tmp_path / "x", [bell(1)])
+    suite = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    write(tmp_path / "x", [bell(2)])
+    with pytest.raises(UserError, match="x: changed since they were checked"):
+        suite.source._read(suite.source._piles["bells"].places["test"])
+
+
+def test_what_is_held_out_is_trained_on_only_if_it_says_so(tmp_path, tokenizer):
+    path = write(tmp_path / "x", [tide(n) for n in range(3)] + [bell(1)])
+    suite = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    with pytest.raises(UserError, match="unknown split of bells 'train'.*Valid: test"):
+        tasks.materialise(suite, "bells", "train", 32)
 
 
 FAULTS = [
@@ -209,6 +237,10 @@ def test_files_are_needed_and_a_tokenizer(tmp_path):
             tasks.suite("jsonl", **none)
     with pytest.raises(UserError, match="none: No such file"):
         tasks.suite("jsonl", files=(str(tmp_path / "none"),))
+    os.mkfifo(tmp_path / "pipe")
+    for odd in ("pipe", "."):
+        with pytest.raises(UserError, match="no regular file"):
+            tasks.suite("jsonl", files=(str(tmp_path / odd),))
     path = write(tmp_path / "x", [bell(0)])
     with pytest.raises(UserError, match="suite 'jsonl' needs a model's tokenizer"):
         tasks.suite("jsonl", files=path)

@@ -119,6 +119,21 @@ def test_a_download_that_breaks_off_leaves_no_file_and_the_rest_goes_on(tmp_path
     assert not (tmp_path / "dream" / "train.jsonl").exists()
 
 
+def test_two_that_fetch_the_same_file_do_not_write_into_each_others(tmp_path):
+    entry, rows = tables.entry("dream"), invented.records("dream", 6)
+
+    def overtaken():
+        yield rows[0]
+        preparing.write_part(entry, tmp_path, "train", rows[3:5])
+        yield rows[1]
+
+    preparing.write_part(entry, tmp_path, "train", overtaken())
+    path = tmp_path / "dream" / "train.jsonl"
+    found = [json.loads(line)["dialogue"] for line in path.read_text().splitlines()]
+    assert found == [row["dialogue"] for row in rows[:2]]
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_tfds_is_left_alone_unless_all_hosts_of_a_builder_answer(tmp_path, monkeypatch):
     fetched = []
 

@@ -69,6 +69,7 @@ class OwnFiles(SuiteSource):
 
     Attributes:
       files: their paths; one may stand by itself.
+      identity: the files' content, whatever they are called.
 
     Raises:
       UserError: no files or no examples; faulty lines, with the numbers of the first; a
@@ -76,21 +77,18 @@ class OwnFiles(SuiteSource):
     """
 
     files: tuple[Path, ...] = ()
+    identity: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self):
         given = [self.files] if isinstance(self.files, (str, Path)) else self.files
         files = tuple(Path(path) for path in given if str(path))
         object.__setattr__(self, "files", files)
+        object.__setattr__(self, "identity", _digests(files))
         if not self._piles:
             shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
             raise UserError(f"suite 'jsonl' has no examples: {shown}.")
         errors = [e for name in self._piles for e in _shortcomings(name, self._piles)]
         require_none(errors, "jsonl", kind="suite")
-
-    @functools.cached_property
-    def identity(self) -> list[str]:
-        """The files' content, whatever they are called."""
-        return file_digests(self.files)
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
@@ -102,7 +100,8 @@ class OwnFiles(SuiteSource):
 
     def rate(self, dataset: str, prompt: str) -> float:
         """Return a dataset's weight in a mixture: its training examples, capped."""
-        return float(min(len(self._piles[dataset].places["train"]), MOST_EXAMPLES))
+        lines = self._piles[dataset].places.get("train", ())
+        return float(min(len(lines), MOST_EXAMPLES))
 
     def generation(self, dataset: str) -> Generation:
         """Return how far a dataset's texts are generated."""
@@ -130,6 +129,10 @@ class OwnFiles(SuiteSource):
         return piles
 
     def _read(self, places: Sequence[_Place]) -> list[dict[str, Any]]:
+        # Else examples of these files would be kept under the name of those before.
+        if _digests(self.files) != self.identity:
+            shown = ", ".join(map(str, self.files))
+            raise UserError(f"{shown}: changed since they were checked; start again.")
         found = {}
         for number, path in enumerate(self.files):
             offsets = [place.offset for place in places if place.file == number]
@@ -137,6 +140,18 @@ class OwnFiles(SuiteSource):
             for offset, record in zip(offsets, records, strict=True):
                 found[_Place(number, offset)] = examples.text_example(record)
         return [found[place] for place in places]
+
+
+def _digests(files: Sequence[Path]) -> tuple[str, ...]:
+    """Return the hash of each file; one that can't be read is told of elsewhere."""
+    there = [(path, path.stat()) for path in files if path.is_file()]
+    return tuple(_digest(path, of.st_size, of.st_mtime_ns) for path, of in there)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    del size, changed  # they only say when to look again
+    return file_digests([path])[0]
 
 
 def _add(piles: dict[str, _Pile], record: Mapping[str, Any], place: _Place) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,14 +212,18 @@ def write_part(
     keys = dict.fromkeys(place.split(".")[0] for place in entry.places)
     path = sources.file_of(entry, data_dir, part)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            kept = {key: record[key] for key in keys}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # A name of its own: the same command may run elsewhere.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for record in records:
+                kept = {key: record[key] for key in keys}
+                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     storage.sync_folder(path.parent)
 
 
