@@ -56,15 +56,17 @@ class ChatTemplate:
           UserError: the template fails.
         """
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=[{"role": "user", "content": prompt}],
                 add_generation_prompt=True,
                 tools=None,
                 documents=None,
                 **self._tokens,
             )
+            text.encode()  # half of a surrogate pair is no text
         except Exception as error:  # of a stranger's program, any
             raise UserError(f"the chat template fails: {error}") from error
+        return text
 
 
 class _Generation(Extension):

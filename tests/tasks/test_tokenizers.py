@@ -216,6 +216,7 @@ def test_what_a_template_is_told_is_part_of_the_digest(tmp_path):
         ("{{ raise_exception('no user may speak') }}", "fails: no user may speak"),
         ("{% generation %}", "can't be read: Unexpected end"),
         ("{% include 'x' %}", "fails: no loader"),
+        ("{{ '\\ud800' }}", "fails: .*surrogates not allowed"),
     ],
 )
 def test_a_template_that_fails_is_refused_before_anything_is_read(
@@ -224,6 +225,19 @@ def test_a_template_that_fails_is_refused_before_anything_is_read(
     folder = byte_level(tmp_path / "m", chat_template=template)
     with pytest.raises(UserError, match=said):
         open_tokenizer(folder, chat=True)
+
+
+def _with_an_unknown_opening(folder):
+    # The library panics on it, which is no Exception.
+    byte_level(folder, opens=True)
+    made = json.loads((folder / "tokenizer.json").read_text())
+    made["post_processor"]["single"][0]["SpecialToken"]["id"] = ""
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+
+
+def _with_half_a_surrogate(folder):
+    text = json.dumps({"eos_token": "<|end|>", "bos_token": "\ud800"})
+    (folder / "tokenizer_config.json").write_text(text)
 
 
 def _without_words(folder):
@@ -238,6 +252,8 @@ def _without_words(folder):
         (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer that can be"),
         (lambda f: (f / "tokenizer_config.json").write_text("[]"), "it is no object"),
         (_without_words, "no end mark is known"),
+        (_with_an_unknown_opening, "no tokenizer that can be read"),
+        (_with_half_a_surrogate, "can't be read: .*surrogates not allowed"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, spoil, said):
