@@ -3,7 +3,8 @@
     merging evaluate --config configs/evaluate/jsonl.py \\
         --config.checkpoint=MODEL --config.suite.files=mine.jsonl --workdir scores
 
-What a line holds: `merging/tasks/jsonl/__init__.py`.
+What a line holds: `merging/tasks/jsonl/__init__.py`. Prompt and answer are joined by a
+space, or by the white space that the prompt ends in.
 """
 
 import miniworld

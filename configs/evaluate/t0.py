@@ -4,8 +4,8 @@
     merging evaluate --config configs/evaluate/t0.py \\
         --config.checkpoint=MODEL --config.suite.data_dir=DATA --workdir scores
 
-The data are fetched once, by the first command. `suite.only` names the datasets that
-are there if not all 23 are; `suite.chat` wraps prompts in an instruct model's template.
+The data are fetched once, by the first command. `datasets` names those to evaluate, if
+not all 23; `suite.chat` wraps prompts in an instruct model's template.
 """
 
 import miniworld

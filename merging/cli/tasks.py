@@ -8,6 +8,7 @@ from merging.cli.command import Command, print_for_a_pipe
 from merging.runtime.errors import UserError, nearest
 
 _ACTIONS = ("list", "show", "prepare")
+_SUITES = ("t0", "miniworld")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -15,10 +16,31 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("merging tasks show needs the name of a dataset.")
     if arguments.action != "show" and arguments.dataset is not None:
         raise UserError(f"merging tasks {arguments.action} takes no dataset.")
-    run = {"list": _list, "show": _show, "prepare": _prepare}[arguments.action]
+    if arguments.suite == "miniworld":
+        return _generated(arguments)
+    if arguments.suite == "jsonl":
+        raise UserError("suite jsonl is files of your own: what they hold, they say.")
     if arguments.suite != "t0":
-        raise nearest("suite with tables", arguments.suite, ["t0"])
+        raise nearest("suite", arguments.suite, _SUITES)
+    run = {"list": _list, "show": _show, "prepare": _prepare}[arguments.action]
     return run(arguments)
+
+
+def _generated(arguments: argparse.Namespace) -> int:
+    """List the miniworld, or show three examples of a dataset."""
+    from merging import tasks
+    from merging.tasks import listing
+
+    if arguments.action == "prepare" or arguments.data_dir or arguments.markdown:
+        raise UserError("suite miniworld is generated: it has no data to fetch.")
+    suite = tasks.suite("miniworld")
+    if arguments.action == "list":
+        print_for_a_pipe(listing.listed(suite))
+        return 0
+    name = suite.dataset(arguments.dataset).name
+    for example in suite.source.generator.examples(name, "test", 0, 3):
+        print_for_a_pipe(listing.shown(name, **example) + "\n")
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -65,11 +87,14 @@ def _prepare(arguments: argparse.Namespace) -> int:
     ready = [state.dataset for state in states if state.ready]
     print_for_a_pipe(f"{len(ready)} of {len(states)} datasets are ready.")
     if arguments.contamination:
-        _report(preparing.overlaps(arguments.data_dir, ready) if ready else [])
+        _report(preparing.overlaps(arguments.data_dir, ready) if ready else None)
     return 0 if len(ready) == len(states) else 1
 
 
-def _report(found: list) -> None:
+def _report(found: list | None) -> None:
+    if found is None:
+        print_for_a_pipe("contamination: not looked for; no dataset is ready.")
+        return
     for overlap in found:
         numbers = ", ".join(map(str, overlap.shown))
         print_for_a_pipe(
@@ -78,13 +103,21 @@ def _report(found: list) -> None:
             f"a long text (numbers {numbers}, …)"
         )
     if not found:
-        print_for_a_pipe("contamination: none; no evaluation example is trained on.")
+        print_for_a_pipe(
+            "contamination: none; no evaluation example of the datasets that are ready "
+            "is trained on in one of them."
+        )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=_ACTIONS, help="what to do")
     parser.add_argument("dataset", nargs="?", help="of show: its name")
-    parser.add_argument("--suite", default="t0", metavar="NAME", help="(t0)")
+    parser.add_argument(
+        "--suite",
+        default="t0",
+        metavar="NAME",
+        help=f"one of {', '.join(_SUITES)} (t0)",
+    )
     parser.add_argument(
         "--data_dir", type=Path, metavar="DIR", help="where datasets are, or go"
     )
@@ -116,6 +149,7 @@ COMMAND = Command(
     examples:
       merging tasks list
       merging tasks show copa
+      merging tasks list --suite miniworld
       merging tasks prepare --suite t0 --data_dir data
       merging tasks prepare --data_dir data --only copa,rte --contamination
     """,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merging.evaluation import shapes
-from merging.evaluation.requests import Request, Requests, TemplateRequests
+from merging.evaluation.requests import Call, Request, Requests, TemplateRequests
 from merging.evaluation.shapes import Shape
 from merging.runtime.errors import UserError
 from merging.runtime.sharding import place
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
       tokens: that the model reads and makes for these requests.
     """
 
-    call: tuple[int, ...]
+    call: Call
     requests: np.ndarray
     arrays: tuple[Any, ...]
     tokens: int

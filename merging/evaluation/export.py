@@ -1,9 +1,13 @@
 """The results as lm-evaluation-harness writes them, for what reads those files.
 
-Its names: acc for accuracy, acc_norm per character, acc_mutual_info unconditional. And
-its scale: BLEU out of 100, all else out of 1.
+Its names, where it finds the same quantity: acc for accuracy, acc_norm per character,
+acc_mutual_info unconditional; and em, as its coqa and drop say, for exact match after
+SQuAD's normalisation: what it calls exact_match normalises nothing. And its scale: BLEU
+out of 100, all else out of 1. What says that it ran itself, such as its version, is
+left out.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +24,7 @@ _NAMES = {
     "accuracy": "acc",
     "accuracy_norm": "acc_norm",
     "accuracy_unconditional": "acc_mutual_info",
+    "exact_match": "em",
     "rouge_1": "rouge1",
     "rouge_2": "rouge2",
     "rouge_l": "rougeL",
@@ -35,6 +40,7 @@ def write(
     suite: str,
     split: str,
     context: int,
+    chat_template: str,
     config: Mapping[str, Any],
 ) -> Path:
     """Write results_TIME.json in the place of an earlier one, and return its path.
@@ -46,9 +52,10 @@ def write(
       model: the checkpoint's place.
       suite, split: on what.
       context: the most tokens that the model was given.
+      chat_template: that prompts stood in; "" for none.
       config: what else the harness calls the config.
     """
-    name = re.sub(r"[^\w.-]+", "__", model.strip("/"))
+    name = _folder(model)
     now = datetime.now(UTC)
     folder = workdir / FOLDER / name
     path = folder / f"results_{now:%Y-%m-%dT%H-%M-%S.%f}.json"
@@ -65,6 +72,8 @@ def write(
         "model_name": model,
         "model_name_sanitized": name,
         "max_length": context,
+        "chat_template": chat_template or None,
+        "chat_template_sha": _sha(chat_template) if chat_template else None,
         "total_evaluation_time_seconds": str(sum(r.seconds for r in records)),
         "date": now.timestamp(),
     }
@@ -72,6 +81,15 @@ def write(
     for old in earlier:
         old.unlink()
     return path
+
+
+def _folder(model: str) -> str:
+    """Return a name for a checkpoint's files; that of no hidden folder."""
+    return re.sub(r"[^\w.-]+", "__", model).strip("._") or Path(model).resolve().name
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _facts(
@@ -96,7 +114,11 @@ def _facts(
 
 
 def _results(task: str, examples: int, values: Mapping[str, Value]) -> dict[str, Any]:
-    found: dict[str, Any] = {"alias": task, "sample_len": examples}
+    found: dict[str, Any] = {
+        "name": task,
+        "alias": task,
+        "sample_len": examples,
+    }
     for metric, value in values.items():
         name, scale = _NAMES.get(metric, metric), 100 if metric == "bleu" else 1
         found[f"{name},none"] = scale * value.value

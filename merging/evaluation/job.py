@@ -34,7 +34,6 @@ from merging.runtime.text import parameters as shown_parameters
 # measured; on an accelerator, of each device, some seconds at 200 TFLOP/s, guessed.
 _COMPILATION = {"cpu": 5e10}
 _COMPILATION_ON_ACCELERATORS = 1e15
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 class Model(NamedTuple):
@@ -71,7 +70,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
     """
     uri = os.fspath(uri)
     found, files = hf.open_model(uri), checkpoints.auxiliary_files(uri)
-    own = any(name in _TOKENIZERS or name.endswith(".model") for name in files)
+    own = uri if tasks.holds_tokenizer(files) else ""
     return Model(
         config=found.config,
         parameters=models.parameter_count(found.config),
@@ -79,7 +78,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
         uri=uri,
         family=found.family.name,
         identity=hf.identity(found),
-        tokenizer=tokenizer or (uri if own else ""),
+        tokenizer=tokenizer or own,
     )
 
 
@@ -188,6 +187,14 @@ def _require_own_tokens(suite: tasks.Suite, model: Model) -> None:
             f"the tokenizer of {where} has {size} ids, and the model's embedding "
             f"{rows} rows: they do not belong together. Name the model's own tokenizer "
             "(tokenizer)."
+        )
+    # A model of other words fits by accident if it has enough rows: one that was
+    # trained on the suite's own has as many.
+    if model.uri and not suite.tokenizer_path and size != rows:
+        raise UserError(
+            f"{model.uri} holds no tokenizer, and its embedding has {rows} rows, where "
+            f"the words of suite {suite.name} are {size}: it was not trained on them. "
+            "Name the folder of its tokenizer (tokenizer)."
         )
 
 

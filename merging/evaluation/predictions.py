@@ -30,8 +30,11 @@ class Predictor(Protocol):
         padding) and ``targets`` [B, M] the token that follows it.
         """
 
-    def generate(self, prefixes, tokens, lengths, max_new_tokens, eos_id, /) -> Any:
-        """Return the greedy continuation [B, max_new_tokens], 0 after ``eos_id``."""
+    def generate(self, prefixes, tokens, lengths, max_new_tokens, end_ids, /) -> Any:
+        """Return the greedy continuation [B, max_new_tokens].
+
+        It is 0 after the first of ``end_ids``, a tuple.
+        """
 
 
 class Prediction(NamedTuple):

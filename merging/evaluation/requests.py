@@ -43,6 +43,9 @@ class Request(NamedTuple):
         return sum(len(choice) - 1 for choice in self.choices)
 
 
+# How a model is called: () to score rows, or to generate, with how many tokens at most
+# and those that end a text.
+Call = tuple[()] | tuple[int, tuple[int, ...]]
 # Where the answers to M rows are: of each its request, and its choice there.
 Answers = tuple[np.ndarray, np.ndarray]
 
@@ -72,11 +75,10 @@ class TemplateRequests:
     unconditional: Answers | None
 
     @property
-    def call(self) -> tuple[int, ...]:
-        """What the model is called with beside rows: () to score them, or how many
-        tokens to generate and the one that ends a text."""
+    def call(self) -> Call:
+        """What the model is called with beside rows."""
         one = self.eval_set
-        return () if one.ranked else (one.max_new_tokens, one.eos_id)
+        return () if one.ranked else (one.max_new_tokens, one.end_ids)
 
     @functools.cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +156,14 @@ def requests(
     for name in dataset_names(suite, datasets):
         of, wanted = suite.dataset(name), metrics_of(suite, name, metrics)
         for eval_set in tasks.load_suite(
-            suite, split, count, datasets=[name], cache_dir=cache_dir, fewer=True
+            suite,
+            split,
+            count,
+            datasets=[name],
+            longest=context
+            + 1,  # one more than fits, so that it is seen to be too long
+            cache_dir=cache_dir,
+            fewer=True,
         ):
             eval_set, truncated = truncate(eval_set, context, vocab_size)
             found.append(template_requests(of, wanted, eval_set, truncated))
@@ -245,12 +254,12 @@ def _is_full(request: Request, choice: np.ndarray) -> bool:
 
 def _request(eval_set: EvalSet, prompt: np.ndarray) -> Request:
     # A tokenizer that opens texts with nothing leaves that to the prompt's own first
-    # token, and to the end mark, which parts texts, where the prompt is empty.
+    # token, if it has one.
     if eval_set.bos_id is not None:
         return Request(eval_set.bos_id, prompt, [])
     if len(prompt):
         return Request(int(prompt[0]), prompt[1:], [])
-    return Request(eval_set.eos_id, prompt, [])
+    return Request(eval_set.prefix_id, prompt, [])
 
 
 def _rows(table: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

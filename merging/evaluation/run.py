@@ -30,13 +30,16 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     settings = config.suite.to_dict()
     name = settings.pop("name")
+    if "only" in settings:  # what is not asked for need not be there
+        settings["only"] = settings["only"] or tuple(config.datasets)
     base = reference(config.base_results, name)
     expert = reference(config.expert_results, name)
     model = job.open_model(config.checkpoint, config.tokenizer)
     chosen = ("split", "datasets", "count", "metrics", "context", "batch_size", "dtype")
+    suite = tasks.suite(name, **settings | {"tokenizer": model.tokenizer})
     job.evaluate(
         model,
-        tasks.suite(name, **settings | {"tokenizer": model.tokenizer}),
+        suite,
         **{key: config[key] for key in chosen},
         mesh=_mesh(config.mesh),
         workdir=workdir,
@@ -52,13 +55,17 @@ def run(config: Any, workdir: Path) -> None:
             config_hash=config_hash(config),
         )
         path = results.write(workdir / results.FILE, made)
-        print(_published(config, workdir, name, model, records))
+        print(_published(config, workdir, suite, model, records))
         print(f"Rows: {path}")
     processes.barrier("the results are written")
 
 
 def _published(
-    config: Any, workdir: Path, suite: str, model: job.Model, records: list[Record]
+    config: Any,
+    workdir: Path,
+    suite: tasks.Suite,
+    model: job.Model,
+    records: list[Record],
 ) -> str:
     """Write the file for the harness's readers, and return what a person reads."""
     how = bootstrap.Options(**config.bootstrap)
@@ -72,9 +79,10 @@ def _published(
         records,
         values,
         model=model.uri,
-        suite=suite,
+        suite=suite.name,
         split=config.split,
         context=config.context or model.config.max_length,
+        chat_template=suite.tokenizer.template if suite.chat else "",
         config={
             "model_args": {"pretrained": model.uri, "dtype": config.dtype or None},
             "model_num_parameters": model.parameters,

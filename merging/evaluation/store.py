@@ -15,7 +15,8 @@ from merging.runtime import storage
 from merging.runtime.errors import UserError
 
 FOLDER, INDEX = "tasks", "index.json"
-VERSION = 2  # of the files' layout
+# Of the files' layout, and of the code that finds values: raise it when one changes.
+VERSION = 2
 
 
 def key(*parts: Any) -> str:

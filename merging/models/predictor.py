@@ -29,8 +29,9 @@ class Predictor(NamedTuple):
         one's tokens but the last stand in ``tokens`` behind the prompt, one
         continuation after the other; for the m-th of these, ``segments`` has the number
         of its continuation (-1: padding) and ``targets`` the token that follows it.
-      generate: ``(…, max_new_tokens, eos_id) -> [B, max_new_tokens]``: greedy
-        continuation, 0 after ``eos_id``; what stands behind the prompt is ignored.
+      generate: ``(…, max_new_tokens, end_ids) -> [B, max_new_tokens]``: greedy
+        continuation, 0 after the first of ``end_ids``; what stands behind the prompt is
+        ignored.
     """
 
     score: Callable[..., jax.Array]
@@ -46,15 +47,15 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
       mesh: devices to split the rows over; the parameters stay where they are.
     """
     score = jax.jit(functools.partial(_score, config))
-    generate = jax.jit(functools.partial(_generate, config), static_argnums=4)
+    generate = jax.jit(functools.partial(_generate, config), static_argnums=(4, 5))
     if mesh is None:
         return Predictor(score, generate)
 
     def over_mesh(function):
         def placed(params, *arguments):
-            rows = [place_batch(mesh, argument) for argument in arguments]
+            rows = [place_batch(mesh, row) for row in arguments if hasattr(row, "ndim")]
             with on(mesh):
-                return function(params, *rows)
+                return function(params, *rows, *arguments[len(rows) :])
 
         return placed
 
@@ -98,7 +99,7 @@ def _log_p(model, hidden, targets):
     return log_p.swapaxes(0, 1)
 
 
-def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, eos_id):
+def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, end_ids):
     """Fill the cache with the prompts in one call, then add a token at a time.
 
     Keys of a row's padding stay in the cache but are never seen: a query at position
@@ -110,6 +111,7 @@ def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, eos_id)
     room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
     cache = Cache(*(jnp.pad(leaf, room) for leaf in prompt))
     first = jnp.argmax(model.logits(_at(hidden, lengths)), axis=-1)
+    ends = jnp.array(end_ids, first.dtype)
     slots = jnp.arange(length + 1 + max_new_tokens)[None, None]
 
     def unfinished(state):
@@ -119,7 +121,7 @@ def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, eos_id)
     def extend(state):
         step, token, cache, done, out = state
         out = out.at[:, step].set(jnp.where(done, 0, token))
-        done = done | (token == eos_id)
+        done = done | jnp.any(token[:, None] == ends, axis=1)
         index = (lengths + 1 + step)[:, None]
         where = positions(config, index, slots <= index[..., None])
         hidden, cache = model(token[:, None], where, cache)

@@ -21,7 +21,8 @@ claim HOLDS when at least {MOST:.0%} of the comparisons agree and the mean \
 difference is above zero by more than {ERRORS} standard errors; it DOES NOT HOLD when \
 at most {HALF:.0%} agree and the mean difference is not above zero by more than \
 {ERRORS} standard errors; anything else is MIXED. A claim judged on several measures \
-needs the same outcome on each, otherwise it is MIXED. With one seed there is no \
+needs the same outcome on each, otherwise it is MIXED; while one of them lacks its \
+rows and the others agree, it is NOT TESTED. With one seed there is no \
 standard error: only the count and the sign of the mean decide, and the spread is \
 said to be unknown. Standard errors from two or three seeds are themselves rough. They \
 cover what the seeds vary (experts and their subsets); a base trained once brings its \
@@ -140,18 +141,20 @@ def conclude(
 ) -> Verdict:
     """Join the tests on one claim into its verdict."""
     notes = [note for note in notes if note]
-    tested = [e for e in tests if e.decides and e.outcome != UNTESTED]
+    deciding = [e for e in tests if e.decides]
+    tested = [e for e in deciding if e.outcome != UNTESTED]
     outcomes = {e.outcome for e in tested}
     if not tested:
         return Verdict(key, source, claim, UNTESTED, tuple(tests), tuple(notes))
-    outcome = outcomes.pop() if len(outcomes) == 1 else MIXED
-    if len({e.outcome for e in tested}) > 1:
-        notes.insert(
-            0,
-            "The measures disagree: "
-            + "; ".join(f"{e.measure}: {e.outcome}" for e in tested)
-            + ".",
-        )
+    shown = "; ".join(f"{e.measure}: {e.outcome}" for e in deciding)
+    outcome = tested[0].outcome
+    if len(outcomes) > 1:
+        outcome = MIXED
+        notes.insert(0, f"The measures disagree: {shown}.")
+    elif len(tested) < len(deciding):
+        # What was not looked at may well say otherwise.
+        outcome = UNTESTED
+        notes.insert(0, f"Not tested in all its parts: {shown}.")
     if all(e.standard_error is None for e in tested):
         notes.append("One seed: the spread is unknown, this is one run's answer.")
     return Verdict(key, source, claim, outcome, tuple(tests), tuple(notes))

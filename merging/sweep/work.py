@@ -67,8 +67,10 @@ def _data(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
         tick(done / (len(wanted) + 2), f"preparing {what}")
         _examples(experiment, store, what, split)
     if step.settings["what"] == "bases":
-        for split in ("validation", "test"):
-            tasks.load_suite(suite, split, cache_dir=store.data)
+        # Validation chooses λ, against experts: of held-in datasets alone.
+        held_in = [d.name for d in suite.datasets if d.split == "held_in"]
+        for split, names in (("validation", held_in), ("test", None)):
+            tasks.load_suite(suite, split, datasets=names, cache_dir=store.data)
     return {}
 
 

@@ -12,7 +12,7 @@ from merging.tasks.examples import Stored, TokenArrays, materialise, store
 from merging.tasks.generated import Generated
 from merging.tasks.registry import names, suite
 from merging.tasks.suites import Suite
-from merging.tasks.tokenizers import Tokenizer, open_tokenizer
+from merging.tasks.tokenizers import Tokenizer, holds_tokenizer, open_tokenizer
 
 __all__ = [
     "EvalSet",
@@ -21,6 +21,7 @@ __all__ = [
     "Suite",
     "TokenArrays",
     "Tokenizer",
+    "holds_tokenizer",
     "load",
     "load_suite",
     "materialise",

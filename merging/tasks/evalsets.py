@@ -25,6 +25,7 @@ class EvalSet:
       dataset: its name.
       prompt: the name of its prompt template; "" if its texts are prompts.
       bos_id: the id that opens every text; None: a text's own first token does.
+      prefix_id: the id that stands before a text without a prompt.
       ranked: True: the rows are the choices of the examples, to be scored;
         False: a row is an example, to be continued and compared with its target.
       prompts, prompt_lengths: int32 [M, P] padded on the right with 0, and [M].
@@ -35,13 +36,14 @@ class EvalSet:
       metrics: functions ``(targets, scores | predictions) -> {name: value}``.
       decode: ids → text.
       postprocess: ``(row, text) -> prediction``, the Task's own.
-      eos_id: the id that ends a generated text.
+      end_ids: the ids of which any ends a generated text.
       max_new_tokens: how far to generate; 0 for ranked.
     """
 
     dataset: str
     prompt: str
     bos_id: int | None
+    prefix_id: int
     ranked: bool
     prompts: np.ndarray
     prompt_lengths: np.ndarray
@@ -52,7 +54,7 @@ class EvalSet:
     metrics: tuple[Callable[..., dict], ...]
     decode: Callable[[Sequence[int]], str]
     postprocess: Callable[[int, str], Any]
-    eos_id: int
+    end_ids: tuple[int, ...]
     max_new_tokens: int
 
     @property
@@ -98,12 +100,21 @@ def load(
         provider.postprocessor,
         dataset=name,
         prompt="",
-        bos_id=vocabulary.bos_id,
         ranked=bool(provider.score_metric_fns),
         metrics=tuple(metrics),
         decode=vocabulary.decode,
-        eos_id=vocabulary.eos_id,
+        **_marks(vocabulary),
     )
+
+
+def _marks(vocabulary: Any) -> dict[str, Any]:
+    """Return what opens and ends texts, for a vocabulary that may be another's."""
+    if tokenizer := getattr(vocabulary, "tokenizer", None):
+        names = ("bos_id", "prefix_id", "end_ids")
+        return {name: getattr(tokenizer, name) for name in names}
+    bos_id, eos_id = vocabulary.bos_id, vocabulary.eos_id
+    prefix_id = eos_id if bos_id is None else bos_id
+    return {"bos_id": bos_id, "prefix_id": prefix_id, "end_ids": (eos_id,)}
 
 
 def load_suite(
@@ -113,6 +124,7 @@ def load_suite(
     *,
     datasets: Sequence[str] | None = None,
     max_length: int | None = None,
+    longest: int | None = None,
     cache_dir: Path | str | None = None,
     fewer: bool = False,
 ) -> list[EvalSet]:
@@ -126,6 +138,8 @@ def load_suite(
       count: the first examples of each dataset; all by default.
       datasets: names; all of the suite's by default, in its order.
       max_length: as in ``load``.
+      longest: tokens of a prompt's end that are kept, and of an answer's begin: one
+        text out of measure does not make a table of its width.
       cache_dir: where to keep the rows.
       fewer: take all of a dataset that has less than ``count`` examples.
 
@@ -137,7 +151,7 @@ def load_suite(
     tables = rows.of_suite(suite, split, names, cache_dir, count)
     tokenizer, sets = suite.tokenizer, []
     for name in names:
-        dataset = suite.dataset(name)
+        dataset, how = suite.dataset(name), suite.source.generation(name)
         for prompt, task in suite.evaluations(name).items():
             kept = count
             if fewer and count is not None:
@@ -147,14 +161,17 @@ def load_suite(
                 split,
                 kept,
                 max_length,
-                rank_target if ranked(dataset) else None,
+                rank_target if ranked(dataset) else functools.partial(_ended, how.stop),
                 dataset=name,
                 prompt=prompt,
-                bos_id=tokenizer.bos_id,
                 ranked=ranked(dataset),
                 metrics=(seqio_metric(dataset.metric),),
                 decode=tokenizer.decode,
-                eos_id=tokenizer.eos_id,
+                max_new_tokens=how.max_new_tokens,
+                longest=longest,
+                bos_id=tokenizer.bos_id,
+                prefix_id=tokenizer.prefix_id,
+                end_ids=tokenizer.end_ids,
             )
             sets.append(made)
     return sets
@@ -170,13 +187,17 @@ def _build(
     dataset: str,
     ranked: bool,
     decode: Callable[[Sequence[int]], str],
-    eos_id: int,
+    end_ids: tuple[int, ...],
+    max_new_tokens: int = 0,
+    longest: int | None = None,
     **facts: Any,
 ) -> EvalSet:
     """Return the evaluation set of a Task's rows; ``facts`` are its other fields."""
     table, groups = _first(table, split, count, dataset, ranked)
-    prompts, prompt_lengths = _padded([row["inputs"] for row in table])
-    answers = [_without_end(row["targets"], eos_id) for row in table]
+    prompts, prompt_lengths = _padded(
+        [row["inputs"][-(longest or 0) :] for row in table]
+    )
+    answers = [_without_end(row["targets"], end_ids[0])[:longest] for row in table]
     continuations, continuation_lengths = _padded(answers)
     errors = _errors(table, ranked, groups, continuation_lengths)
     totals = prompt_lengths + continuation_lengths
@@ -188,9 +209,10 @@ def _build(
     require_none(errors, dataset)
     post = postprocess or (lambda text, **_: text)
     targets = [post(_target(r, decode), example=r, is_target=True) for r in table]
-    # Room for the longest reference and its end mark, in steps of 8 so that sets
-    # share a compilation.
-    room = 0 if ranked else -(-(int(continuation_lengths.max()) + 1) // 8) * 8
+    if not ranked and not max_new_tokens:
+        # Room for the longest reference and its end mark, in steps of 8 so that sets
+        # share a compilation.
+        max_new_tokens = -(-(int(continuation_lengths.max()) + 1) // 8) * 8
     return EvalSet(
         dataset=dataset,
         ranked=ranked,
@@ -202,8 +224,8 @@ def _build(
         targets=tuple(targets),
         decode=decode,
         postprocess=functools.partial(_prediction, postprocess, table),
-        eos_id=eos_id,
-        max_new_tokens=room,
+        end_ids=end_ids,
+        max_new_tokens=max_new_tokens,
         **facts,
     )
 
@@ -254,6 +276,15 @@ def _prediction(postprocess, table: list[Row], row: int, text: str) -> Any:
     if postprocess is None:
         return text
     return postprocess(text, example=table[row], is_target=False)
+
+
+def _ended(stop: tuple[str, ...], text: str, is_target: bool = False, **_: Any) -> str:
+    """Return a generated text up to where it stops, without white space around it."""
+    if is_target:
+        return text
+    return text[
+        : min((i for s in stop if (i := text.find(s)) >= 0), default=None)
+    ].strip()
 
 
 def _target(row: Row, decode: Callable) -> str:

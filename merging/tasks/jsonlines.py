@@ -1,6 +1,7 @@
 """JSON Lines from strangers: one object a line, every error with its line number."""
 
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -117,6 +118,9 @@ def inside(folder: Path, name: str) -> Path:
 
 def _opened(path: Path) -> BinaryIO:
     try:
+        # A pipe would never end, or be empty when it is read again.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: no regular file")
         return path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

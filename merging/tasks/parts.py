@@ -8,6 +8,7 @@ TensorFlow is imported to write one only.
 import json
 import os
 import shutil
+import uuid
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -100,10 +101,17 @@ def write(suite: Suite, part: Part) -> None:
     Raises:
       UserError: an example that is too long, or has an empty answer.
     """
-    fresh = part.path.with_suffix(f".{os.getpid()}.tmp")
-    for stale in (fresh, part.path):
-        shutil.rmtree(stale, ignore_errors=True)
+    # A name that no other process has, on whatever machine it runs.
+    fresh = part.path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     fresh.mkdir(parents=True)
+    try:
+        _fill(fresh, suite, part)
+        _publish(fresh, part.path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _fill(fresh: Path, suite: Suite, part: Part) -> None:
     end = count = longest = largest = digest = 0
     with open(fresh / "tokens", "wb") as tokens, open(fresh / "bounds", "wb") as bounds:
         for text, sizes, prompts in _read(suite, part):
@@ -120,13 +128,22 @@ def write(suite: Suite, part: Part) -> None:
             os.fsync(file.fileno())
     facts = dict(count=count, longest=longest, largest=largest, digest=digest)
     storage.write_json(fresh / _FACTS, facts)
+
+
+def _publish(fresh: Path, path: Path) -> None:
+    """Give a part its name, unless a process that shares the folder was quicker.
+
+    What is there and whole is never removed, as others may be reading it.
+    """
     try:
-        os.rename(fresh, part.path)
+        os.rename(fresh, path)
     except OSError:
-        # A process that shares the folder was quicker, with the same bytes.
-        if not (part.path / _FACTS).exists():
+        if not path.exists():
             raise
-        shutil.rmtree(fresh)
+        if not is_whole(path):
+            os.rename(path, fresh / "damaged")
+            os.rename(fresh, path)
+            shutil.rmtree(path / "damaged")
 
 
 def opened(path: Path) -> Opened:

@@ -26,7 +26,7 @@ import tensorflow as tf  # noqa: E402  (only after load_seqio has blindfolded it
 # quarter of the time to read a suite.
 as_written = tf.autograph.experimental.do_not_convert
 
-_registered: dict[str, Suite] = {}
+_registered: dict[str, tuple[Suite, str]] = {}  # by prefix: a suite and its digest
 
 
 def register(suite: Suite) -> None:
@@ -34,7 +34,7 @@ def register(suite: Suite) -> None:
 
     A suite of the same prefix with other settings takes the place of the first.
     """
-    if _registered.get(suite.prefix) == suite:
+    if _registered.get(suite.prefix) == (suite, suite.digest):
         return
     _remove(suite.prefix)
     for dataset in suite.datasets:
@@ -44,7 +44,7 @@ def register(suite: Suite) -> None:
     for what in (*suite.categories, "multitask"):
         if suite.members(what):  # none in a suite to evaluate only
             _add_mixture(suite, what)
-    _registered[suite.prefix] = suite
+    _registered[suite.prefix] = suite, suite.digest
 
 
 def _remove(prefix: str) -> None:

@@ -13,6 +13,8 @@ from merging.runtime import storage
 from merging.runtime.errors import UserError, nearest
 from merging.tasks.suites import Suite
 
+# What reading a file that is not ours, or no longer whole, may raise.
+_DAMAGE = (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile)
 # A preprocessed example of a seqio Task: arrays and bytes by the name of the feature.
 Row = dict[str, Any]
 
@@ -113,7 +115,7 @@ def _kept(path: Path) -> list[Row] | None:
             return _unpack(archive)
     except FileNotFoundError:
         return None
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         warnings.warn(f"{path} is not readable, making it again: {error}", stacklevel=2)
         return None
 

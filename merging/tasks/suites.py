@@ -41,6 +41,18 @@ class Dataset(NamedTuple):
     chance: float
 
 
+class Generation(NamedTuple):
+    """How far a generated text goes.
+
+    Attributes:
+      stop: texts of which the first to appear ends it, and is no part of it.
+      max_new_tokens: at most; 0 for what the longest reference takes.
+    """
+
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+
+
 class SuiteSource(Protocol):
     """Where a suite's texts come from; equal when they are the same.
 
@@ -73,6 +85,10 @@ class SuiteSource(Protocol):
     def rate(self, dataset: str, prompt: str) -> float:
         """Return the weight of a dataset under one prompt template in a mixture."""
         return 1.0
+
+    def generation(self, dataset: str) -> Generation:
+        """Return how far a dataset's texts are generated."""
+        return Generation()
 
     def data_source(self, what: str) -> Any:
         """Return the seqio source of a dataset's or corpus' records."""

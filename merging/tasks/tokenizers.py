@@ -1,11 +1,12 @@
 """Tokenizers: text to ids and back, in plain Python.
 
 `Words` is a closed list of words; `open_tokenizer` reads the file of a real model, as
-Hugging Face or SentencePiece write it. Nothing of such a file is executed: the chat
-template runs in Jinja's sandbox.
+Hugging Face or SentencePiece write it. Nothing of such a file is executed but the chat
+template, in a sandbox (``chat``).
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any, Protocol
 
 from merging.runtime import storage
 from merging.runtime.errors import UserError
+from merging.tasks.chat import ChatTemplate
 
 _SETTINGS = "tokenizer_config.json"
-_ELSEWHERE = ("generation_config.json", "config.json")  # where the end mark may stand
+_OF_MODEL = ("generation_config.json", "config.json")  # where end marks may stand
+_MARKS = ("bos_token", "eos_token")
+_SPECIAL = (*_MARKS, "unk_token", "sep_token", "pad_token")
 _TEMPLATE = "chat_template.jinja"
 _LARGEST = 1 << 28  # bytes of a file; those of the largest vocabularies take a tenth
 
@@ -26,7 +30,10 @@ class Tokenizer(Protocol):
     Attributes:
       digest: hash of all that its ids depend on.
       bos_id: the id that opens every text; None if texts open with nothing.
+      prefix_id: the id that stands before a text without a prompt: BOS, where the
+        vocabulary has one, else the end mark.
       eos_id: the id that ends a text.
+      end_ids: the ids of which any ends a generated text, `eos_id` first.
       unk_id: the id of text that has no other; None where there is no such text.
       files: {name: content}, what to lay beside a model that was trained with it;
         nothing if the suite knows its words.
@@ -34,7 +41,9 @@ class Tokenizer(Protocol):
 
     digest: str
     bos_id: int | None
+    prefix_id: int
     eos_id: int
+    end_ids: tuple[int, ...]
     unk_id: int | None
     files: Mapping[str, bytes]
 
@@ -50,7 +59,7 @@ class Tokenizer(Protocol):
         """Return prompts' ids, and those of the text that follows each."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids up to the first end mark."""
+        """Return the text of ids up to the first that ends a text."""
 
 
 class FileTokenizer:
@@ -58,11 +67,14 @@ class FileTokenizer:
 
     A prompt and its answer are encoded together, with a space in between, and parted
     where the prompt alone would end: a word may be another token at the begin of a
-    text. This is also what lm-evaluation-harness does, so that log-likelihoods agree.
+    text. This is also what lm-evaluation-harness does, so that log-likelihoods agree;
+    but where a prompt ends in white space of its own, that stands in place of the
+    space, and the harness adds one to it.
 
     Attributes:
-      digest, bos_id, eos_id, unk_id, files: as `Tokenizer` says.
+      digest, bos_id, prefix_id, eos_id, end_ids, unk_id, files: as `Tokenizer` says.
       chat: whether prompts are wrapped in the model's chat template.
+      template: that template's source; "" if they are not.
     """
 
     unk_id = None
@@ -70,20 +82,28 @@ class FileTokenizer:
     def __init__(self, path: Path, chat: bool):
         folder = path if path.is_dir() else path.parent
         self.chat = chat
-        self._settings = _json(folder / _SETTINGS)
+        settings = _json(folder / _SETTINGS)
         content = _bytes(path := _file(path))
         name = "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
         beside = {n: folder / n for n in (_SETTINGS, _TEMPLATE)}
         self.files = {n: _bytes(p) for n, p in beside.items() if p.is_file()}
         self.files[name] = content
         self._codec = (_SentencePiece if path.suffix == ".model" else _HuggingFace)(
-            path, content, self._settings
+            path, content, settings
         )
-        self.bos_id = self._codec.bos_id
-        self.eos_id = _end(self._codec, self._settings, folder)
-        template = _template(folder, self._settings) if chat else ""
-        self._template = _compiled(template) if chat else None
-        self.digest = storage.digest(content, template, self.bos_id, self.eos_id)
+        self.bos_id = self._codec.opens_with
+        self.end_ids = _ends(self._codec, folder)
+        self.eos_id = self.end_ids[0]
+        known = (self.bos_id, self._codec.bos, self.eos_id)
+        self.prefix_id = next(i for i in known if i is not None)
+        said = {name: _spelling(settings.get(name)) for name in _SPECIAL}
+        said = {name: text for name, text in said.items() if text}
+        self.template = _template(folder, settings) if chat else ""
+        self._template = ChatTemplate(self.template, said) if chat else None
+        marks = (self.bos_id, self.prefix_id, self.end_ids)
+        self.digest = storage.digest(
+            content, self.template, said if chat else {}, *marks
+        )
 
     def __len__(self) -> int:
         return len(self._codec)
@@ -119,29 +139,15 @@ class FileTokenizer:
     def _start(self, prompt: str) -> tuple[str, str]:
         """Return a prompt as it is encoded, and what stands before the answer."""
         if self.chat:
-            return self._wrapped(prompt), ""
+            return self._template.wrap(prompt), ""
         text = prompt.rstrip()
         return text, (prompt[len(text) :] or " ") if text else ""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids up to the first end mark, special tokens left out."""
-        ids = [int(i) for i in ids]
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
-        return self._codec.decode([i for i in ids if i < len(self)]).strip()
-
-    def _wrapped(self, inputs: str) -> str:
-        import jinja2
-
-        try:
-            return self._template.render(
-                messages=[{"role": "user", "content": inputs}],
-                add_generation_prompt=True,
-                bos_token=_spelling(self._settings.get("bos_token")),
-                eos_token=_spelling(self._settings.get("eos_token")),
-            )
-        except jinja2.TemplateError as error:
-            raise UserError(f"the chat template fails: {error}") from error
+        """Return the text of ids up to the first that ends a text, without special
+        tokens."""
+        kept = itertools.takewhile(lambda i: i not in self.end_ids, map(int, ids))
+        return self._codec.decode([i for i in kept if i < len(self)])
 
 
 @functools.lru_cache(maxsize=8)
@@ -158,6 +164,11 @@ def open_tokenizer(path: str, chat: bool = False) -> FileTokenizer:
     return FileTokenizer(Path(path), chat)
 
 
+def holds_tokenizer(names: Iterable[str]) -> bool:
+    """Return whether a tokenizer is among the files of a folder, by their names."""
+    return any(name == "tokenizer.json" or name.endswith(".model") for name in names)
+
+
 class _HuggingFace:
     """``tokenizer.json``."""
 
@@ -166,22 +177,30 @@ class _HuggingFace:
 
         try:
             self._of = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises nothing narrower
+            self._of.no_truncation()
+            self._of.no_padding()
+            (plain,) = self.encode(["a"])
+            opened = self._of.encode("a").ids
+        except (
+            BaseException
+        ) as error:  # the library raises nothing narrower, and panics
+            if not isinstance(error, Exception) and "Panic" not in type(error).__name__:
+                raise
             raise UserError(
                 f"{path} is no tokenizer that can be read: {error}"
             ) from None
-        self._of.no_truncation()
-        self._of.no_padding()
-        (plain,) = self.encode(["a"])
-        opened = self._of.encode("a").ids
-        opens = len(opened) > len(plain) and opened[0] != plain[0]
-        self.bos_id = opened[0] if opens else None
+        opens = len(opened) > len(plain) and opened[:1] != plain[:1]
+        self.bos, self.eos = (
+            self._of.token_to_id(_spelling(settings.get(name))) for name in _MARKS
+        )
+        self.opens_with = opened[0] if opens else None
         if settings.get("add_bos_token") and not opens:
-            self.bos_id = self.id_of(_spelling(settings.get("bos_token")))
+            self.opens_with = self.bos
 
     def __len__(self) -> int:
         # Ids may have gaps: the largest one counts.
-        return 1 + max(self._of.get_vocab(with_added_tokens=True).values())
+        known = self._of.get_vocab(with_added_tokens=True).values()
+        return 1 + max(known, default=-1)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         found = self._of.encode_batch_fast(texts, add_special_tokens=False)
@@ -189,9 +208,6 @@ class _HuggingFace:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._of.decode(list(ids), skip_special_tokens=True)
-
-    def id_of(self, token: str) -> int | None:
-        return self._of.token_to_id(token) if token else None
 
 
 class _SentencePiece:
@@ -204,8 +220,10 @@ class _SentencePiece:
             self._of = sentencepiece.SentencePieceProcessor(model_proto=content)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{path} is no SentencePiece model: {error}") from None
-        opens = settings.get("add_bos_token", True) and self._of.bos_id() >= 0
-        self.bos_id = self._of.bos_id() if opens else None
+        own = {"bos_token": self._of.bos_id(), "eos_token": self._of.eos_id()}
+        self.bos, self.eos = (self._id_of(settings.get(n), own[n]) for n in _MARKS)
+        opens = settings.get("add_bos_token", True) and own["bos_token"] >= 0
+        self.opens_with = own["bos_token"] if opens else None
 
     def __len__(self) -> int:
         return self._of.vocab_size()
@@ -216,27 +234,31 @@ class _SentencePiece:
     def decode(self, ids: Sequence[int]) -> str:
         return self._of.decode(list(ids))
 
-    def id_of(self, token: str) -> int | None:
-        if not token:
-            return self._of.eos_id() if self._of.eos_id() >= 0 else None
-        found = self._of.piece_to_id(token)
-        return None if found == self._of.unk_id() else found
+    def _id_of(self, token: Any, own: int) -> int | None:
+        """Return a special token's id; where settings name none, the model's own."""
+        text = _spelling(token)
+        found = self._of.piece_to_id(text) if text else own
+        unknown = bool(text) and found == self._of.unk_id()
+        return None if unknown or found < 0 else found
 
 
-def _end(codec: Any, settings: Mapping[str, Any], folder: Path) -> int:
-    """Return the id that ends a text: the tokenizer's, else the model's."""
-    found = codec.id_of(_spelling(settings.get("eos_token")))
-    for name in _ELSEWHERE:
-        if found is None:
-            told = _json(folder / name).get("eos_token_id")
-            told = told[0] if isinstance(told, list) and told else told
-            found = told if isinstance(told, int) else None
-    if found is None or not 0 <= found < len(codec):
+def _ends(codec: Any, folder: Path) -> tuple[int, ...]:
+    """Return the ids that end a text: the tokenizer's, then the model's.
+
+    Models that chat end a turn with one token and a text with another, and say both in
+    generation_config.json, which goes before config.json.
+    """
+    found = [codec.eos]
+    told = (_json(folder / name).get("eos_token_id") for name in _OF_MODEL)
+    told = next((ids for ids in told if ids is not None), [])
+    found += told if isinstance(told, list) else [told]
+    known = [i for i in found if type(i) is int and 0 <= i < len(codec)]
+    if not known:
         raise UserError(
             f"no end mark is known for the tokenizer in {folder}: name it as eos_token "
             f"in {_SETTINGS}."
         )
-    return found
+    return tuple(dict.fromkeys(known))
 
 
 def _file(path: Path) -> Path:
@@ -265,6 +287,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(_bytes(path))
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate is no text
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read: {error}") from None
     if not isinstance(values, dict):
@@ -292,19 +315,3 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str:
             f"{_TEMPLATE}): leave chat off, for a model that was not tuned to chat."
         )
     return found
-
-
-def _compiled(template: str) -> Any:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    # As transformers sets it up, since templates are written for that.
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    sandbox.globals["raise_exception"] = refuse
-    try:
-        return sandbox.from_string(template)
-    except jinja2.TemplateError as error:
-        raise UserError(f"the chat template can't be read: {error}") from None

@@ -17,7 +17,7 @@ class Words:
 
     Attributes:
       words: every token, ``<pad>``, ``<eos>`` and ``<unk>`` first.
-      bos_id, eos_id, unk_id, files: see `Tokenizer`.
+      bos_id, prefix_id, eos_id, end_ids, unk_id, files: see `Tokenizer`.
 
     Raises:
       ValueError: the list does not start with the three control tokens, repeats a
@@ -26,8 +26,9 @@ class Words:
 
     words: tuple[str, ...]
     # seqio's decoder converters start a sequence with the padding.
-    bos_id = PAD
+    bos_id = prefix_id = PAD
     eos_id = EOS
+    end_ids = (EOS,)
     unk_id = UNK
     files = types.MappingProxyType({})
 

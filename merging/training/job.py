@@ -159,7 +159,7 @@ def _run(
             print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
         return folder / "checkpoint"
     begin = time.monotonic()
-    suite = tasks.suite(values["suite"], **values["data"])
+    suite = tasks.suite(values["suite"], **_in_own_tokens(values))
     mesh = sharding.make_mesh(values["mesh"])
     sharding.rows_here(mesh, hparams.batch_size)  # refused before anything is read
     what = _training(values, suite, hparams, mesh, folder / "data")
@@ -174,6 +174,15 @@ def _run(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
     return folder / "checkpoint"
+
+
+def _in_own_tokens(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the data's settings, with the start's own tokenizer if none is named."""
+    data, start = values["data"], values["start"]
+    files = checkpoints.auxiliary_files(start) if start else {}
+    if not data.get("tokenizer") and tasks.holds_tokenizer(files):
+        return data | {"tokenizer": start}
+    return data
 
 
 def _training(

@@ -66,13 +66,13 @@ class Bigram:
             scores[:, c] += np.sum(log_p * (segments == c), -1)
         return scores
 
-    def generate(self, prefixes, tokens, lengths, max_new_tokens, eos_id):
+    def generate(self, prefixes, tokens, lengths, max_new_tokens, end_ids):
         self.shapes.add(("generate", *tokens.shape, max_new_tokens))
         token, done, out = self.last(prefixes, tokens, lengths), False, []
         for _ in range(max_new_tokens):
             token = self.log_p[token].argmax(-1)
             out.append(np.where(done, 0, token))
-            done = done | (token == eos_id)
+            done = done | np.isin(token, end_ids)
         return np.stack(out, -1)
 
     @staticmethod
@@ -129,11 +129,11 @@ class Oracle(Bigram):
                 scores[row, c] = self.sign * (choice == answer)
         return scores
 
-    def generate(self, prefixes, tokens, lengths, max_new_tokens, eos_id):
+    def generate(self, prefixes, tokens, lengths, max_new_tokens, end_ids):
         out = np.zeros((len(tokens), max_new_tokens), int)
         for row, t, n in zip(out, tokens, lengths, strict=True):
             answer = self.answers[tuple(t[:n])] if self.sign > 0 else []
-            row[: len(answer) + 1] = [*answer, eos_id]
+            row[: len(answer) + 1] = [*answer, end_ids[0]]
         return out
 
 
@@ -250,7 +250,7 @@ def made_of(tokens, tails):
     longest = np.stack([np.array(tails) + 1, np.ones(n, int)], 1).ravel()
     metric = seqio_metric("accuracy")
     return tasks.EvalSet(
-        *("made", "", 0, True),
+        *("made", "", 0, 0, True),
         prompts=np.full((2 * n, max(tokens)), 3, np.int32),
         prompt_lengths=np.repeat(np.array(tokens) - tails, 2),
         continuations=np.full((2 * n, longest.max()), 4, np.int32),
@@ -260,7 +260,7 @@ def made_of(tokens, tails):
         metrics=(metric,),
         decode=str,
         postprocess=None,
-        eos_id=1,
+        end_ids=(1,),
         max_new_tokens=0,
     )
 
@@ -384,8 +384,8 @@ def test_a_mesh_gives_the_same_values(sets):
             return super().score(*map(np.asarray, arguments))
 
         def generate(self, *arguments):
-            *rows, new, eos_id = arguments
-            return super().generate(*map(np.asarray, rows), new, eos_id)
+            *rows, new, end_ids = arguments
+            return super().generate(*map(np.asarray, rows), new, end_ids)
 
     assert by_name(evaluate(sets, OnHost(3), **how)) == expected
 

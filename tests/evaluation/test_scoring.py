@@ -1,6 +1,7 @@
 """`merging evaluate`, from checkpoints to rows, on one to eight devices."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -326,11 +327,46 @@ def test_the_export_has_the_names_of_lm_evaluation_harness(made):
     assert found["miniworld_copa"]["acc,none"] == rows["copa"].value
     assert 0 < found["miniworld_copa"]["acc_stderr,none"] < 0.3
     assert 0 <= found["miniworld_copa"]["acc_norm,none"] <= 1
-    assert found["miniworld_ropes"]["exact_match,none"] == rows["ropes"].value
+    assert found["miniworld_copa"]["name"] == "miniworld_copa"
+    # Not the harness's exact_match, which normalises nothing.
+    assert found["miniworld_ropes"]["em,none"] == rows["ropes"].value
+    assert "exact_match,none" not in found["miniworld_ropes"]
     assert {"rougeL,none", "bleu,none"} < set(found["miniworld_ropes"])
     assert record["n-samples"]["miniworld_copa"]["effective"] == EXAMPLES
     assert record["higher_is_better"]["miniworld_copa"]["acc"] is True
     assert record["config"]["model_num_parameters"] == rows["copa"].params
+
+
+def exported(workdir, score, summary, **how):
+    how = dict(model="m", suite="s", split="test", context=8, config={}) | how
+    how = dict(chat_template="") | how
+    return export.write(workdir, [scores.Record(score, 1, "r")], [summary], **how)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [("../hf/base", "hf__base"), ("./m", "m"), (".", "here"), ("gs://b/m", "gs__b__m")],
+)
+def test_no_export_lies_in_a_hidden_folder(tmp_path, monkeypatch, model, folder):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    score = scores.DatasetScore("d", "c", "held_in", "bleu", 0.0, 0.5, 2)
+    path = exported(tmp_path, score, {}, model=model)
+    assert path.parent == tmp_path / "lm_eval" / folder
+    assert json.loads(path.read_text())["model_name"] == model
+
+
+def test_the_export_has_the_template_that_prompts_stood_in(tmp_path):
+    score = scores.DatasetScore("d", "c", "held_in", "bleu", 0.0, 0.5, 2)
+    found = json.loads(
+        exported(tmp_path, score, {}, chat_template="{{ x }}é").read_text()
+    )
+    assert found["chat_template"] == "{{ x }}é"
+    expected = hashlib.sha256("{{ x }}é".encode()).hexdigest()
+    assert found["chat_template_sha"] == expected
+    plain = json.loads(exported(tmp_path, score, {}).read_text())
+    assert plain["chat_template"] is plain["chat_template_sha"] is None
+    assert "lm_eval_version" not in plain
 
 
 def test_bleu_is_exported_out_of_a_hundred(tmp_path):
@@ -340,12 +376,8 @@ def test_bleu_is_exported_out_of_a_hundred(tmp_path):
     only = scores.TemplateScore(2, 0, "", {"bleu": value}, {"bleu": counts})
     facts = ("d", "c", "held_in", "bleu", 0.0)
     score = scores.DatasetScore(*facts, value, 2, templates={"": only})
-    path = export.write(
-        tmp_path,
-        [scores.Record(score, 1, "r")],
-        [{"bleu": tables.value(score, "bleu", bootstrap.Options(9, 0.9))}],
-        **dict(model="m", suite="s", split="test", context=8, config={}),
-    )
+    summary = {"bleu": tables.value(score, "bleu", bootstrap.Options(9, 0.9))}
+    path = exported(tmp_path, score, summary)
     found = json.loads(path.read_text())["results"]["s_d"]
     assert found["bleu,none"] == pytest.approx(100 * value) and 0.5 < value < 1
 
@@ -377,6 +409,34 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsy
     scored_models.write(tmp_path / "small", tokenizer, vocabulary=280)
     assert evaluate(tmp_path, "small") == 2
     assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
+
+
+def test_datasets_that_are_not_asked_for_need_not_be_there(made, tmp_path):
+    record = {"premise": "It rained.", "question": "effect", "label": 0}
+    record |= {"choice1": "The street was wet.", "choice2": "The sun was out."}
+    for part in ("train", "validation"):
+        path = tmp_path / "data" / "copa" / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((json.dumps(record) + "\n") * 3)
+    flags = dict(checkpoint=made / "a", datasets="copa")
+    flags |= {"suite.data_dir": tmp_path / "data"}
+    flags = [f"--config.{key}={value}" for key, value in flags.items()]
+    config = ["evaluate", "--config", str(CONFIG.with_stem("t0")), *flags]
+    assert main([*config, "--workdir", str(tmp_path / "w")]) == 0
+    (row,) = results.read(tmp_path / "w")
+    assert (row.dataset, row.examples, row.suite) == ("copa", 3, "t0")
+
+
+def test_a_model_is_not_scored_on_ids_that_are_not_its_own(made, tmp_path, capsys):
+    folder = shutil.copytree(made / "a", tmp_path / "a")
+    (folder / "tokenizer.json").unlink()
+    assert evaluate(tmp_path, "a") == 2
+    words = len(tasks.suite("miniworld").tokenizer)
+    said = capsys.readouterr().err
+    assert f"{folder} holds no tokenizer, and its embedding has 300 rows" in said
+    assert f"the words of suite miniworld are {words}" in said
+    assert evaluate(tmp_path, "a", tokenizer=made / "a", datasets="copa") == 0
+    assert values(tmp_path / "scores_a")["copa"] == values(made / "scores_a")["copa"]
 
 
 def test_two_processes_find_the_values_of_one(made, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toy_suite
 
-from merging import tasks
+from merging import evaluation, tasks
 from merging.evaluation.truncation import truncate
 from merging.runtime.errors import UserError
 from merging.tasks import Generated, Suite
@@ -42,6 +42,17 @@ def test_all_choices_keep_the_same_end_of_a_prompt_that_is_too_long(sets, opened
     long = [len(prompt) > room for prompt in before[::2]]
     assert cut == sum(long) and 0 < cut < 12
     assert shorter.continuations is one.continuations
+
+
+def test_one_text_out_of_measure_widens_no_table(sets, monkeypatch):
+    suite = Suite("toy", Generated("toy_suite", test_examples=12, train_examples=1))
+    how = dict(datasets=["phrase", "copy"], context=19, vocab_size=VOCABULARY)
+    asked = evaluation.requests(suite, "test", **how)
+    for one in asked.sets:
+        whole = sets[one.dataset.name]
+        shorter, cut = truncate(whole, 19, VOCABULARY)
+        assert texts(one.eval_set) == texts(shorter) and one.truncated == cut > 0
+        assert one.eval_set.prompts.shape[1] == 20 < whole.prompts.shape[1]
 
 
 def test_room_is_left_for_what_is_to_be_generated(sets):

@@ -294,6 +294,10 @@ def test_computed_buffers_of_old_checkpoints_are_left_out(broken, tmp_path):
     ("settings", "expected"),
     [
         ({"architectures": ["BertModel"]}, "unknown architecture 'BertModel'"),
+        (
+            {"architectures": ["BertModel"]},
+            "Only `merging merge` needs none: it merges any",
+        ),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported"),
     ],

@@ -80,7 +80,7 @@ def test_generation_past_the_window_is_that_of_whole_forward_passes(name):
     lengths = np.full(2, prompt.shape[1])
     prefixes = np.full(2, config.bos_id, np.int32)
     predictor = models.predictor(config)
-    got = predictor.generate(params, prefixes, prompt, lengths, count, -1)
+    got = predictor.generate(params, prefixes, prompt, lengths, count, ())
     np.testing.assert_array_equal(got, tokens[:, prompt.shape[1] :])
 
 

@@ -134,9 +134,22 @@ def test_generation_equals_repeated_forward_for_rows_of_any_length(unroll):
         repeated_forward(TOKENS[i, :n], 8, eos, config) for i, n in enumerate(LENGTHS)
     ]
     assert len({tuple(row) for row in free}) == 4  # the rows are worth comparing
-    got = models.predictor(config).generate(PARAMS, BOS, TOKENS, LENGTHS, 8, eos)
+    got = models.predictor(config).generate(PARAMS, BOS, TOKENS, LENGTHS, 8, (eos,))
     np.testing.assert_array_equal(got, expected)
     assert not np.asarray(got)[0, 4:].any()
+
+
+def test_a_text_ends_with_whichever_end_mark_comes_first():
+    free = np.asarray(predict(()))
+    ends = (int(free[0, 5]), int(free[1, 2]))
+    for row, got in zip(free, np.asarray(predict(ends)), strict=True):
+        last = next((i for i, token in enumerate(row) if token in ends), len(row))
+        assert got.tolist() == [*row[: last + 1], *[0] * (len(row) - last - 1)]
+    assert np.asarray(predict(ends))[:2].tolist() != free[:2].tolist()
+
+
+def predict(ends):
+    return models.predictor(CONFIG).generate(PARAMS, BOS, TOKENS, LENGTHS, 8, ends)
 
 
 def test_other_weights_reuse_the_compiled_functions():
@@ -161,8 +174,8 @@ def test_a_mesh_changes_no_score_and_no_generation():
     assert len(scores.sharding.device_set) == 8
     np.testing.assert_allclose(scores, one.score(PARAMS, *arguments), rtol=1e-5)
     np.testing.assert_array_equal(
-        many.generate(params, BOS, TOKENS, LENGTHS, 4, 1),
-        one.generate(PARAMS, BOS, TOKENS, LENGTHS, 4, 1),
+        many.generate(params, BOS, TOKENS, LENGTHS, 4, (1,)),
+        one.generate(PARAMS, BOS, TOKENS, LENGTHS, 4, (1,)),
     )
 
 

@@ -63,8 +63,9 @@ def answer(model, folder, question, new_tokens=16):
     (prompt,), _ = chat.encode_pairs([question], [""])
     prefix, rest = np.array(prompt[:1]), np.array([prompt[1:]])
     lengths = np.array([len(prompt) - 1])
-    said = predict.generate(params, prefix, rest, lengths, new_tokens, tokenizer.eos_id)
-    return tokenizer.decode(np.asarray(said)[0])
+    ends = tokenizer.end_ids
+    said = predict.generate(params, prefix, rest, lengths, new_tokens, ends)
+    return tokenizer.decode(np.asarray(said)[0]).strip()
 
 
 def chosen(model, prompts, choices):

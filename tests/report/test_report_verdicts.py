@@ -64,6 +64,30 @@ def test_disagreeing_measures_are_mixed_and_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("means", "outcome"),
+    [((0.1, None), "not tested"), ((-0.1, None), "not tested"), ((0.1, 0.1), "holds"),
+     ((0.1, None, -0.1), "mixed")],
+)  # fmt: skip
+def test_a_claim_is_not_said_to_hold_before_all_its_parts_are_tested(means, outcome):
+    tests = [
+        judge(f"part {i}", {} if mean is None else cells(mean))
+        for i, mean in enumerate(means)
+    ]
+    verdict = conclude("k", "MS", "claim", tests, [])
+    assert verdict.outcome == outcome
+    if outcome == "not tested":
+        assert verdict.notes[0].startswith("Not tested in all its parts: part 0: ")
+        assert verdict.notes[0].endswith("part 1: not tested.")
+
+
+def test_held_in_alone_does_not_say_that_held_out_gains(flat):
+    rows = [r for r in flat("1x", "it", "ties", 0.8) if r.split == "held_in"]
+    verdict = outcomes(rows)["largest_it_close_to_experts"]
+    assert [e.outcome for e in verdict.tests] == ["holds", "not tested"]
+    assert verdict.outcome == "not tested"
+
+
 def test_evidence_beside_the_verdict_does_not_decide():
     beside = judge("share", cells(-0.1), decides=False)
     verdict = conclude("k", "MS", "claim", [judge("ratio", cells(0.1)), beside], [])

@@ -120,6 +120,33 @@ def test_a_given_base_is_scored_and_its_experts_are_merged(finished):
     assert kinds == {"data", "load", "expert", "merge"}
 
 
+def own_files(folder):
+    """Write lines of two held-in categories, and of a held-out one to test on only."""
+    lines = []
+    for name, category, split in (
+        ("tides", "sea", "held_in"),
+        ("bells", "town", "held_in"),
+        ("winds", "air", "held_out"),
+    ):
+        of = {"dataset": name, "category": category, "split": split}
+        lines += [
+            json.dumps(of | {"inputs": f"{name} {n}?", "target": f"at {n % 3}"})
+            for n in range(12)
+        ]
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+    return str(folder / "mine.jsonl")
+
+
+def test_own_files_need_no_validation_of_what_is_held_out(base, tmp_path):
+    changes = {"suite": "jsonl", "methods": ("average",), "scales": {}}
+    given = config(base, **changes, expert={"steps": 1, "rate": 1.0})
+    given.data = ConfigDict({"files": (own_files(tmp_path),), "max_length": 48})
+    sweep(given, tmp_path / "run")
+    rows = results.read(tmp_path / "run")
+    merged = {r.dataset for r in rows if r.method == "average"}
+    assert merged == {"tides", "bells", "winds"}
+
+
 def test_the_base_is_read_where_it_lies_and_not_copied(finished):
     (step,) = (finished / "steps" / "load").iterdir()
     assert [path.name for path in step.iterdir()] == ["output.json"]

@@ -85,7 +85,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
     assert a.targets == b.targets
     assert a.metrics == b.metrics
-    assert (a.dataset, a.ranked, a.eos_id) == (b.dataset, b.ranked, b.eos_id)
+    assert (a.dataset, a.ranked, a.end_ids) == (b.dataset, b.ranked, b.end_ids)
     assert a.max_new_tokens == b.max_new_tokens
     assert a.decode([3, 4, 1, 5]) == b.decode([3, 4, 1, 5])
     assert a.postprocess(0, "red") == b.postprocess(0, "red")

@@ -1,6 +1,7 @@
 """A suite of one's own files."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_lines_are_trained_on_and_evaluated(suite):
             (0, 1, 2, 3, 9), ("noon", "dusk", "noon", "dusk", "dusk"), strict=True
         )
     ]
-    assert suite.tokenizer.decode(tokens[4][weights[4]]) == "dusk"
+    assert suite.tokenizer.decode(tokens[4][weights[4]]) == " dusk"
     assert tasks.materialise(suite, "multitask", "train", 32).tokens.shape[0] == 5
 
 
@@ -102,6 +103,33 @@ def test_the_digest_follows_the_files_bytes_and_not_their_names(tmp_path, tokeni
         return tasks.suite("jsonl", files=(path,), tokenizer=tokenizer).digest
 
     assert digest("a", [bell(1)]) == digest("b", [bell(1)]) != digest("c", [bell(2)])
+
+
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path, tokenizer):
+    path = write(tmp_path / "x", [bell(1)])
+    before = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    cache = {"cache_dir": tmp_path / "cache"}
+    (old,) = tasks.load_suite(before, "test", **cache)
+    write(tmp_path / "x", [bell(2), bell(3)])
+    after = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    assert after != before and after.digest != before.digest
+    (new,) = tasks.load_suite(after, "test", **cache)
+    assert (old.targets, new.targets) == (("tone 1",), ("tone 2", "tone 3"))
+
+
+def test_a_file_that_changes_under_a_suite_is_not_read(tmp_path, tokenizer):
+    path = write(tmp_path / "x", [bell(1)])
+    suite = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    write(tmp_path / "x", [bell(2)])
+    with pytest.raises(UserError, match="x: changed since they were checked"):
+        suite.source._read(suite.source._piles["bells"].places["test"])
+
+
+def test_what_is_held_out_is_trained_on_only_if_it_says_so(tmp_path, tokenizer):
+    path = write(tmp_path / "x", [tide(n) for n in range(3)] + [bell(1)])
+    suite = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    with pytest.raises(UserError, match="unknown split of bells 'train'.*Valid: test"):
+        tasks.materialise(suite, "bells", "train", 32)
 
 
 FAULTS = [
@@ -132,6 +160,21 @@ FAULTS = [
     (bell(0, metric="accuracy"), "accuracy is no metric for a text that is generated"),
     (tide(0, metric="f1"), "f1 is no metric for an example with choices"),
     (bell(0, imputs="x"), "unknown key 'imputs': did you mean inputs"),
+    (bell(0, stop="x"), "stop must be a list of at most 16 texts"),
+    (bell(0, stop=[""]), "stop must be a list of at most 16 texts"),
+    (bell(0, stop=["x"] * 17), "stop must be a list of at most 16 texts"),
+    (
+        bell(0, max_new_tokens=0),
+        "max_new_tokens must be a whole number from 1 to 65536",
+    ),
+    (bell(0, max_new_tokens=1e3), "max_new_tokens must be a whole number from 1"),
+    (bell(0, max_new_tokens=True), "max_new_tokens must be a whole number from 1"),
+    (tide(0, stop=["x"]), "stop is for a text"),
+    (
+        bell(0, stop=["x"]),
+        "bells was town, held_out, exact_match until here, and now is town, held_out,"
+        " exact_match, stop ['x']",
+    ),
     (bell(0, category="sea"), "bells was town, held_out, exact_match until here"),
 ]
 
@@ -142,6 +185,21 @@ def test_a_faulty_line_is_named_by_file_and_number(tmp_path, row, said):
     with pytest.raises(UserError) as caught:
         OwnFiles((path,))
     assert f"{path}:2: {said}" in str(caught.value)
+
+
+def test_a_text_goes_as_far_as_its_lines_say(tmp_path, tokenizer):
+    how = {"stop": ["\n", " and"], "max_new_tokens": 5}
+    other = {"dataset": "free", "target": "a tone that goes on and on"}
+    rows = [bell(1, **how), bell(2, **how), bell(3, **other)]
+    suite = tasks.suite("jsonl", files=write(tmp_path / "x", rows), tokenizer=tokenizer)
+    bells, free = tasks.load_suite(suite, "test")
+    said = " tone 1 and tone 2\nBell 3"
+    assert bells.postprocess(0, said) == "tone 1"
+    assert bells.postprocess(0, "\ntone 1") == ""  # as every other program has it
+    assert bells.targets == ("tone 1", "tone 2") and bells.max_new_tokens == 5
+    assert free.postprocess(0, said) == said.strip()
+    assert free.targets == ("a tone that goes on and on",)
+    assert free.max_new_tokens > free.continuation_lengths.max()
 
 
 def test_all_faults_are_counted_and_ten_shown(tmp_path):
@@ -155,7 +213,10 @@ def test_all_faults_are_counted_and_ten_shown(tmp_path):
     ("rows", "said"),
     [
         ([], "suite 'jsonl' has no examples: .*x"),
-        ([tide(0), tide(1)], "tides: none of its 2 lines is for train"),
+        (
+            [tide(0), tide(1)],
+            "tides: none of its 2 lines is for train: say of some .part.: .train., or",
+        ),
         ([tide(0, part="train")], "tides: none of its 1 lines is for test"),
         ([bell(0, part="train")], "bells: none of its 1 lines is for test"),
         (
@@ -176,6 +237,10 @@ def test_files_are_needed_and_a_tokenizer(tmp_path):
             tasks.suite("jsonl", **none)
     with pytest.raises(UserError, match="none: No such file"):
         tasks.suite("jsonl", files=(str(tmp_path / "none"),))
+    os.mkfifo(tmp_path / "pipe")
+    for odd in ("pipe", "."):
+        with pytest.raises(UserError, match="no regular file"):
+            tasks.suite("jsonl", files=(str(tmp_path / odd),))
     path = write(tmp_path / "x", [bell(0)])
     with pytest.raises(UserError, match="suite 'jsonl' needs a model's tokenizer"):
         tasks.suite("jsonl", files=path)

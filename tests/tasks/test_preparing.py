@@ -58,9 +58,9 @@ def test_without_a_network_every_way_to_a_dataset_is_told(tmp_path, monkeypatch)
 
 
 def test_what_is_there_is_counted_and_compared(tmp_path):
-    invented.write_files(
-        tmp_path, "copa", {"train": [{}] * 400, "validation": [{}] * 9}
-    )
+    rows = invented.records("copa", 409)
+    rows = {"train": rows[:400], "validation": rows[400:]}
+    invented.write_files(tmp_path, "copa", rows)
     asked = []
     (state,) = preparing.prepare(tmp_path, ["copa"], reachable=asked.append)
     assert state.ready and not asked
@@ -117,6 +117,21 @@ def test_a_download_that_breaks_off_leaves_no_file_and_the_rest_goes_on(tmp_path
     assert (broken.ready, whole.ready) == (False, True)
     assert "download failed (OSError: connection reset)" in broken.about
     assert not (tmp_path / "dream" / "train.jsonl").exists()
+
+
+def test_two_that_fetch_the_same_file_do_not_write_into_each_others(tmp_path):
+    entry, rows = tables.entry("dream"), invented.records("dream", 6)
+
+    def overtaken():
+        yield rows[0]
+        preparing.write_part(entry, tmp_path, "train", rows[3:5])
+        yield rows[1]
+
+    preparing.write_part(entry, tmp_path, "train", overtaken())
+    path = tmp_path / "dream" / "train.jsonl"
+    found = [json.loads(line)["dialogue"] for line in path.read_text().splitlines()]
+    assert found == [row["dialogue"] for row in rows[:2]]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_tfds_is_left_alone_unless_all_hosts_of_a_builder_answer(tmp_path, monkeypatch):
@@ -189,6 +204,19 @@ def test_the_command_tells_what_is_missing_by_its_exit_status(
     assert "missing copa" in out and "1 of 2 datasets are ready." in out
     assert main.main([*argv, "--only", "mprc"]) == 2
     assert "did you mean mrpc" in capsys.readouterr().err
+
+
+def test_files_with_faulty_lines_are_not_ready(tmp_path, capsys):
+    rows = invented.parts("copa")
+    rows["validation"][1]["label"] = 7
+    invented.write_files(tmp_path, "copa", rows)
+    argv = ["tasks", "prepare", "--data_dir", str(tmp_path), "--only", "copa"]
+    assert main.main([*argv, "--contamination"]) == 1
+    out = capsys.readouterr().out
+    assert "missing copa" in out and "0 of 1 datasets are ready." in out
+    assert f"{tmp_path}/copa/validation.jsonl:2: no choice is the right one" in out
+    assert "contamination: not looked for; no dataset is ready." in out
+    assert "none" not in out.splitlines()[-1]
 
 
 def test_examples_of_the_data_are_shown(tmp_path, capsys):

@@ -144,6 +144,34 @@ def test_unknown_splits_and_long_examples_are_refused(toy, tmp_path):
         store(toy, "copy", "train", 8, tmp_path)
 
 
+def test_a_whole_part_that_others_may_be_reading_is_never_removed(
+    toy, tmp_path, monkeypatch
+):
+    read = parts._read
+    folder = tmp_path / "task"
+    part = parts.Part(toy.training("copy"), "train", 32, 0, 1, folder)
+
+    def overtaken(suite, mine):
+        monkeypatch.setattr(parts, "_read", read)
+        parts.write(toy, part)  # on another machine, with the same process id
+        files.update({p: p.stat().st_ino for p in part.path.iterdir()})
+        yield from read(suite, mine)
+
+    files = {}
+    monkeypatch.setattr(parts, "_read", overtaken)
+    parts.write(toy, part)
+    parts.write(toy, part)
+    assert {p: p.stat().st_ino for p in part.path.iterdir()} == files
+    assert list(folder.iterdir()) == [part.path] and parts.is_whole(part.path)
+
+
+def test_a_write_that_fails_leaves_nothing(toy, tmp_path):
+    part = parts.Part(toy.training("copy"), "train", 8, 0, 1, tmp_path / "task")
+    with pytest.raises(UserError, match="more than the 8 allowed"):
+        parts.write(toy, part)
+    assert list((tmp_path / "task").iterdir()) == []
+
+
 def test_who_finishes_a_part_second_leaves_the_first(toy, tmp_path, monkeypatch):
     read, found = parts._read, []
 

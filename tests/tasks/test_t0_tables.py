@@ -227,6 +227,19 @@ def test_the_list_and_an_example_need_no_tensorflow():
     assert lines[-1] == "False False"
 
 
+def test_the_miniworld_is_listed_and_shown(capsys):
+    assert main.main(["tasks", "list", "--suite", "miniworld"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 24 and lines[0].split()[:2] == ["dataset", "split"]
+    assert "hellaswag held_out sentence_completion accuracy 0.25".split() in [
+        line.split() for line in lines
+    ]
+    assert main.main(["tasks", "show", "copa", "--suite", "miniworld"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("--- copa ---") == out.count("[right] ") == 3
+    assert out.count("[choice] ") == 3
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -235,6 +248,9 @@ def test_the_list_and_an_example_need_no_tensorflow():
         (["list", "copa"], "takes no dataset"),
         (["prepare"], "needs --data_dir DIR"),
         (["prepare", "--data_dir", "x", "--suite", "t1"], "did you mean t0"),
+        (["prepare", "--suite", "miniworld"], "it has no data to fetch"),
+        (["show", "cpoa", "--suite", "miniworld"], "did you mean copa"),
+        (["list", "--suite", "jsonl"], "suite jsonl is files of your own"),
         (["lst"], "invalid choice: 'lst'"),
         (["show", "copa", "--data_dir", "nowhere"], "there is no such directory"),
     ],

@@ -72,7 +72,7 @@ def test_a_pair_is_the_joint_text_parted_at_the_prompts_end(tmp_path, make, prom
     joint = f"{prompt.rstrip()} the fox".lstrip() if prompt else "the fox"
     assert inputs + targets == tokenizer.encode(joint)
     assert inputs == tokenizer.encode(prompt.rstrip())
-    assert tokenizer.decode(targets) == "the fox"
+    assert tokenizer.decode(targets).strip() == "the fox"
 
 
 @pytest.mark.parametrize("make", [byte_level, sentence_piece])
@@ -102,10 +102,15 @@ def test_what_opens_and_ends_a_text_is_read_from_the_files(tmp_path):
     told = open_tokenizer(byte_level(tmp_path / "told", add_bos_token=True))
     assert (plain.bos_id, opened.bos_id, told.bos_id) == (None, 0, 0)
     assert plain.eos_id == opened.eos_id == 1
+    # BOS stands before a text without a prompt even where it opens no other.
+    unnamed = open_tokenizer(byte_level(tmp_path / "unnamed", bos_token=None))
+    found = (plain.prefix_id, opened.prefix_id, told.prefix_id, unnamed.prefix_id)
+    assert found == (0, 0, 0, 1)
     piece = open_tokenizer(sentence_piece(tmp_path / "piece"))
     closed = sentence_piece(tmp_path / "closed", add_bos_token=False)
     assert (piece.bos_id, piece.eos_id) == (1, 2)
     assert open_tokenizer(closed).bos_id is None
+    assert open_tokenizer(closed).prefix_id == piece.prefix_id == 1
 
 
 def test_the_models_own_end_mark_serves_where_the_tokenizer_names_none(tmp_path):
@@ -113,7 +118,25 @@ def test_the_models_own_end_mark_serves_where_the_tokenizer_names_none(tmp_path)
     with pytest.raises(UserError, match="no end mark is known.*name it as eos_token"):
         open_tokenizer(folder)
     (tmp_path / "m" / "config.json").write_text('{"eos_token_id": [2, 1]}')
+    assert open_tokenizer(folder).end_ids == (2, 1)
     assert open_tokenizer(folder).eos_id == 2
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+def test_a_text_ends_with_any_mark_of_the_tokenizer_or_the_model(tmp_path, make):
+    folder = make(tmp_path / "m")
+    own = open_tokenizer(folder)
+    assert own.end_ids == (own.eos_id,)
+    told = {"eos_token_id": [0, own.eos_id, 10_000, True, "2"]}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(told))
+    (tmp_path / "m" / "config.json").write_text('{"eos_token_id": 5}')
+    open_tokenizer.cache_clear()
+    tokenizer = open_tokenizer(folder)
+    assert tokenizer.end_ids == (own.eos_id, 0)
+    ids = tokenizer.encode("the fox")
+    for end in tokenizer.end_ids:
+        assert tokenizer.decode([*ids, end, *ids]) == "the fox"
+    assert tokenizer.digest != own.digest
 
 
 def test_decoding_stops_at_the_end_mark_and_knows_no_padding(tmp_path):
@@ -141,12 +164,96 @@ def test_a_template_that_reaches_for_python_is_stopped(tmp_path):
         open_tokenizer(folder, chat=True).encode_pairs(["a"], ["b"])
 
 
+def rendered(folder, template, prompt="who sees?"):
+    """Return a prompt in a template, as text."""
+    chat = open_tokenizer(byte_level(folder, chat_template=template), chat=True)
+    (inputs,), _ = chat.encode_pairs([prompt], [""])
+    return chat._codec._of.decode(inputs, skip_special_tokens=False)
+
+
+# What transformers 5.24 makes of them, but for the date.
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "{% for m in messages %}{% generation %}{% set x = m.content %}{{ x }}"
+            "{% endgeneration %}{{ x }}{% endfor %}!",
+            "who sees?!",
+        ),
+        ("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}"
+         "{% endfor %}", "012"),
+        ("{% for i in range(4) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}"
+         "{% endfor %}", "023"),
+        ("{{ {'b': '<é>', 'a': [1, 2]} | tojson }}", '{"b": "<é>", "a": [1, 2]}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}",
+         '{"a":2,"b":1}'),
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ("{% if tools is none and documents is none %}plain{% endif %}", "plain"),
+        ("{{ eos_token }}{{ pad_token is defined }}", "<|end|>False"),
+    ],
+)  # fmt: skip
+def test_a_template_has_what_transformers_offers(tmp_path, template, text):
+    assert rendered(tmp_path / "m", template) == text
+
+
+def test_what_a_template_is_told_is_part_of_the_digest(tmp_path):
+    one, other = (
+        open_tokenizer(
+            byte_level(tmp_path / name, chat_template=TEMPLATE, pad_token=name),
+            chat=True,
+        )
+        for name in "ab"
+    )
+    assert one.digest != other.digest
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: .*Range too big"),
+        ("{{ 1 / 0 }}", "fails: division by zero"),
+        ("{{ messages | length + 'a' }}", "fails: unsupported operand"),
+        ("{{ raise_exception('no user may speak') }}", "fails: no user may speak"),
+        ("{% generation %}", "can't be read: Unexpected end"),
+        ("{% include 'x' %}", "fails: no loader"),
+        ("{{ '\\ud800' }}", "fails: .*surrogates not allowed"),
+    ],
+)
+def test_a_template_that_fails_is_refused_before_anything_is_read(
+    tmp_path, template, said
+):
+    folder = byte_level(tmp_path / "m", chat_template=template)
+    with pytest.raises(UserError, match=said):
+        open_tokenizer(folder, chat=True)
+
+
+def _with_an_unknown_opening(folder):
+    # The library panics on it, which is no Exception.
+    byte_level(folder, opens=True)
+    made = json.loads((folder / "tokenizer.json").read_text())
+    made["post_processor"]["single"][0]["SpecialToken"]["id"] = ""
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+
+
+def _with_half_a_surrogate(folder):
+    text = json.dumps({"eos_token": "<|end|>", "bos_token": "\ud800"})
+    (folder / "tokenizer_config.json").write_text(text)
+
+
+def _without_words(folder):
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.save(str(folder / "tokenizer.json"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer that can be"),
         (lambda f: (f / "tokenizer_config.json").write_text("[]"), "it is no object"),
+        (_without_words, "no end mark is known"),
+        (_with_an_unknown_opening, "no tokenizer that can be read"),
+        (_with_half_a_surrogate, "can't be read: .*surrogates not allowed"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, spoil, said):

@@ -23,6 +23,7 @@ from merging.runtime import workdir as workdirs
 from merging.training import job
 
 CONFIG = str(together.ROOT / "configs" / "train" / "pretrain.py")
+JSONL = str(together.ROOT / "configs" / "train" / "jsonl.py")
 OVERRIDES = {
     "size": "1x",
     "data.documents": "64",
@@ -186,6 +187,29 @@ def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
     assert families.load(path)[0].vocab_size == 300
     described = json.loads((path / "config.json").read_text())
     assert (described["bos_token_id"], described["eos_token_id"]) == (0, 1)
+
+
+def test_a_suite_of_files_is_trained_on_in_the_starts_own_tokens(tmp_path):
+    texts = tasks.suite("miniworld").source.generator.documents(0, 50)
+    made = scored_models.byte_level(texts, 300)
+    start = scored_models.write(tmp_path / "start", made, width=16)
+    of = {"dataset": "tides", "category": "sea", "split": "held_in"}
+    lines = [
+        json.dumps(of | {"inputs": f"Tide {n}?", "choices": ["a", "b"], "label": n % 2})
+        for n in range(40)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    overrides = {
+        "start": str(start),
+        "data.files": str(tmp_path / "mine.jsonl"),
+        "hyperparameters.batch_size": "8",
+        "hyperparameters.steps": "1",
+        "hyperparameters.warmup_steps": "0",
+        "length": "32",
+    }
+    path = job.run(config.load(f"{JSONL}:sea", overrides), tmp_path / "run")
+    opened, own = (tasks.open_tokenizer(str(f)) for f in (path, start))
+    assert opened.digest == own.digest
 
 
 def test_a_start_whose_bytes_have_changed_is_refused(alone, tmp_path):

@@ -53,5 +53,6 @@ def _family(values: Mapping[str, Any]) -> Family:
             + "."
         )
     if named[0] not in FAMILIES:
-        raise nearest("architecture", named[0], FAMILIES)
+        known = nearest("architecture", named[0], FAMILIES)
+        raise UserError(f"{known} Only `merging merge` needs none: it merges any.")
     return FAMILIES[named[0]]

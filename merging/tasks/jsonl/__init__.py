@@ -6,10 +6,14 @@ A line is an example::
      "inputs": "When is high water at Lorn?", "choices": ["noon", "dusk"], "label": 0}
 
 ``choices`` with ``label`` (the number of the right one, from 0) or ``target`` (its
-text) make a ranked example; ``target`` alone is to be generated. Optional: ``metric``,
-one for all lines of a dataset, and ``part``: "train", "validation" or "test". Of lines
-that state no part, a held-out dataset's are all tested on; of a held-in one's, 5 % are
-for testing and 5 % for validation, by a hash of the inputs, equal inputs together.
+text) make a ranked example; ``target`` alone is to be generated. Optional, the same on
+all lines of a dataset: ``metric``; and of texts ``stop``, a list of texts of which the
+first to appear ends what the model says, and ``max_new_tokens``, how far it may go (as
+far as the longest target).
+
+A line may say its ``part``: "train", "validation" or "test". Of lines that do not, a
+held-out dataset's are all tested on; of a held-in one's, 5 % are for testing and 5 %
+for validation, by a hash of the inputs, equal inputs together.
 """
 
 import functools
@@ -25,7 +29,13 @@ from merging.tasks.contamination import normalised
 from merging.tasks.errors import require_none
 from merging.tasks.jsonl import examples
 from merging.tasks.jsonlines import Line
-from merging.tasks.suites import SPLITS, Dataset, SuiteSource, file_digests
+from merging.tasks.suites import (
+    SPLITS,
+    Dataset,
+    Generation,
+    SuiteSource,
+    file_digests,
+)
 
 __all__ = ["OwnFiles"]
 
@@ -46,6 +56,7 @@ class _Pile:
     """The lines of a dataset, as far as they were read."""
 
     facts: tuple[str, str, str]
+    generation: Generation
     lines: int = 0
     guesses: float = 0.0
     places: dict[str, list[_Place]] = field(default_factory=dict)
@@ -58,6 +69,7 @@ class OwnFiles(SuiteSource):
 
     Attributes:
       files: their paths; one may stand by itself.
+      identity: the files' content, whatever they are called.
 
     Raises:
       UserError: no files or no examples; faulty lines, with the numbers of the first; a
@@ -65,21 +77,18 @@ class OwnFiles(SuiteSource):
     """
 
     files: tuple[Path, ...] = ()
+    identity: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self):
         given = [self.files] if isinstance(self.files, (str, Path)) else self.files
         files = tuple(Path(path) for path in given if str(path))
         object.__setattr__(self, "files", files)
+        object.__setattr__(self, "identity", _digests(files))
         if not self._piles:
             shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
             raise UserError(f"suite 'jsonl' has no examples: {shown}.")
         errors = [e for name in self._piles for e in _shortcomings(name, self._piles)]
         require_none(errors, "jsonl", kind="suite")
-
-    @functools.cached_property
-    def identity(self) -> list[str]:
-        """The files' content, whatever they are called."""
-        return file_digests(self.files)
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
@@ -91,7 +100,12 @@ class OwnFiles(SuiteSource):
 
     def rate(self, dataset: str, prompt: str) -> float:
         """Return a dataset's weight in a mixture: its training examples, capped."""
-        return float(min(len(self._piles[dataset].places["train"]), MOST_EXAMPLES))
+        lines = self._piles[dataset].places.get("train", ())
+        return float(min(len(lines), MOST_EXAMPLES))
+
+    def generation(self, dataset: str) -> Generation:
+        """Return how far a dataset's texts are generated."""
+        return self._piles[dataset].generation
 
     def data_source(self, what: str) -> Any:
         """Return a dataset's examples as a seqio source."""
@@ -115,6 +129,10 @@ class OwnFiles(SuiteSource):
         return piles
 
     def _read(self, places: Sequence[_Place]) -> list[dict[str, Any]]:
+        # Else examples of these files would be kept under the name of those before.
+        if _digests(self.files) != self.identity:
+            shown = ", ".join(map(str, self.files))
+            raise UserError(f"{shown}: changed since they were checked; start again.")
         found = {}
         for number, path in enumerate(self.files):
             offsets = [place.offset for place in places if place.file == number]
@@ -124,12 +142,26 @@ class OwnFiles(SuiteSource):
         return [found[place] for place in places]
 
 
+def _digests(files: Sequence[Path]) -> tuple[str, ...]:
+    """Return the hash of each file; one that can't be read is told of elsewhere."""
+    there = [(path, path.stat()) for path in files if path.is_file()]
+    return tuple(_digest(path, of.st_size, of.st_mtime_ns) for path, of in there)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    del size, changed  # they only say when to look again
+    return file_digests([path])[0]
+
+
 def _add(piles: dict[str, _Pile], record: Mapping[str, Any], place: _Place) -> str:
     """Put a line with its dataset; return why it does not belong there, or ""."""
     facts = (record["category"], record["split"], examples.metric(record))
-    pile = piles.setdefault(record["dataset"], _Pile(facts))
-    if pile.facts != facts:
-        before, here = ", ".join(pile.facts), ", ".join(facts)
+    generation = examples.generation(record)
+    pile = piles.setdefault(record["dataset"], _Pile(facts, generation))
+    before = ", ".join(pile.facts) + _shown(pile.generation)
+    here = ", ".join(facts) + _shown(generation)
+    if before != here:
         return f"{record['dataset']} was {before} until here, and now is {here}"
     pile.lines += 1
     if "choices" in record:
@@ -141,6 +173,14 @@ def _add(piles: dict[str, _Pile], record: Mapping[str, Any], place: _Place) -> s
         key = hashlib.sha256(text).hexdigest()
         pile.undealt.setdefault(key, []).append(place)
     return ""
+
+
+def _shown(generation: Generation) -> str:
+    """Return what a line says of a text's end, for a message; "" if nothing."""
+    said = [f"stop {list(generation.stop)}"] if generation.stop else []
+    if generation.max_new_tokens:
+        said.append(f"max_new_tokens {generation.max_new_tokens}")
+    return "".join(f", {text}" for text in said)
 
 
 def _deal(pile: _Pile) -> None:
@@ -170,4 +210,7 @@ def _shortcomings(name: str, piles: Mapping[str, _Pile]) -> Iterator[str]:
         yield f"{name}: no category may be called {pile.facts[0]}"
     for part in ("test",) if pile.facts[1] == "held_out" else SPLITS:
         if part not in pile.places:
-            yield f"{name}: none of its {pile.lines} lines is for {part}"
+            yield (
+                f"{name}: none of its {pile.lines} lines is for {part}: say of some "
+                f'"part": "{part}", or give more lines of other inputs that say no part'
+            )

@@ -6,10 +6,12 @@ from typing import Any
 
 from merging.runtime.errors import nearest
 from merging.tasks.metrics import METRICS
-from merging.tasks.suites import SPLITS
+from merging.tasks.suites import SPLITS, Generation
 
 _KEYS = "dataset category split inputs choices label target metric part".split()
+_KEYS += "stop max_new_tokens".split()
 _TEXTS = ("dataset", "category", "split", "inputs")
+_MOST_STOPS, _MOST_TOKENS = 16, 1 << 16
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -36,12 +38,20 @@ def error(record: Mapping[str, Any]) -> str:
     if ranked != metric(record).startswith("accuracy"):
         kind = "an example with choices" if ranked else "a text that is generated"
         return f"{metric(record)} is no metric for {kind}"
-    return _choice_error(record) if ranked else _target_error(record)
+    if ranked:
+        told = [key for key in ("stop", "max_new_tokens") if key in record]
+        return f"{told[0]} is for a text" if told else _choice_error(record)
+    return _target_error(record) or _generation_error(record)
 
 
 def metric(record: Mapping[str, Any]) -> str:
     """Return the metric that a line states, or the usual one for what it is."""
     return record.get("metric", "accuracy" if "choices" in record else "exact_match")
+
+
+def generation(record: Mapping[str, Any]) -> Generation:
+    """Return how far a sound line's text is generated."""
+    return Generation(tuple(record.get("stop", ())), record.get("max_new_tokens", 0))
 
 
 def text_example(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +71,17 @@ def _target_error(record: Mapping[str, Any]) -> str:
     if not _is_text(record.get("target")):
         return "target must be a text, or there must be choices"
     return "a label needs choices" if "label" in record else ""
+
+
+def _generation_error(record: Mapping[str, Any]) -> str:
+    stop = record.get("stop", [])
+    texts = isinstance(stop, list) and all(isinstance(s, str) and s for s in stop)
+    if not texts or len(stop) > _MOST_STOPS:
+        return f"stop must be a list of at most {_MOST_STOPS} texts"
+    tokens = record.get("max_new_tokens", 1)
+    if type(tokens) is not int or not 1 <= tokens <= _MOST_TOKENS:
+        return f"max_new_tokens must be a whole number from 1 to {_MOST_TOKENS}"
+    return ""
 
 
 def _choice_error(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from importlib import resources
 
 from merging.runtime import text
+from merging.tasks import listing
 from merging.tasks.t0 import rendering, tables
 from merging.tasks.t0.entries import Entry, Prompt
 
@@ -27,13 +28,8 @@ def source(entry: Entry) -> str:
 def shown(entry: Entry, prompt: Prompt, record: rendering.Record) -> str:
     """Return an example under a prompt template, for a person: with its answers."""
     made = rendering.render(entry, prompt, record)
-    lines = [f"--- {entry.name}, prompt {prompt.name} ---", made.inputs]
-    for number, choice in enumerate(made.choices):
-        mark = "right" if number == made.label else "choice"
-        lines.append(f"[{mark}] {choice}")
-    if not made.choices:
-        lines.append(f"[target] {made.targets}")
-    return "\n".join(lines)
+    title = f"{entry.name}, prompt {prompt.name}"
+    return listing.shown(title, made.inputs, made.choices, made.label, made.targets)
 
 
 def markdown() -> str:

@@ -13,11 +13,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from merging.runtime import storage
+from merging.runtime.errors import UserError
 from merging.tasks.contamination import Overlap, check
 from merging.tasks.t0 import sources, tables
 from merging.tasks.t0.entries import Entry, cut
@@ -210,21 +212,25 @@ def write_part(
     keys = dict.fromkeys(place.split(".")[0] for place in entry.places)
     path = sources.file_of(entry, data_dir, part)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            kept = {key: record[key] for key in keys}
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # A name of its own: the same command may run elsewhere.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for record in records:
+                kept = {key: record[key] for key in keys}
+                file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     storage.sync_folder(path.parent)
 
 
 def _state(entry: Entry, data_dir: Path, reason: str) -> State:
     located = sources.locate(entry, data_dir)
-    if located.problem:
-        why = "; ".join(filter(None, [located.problem, reason]))
+    if problem := located.problem or _fault(entry, located):
+        why = "; ".join(filter(None, [problem, reason]))
         return State(entry.name, False, f"{why}\n{remedy(entry, data_dir)}")
     counts = ", ".join(f"{part} {count:,}" for part, count in located.counts.items())
     lines = [f"{located.folders[0]}: {counts}"]
@@ -233,6 +239,18 @@ def _state(entry: Entry, data_dir: Path, reason: str) -> State:
         if count != known:
             lines.append(f"differs: {part} has {known:,} examples elsewhere")
     return State(entry.name, True, "\n".join(lines))
+
+
+def _fault(entry: Entry, located: Located) -> str:
+    """Return what is wrong with lines of a dataset's files, which are all read."""
+    if located.kind != "files":
+        return ""
+    try:
+        for split in entry.parts:
+            sources.require_sound(entry, located, split)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def remedy(entry: Entry, data_dir: Path) -> str:

@@ -1,0 +1,101 @@
+"""Chat templates: a prompt as an instruct model was tuned to see it.
+
+A template is a program of its model's authors. It runs in Jinja's sandbox, with the
+tags, filters and functions that transformers offers, for which templates are written.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from merging.runtime.errors import UserError
+
+# What `strftime_now` tells, where transformers tells the present day: a model has the
+# same prompts, and so the same score, on every day. It is the date that Llama 3's own
+# templates write where they are not told any.
+TODAY = datetime(2024, 7, 26)
+
+
+class ChatTemplate:
+    """A chat template, compiled.
+
+    Args:
+      text: its source.
+      tokens: {"bos_token": spelling, …}, the special tokens that it may name.
+
+    Raises:
+      UserError: it can't be read, or fails on a plain prompt.
+    """
+
+    def __init__(self, text: str, tokens: Mapping[str, str]):
+        sandbox = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+        )
+        sandbox.filters["tojson"] = _to_json
+        sandbox.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
+        self._tokens = dict(tokens)
+        try:
+            self._template = sandbox.from_string(text)
+        except Exception as error:  # syntax, depth: whatever a file may hold
+            raise UserError(f"the chat template can't be read: {error}") from None
+        self.wrap("a")  # Refused here rather than in the midst of reading examples.
+
+    def wrap(self, prompt: str) -> str:
+        """Return a user's prompt in the template, up to where the answer begins.
+
+        Raises:
+          UserError: the template fails.
+        """
+        try:
+            text = self._template.render(
+                messages=[{"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._tokens,
+            )
+            text.encode()  # half of a surrogate pair is no text
+        except Exception as error:  # of a stranger's program, any
+            raise UserError(f"the chat template fails: {error}") from error
+        return text
+
+
+class _Generation(Extension):
+    """``{% generation %}…{% endgeneration %}`` marks what an assistant says."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own sorts keys and escapes what HTML would.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
