@@ -53,12 +53,14 @@ COMMAND = Command(
     of any merge with its checkpoints.
 
     examples:
-      merging plan --config configs/plan/palm_64b.py --topology v5p:4x4x8
-      merging plan --config configs/plan/palm_64b.py --topology v5e:16x16 --slices 2
-      merging plan --config configs/plan/palm_64b.py --topology h200:8x16 --json
-      merging plan --config configs/merge/ties.py --config.base=BASE \\
+      merging plan --config plan/palm_64b --topology v5p:4x4x8
+      merging plan --config plan/palm_64b --topology v5e:16x16 --slices 2
+      merging plan --config plan/palm_64b --topology h200:8x16 --json
+      merging plan --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --topology v6e:2x4
     """,
     _options,
     _run,
+    configs=("plan", "merge"),
+    example="plan/palm_64b",
 )

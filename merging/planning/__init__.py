@@ -61,8 +61,8 @@ def plan(
         if part not in PARTS:
             raise nearest("part of a plan", part, PARTS)
     chips = topology(where) if isinstance(where, str) else where
+    config, about = workload(config)
     chosen = settings(config.to_dict(), chips.slices)
-    about = workload(config)
     target = compiling.target(chips, chosen.mesh, compile=compile)
     notes = list(about.notes)
     found = _estimates(about, chosen, target, parts)

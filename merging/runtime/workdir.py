@@ -10,7 +10,8 @@ from merging.runtime import locks, storage
 from merging.runtime.errors import UserError
 
 CONFIG, LOCK = "config.json", "driver.json"
-_OURS = (CONFIG, LOCK, "logs")
+# What may be there before a run has claimed a workdir.
+_OURS = (CONFIG, LOCK, "logs", "data")
 
 
 def claim(
@@ -18,11 +19,26 @@ def claim(
 ) -> None:
     """Make the workdir this config's, or see that it is.
 
+    Only once the config is known to be possible: a corrected one would be refused.
+
     Args:
       workdir: made if it isn't there.
       config: kept in it, for people.
       config_hash: of all that the run's results depend on.
       kind: of run, for messages: "sweep", "training".
+
+    Raises:
+      UserError: as `require_own`.
+    """
+    if require_own(workdir, config_hash, kind):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {"config_hash": config_hash, "config": dict(config)}
+    storage.write_json(workdir / CONFIG, record)
+
+
+def require_own(workdir: Path, config_hash: str, kind: str) -> bool:
+    """Return whether a workdir is this config's already; makes nothing.
 
     Raises:
       UserError: it holds another config's run, or something else.
@@ -34,11 +50,11 @@ def claim(
         except (ValueError, KeyError, TypeError):
             held = None
         if held == config_hash:
-            return
+            return True
         if held is not None:
             raise UserError(
                 f"{workdir} holds the run of another config ({held}, and this"
-                f" one is {config_hash}).\nTo continue that run, give its config"
+                f" one is {config_hash}). To continue that run, give its config"
                 f" (it is in {path}); for this one, choose another --workdir."
             )
     elif any(
@@ -48,8 +64,7 @@ def claim(
         raise UserError(
             f"{workdir} is not empty and holds no {kind}; choose another --workdir."
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(path, {"config_hash": config_hash, "config": dict(config)})
+    return False
 
 
 @contextlib.contextmanager

@@ -28,11 +28,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from merging import checkpoints, models, tasks
 from merging.models import hf as families
 from merging.runtime import config as configs
-from merging.runtime import processes, sharding, storage, tree, workdir
+from merging.runtime import config_keys, processes, sharding, storage, tree, workdir
+from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
 from merging.training.batches import Examples, Source
@@ -41,6 +43,20 @@ from merging.training.loop import train
 from merging.training.run_state import RunState
 
 _HOW = ("mesh",)  # does not change what is computed, so a run may go on with another
+_PRETRAIN, _FRESH = "pretrain", "fresh"
+_KEYS = {
+    "suite": str,
+    "data": ConfigDict(),
+    "what": str,
+    "length": 0,
+    "start": "",
+    "family": "",
+    "size": "",
+    "seed": 0,
+    "param_dtype": "",
+    "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    "hyperparameters": ConfigDict,
+}
 
 
 class Training(NamedTuple):
@@ -135,11 +151,18 @@ def run(config: Any, folder: Path | str) -> Path:
     >>> merging.train(pretrain, "base")  # doctest: +ELLIPSIS
     Trained: ...
     """
-    folder = Path(folder).absolute()
+    folder = Path(storage.supported_path(folder, "--workdir")).absolute()
+    config = config_keys.completed(
+        config, _KEYS, "merging train", "train/pretrain", remote=("start",)
+    )
     processes.initialize(folder / "logs")
     values = config.to_dict()
-    hparams = Hyperparameters(**values["hyperparameters"])
-    processes.broadcast(lambda: _claim(config, folder))
+    hparams = config_keys.section(
+        Hyperparameters, values["hyperparameters"], "hyperparameters"
+    )
+    identity = _identity(config)
+    digest = configs.config_hash(identity)
+    processes.broadcast(lambda: workdir.require_own(folder, digest, "training"))
     if processes.broadcast((folder / "train.json").exists):
         if processes.is_first():
             print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
@@ -148,7 +171,12 @@ def run(config: Any, folder: Path | str) -> Path:
     suite = tasks.suite(values["suite"], **values["data"])
     mesh = sharding.make_mesh(values["mesh"])
     sharding.rows_here(mesh, hparams.batch_size)  # refused before anything is read
+    _check(values, suite)
     what = _training(values, suite, hparams, mesh, folder / "data")
+    # Only now: what was refused so far must not keep the workdir.
+    processes.broadcast(
+        lambda: workdir.claim(folder, identity.to_dict(), digest, "training")
+    )
     with Progress(hparams.steps, f"train {values['what']}") as shown:
         told = _Told(folder / "losses.jsonl", shown)
         trained = fit(what, folder, mesh=mesh, report=told)
@@ -160,6 +188,22 @@ def run(config: Any, folder: Path | str) -> Path:
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
     return folder / "checkpoint"
+
+
+def _check(values: dict[str, Any], suite: tasks.Suite) -> None:
+    """Refuse what can't be, before anything is read."""
+    what, start = values["what"], values["start"]
+    suite.mixture(what)
+    if values["length"] < 0:
+        raise UserError(
+            f"length = {values['length']} must be 0 (the suite's own) or more."
+        )
+    if what != _PRETRAIN and not start:
+        raise UserError(
+            f"{what!r} is learned by a model that is there already: name its "
+            f"checkpoint, --config.start=DIR; or --config.start={_FRESH} for fresh "
+            "parameters."
+        )
 
 
 def _training(
@@ -179,7 +223,7 @@ def _training(
     }
     files = families.files_of_trained(
         decoder,
-        values["start"],
+        _start_of(values),
         tokenizer=suite.tokenizer.files,
         eos_id=suite.tokenizer.eos_id,
     )
@@ -233,21 +277,29 @@ def _short(value: Any) -> float:
     return float(str(np.float32(value)))
 
 
-def _claim(config: Any, folder: Path) -> None:
+def _identity(config: ConfigDict) -> ConfigDict:
+    """Return what of a config its results depend on."""
     identity = copy.deepcopy(config)
     with identity.unlocked():
         for name in _HOW:
             del identity[name]
-    digest = configs.config_hash(identity)
-    workdir.claim(folder, identity.to_dict(), digest, "training")
+    return identity
+
+
+def _start_of(values: dict[str, Any]) -> str:
+    return "" if values["start"] == _FRESH else values["start"]
 
 
 def _start(
     values: dict[str, Any], suite: tasks.Suite, mesh: Mesh
 ) -> tuple[models.DecoderConfig, models.Params]:
     """Return the decoder and its first parameters, on the mesh."""
-    start, dtype = values["start"], values["param_dtype"] or None
+    start, dtype = _start_of(values), values["param_dtype"] or None
     described = start and families.CONFIG in checkpoints.auxiliary_files(start)
+    if start and checkpoints.open_checkpoint(start).format != "orbax" and not described:
+        raise UserError(
+            f"start {start}: there is no {families.CONFIG}, which says what model it is."
+        )
     if described:
         decoder, params = families.load(start, dtype=dtype, mesh=mesh)
     else:
