@@ -185,7 +185,9 @@ def _in_a_line(message: str) -> str:
     for indented, run in itertools.groupby(lines, lambda line: line.startswith(" ")):
         run = [line.strip() for line in run]
         parts += [listed(run)] if indented else run
-    return " ".join(part if part[-1:] in ".:,;!?" else f"{part}." for part in parts)
+    *first, last = parts or [""]
+    ended = [part if part[-1:] in ".:,;!?" else f"{part}." for part in first]
+    return " ".join([*ended, last])
 
 
 def _last_line(error: BaseException) -> str:

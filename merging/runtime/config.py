@@ -73,7 +73,7 @@ def split_spec(spec: str) -> tuple[Path, str | None]:
     path, argument = (Path(stem + ".py"), rest) if suffix else (Path(spec), None)
     if path.is_file() and path.suffix == ".py":
         return path, argument
-    if path.suffix != ".py" and not path.exists():
+    if not path.suffix and not path.exists():
         return _by_name(spec)
     if path.suffix != ".py":
         raise UserError(f"--config {spec}: a config is a Python file (FILE.py[:arg]).")

@@ -66,14 +66,14 @@ def section(make: Callable[..., T], values: Mapping[str, Any], name: str) -> T:
     taken = inspect.signature(make).parameters
     for key in values:
         if key not in taken:
-            raise nearest("config key", f"{name}.{key}".lstrip("."), taken)
+            valid = [f"{name}.{known}" for known in taken]
+            raise nearest("config key", f"{name}.{key}", valid)
     missing = [
         key for key, of in taken.items() if of.default is of.empty and key not in values
     ]
     if missing:
-        where = f"its section {name}" if name else "it"
         raise UserError(
-            f"this config cannot be used: {where} has no {listed(missing, mark=', ')}."
+            f"the section {name} of this config has no {listed(missing, mark=', ')}."
         )
     return make(**{k: _plain(v) for k, v in values.items()})
 
@@ -83,7 +83,8 @@ def _filled(
 ) -> ConfigDict:
     for key in given:
         if key not in keys:
-            raise nearest(f"key of a config of {command}", prefix + key, keys)
+            valid = [prefix + known for known in keys]
+            raise nearest(f"key of a config of {command}", prefix + key, valid)
     found = ConfigDict()
     for key, default in keys.items():
         if key not in given:

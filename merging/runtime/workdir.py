@@ -43,6 +43,8 @@ def require_own(workdir: Path, config_hash: str, kind: str) -> bool:
     Raises:
       UserError: it holds another config's run, or something else.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is no folder; choose another --workdir.")
     path = workdir / CONFIG
     if path.exists():
         try:

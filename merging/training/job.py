@@ -296,9 +296,11 @@ def _start(
     """Return the decoder and its first parameters, on the mesh."""
     start, dtype = _start_of(values), values["param_dtype"] or None
     described = start and families.CONFIG in checkpoints.auxiliary_files(start)
-    if start and checkpoints.open_checkpoint(start).format != "orbax" and not described:
+    # An Orbax folder may be that of a family's decoder, and needs no description.
+    if start and not described and checkpoints.open_checkpoint(start).format != "orbax":
         raise UserError(
-            f"start {start}: there is no {families.CONFIG}, which says what model it is."
+            f"start {start} holds no {families.CONFIG}, which says what model it is; "
+            "put that of the same model there."
         )
     if described:
         decoder, params = families.load(start, dtype=dtype, mesh=mesh)

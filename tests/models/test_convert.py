@@ -320,8 +320,11 @@ def test_the_command_converts_there_and_back(tmp_path, capsys):
         assert command_line.main(command) == 0
         assert f"Converted: {output}" in capsys.readouterr().out
     assert tensors(back) == tensors(LLAMA)
-    assert command_line.main(command) == 2
-    assert "exists" in capsys.readouterr().err
+    assert command_line.main(command) == 0
+    assert f"Nothing to do, it is converted: {back}" in capsys.readouterr().out
+    assert command_line.main([*command, "--config.shard_size=1MB"]) == 2
+    assert "exists, and is not what this very" in capsys.readouterr().err
+    assert tensors(back) == tensors(LLAMA)
 
 
 @pytest.mark.parametrize(
