@@ -27,8 +27,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--topology",
         required=True,
         metavar="CHIP:SHAPE",
-        help="v5p:4x4x8, or another TPU slice; h200:8x16, 16 hosts of eight GPUs;"
-        " cpu:8, virtual devices",
+        help="v5p:4x4x8 or another TPU slice, also by the cloud's name, v5p-256;"
+        " h200:8x16, 16 hosts of eight GPUs; cpu:8, virtual devices",
     )
     parser.add_argument(
         "--slices", type=int, default=1, metavar="N", help="TPU slices, over a network"
