@@ -26,8 +26,8 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    # The configs lie at the top, for people, and are installed as merging/configs, where
-    # `merging sweep --config scaling_curves/smoke` finds them.
+    # The configs lie at the top, for people, and are installed as merging/configs,
+    # where `merging sweep --config scaling_curves/smoke` finds them.
     packages=[*find_packages(include=["merging", "merging.*"]), "merging.configs"],
     package_dir={"merging.configs": "configs"},
     package_data={

@@ -313,6 +313,6 @@ def test_the_readme_and_the_ci_run_the_same_two_commands():
     run = (root / ".ci" / "run").read_text()
     assert "pip install '.[test]' && pytest" in readme
     assert "pip install '.[test]'" in run and "stage pytest pytest\n" in run
-    sweep = "merging sweep --config configs/scaling_curves/"
-    assert f"pip install . && {sweep}tiny.py --workdir curves" in readme
-    assert f"{sweep}smoke.py" in run
+    tiny = "merging sweep --config configs/scaling_curves/tiny.py --workdir curves"
+    assert f"pip install . && {tiny}" in readme
+    assert "merging sweep --config scaling_curves/smoke --workdir smoke" in run
