@@ -160,8 +160,8 @@ MISTAKES = [
     (f"{MERGE} --config.output=base", "the output base exists"),
     (f"{MERGE} --config.output=base/in", "lies in the input base"),
     (f"{MERGE} --config.output=gs://b/o", "output gs://b/o: gs:// is not supported"),
-    (f"{MERGE} --config.output=file/o", "the system refused it"),
-    (f"{MERGE} --config.output=/proc/none/o", "the system refused it"),
+    (f"{MERGE} --config.output=file/o", "cannot write file/o: "),
+    (f"{MERGE} --config.output=/proc/none/o", "cannot write /proc/none/o: No such"),
     (
         "merge --config merge/ties --config.base=hdfs://b/x --config.experts=e1"
         " --config.output=out",
