@@ -97,10 +97,10 @@ def _filled(
                 f"config of {command}: {prefix}{key} = {value!r} must be "
                 f"{_KINDS[kind]}."
             )
-        closed = isinstance(default, dict)
-        found[key] = (
-            _filled(value, default, command, f"{prefix}{key}.") if closed else value
-        )
+        if isinstance(default, dict):
+            found[key] = _filled(value, default, command, f"{prefix}{key}.")
+        else:
+            found[key] = _plain(value)
     return found
 
 
