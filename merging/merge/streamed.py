@@ -44,10 +44,10 @@ _NEEDED = {"experts": tuple, "method": ConfigDict}
 
 
 def merge_checkpoints(
-    base: str | None,
-    experts: Sequence[str] | Mapping[str, str],
+    base: str | os.PathLike | None,
+    experts: Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
     method: Method | str,
-    output: str,
+    output: str | os.PathLike,
     *,
     method_file: str | None = None,
     leaf_rules: Sequence[str] = (),
@@ -92,8 +92,8 @@ def merge_checkpoints(
         says what is wrong and lists every offender.
     """
     settings = {
-        "base": base,
-        "experts": experts,
+        "base": None if base is None else os.fspath(base),
+        "experts": _as_text(experts),
         "method": method,
         "method_file": method_file,
         "leaf_rules": leaf_rules,
@@ -103,10 +103,18 @@ def merge_checkpoints(
         "shard_size": shard_size,
         "auxiliary_files": auxiliary_files,
     }
-    prepared, extra = _prepare(output, memory_budget, **settings)
+    prepared, extra = _prepare(os.fspath(output), memory_budget, **settings)
     if not _is_done(prepared):
         job.run(prepared, extra)
     return Path(output)
+
+
+def _as_text(experts: Any) -> Any:
+    if isinstance(experts, str):
+        raise UserError("experts must be several folders, not one text.")
+    if isinstance(experts, Mapping):
+        return {name: os.fspath(folder) for name, folder in experts.items()}
+    return [os.fspath(folder) for folder in experts]
 
 
 def _is_done(prepared: job.Job) -> bool:
@@ -254,8 +262,11 @@ def _prepare(
         raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
     if format is not None and format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
-    if isinstance(experts, str):
-        raise UserError("experts must be several folders, not one text.")
+    if not isinstance(method, (str, Method)):
+        raise UserError(
+            f"method must be a value such as merging.methods.ties(), or text such as "
+            f"'ties()', not {method!r}."
+        )
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
     _warn_of_twins(named)
     method, own = _own_method(method, settings["method_file"])

@@ -71,7 +71,7 @@ def workload(config: ConfigDict) -> tuple[ConfigDict, Workload]:
     Raises:
       UserError: it is neither, or says something impossible.
     """
-    if "family" in config and "experts" in config:
+    if not isinstance(config, ConfigDict) or {"family", "experts"} <= set(config):
         config = config_keys.completed(config, _KEYS, "merging plan", "plan/palm_64b")
         return config, of_family(config)
     if {"experts", "method"} <= set(config) or config.get("merge_yaml"):

@@ -41,6 +41,11 @@ def completed(
       UserError: keys that are missing or unknown, a value of another kind, a path with
         a scheme that is not supported.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{command} takes a ConfigDict, such as merging.runtime.config.load("
+            f"{example!r}), not {config!r}."
+        )
     given = {k: v for k, v in config.items() if v is not None}
     missing = [k for k, of in keys.items() if isinstance(of, type) and k not in given]
     if missing:

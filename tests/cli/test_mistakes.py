@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import merging
 from merging.checkpoints import formats
 from merging.cli import main as command_line
+from merging.runtime.errors import UserError
 
 OWN_MERGE = """
 from ml_collections import ConfigDict
@@ -341,6 +343,23 @@ def test_a_minimal_config_of_ones_own_takes_the_defaults(run, place):
     status, out, err = run("merge", "--config", "mine.py")
     assert status == 0, err
     assert "Merged: own" in out and (place / "own" / "model.safetensors").exists()
+
+
+def test_python_takes_paths_and_refuses_what_is_no_method_or_config(place, tmp_path):
+    models = [place / "e1", place / "e2"]
+    out = merging.merge_checkpoints(place / "base", models, "ties()", tmp_path / "out")
+    assert (out / "model.safetensors").exists()
+    named = {"a": place / "e1", "b": place / "e2"}
+    merging.merge_checkpoints(None, named, "average()", tmp_path / "named")
+    for wrong in (None, 3):
+        with pytest.raises(UserError, match="method must be a value such as"):
+            merging.merge_checkpoints(None, named, wrong, tmp_path / "wrong")
+    for call in (merging.train, merging.sweep):
+        with pytest.raises(UserError, match="takes a ConfigDict, such as"):
+            call("train/pretrain", tmp_path / "w")
+    with pytest.raises(UserError, match="takes a ConfigDict, such as"):
+        merging.plan("plan/palm_64b", "v5e:4x4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["named", "out"]
 
 
 def test_a_finished_merge_is_done_and_another_is_refused(run, tmp_path):
