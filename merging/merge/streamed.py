@@ -262,11 +262,6 @@ def _prepare(
         raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
     if format is not None and format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
-    if not isinstance(method, (str, Method)):
-        raise UserError(
-            f"method must be a value such as merging.methods.ties(), or text such as "
-            f"'ties()', not {method!r}."
-        )
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
     _warn_of_twins(named)
     method, own = _own_method(method, settings["method_file"])
@@ -301,6 +296,11 @@ def _own_method(
     method: Method | str, file: str | None
 ) -> tuple[Method | str, dict[str, str] | None]:
     """Return the method, and the user's file that registers it, for the manifest."""
+    if not isinstance(method, (str, Method)):
+        raise UserError(
+            "method must be a value such as merging.methods.ties(), or text such as "
+            f"'ties()', not {method!r}."
+        )
     if not file:
         return method, None
     digest, names = methods.load_file(file)

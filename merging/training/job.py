@@ -156,17 +156,26 @@ def run(config: Any, folder: Path | str) -> Path:
         config, _KEYS, "merging train", "train/pretrain", remote=("start",)
     )
     processes.initialize(folder / "logs")
-    values = config.to_dict()
-    hparams = config_keys.section(
-        Hyperparameters, values["hyperparameters"], "hyperparameters"
-    )
     identity = _identity(config)
     digest = configs.config_hash(identity)
     processes.broadcast(lambda: workdir.require_own(folder, digest, "training"))
-    if processes.broadcast((folder / "train.json").exists):
-        if processes.is_first():
-            print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
-        return folder / "checkpoint"
+    if not processes.broadcast((folder / "train.json").exists):
+        record = identity.to_dict()
+        _train(
+            config.to_dict(),
+            folder,
+            lambda: workdir.claim(folder, record, digest, "training"),
+        )
+    elif processes.is_first():
+        print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
+    return folder / "checkpoint"
+
+
+def _train(values: dict[str, Any], folder: Path, claim: Callable[[], object]) -> None:
+    """Train what a config's values say, and keep what came of it."""
+    hparams = config_keys.section(
+        Hyperparameters, values["hyperparameters"], "hyperparameters"
+    )
     begin = time.monotonic()
     suite = tasks.suite(values["suite"], **values["data"])
     mesh = sharding.make_mesh(values["mesh"])
@@ -174,9 +183,7 @@ def run(config: Any, folder: Path | str) -> Path:
     _check(values, suite)
     what = _training(values, suite, hparams, mesh, folder / "data")
     # Only now: what was refused so far must not keep the workdir.
-    processes.broadcast(
-        lambda: workdir.claim(folder, identity.to_dict(), digest, "training")
-    )
+    processes.broadcast(claim)
     with Progress(hparams.steps, f"train {values['what']}") as shown:
         told = _Told(folder / "losses.jsonl", shown)
         trained = fit(what, folder, mesh=mesh, report=told)
@@ -187,7 +194,6 @@ def run(config: Any, folder: Path | str) -> Path:
         print(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
-    return folder / "checkpoint"
 
 
 def _check(values: dict[str, Any], suite: tasks.Suite) -> None:
