@@ -10,6 +10,7 @@ import merging
 from merging.checkpoints import formats
 from merging.cli import COMMANDS
 from merging.runtime.errors import UserError
+from merging.training import job
 
 MERGE = "merge --config merge/ties --config.base=base --config.experts=e1,e2"
 
@@ -71,17 +72,30 @@ def test_a_finished_merge_is_done_and_another_is_refused(run_here, contents, tmp
     assert contents(tmp_path) == before
 
 
-def test_a_corrected_training_takes_the_workdir_of_the_mistaken_one(run_here, tmp_path):
-    small = ["--config.data.documents=64", "--config.data.validation_examples=8"]
-    small += ["--config.hyperparameters.steps=1", "--config.size=1x"]
-    small += ["--config.hyperparameters.warmup_steps=1"]
-    small += ["--config.hyperparameters.batch_size=8", "--workdir", str(tmp_path / "w")]
-    train = ["train", "--config", "train/pretrain", *small]
+def test_a_corrected_training_takes_the_workdir_of_the_mistaken_one(
+    run_here, tmp_path, monkeypatch
+):
+    def store(suite, what, split, length, data):
+        (data / "stored").mkdir(parents=True, exist_ok=True)
+        if length == 9:
+            raise UserError("example 0 is longer than 9")
+
+    def fit(*arguments, **more):
+        raise UserError("it begins")
+
+    monkeypatch.setattr(job.tasks, "store", store)
+    monkeypatch.setattr(job, "fit", fit)
+    workdir = ["--workdir", str(tmp_path / "w"), "--config.size=1x"]
+    train = ["train", "--config", "train/pretrain", *workdir]
     # Found only while the examples are read.
-    assert run_here(*train, "--config.length=9")[0] == 2
-    status, out, err = run_here(*train)
-    assert status == 0, err
-    assert "Trained: " in out
+    status, _, err = run_here(*train, "--config.length=9")
+    assert status == 2 and "longer than 9" in err
+    assert not (tmp_path / "w" / "config.json").exists()
+    status, _, err = run_here(*train)
+    assert status == 2 and "it begins" in err
+    assert (tmp_path / "w" / "config.json").exists()
+    status, _, err = run_here(*train, "--config.seed=1")
+    assert status == 2 and "holds the run of another config" in err
 
 
 def test_a_warning_shows_no_source(run_here, monkeypatch):

@@ -162,10 +162,6 @@ MISTAKES = [
         "train --config train/pretrain --workdir file",
         "file is no folder; choose another",
     ),
-    (
-        "train --config train/pretrain --workdir /proc/none --config.data.documents=64",
-        "cannot write /proc/none/",
-    ),
     ("train --config train/pretrain --workdir base", "holds no training"),
     (f"{TRAIN} --config.size=9x", "did you mean 8x"),
     (f"{TRAIN} --config.suite=miniwrld", "did you mean miniworld"),
