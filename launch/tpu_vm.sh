@@ -11,12 +11,12 @@ usage: launch/tpu_vm.sh --name NAME --zone ZONE --accelerator_type TYPE [options
       -- merging merge --config configs/merge/ties.py --config.output=/mnt/shared/out
 
 Asks for the TPU as a queued resource, waits for it, copies the committed tree to all
-workers, installs it, and runs the command on each. Status 75 (preempted), a lost
-connection and a lost TPU start it again: the command goes on where it was. What this
-script created is deleted at its end, however it ends, and nothing else. Run again after
-a crash of this machine, it finds its own TPU and goes on. Data and outputs must be on
-storage that all workers see. Workers act as the service account of the TPU: no secret
-is passed.
+workers, installs it with a Python of its own, and runs the command on each. Status 75
+(preempted), a lost connection and a lost TPU start it again: the command goes on where
+it was. What this script created is deleted at its end, however it ends, and nothing
+else. Run again after a crash of this machine, it finds its own TPU and goes on. Data and
+outputs must be on storage that all workers see. Workers act as the service account of
+the TPU: no secret is passed.
 
   --name NAME             of the queued resource and its nodes (NAME, ${NAME:-none})
   --zone ZONE             (ZONE, ${ZONE:-none})
@@ -225,12 +225,15 @@ restart() {
 on_all() { queue ssh "$name" "${everywhere[@]}" --command="$1"; }
 
 install() {
+  # uv brings an interpreter where the image's own is too old, as Ubuntu 22.04's is.
   # Every worker answers before anything is sent: young ones refuse ssh.
   again on_all true &&
     again queue scp "$scratch/merging.tar.gz" "$name:" "${everywhere[@]}" &&
     again on_all "flock merging.lock rm -rf merging-run && mkdir merging-run &&
 tar -xzf merging.tar.gz -C merging-run && cd merging-run &&
-python3 -m pip install --quiet '.[tpu]'" &&
+python3 -m pip install --quiet --target .uv uv &&
+.uv/bin/uv venv --quiet --python 3.12 .venv &&
+.uv/bin/uv pip install --quiet '.[tpu]'" &&
     { [ -z "$setup" ] || again on_all "$setup"; }
 }
 
@@ -238,7 +241,7 @@ run() { # the command on every worker; returns its worst status, or 255
   local remote
   # The lock: after a lost connection, what still runs there must end first. The status
   # is printed, for gcloud keeps none of several.
-  remote="cd merging-run && export PATH=\$HOME/.local/bin:\$PATH MERGING_CLUSTER=auto
+  remote="cd merging-run && export PATH=\$PWD/.venv/bin:\$PATH MERGING_CLUSTER=auto
 flock ../merging.lock ${*@Q}
 echo \"[worker status \$?]\""
   [ -z "$dry_run" ] || { on_all "$remote" && return; }

@@ -130,7 +130,7 @@ def cycle(imports):
 
 def test_every_module_has_a_layer():
     found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
-    assert found - {"__pycache__"} == set(LAYER_OF)
+    assert found - {"__pycache__", "py.typed"} == set(LAYER_OF)
 
 
 def test_every_folder_of_modules_is_installed_as_a_package():

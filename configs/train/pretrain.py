@@ -25,7 +25,9 @@ def get_config() -> ConfigDict:
     config.what = "pretrain"
     config.length = 0  # the most tokens of an example; the suite's own
 
-    config.start = ""  # a checkpoint to go on from; fresh parameters without
+    # A checkpoint to go on from. Without one, `pretrain` begins with fresh parameters;
+    # anything else is fine-tuning, and begins so only with start="fresh".
+    config.start = ""
     # What the checkpoint is, if no config.json in it says so.
     config.family = "tiny"
     config.size = "8x"

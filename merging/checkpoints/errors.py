@@ -84,6 +84,7 @@ def writing(path: object) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError):
             raise UserError(
-                f"cannot write {path}: {error.strerror or error}."
+                f"cannot write {path}: {error.strerror or error}; change that or "
+                "choose another place."
             ) from error
         raise

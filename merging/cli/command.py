@@ -1,21 +1,32 @@
 """What a command is, and what several of them share."""
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.runtime.errors import UserError
+
 
 class Command(NamedTuple):
-    """One command: a line for the list, its own help, its options, what it runs."""
+    """One command: a line for the list, its own help, its options, what it runs.
+
+    Attributes:
+      configs: folders of the shipped configs that it takes, whose names its help lists.
+      example: the one whose values its help lists, unless another is given.
+      resumable: whether the same command goes on after it was stopped.
+    """
 
     summary: str
     help: str
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     resumable: bool = False
+    configs: tuple[str, ...] = ()
+    example: str = ""
 
 
 def takes_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -23,9 +34,10 @@ def takes_config(parser: argparse.ArgumentParser, *, required: bool = True) -> N
     parser.add_argument(
         "--config",
         required=required,
-        metavar="FILE.py[:arg]",
-        help="a Python file with get_config(); its values are changed with"
-        " --config.key=value, tuples as --config.key=a,b; with --help, they are listed",
+        metavar="FILE.py[:arg]|NAME[:arg]",
+        help="a Python file with get_config(), or the name of a config that comes with"
+        " the package (below); its values are changed with --config.key=value, tuples"
+        " as --config.key=a,b; with --help, they are listed",
     )
 
 
@@ -36,10 +48,20 @@ def takes_config_and_workdir(
     takes_config(parser, required=required)
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="where everything is kept, and continued from (runs/NAME-OF-CONFIG)",
     )
+
+
+def local_path(text: str) -> Path:
+    """Return an option's path; one with a scheme would become a folder here."""
+    from merging.runtime import storage
+
+    try:
+        return Path(storage.supported_path(text, "path"))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
 def takes_processes(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +76,7 @@ def takes_processes(parser: argparse.ArgumentParser) -> None:
     add("--process", metavar="I", help="which one this is, from 0; it alone reports")
     add(
         "--logs",
+        type=local_path,
         metavar="DIR",
         help="where the others print, into DIR/process_I.log (WORKDIR/logs; without a"
         " workdir, where they are started)",
@@ -64,7 +87,7 @@ def tell_processes(arguments: argparse.Namespace) -> None:
     """Put these options where `distributed.initialize` looks."""
     for name in ("coordinator", "processes", "process", "logs"):
         if getattr(arguments, name, None):
-            os.environ[f"MERGING_{name.upper()}"] = getattr(arguments, name)
+            os.environ[f"MERGING_{name.upper()}"] = str(getattr(arguments, name))
 
 
 def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Path]:
@@ -81,8 +104,12 @@ def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Path]:
     return loaded, arguments.workdir or default
 
 
-def config_values(spec: str) -> str:
-    """Return the values of a config as they are set on the command line, as a table.
+def config_help(command: Command, spec: str | None) -> str:
+    """Return what a command's help says of configs: their names, and one's values.
+
+    Args:
+      command: whose help it is.
+      spec: the config whose values to list; the command's example if None.
 
     Raises:
       UserError: a config that can't be read.
@@ -90,9 +117,20 @@ def config_values(spec: str) -> str:
     from merging.runtime import config
     from merging.runtime.text import table
 
-    leaves = config.leaves(config.load(spec))
+    rows = [
+        (f"  {name}", _first_line(path))
+        for name, path in config.shipped().items()
+        if name.split("/")[0] in command.configs
+    ]
+    names = f"configs that come with the package:\n{table(rows)}"
+    leaves = config.leaves(config.load(spec or command.example))
     rows = [(f"  --config.{key}", repr(value)) for key, value in leaves.items()]
-    return f"values of {spec}:\n{table(rows)}"
+    return f"{names}\n\nvalues of {spec or command.example}:\n{table(rows)}"
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return docstring.partition("\n")[0]
 
 
 def print_for_a_pipe(text: str) -> None:

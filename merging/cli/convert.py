@@ -29,12 +29,14 @@ COMMAND = Command(
     output appears when it is complete.
 
     examples:
-      merging convert --config configs/convert/to_orbax.py \\
+      merging convert --config convert/to_orbax \\
           --config.input=LLAMA --config.output=LLAMA_ORBAX
-      merging convert --config configs/convert/to_safetensors.py \\
+      merging convert --config convert/to_safetensors \\
           --config.input=MERGED_ORBAX --config.output=MERGED
-      merging convert --config configs/convert/smollm2.py --config.output=SMOLLM2
+      merging convert --config convert/smollm2 --config.output=SMOLLM2
     """,
     _options,
     _run,
+    configs=("convert",),
+    example="convert/to_orbax",
 )

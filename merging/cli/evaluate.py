@@ -1,11 +1,11 @@
 """`merging evaluate`: a checkpoint's scores on a suite."""
 
 import argparse
-from pathlib import Path
 
 from merging.cli.command import (
     Command,
     config_and_workdir,
+    local_path,
     print_for_a_pipe,
     takes_config_and_workdir,
     takes_processes,
@@ -39,7 +39,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     takes_config_and_workdir(parser, required=False)
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=local_path,
         nargs=2,
         metavar=("A", "B"),
         help="the workdirs of two evaluations: print both values, the differences and"
@@ -58,9 +58,9 @@ COMMAND = Command(
     for `merging report`, and a results file for readers of lm-evaluation-harness.
 
     examples:
-      merging evaluate --config configs/evaluate/miniworld.py \\
+      merging evaluate --config evaluate/miniworld \\
           --config.checkpoint=MODEL --workdir scores
-      merging evaluate --config configs/evaluate/miniworld.py \\
+      merging evaluate --config evaluate/miniworld \\
           --config.checkpoint=MERGED --config.labels.method=ties \\
           --config.base_results=scores --workdir merged_scores
       merging evaluate --compare scores merged_scores
@@ -68,4 +68,6 @@ COMMAND = Command(
     _options,
     _run,
     resumable=True,
+    configs=("evaluate",),
+    example="evaluate/miniworld",
 )

@@ -9,18 +9,20 @@ import argparse
 import atexit
 import errno
 import gc
+import itertools
 import os
 import shlex
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from merging.cli import COMMANDS
-from merging.cli.command import config_values, tell_processes
+from merging.cli.command import Command, config_help, tell_processes
 from merging.runtime import preemption
-from merging.runtime.errors import PREEMPTED, Preempted, UserError, nearest
+from merging.runtime.errors import PREEMPTED, Preempted, UserError, listed, nearest
 
 # Or Python spends more than a second, at its end, on the cycles of what it imported.
 atexit.register(gc.freeze)
@@ -30,7 +32,9 @@ _NO_SPACE = os.strerror(errno.ENOSPC).lower()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    status, reason = _guarded(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        status, reason = _guarded(argv)
     if status:
         preemption.end(status, reason)
     return status
@@ -51,8 +55,8 @@ def _guarded(argv: list[str]) -> tuple[int, str]:
     except SystemExit as done:  # argparse, after --help
         return int(done.code or 0), ""
     except Exception as error:
-        if refused := _refused_by_the_system(error):
-            return _complain(f"{refused}\nThen: {_again(argv)}"), refused
+        if refused := _refused_by_the_system(error, argv):
+            return _complain(f"{refused} Then: {_again(argv)}"), refused
         if preemption.lost(error):
             reason = f"another process of this job was lost ({_last_line(error)})"
             print(f"merging: {reason}. {_stopped(argv)}", file=sys.stderr)
@@ -70,6 +74,8 @@ def _run(argv: list[str]) -> int:
     _refuse_repeated(argv)
     parser = _parser(argv)
     arguments, unknown = parser.parse_known_args(argv)
+    if arguments.command is None and argv:
+        raise nearest("argument", argv[0], ["--help", *COMMANDS])
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -95,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
         self.options: dict[str, list[str]] = {}
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.\nSee `{self.prog} --help`.")
+        raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
 def _parser(argv: Sequence[str]) -> _Parser:
@@ -112,16 +118,16 @@ def _parser(argv: Sequence[str]) -> _Parser:
         )
         command.options(child)
         if argv[:1] == [name] and {"-h", "--help"} & {*argv}:
-            child.epilog = _config_values(argv)
+            child.epilog = _config_help(argv, command)
         parser.options[name] = list(child._option_string_actions)
     return parser
 
 
-def _config_values(argv: Sequence[str]) -> str | None:
+def _config_help(argv: Sequence[str], command: Command) -> str | None:
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--config", nargs="?")
     spec = given.parse_known_args(argv)[0].config
-    return config_values(spec) if spec else None
+    return config_help(command, spec) if command.configs else None
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -162,9 +168,26 @@ def _refuse_repeated(argv: Sequence[str]) -> None:
         raise UserError(f"{', '.join(repeated)}: give an option once.")
 
 
+def _warn(message: Warning | str, *where: object, **more: object) -> None:
+    """Say what is the matter, without a line of source."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def _complain(message: str) -> int:
-    print(f"merging: error: {message}", file=sys.stderr)
+    print(f"merging: error: {_in_a_line(message)}", file=sys.stderr)
     return 2
+
+
+def _in_a_line(message: str) -> str:
+    """Return a message in one line; of indented lines, a list, the first few."""
+    parts = []
+    lines = message.splitlines()
+    for indented, run in itertools.groupby(lines, lambda line: line.startswith(" ")):
+        run = [line.strip() for line in run]
+        parts += [listed(run)] if indented else run
+    *first, last = parts or [""]
+    ended = [part if part[-1:] in ".:,;!?" else f"{part}." for part in first]
+    return " ".join([*ended, last])
 
 
 def _last_line(error: BaseException) -> str:
@@ -181,8 +204,10 @@ def _stopped(argv: list[str]) -> str:
     return "Stopped."
 
 
-def _refused_by_the_system(error: BaseException | None) -> str | None:
-    """Return what to do about a full disk or a missing permission, if it was one."""
+def _refused_by_the_system(
+    error: BaseException | None, argv: Sequence[str]
+) -> str | None:
+    """Return what to do about a full disk, a missing permission or a wrong path."""
     while error is not None:
         number = getattr(error, "errno", None)
         # Storage libraries and worker processes report a full disk in words only,
@@ -191,12 +216,25 @@ def _refused_by_the_system(error: BaseException | None) -> str | None:
         if number in (errno.ENOSPC, errno.EDQUOT) or words:
             shown = (words or [error])[-1]
             return (
-                f"the disk is full ({shown}).\nFinished work is kept; free some space."
+                f"the disk is full ({shown}). Finished work is kept; free some space."
             )
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            return f"the system refused it ({error}).\nChange that or the directory."
+        refused = number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+        if refused or (isinstance(error, OSError) and _was_named(error.filename, argv)):
+            return f"the system refused it ({error}). Change that or the path."
         error = error.__cause__ or error.__context__
     return None
+
+
+def _was_named(path: object, argv: Sequence[str]) -> bool:
+    """Return whether a path is one that the command names, or a folder above it.
+
+    What lies inside of these is ours, and a failure there a fault.
+    """
+    if not isinstance(path, str):
+        return False
+    path = os.path.abspath(path)
+    words = [word for text in argv for word in text.rpartition("=")[2].split(",")]
+    return any(f"{os.path.abspath(word)}/".startswith(f"{path}/") for word in words)
 
 
 if __name__ == "__main__":

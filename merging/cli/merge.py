@@ -1,9 +1,8 @@
 """`merging merge`: checkpoints of any size into a new one."""
 
 import argparse
-from pathlib import Path
 
-from merging.cli.command import Command, takes_config, takes_processes
+from merging.cli.command import Command, local_path, takes_config, takes_processes
 from merging.runtime.errors import UserError
 
 
@@ -37,7 +36,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="print the plan (blocks, passes, bytes, memory) and stop",
     )
     parser.add_argument(
-        "--manifest", type=Path, metavar="FILE", help="repeat the merge it records"
+        "--manifest",
+        type=local_path,
+        metavar="FILE",
+        help="repeat the merge it records",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="where to, with --manifest only"
@@ -54,15 +56,17 @@ COMMAND = Command(
     any time; the same command continues. The output appears when it is complete.
 
     examples:
-      merging merge --config configs/merge/ties.py --config.base=BASE \\
+      merging merge --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
-      merging merge --config configs/merge/ties.py --config.base=BASE \\
+      merging merge --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
-      merging merge --config configs/merge/average.py \\
+      merging merge --config merge/average \\
           --config.merge_yaml=mergekit.yml --config.output=MERGED
       merging merge --manifest MERGED/manifest.json --output AGAIN
     """,
     _options,
     _run,
     resumable=True,
+    configs=("merge",),
+    example="merge/ties",
 )

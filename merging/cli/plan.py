@@ -27,8 +27,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--topology",
         required=True,
         metavar="CHIP:SHAPE",
-        help="v5p:4x4x8, or another TPU slice; h200:8x16, 16 hosts of eight GPUs;"
-        " cpu:8, virtual devices",
+        help="v5p:4x4x8 or another TPU slice, also by the cloud's name, v5p-256;"
+        " h200:8x16, 16 hosts of eight GPUs; cpu:8, virtual devices",
     )
     parser.add_argument(
         "--slices", type=int, default=1, metavar="N", help="TPU slices, over a network"
@@ -53,12 +53,14 @@ COMMAND = Command(
     of any merge with its checkpoints.
 
     examples:
-      merging plan --config configs/plan/palm_64b.py --topology v5p:4x4x8
-      merging plan --config configs/plan/palm_64b.py --topology v5e:16x16 --slices 2
-      merging plan --config configs/plan/palm_64b.py --topology h200:8x16 --json
-      merging plan --config configs/merge/ties.py --config.base=BASE \\
+      merging plan --config plan/palm_64b --topology v5p:4x4x8
+      merging plan --config plan/palm_64b --topology v5e:16x16 --slices 2
+      merging plan --config plan/palm_64b --topology h200:8x16 --json
+      merging plan --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --topology v6e:2x4
     """,
     _options,
     _run,
+    configs=("plan", "merge"),
+    example="plan/palm_64b",
 )

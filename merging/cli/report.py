@@ -1,9 +1,8 @@
 """`merging report`: figures, tables and verdicts from rows."""
 
 import argparse
-from pathlib import Path
 
-from merging.cli.command import Command
+from merging.cli.command import Command, local_path
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -19,14 +18,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=local_path,
         nargs="+",
         required=True,
         metavar="DIR",
         help="finished or unfinished runs; their rows are joined",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="(the first workdir's report/)"
+        "--out", type=local_path, metavar="DIR", help="(the first workdir's report/)"
     )
 
 

@@ -1,9 +1,8 @@
 """`merging status`: how far a sweep is."""
 
 import argparse
-from pathlib import Path
 
-from merging.cli.command import Command, print_for_a_pipe
+from merging.cli.command import Command, local_path, print_for_a_pipe
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -15,7 +14,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workdir", type=Path, required=True, metavar="DIR", help="of a sweep"
+        "--workdir", type=local_path, required=True, metavar="DIR", help="of a sweep"
     )
 
 

@@ -62,8 +62,8 @@ COMMAND = Command(
     needs it; the rest is done, and the same command tries it again.
 
     examples:
-      merging sweep --config configs/scaling_curves/tiny.py --workdir curves
-      merging sweep --config configs/scaling_curves/tiny.py \\
+      merging sweep --config scaling_curves/tiny --workdir curves
+      merging sweep --config scaling_curves/tiny \\
           --config.sizes=1x,8x --config.seeds=3 --workdir more
       merging sweep --config FILE.py --workdir DIR --shard 0/4   # one of 4 machines
     A workdir has one driver at a time. Parts lie in folders of their own, and `merging
@@ -72,4 +72,6 @@ COMMAND = Command(
     _options,
     _run,
     resumable=True,
+    configs=("scaling_curves", "smollm2"),
+    example="scaling_curves/tiny",
 )

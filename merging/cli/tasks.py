@@ -2,9 +2,8 @@
 
 import argparse
 import itertools
-from pathlib import Path
 
-from merging.cli.command import Command, print_for_a_pipe
+from merging.cli.command import Command, local_path, print_for_a_pipe
 from merging.runtime.errors import UserError, nearest
 
 _ACTIONS = ("list", "show", "prepare")
@@ -119,7 +118,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(_SUITES)} (t0)",
     )
     parser.add_argument(
-        "--data_dir", type=Path, metavar="DIR", help="where datasets are, or go"
+        "--data_dir", type=local_path, metavar="DIR", help="where datasets are, or go"
     )
     parser.add_argument(
         "--only",

@@ -37,13 +37,15 @@ COMMAND = Command(
     validation also best/), losses.jsonl with the loss of every step, and train.json.
 
     examples:
-      merging train --config configs/train/pretrain.py --workdir base
-      merging train --config configs/train/expert.py:sentiment \\
+      merging train --config train/pretrain --workdir base
+      merging train --config train/expert:sentiment \\
           --config.start=base/checkpoint --workdir sentiment
-      launch/local.sh --processes 2 merging train --config configs/train/pretrain.py \\
+      launch/local.sh --processes 2 merging train --config train/pretrain \\
           --config.mesh.fsdp=2 --workdir base
     """,
     _options,
     _run,
     resumable=True,
+    configs=("train",),
+    example="train/pretrain",
 )

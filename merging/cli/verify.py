@@ -2,13 +2,13 @@
 
 import argparse
 
-from merging.cli.command import Command
+from merging.cli.command import Command, local_path
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging.merge import streamed as stream
 
-    wrong = stream.verify(arguments.output)
+    wrong = stream.verify(str(arguments.output))
     if wrong:
         print("\n".join(wrong))
         return 1
@@ -17,7 +17,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="DIR", help="a merged checkpoint")
+    parser.add_argument(
+        "output", type=local_path, metavar="DIR", help="a merged checkpoint"
+    )
 
 
 COMMAND = Command(

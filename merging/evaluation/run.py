@@ -7,15 +7,36 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from merging import tasks
 from merging.evaluation import bootstrap, export, job, store, tables
 from merging.evaluation.rows import ModelLabels, reference, require_comparable, rows
 from merging.evaluation.scores import Record
-from merging.runtime import processes, results, sharding, text
+from merging.runtime import config_keys, processes, results, sharding, storage, text
 from merging.runtime.config import config_hash
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.results import BASELINES, BASES
+
+_KEYS = {
+    "checkpoint": str,
+    "suite": ConfigDict,
+    "tokenizer": "",
+    "datasets": (),
+    "split": "test",
+    "count": 0,
+    "metrics": (),
+    "batch_size": 32,
+    "context": 0,
+    "dtype": "",
+    "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    "bootstrap": bootstrap.DEFAULT._asdict(),
+    "labels": dict(
+        family="", size="", base="pt", method="base", K=0, subset=(), seed=0
+    ),
+    "base_results": "",
+    "expert_results": "",
+}
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -26,10 +47,18 @@ def run(config: Any, workdir: Path) -> None:
         model that does not know the tokenizer's tokens.
       Preempted: the system asked to stop; finished datasets are kept.
     """
+    config = config_keys.completed(
+        config,
+        _KEYS,
+        "merging evaluate",
+        "evaluate/miniworld",
+        remote=("checkpoint",),
+    )
+    workdir = Path(storage.supported_path(workdir, "--workdir"))
     processes.initialize(workdir / "logs")
     _check(config)
     settings = config.suite.to_dict()
-    name = settings.pop("name")
+    name = settings.pop("name", "")
     if "only" in settings:  # what is not asked for need not be there
         settings["only"] = settings["only"] or tuple(config.datasets)
     base = reference(config.base_results, name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from merging import checkpoints
 from merging.merge.inputs import BASE, Inputs
-from merging.runtime.errors import nearest
+from merging.runtime.errors import UserError, nearest
 
 CARD = "README.md"
 
@@ -37,6 +37,10 @@ def auxiliary_files(
         uri = places[BASE]
     elif "/" in chosen and chosen not in places:
         uri = chosen
+        if not checkpoints.auxiliary_files(uri):
+            raise UserError(
+                f"auxiliary_files {uri}: there is no folder with a config or tokenizer."
+            )
     elif chosen in places:
         uri = places[chosen]
     else:

@@ -239,6 +239,8 @@ def _fingerprint(job: Job, cut: Partition, described: list) -> dict[str, Any]:
 def summary(job: Job, cut: Partition) -> str:
     """Return the partition in words: what a dry run prints."""
     shared_by = processes.count()
+    # A small model does not take a large budget.
+    most = min(job.budget, sum(map(cut.bytes_of, cut.blocks)))
     rows: list[tuple[object, ...]] = [
         ("method", "leaves", "elements", "blocks", "passes", "read", "written")
     ]
@@ -258,6 +260,6 @@ def summary(job: Job, cut: Partition) -> str:
     return (
         f"{len(cut.blocks)} blocks under {text.size(job.budget)} of memory. Bytes for "
         f"each of {shared_by} processes:\n{text.table(rows)}\n"
-        f"Peak memory: {text.size(job.budget)} of blocks, and about 0.4 GB for Python "
+        f"Peak memory: {text.size(most)} of blocks, and about 0.4 GB for Python "
         "and JAX."
     )

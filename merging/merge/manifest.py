@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from merging.checkpoints import MissingCheckpoint, Source, open_checkpoint
+from merging.merge.inputs import Inputs
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 from merging.runtime.revision import git_revision
@@ -49,6 +50,21 @@ def describe_inputs(names: Sequence[str], sources: Sequence[Source]) -> list[dic
         }
         for name, source, found in zip(names, sources, files, strict=True)
     ]
+
+
+def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
+    """Return whether a finished output is that of these settings and models."""
+    path = Path(output) / NAME
+    if not path.is_file():
+        return False
+    try:
+        record = read(path)
+    except UserError:  # a file of another kind
+        return False
+    wanted = json.loads(json.dumps(settings))
+    if record["settings"] != wanted:
+        return False
+    return record["inputs"] == describe_inputs(inputs.names, inputs.sources)
 
 
 def versions() -> dict[str, str]:

@@ -12,25 +12,42 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from merging import checkpoints, methods
 from merging.merge import card, job, manifest, mergekit, rules
 from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.merge.manifest import verify
 from merging.methods import Method
-from merging.runtime import memory, processes, storage, tree
+from merging.runtime import config_keys, memory, processes, storage, tree
 from merging.runtime.errors import UserError, nearest
 
 __all__ = ["merge_checkpoints", "prepare", "repeat", "run", "verify"]
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+_KEYS = {
+    "base": "",
+    "experts": (),
+    "output": "",
+    "method": ConfigDict(),
+    "rules": (),
+    "merge_yaml": "",
+    "seed": 0,
+    "memory_budget": "1GB",
+    "dtype": "",
+    "format": "",
+    "shard_size": "5GB",
+    "auxiliary_files": "",
+}
+# Without a YAML that says these.
+_NEEDED = {"experts": tuple, "method": ConfigDict}
 
 
 def merge_checkpoints(
-    base: str | None,
-    experts: Sequence[str] | Mapping[str, str],
+    base: str | os.PathLike | None,
+    experts: Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike],
     method: Method | str,
-    output: str,
+    output: str | os.PathLike,
     *,
     method_file: str | None = None,
     leaf_rules: Sequence[str] = (),
@@ -52,7 +69,8 @@ def merge_checkpoints(
       experts: folders of θᵢ, or {name: folder}. Random masks depend on the names,
         which are the folders' own; ``NAME=FOLDER`` gives another.
       method: such as ``methods.ties(density=0.2)`` or ``"ties(density=0.2)"``.
-      output: the folder to make. It appears when it is complete.
+      output: the folder to make. It appears when it is complete; one that this very
+        merge has made is left as it is.
       method_file: a Python file of yours that registers methods; see
         `methods.register`. Then `method` may be "", if it registers one only.
       leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
@@ -74,8 +92,8 @@ def merge_checkpoints(
         says what is wrong and lists every offender.
     """
     settings = {
-        "base": base,
-        "experts": experts,
+        "base": None if base is None else os.fspath(base),
+        "experts": _as_text(experts),
         "method": method,
         "method_file": method_file,
         "leaf_rules": leaf_rules,
@@ -85,9 +103,36 @@ def merge_checkpoints(
         "shard_size": shard_size,
         "auxiliary_files": auxiliary_files,
     }
-    prepared, extra = _prepare(output, memory_budget, **settings)
-    job.run(prepared, extra)
+    prepared, extra = _prepare(os.fspath(output), memory_budget, **settings)
+    if not _is_done(prepared):
+        job.run(prepared, extra)
     return Path(output)
+
+
+def _as_text(experts: Any) -> Any:
+    if isinstance(experts, str):
+        raise UserError("experts must be several folders, not one text.")
+    if isinstance(experts, Mapping):
+        return {name: os.fspath(folder) for name, folder in experts.items()}
+    return [os.fspath(folder) for folder in experts]
+
+
+def _is_done(prepared: job.Job) -> bool:
+    """Return whether the output is there and this very merge's.
+
+    Raises:
+      UserError: something else is there, or it cannot be.
+    """
+
+    def look() -> bool:
+        inputs = prepared.inputs
+        if manifest.is_of(prepared.output, prepared.settings, inputs):
+            return True
+        given = [source.uri for source in inputs.sources]
+        checkpoints.require_free_output(prepared.output, given)
+        return False
+
+    return processes.broadcast(look)
 
 
 def repeat(path: str | Path, output: str, **changes: Any) -> Path:
@@ -133,12 +178,17 @@ def run(config: Any, *, dry_run: bool = False) -> None:
     processes.initialize()
     if dry_run:
         prepared = prepare(config)
+        done = _is_done(prepared)
         if processes.is_first():
-            print(job.summary(prepared, prepared.partition()))
+            summary = job.summary(prepared, prepared.partition())
+            print(f"It is merged already. {summary}" if done else summary)
         return
-    path = merge_checkpoints(**_arguments(config.to_dict()))
+    arguments = _arguments(config)
+    there = os.path.lexists(arguments["output"])
+    path = merge_checkpoints(**arguments)
     if processes.is_first():
-        print(f"Merged: {path} (`merging verify {path}` checks it)")
+        done = "Nothing to do, it is merged" if there else "Merged"
+        print(f"{done}: {path} (`merging verify {path}` checks it)")
 
 
 def prepare(config: Any) -> job.Job:
@@ -149,15 +199,23 @@ def prepare(config: Any) -> job.Job:
     Raises:
       UserError: as `merge_checkpoints`.
     """
-    arguments = _arguments(config.to_dict())
+    arguments = _arguments(config)
     output = arguments.pop("output") or f"merged.{os.getpid()}"
     return _prepare(output, arguments.pop("memory_budget"), **arguments)[0]
 
 
-def _arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `merge_checkpoints`'s arguments from a config's values."""
+def _arguments(config: ConfigDict) -> dict[str, Any]:
+    """Return `merge_checkpoints`'s arguments from a config.
+
+    Raises:
+      UserError: it is no config of a merge.
+    """
+    keys = _KEYS if config.get("merge_yaml") else _KEYS | _NEEDED
+    values = config_keys.completed(
+        config, keys, "merging merge", "merge/ties", remote=("base", "experts")
+    ).to_dict()
     method = values.pop("method")
-    name, file = method.pop("name"), method.pop("file", "")
+    name, file = method.pop("name", ""), method.pop("file", "")
     settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
     arguments = {
         "base": values.pop("base") or None,
@@ -204,10 +262,7 @@ def _prepare(
         raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
     if format is not None and format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
-    if isinstance(experts, str):
-        raise UserError("experts must be several folders, not one text.")
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
-    checkpoints.require_free_output(output, [*filter(None, [base]), *named.values()])
     _warn_of_twins(named)
     method, own = _own_method(method, settings["method_file"])
     inputs = open_inputs(base, named)
@@ -241,6 +296,11 @@ def _own_method(
     method: Method | str, file: str | None
 ) -> tuple[Method | str, dict[str, str] | None]:
     """Return the method, and the user's file that registers it, for the manifest."""
+    if not isinstance(method, (str, Method)):
+        raise UserError(
+            "method must be a value such as merging.methods.ties(), or text such as "
+            f"'ties()', not {method!r}."
+        )
     if not file:
         return method, None
     digest, names = methods.load_file(file)

@@ -7,7 +7,7 @@ what its reductions ask for, then call `merge_block` on blocks.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -127,7 +127,8 @@ def compose(
       UserError: a scale or a weight that is no finite number, or no weight at all.
     """
     if weights is not None:
-        if isinstance(weights, str) or not len(weights := tuple(weights)):
+        several = isinstance(weights, Iterable) and not isinstance(weights, str)
+        if not several or not len(weights := tuple(weights)):
             raise UserError(
                 f"weights must be numbers, one per expert, not {weights!r}."
             )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from merging.planning import (
+    child,
     compiling,
     decoding,
     grids,
@@ -61,8 +62,47 @@ def plan(
         if part not in PARTS:
             raise nearest("part of a plan", part, PARTS)
     chips = topology(where) if isinstance(where, str) else where
+    apart = compile and chips.chip.platform == "tpu" and compiling.has_libtpu()
+    found = plan_here(config, chips, compile=compile and not apart, parts=parts)
+    if apart:
+        _compile_apart(found, config, chips, parts)
+    return found
+
+
+# What is compiled, and the estimate of it.
+_COMPILED = {"merge": "in-memory merge", "scoring": "scoring"}
+_COMPILED |= {"training": "training step"}
+
+
+def _compile_apart(
+    found: dict[str, Any], config: Any, chips: Topology, parts: Sequence[str]
+) -> None:
+    """Put what a compiler says, in a process of its own, in the place of counts."""
+    counted = {estimate["name"] for estimate in found["estimates"]}
+    for part in (p for p in parts if _COMPILED.get(p) in counted):
+        try:
+            compiled = child.planned(config, chips, part)
+        except child.Failed as failed:
+            found["notes"].append(
+                f"{_COMPILED[part]} is counted: compiling it for {chips.label} failed "
+                f"({failed})"
+            )
+            found["missing"] = "the compiler failed (see the notes)"
+            continue
+        better = {estimate["name"]: estimate for estimate in compiled["estimates"]}
+        found["estimates"] = [better.get(e["name"], e) for e in found["estimates"]]
+        found["compiler"] = compiled["compiler"] or found["compiler"]
+        found["missing"] = compiled["missing"]
+        new = [note for note in compiled["notes"] if note not in found["notes"]]
+        found["notes"] += new
+
+
+def plan_here(
+    config: Any, chips: Topology, *, compile: bool, parts: Sequence[str]
+) -> dict[str, Any]:
+    """Return a plan as `plan` does, compiled in this very process."""
+    config, about = workload(config)
     chosen = settings(config.to_dict(), chips.slices)
-    about = workload(config)
     target = compiling.target(chips, chosen.mesh, compile=compile)
     notes = list(about.notes)
     found = _estimates(about, chosen, target, parts)

@@ -49,8 +49,19 @@ CHIPS = {
     # links 1,200 GB/s, network 50 Gb/s, slices of up to 6,144 chips.
     "v5p": Chip("tpu", 95 * GIB, 2.765 * TB, 459 * TB, 600 * GB, _DCN, 4, (2, 3), 6144),
     # https://docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,638 GB/s,
-    # links 800 GB/s, 256 chips, two dimensions. The network is v5p's, not stated there.
-    "v6e": Chip("tpu", 32 * GB, 1.638 * TB, 918 * TB, 400 * GB, _DCN, 4, (2,), 256),
+    # links 800 GB/s, 256 chips, two dimensions; TPU7x's page: network 100 Gb/s.
+    "v6e": Chip("tpu", 32 * GB, 1.638 * TB, 918 * TB, 400 * GB, 2 * _DCN, 4, (2,), 256),
+    # https://docs.cloud.google.com/tpu/docs/tpu7x: 2,307 TFLOP/s, 192 GiB at 7,380
+    # GB/s, links 1,200 GB/s, network 100 Gb/s, 9,216 chips, three dimensions. JAX sees
+    # two devices of half a chip each: counted as chips, and not compiled for.
+    "tpu7x": Chip(
+        "tpu", 192 * GIB, 7.38 * TB, 2307 * TB, 600 * GB, 2 * _DCN, 4, (3,), 9216
+    ),
+    # https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB): 312 TFLOP/s dense, 80
+    # GB at 2,039 GB/s; NVLink 600 GB/s both ways. DGX A100 guide: 200 Gb/s adapters.
+    "a100": Chip(
+        "gpu", 80 * GB, 2.039 * TB, 312 * TB, 300 * GB, 25 * GB, 8, (0,), 2**15
+    ),
     # https://www.nvidia.com/en-us/data-center/h100 (SXM): 1,979 TFLOP/s with sparsity,
     # half of it dense; 80 GB at 3.35 TB/s; NVLink 900 GB/s both ways. DGX H100 user
     # guide: one 400 Gb/s adapter for each GPU.
@@ -61,6 +72,10 @@ CHIPS = {
     "h200": Chip(
         "gpu", 141 * GB, 4.8 * TB, 989 * TB, 450 * GB, 50 * GB, 8, (0,), 2**15
     ),
+    # https://www.nvidia.com/en-us/data-center/dgx-b200 and hgx: of eight, 1,440 GB at
+    # 64 TB/s; 4.5 PFLOP/s a GPU with sparsity, half of it dense; NVLink 1.8 TB/s both
+    # ways; one 400 Gb/s adapter for each GPU.
+    "b200": Chip("gpu", 180 * GB, 8 * TB, 2250 * TB, 900 * GB, 50 * GB, 8, (0,), 2**15),
     # Virtual devices of this machine's processor: bytes are counted, nothing is timed.
     "cpu": Chip("cpu", None, None, None, None, None, 2**10, (1,), 2**10),
 }

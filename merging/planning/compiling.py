@@ -161,6 +161,14 @@ def _text(folder: Path) -> str:
     return file.read_text()
 
 
+def has_libtpu() -> bool:
+    """Return whether there is a compiler for TPUs."""
+    try:
+        return bool(metadata.version("libtpu"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 class _Missing(Exception):
     """No compiler for a topology; says why."""
 
@@ -175,6 +183,10 @@ def _tpus(topology: Topology) -> tuple[list[Any], str]:
     except Exception as error:  # whatever libtpu makes of a name or of this machine
         line = str(error).splitlines()[0]
         raise _Missing(f"libtpu {version} has no such topology ({line})") from error
+    if len(devices) != topology.devices:
+        raise _Missing(
+            f"libtpu {version} has {len(devices)} devices for {topology.devices} chips"
+        )
     return devices, f"libtpu {version}"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from merging.runtime import config_keys
 from merging.runtime.errors import UserError
 
 
@@ -111,12 +112,17 @@ def settings(values: dict[str, Any], slices: int) -> Settings:
     if faults:
         raise UserError(f"these must be positive: {'; '.join(faults)}.")
     found = {
-        name: kind(**{k: _plain(v) for k, v in values[name].items()})
+        name: config_keys.section(kind, values[name], name)
         for name, kind in _SECTIONS.items()
         if values.get(name)
     }
     if "efficiency" in values:
         found["efficiency"] = values["efficiency"]
+    if (grid := found.get("grid")) and max(grid.experts_merged) > grid.experts:
+        raise UserError(
+            f"grid.experts_merged = {grid.experts_merged}: there are only "
+            f"grid.experts = {grid.experts} to merge."
+        )
     mesh = dict(values.get("mesh") or {"fsdp": -1})
     return Settings(mesh={"data": slices, **mesh}, **found)
 
@@ -132,7 +138,3 @@ def _numbers(values: dict[str, Any]) -> list[tuple[str, float]]:
         for name, value in (values.get(section) or {}).items()
         if isinstance(value, (int, float))
     ]
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -1,5 +1,6 @@
-"""Names of what could be rented: `v5p:4x4x8`, `h200:8x16`, `cpu:8`."""
+"""Names of what could be rented: `v5p:4x4x8`, `v6e-16`, `h200:8x16`, `cpu:8`."""
 
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -12,7 +13,7 @@ class Topology(NamedTuple):
     """Chips, and how they hang together.
 
     Attributes:
-      name: as it was given.
+      name: chip and shape, such as `v6e:4x4`.
       chip: what each chip can do.
       shape: the grid of chips of one slice; of GPUs, (in a host, hosts).
       slices: grids that only a network joins.
@@ -51,12 +52,14 @@ def topology(name: str, slices: int = 1) -> Topology:
 
     Args:
       name: `CHIP:SHAPE`: of TPUs the grid of chips, of GPUs chips in a host x hosts, of
-        `cpu` the number of virtual devices.
+        `cpu` the number of virtual devices. Or the cloud's name of a TPU slice, such as
+        `v5litepod-16`, in the shape that it has by default.
       slices: how many of these, joined by a network.
 
     Raises:
       UserError: an unknown chip, or a shape that it does not come in.
     """
+    name = _by_shape(name)
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
         raise nearest("chip", kind, CHIPS)
@@ -75,8 +78,50 @@ def topology(name: str, slices: int = 1) -> Topology:
     return Topology(name, chip, sizes, slices)
 
 
-EXAMPLES = ("v4:4x4x4", "v5e:8x16", "v5p:4x4x8", "v6e:16x16", "h100:8x4", "h200:8x16")
-EXAMPLES += ("cpu:8",)
+EXAMPLES = ("v4:4x4x4", "v5e:8x16", "v5p:4x4x8", "v6e:16x16", "tpu7x:4x4x8")
+EXAMPLES += ("v5litepod-16", "v5p-128", "v6e-16")
+EXAMPLES += ("a100:8x4", "h100:8x4", "h200:8x16", "b200:8x4", "cpu:8")
+
+# The cloud's names of slices: {prefix: (chip, what the number counts for each chip)};
+# https://docs.cloud.google.com/tpu/docs/v5p: TensorCores, two of a chip; v5e and v6e
+# have one.
+_CLOUD = {"v4": ("v4", 2), "v5p": ("v5p", 2), "v5litepod": ("v5e", 1)}
+_CLOUD |= {"v6e": ("v6e", 1)}
+_SIDES = (2, *range(4, 25, 4))
+
+
+def _by_shape(name: str) -> str:
+    """Return `v6e:4x4` of `v6e-16`, and any other name as it is.
+
+    Raises:
+      UserError: a number that no slice has.
+    """
+    found = re.fullmatch(r"([a-z0-9]+)-(\d+)", name)
+    if not found or found[1] not in _CLOUD:
+        return name
+    chip, cores = _CLOUD[found[1]]
+    chips, rest = divmod(int(found[2]), cores)
+    shape = None if rest else _default_shape(chips, CHIPS[chip])
+    if shape is None:
+        raise UserError(
+            f"topology {name!r} does not exist: {found[1]} counts "
+            f"{'cores, two of a chip' if cores == 2 else 'chips'}. Valid are, for "
+            f"example: {', '.join(EXAMPLES)}."
+        )
+    return f"{chip}:{'x'.join(map(str, shape))}"
+
+
+def _default_shape(chips: int, chip: Chip) -> tuple[int, ...] | None:
+    """Return the grid that is nearest to a square or a cube; None if there is none."""
+    if chip.dimensions == (2,):
+        sides = (1, 2, 4, 8, 16)
+        shapes = [(a, b) for a in sides for b in (a, 2 * a) if 2 != a * b == chips]
+        return next((s for s in shapes if max(s) <= 16), None)
+    if chips == 4:
+        return 2, 2, 1
+    grids = itertools.combinations_with_replacement(_SIDES, 3)
+    shapes = [grid for grid in grids if math.prod(grid) == chips]
+    return min(shapes, key=sum, default=None)
 
 
 def _is_shape(text: str) -> bool:

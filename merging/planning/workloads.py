@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from merging import checkpoints, methods, models
 from merging.merge import streamed as stream
 from merging.merge.partition import Partition, partition
 from merging.methods import Method
 from merging.models.hf import open_model
-from merging.runtime import tree
+from merging.runtime import config_keys, tree
 from merging.runtime.errors import UserError
 from merging.runtime.storage import parse_size
 
@@ -48,19 +49,36 @@ class Workload(NamedTuple):
         return sum(math.prod(shape) for shape in self.plan.shapes)
 
 
-def workload(config: Any) -> Workload:
-    """Return what a config is about: a plan's own (configs/plan) or a merge's.
+_KEYS = {
+    "family": str,
+    "size": str,
+    "vocab_size": int,
+    "experts": int,
+    "method": ConfigDict,
+    "memory_budget": "1GB",
+    "mesh": ConfigDict(dict(fsdp=-1)),
+    "storage": ConfigDict(),
+    "scoring": ConfigDict(),
+    "training": ConfigDict(),
+    "efficiency": 0.5,
+    "grid": ConfigDict(),
+}
+
+
+def workload(config: ConfigDict) -> tuple[ConfigDict, Workload]:
+    """Return a config, a plan's own (configs/plan) or a merge's, and what it is about.
 
     Raises:
       UserError: it is neither, or says something impossible.
     """
-    if {"family", "size", "experts", "method"} <= set(config):
-        return of_family(config)
-    if {"experts", "method", "output"} <= set(config):
-        return of_merge(config)
+    if not isinstance(config, ConfigDict) or {"family", "experts"} <= set(config):
+        config = config_keys.completed(config, _KEYS, "merging plan", "plan/palm_64b")
+        return config, of_family(config)
+    if {"experts", "method"} <= set(config) or config.get("merge_yaml"):
+        return config, of_merge(config)
     raise UserError(
-        "merging plan takes a config of a plan (configs/plan/palm_64b.py) or of a merge"
-        " (configs/merge/ties.py); this one is neither."
+        "merging plan takes a config of a plan (--config plan/palm_64b) or of a merge "
+        "(--config merge/ties); this one is neither."
     )
 
 

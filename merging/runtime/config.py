@@ -2,12 +2,15 @@
 
 A config is data: booleans, numbers, strings, None, and tuples of them, in sections.
 It reads its argument from the command line (`--config FILE.py:ARG`), and every value
-can be overridden by name (`--config.section.key=value`).
+can be overridden by name (`--config.section.key=value`). The configs that come with
+the package go by their names, `--config scaling_curves/tiny`; `config_keys` holds a
+config against what a command takes.
 """
 
 import ast
 import contextlib
 import inspect
+import math
 import sys
 import traceback
 import types
@@ -17,8 +20,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from merging.runtime import storage
 from merging.runtime.errors import UserError, nearest
-from merging.runtime.storage import digest
 
 MAX_LEAVES = 40
 
@@ -28,7 +31,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
     Args:
       spec: `path/to/file.py`, or `path/to/file.py:argument` for a `get_config` that
-        takes one string.
+        takes one string; or the name of a shipped one, with or without an argument.
       overrides: dotted key -> text, e.g. `{"grid.sizes": "1x,8x"}`; each text is read
         as the type of the value it replaces. The key of a section is no key.
 
@@ -58,18 +61,51 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
 
 def split_spec(spec: str) -> tuple[Path, str | None]:
-    """Return (path, argument or None) of `file.py` or `file.py:argument`."""
+    """Return (path, argument or None) of `file.py[:argument]`, or of a name's file.
+
+    A path that exists goes before the name of a shipped config.
+
+    Raises:
+      UserError: there is no such file and no such name.
+    """
+    storage.supported_path(spec, "--config")
     stem, suffix, rest = spec.rpartition(".py:")
     path, argument = (Path(stem + ".py"), rest) if suffix else (Path(spec), None)
+    if path.is_file() and path.suffix == ".py":
+        return path, argument
+    if not path.suffix and not path.exists():
+        return _by_name(spec)
     if path.suffix != ".py":
         raise UserError(f"--config {spec}: a config is a Python file (FILE.py[:arg]).")
-    if not path.is_file():
-        there = [p.name for p in path.parent.glob("*.py")]
-        if there:
-            where = f"config file in {path.parent}"
-            raise nearest(where, path.name, there)
-        raise UserError(f"--config {spec}: there is no file {path}.")
-    return path, argument
+    there = [p.name for p in path.parent.glob("*.py")]
+    if there:
+        raise nearest(f"config file in {path.parent}", path.name, there)
+    raise UserError(
+        f"--config {spec}: there is no file {path}; the package's own configs go by "
+        "their names, such as merge/ties (--help lists them)."
+    )
+
+
+def shipped() -> dict[str, Path]:
+    """Return {name: file} of the configs that come with the package.
+
+    An installed package holds them; in a checkout they lie beside it.
+    """
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "configs", package.parent / "configs")
+    folder = next(filter(Path.is_dir, places), places[0])
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.glob("*/*.py"))
+    }
+
+
+def _by_name(spec: str) -> tuple[Path, str | None]:
+    name, colon, argument = spec.partition(":")
+    known = shipped()
+    if name not in known:
+        raise nearest("config (neither a file, FILE.py[:arg], nor a name)", name, known)
+    return known[name], argument if colon else None
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -89,7 +125,7 @@ def config_hash(config: ConfigDict) -> str:
 
     The same on every machine and Python version; 1 and 1.0 differ, as their types do.
     """
-    return digest(leaves(config), length=12)
+    return storage.digest(leaves(config), length=12)
 
 
 def _call(path: Path, argument: str | None) -> ConfigDict:
@@ -190,7 +226,10 @@ def _read(text: str, like: Any) -> Any:
             raise ValueError(text)
         return text.lower() == "true"
     if isinstance(like, (int, float, str)):
-        return type(like)(text)
+        value = type(like)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(text)
+        return value
     if like is None:
         return _literal(text)
     return type(like)(_read_items(text.strip(), like))

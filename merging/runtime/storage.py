@@ -11,13 +11,43 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from merging.runtime.errors import UserError
 
+# Object stores that checkpoints are read from.
+REMOTE = ("gs://", "s3://")
+# One slash is what pathlib leaves of two.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def supported_path(
+    path: str | os.PathLike, name: str, schemes: Sequence[str] = ()
+) -> str:
+    """Return a path as text, unless it begins with a scheme that is not supported.
+
+    As a path of this machine `gs://b/x` would be a folder `gs:`, made without a word.
+
+    Args:
+      path: what was given.
+      name: of the setting, for the message.
+      schemes: that are supported, such as `REMOTE`.
+
+    Raises:
+      UserError: it has another.
+    """
+    text = os.fspath(path)
+    found = _SCHEME.match(text)
+    if found and f"{found[1]}://" not in schemes:
+        stores = f" or in {' or '.join(schemes)}" if schemes else ""
+        raise UserError(
+            f"{name} {text}: {found[1]}:// is not supported here; give a path of a "
+            f"mounted file system{stores}."
+        )
+    return text
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> Path:

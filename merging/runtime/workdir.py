@@ -10,13 +10,16 @@ from merging.runtime import locks, storage
 from merging.runtime.errors import UserError
 
 CONFIG, LOCK = "config.json", "driver.json"
-_OURS = (LOCK, "logs")
+# What may be there before a run has claimed a workdir.
+_OURS = (LOCK, "logs", "data")
 
 
 def claim(
     workdir: Path, config: Mapping[str, Any], config_hash: str, kind: str
 ) -> None:
     """Make the workdir this config's, or see that it is.
+
+    Only once the config is known to be possible: a corrected one would be refused.
 
     Args:
       workdir: made if it isn't there.
@@ -25,16 +28,31 @@ def claim(
       kind: of run, for messages: "sweep", "training".
 
     Raises:
+      UserError: as `require_own`.
+    """
+    if require_own(workdir, config_hash, kind):
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    record = {"config_hash": config_hash, "config": dict(config)}
+    storage.write_json(workdir / CONFIG, record)
+
+
+def require_own(workdir: Path, config_hash: str, kind: str) -> bool:
+    """Return whether a workdir is this config's already; makes nothing.
+
+    Raises:
       UserError: it holds another config's run, or something else.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is no folder; choose another --workdir.")
     path = workdir / CONFIG
     held = _held(path)
     if held == config_hash:
-        return
+        return True
     if held is not None:
         raise UserError(
             f"{workdir} holds the run of another config ({held}, and this"
-            f" one is {config_hash}).\nTo continue that run, give its config"
+            f" one is {config_hash}). To continue that run, give its config"
             f" (it is in {path}); for this one, choose another --workdir."
         )
     if any(
@@ -44,8 +62,7 @@ def claim(
         raise UserError(
             f"{workdir} is not empty and holds no {kind}; choose another --workdir."
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(path, {"config_hash": config_hash, "config": dict(config)})
+    return False
 
 
 def _held(path: Path) -> str | None:

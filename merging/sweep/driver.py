@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.runtime import config as configs
+from merging.runtime import storage
 from merging.runtime import workdir as runtime_workdir
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.text import duration
@@ -32,7 +33,7 @@ def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:
             if name in identity:
                 del identity[name]
     config_hash = configs.config_hash(identity)
-    store = Store(Path(workdir))
+    store = Store(Path(storage.supported_path(workdir, "--workdir")))
     runtime_workdir.claim(store.workdir, identity.to_dict(), config_hash, "sweep")
     return store, config_hash
 

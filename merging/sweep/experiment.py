@@ -4,8 +4,11 @@ import dataclasses
 import random
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
+from merging.runtime import config_keys
 from merging.runtime.errors import UserError, nearest
 from merging.sweep import pretrained_bases
 
@@ -134,6 +137,30 @@ class Experiment:
         return grid
 
 
+_KEYS = {
+    "suite": str,
+    "data": ConfigDict(),
+    "family": str,
+    "sizes": tuple,
+    "bases": tuple,
+    "methods": tuple,
+    "experts_merged": tuple,
+    "seeds": int,
+    "learning_rate": float,
+    "learning_rate_exponent": float,
+    "batch_size": int,
+    "expert": ConfigDict,
+    "scales": ConfigDict,
+    "densities": ConfigDict,
+    **dict.fromkeys(("multitask", "pretraining", "instruction")),
+    "pretrained_bases": (),
+    "dtype": "float32",
+    "method_files": (),
+    "runner": "",
+    "workers": 0,
+}
+
+
 def read(config: Any) -> Experiment:
     """Return the settings of a config (see configs/scaling_curves/tiny.py).
 
@@ -141,7 +168,9 @@ def read(config: Any) -> Experiment:
       UserError: an unknown name (with the nearest valid ones), a K that the suite has
         not enough experts for, a number that cannot be.
     """
-    values = config.to_dict()
+    values = config_keys.completed(
+        config, _KEYS, "merging sweep", "scaling_curves/tiny"
+    ).to_dict()
     data = values.pop("data")
     if folders := values.get("pretrained_bases"):
         for folder in folders:
@@ -149,8 +178,8 @@ def read(config: Any) -> Experiment:
         data.setdefault("tokenizer", folders[0])
     suite = tasks.suite(values.pop("suite"), **data)
     for phase in PHASES:
-        if phase in values:
-            values[phase] = Phase(**values[phase])
+        if values[phase] is not None:
+            values[phase] = config_keys.section(Phase, values[phase], phase)
     experiment = Experiment(suite=suite, **values)
     experiment.load_methods()
     _check_bases(experiment)

@@ -27,7 +27,7 @@ class Generated(SuiteSource):
         ``validation_examples`` more for validation.
 
     Raises:
-      UserError: a count below 1.
+      UserError: a count below 1, or a seed below 0.
     """
 
     module: str
@@ -43,9 +43,13 @@ class Generated(SuiteSource):
 
     def __post_init__(self):
         counts = {k: v for k, v in self.settings.items() if k != "world_seed"}
+        name = self.module.rpartition(".")[2]
         if wrong := [f"{k}={v!r}" for k, v in counts.items() if v < 1]:
-            name = self.module.rpartition(".")[2]
-            raise UserError(f"suite {name!r} needs 1 or more: {', '.join(wrong)}")
+            raise UserError(f"suite {name!r} needs 1 or more: {', '.join(wrong)}.")
+        if self.world_seed < 0:
+            raise UserError(
+                f"suite {name!r} needs 0 or more: world_seed={self.world_seed!r}."
+            )
 
     @property
     def label(self) -> str:

@@ -30,11 +30,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from merging import checkpoints, models, tasks
 from merging.models import hf as families
 from merging.runtime import config as configs
-from merging.runtime import processes, sharding, storage, tree, workdir
+from merging.runtime import config_keys, processes, sharding, storage, tree, workdir
+from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
 from merging.training.batches import Examples, Source
@@ -43,6 +45,20 @@ from merging.training.loop import train
 from merging.training.run_state import RunState
 
 _HOW = ("mesh",)  # does not change what is computed, so a run may go on with another
+_PRETRAIN, _FRESH = "pretrain", "fresh"
+_KEYS = {
+    "suite": str,
+    "data": ConfigDict(),
+    "what": str,
+    "length": 0,
+    "start": "",
+    "family": "",
+    "size": "",
+    "seed": 0,
+    "param_dtype": "",
+    "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    "hyperparameters": ConfigDict,
+}
 
 
 class Training(NamedTuple):
@@ -138,32 +154,56 @@ def run(config: Any, folder: Path | str) -> Path:
     >>> merging.train(pretrain, "base")  # doctest: +ELLIPSIS
     Trained: ...
     """
-    folder = Path(folder).absolute()
+    folder = Path(storage.supported_path(folder, "--workdir")).absolute()
+    config = config_keys.completed(
+        config, _KEYS, "merging train", "train/pretrain", remote=("start",)
+    )
     processes.initialize(folder / "logs")
     values = config.to_dict()
-    hparams = Hyperparameters(**values["hyperparameters"])
-    processes.broadcast(lambda: _claim(config, folder))
-    with contextlib.ExitStack() as held:
-        only = workdir.only_driver(folder)
-        processes.broadcast(lambda: held.enter_context(only))
-        return _run(config, values, hparams, folder)
-
-
-def _run(
-    config: Any, values: dict[str, Any], hparams: Hyperparameters, folder: Path
-) -> Path:
-    # Again: before the lock, another config's driver may have made it its own.
-    processes.broadcast(lambda: _claim(config, folder))
-    if processes.broadcast((folder / "train.json").exists):
-        if processes.is_first():
-            print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
+    hparams = config_keys.section(
+        Hyperparameters, values["hyperparameters"], "hyperparameters"
+    )
+    identity = _identity(config)
+    digest = configs.config_hash(identity)
+    processes.broadcast(lambda: workdir.require_own(folder, digest, "training"))
+    if _is_trained(folder):
         return folder / "checkpoint"
-    begin = time.monotonic()
     suite = tasks.suite(values["suite"], **_in_own_tokens(values))
     mesh = sharding.make_mesh(values["mesh"])
     sharding.rows_here(mesh, hparams.batch_size)  # refused before anything is read
-    what = _training(values, suite, hparams, mesh, folder / "data")
-    with Progress(hparams.steps, f"train {values['what']}") as shown:
+    _check(values, suite)
+    begin = time.monotonic()
+    with contextlib.ExitStack() as held:
+        only = workdir.only_driver(folder)
+        processes.broadcast(lambda: held.enter_context(only))
+        # Again: before the lock, another driver may have made it its own.
+        processes.broadcast(lambda: workdir.require_own(folder, digest, "training"))
+        if not _is_trained(folder):
+            what = _training(values, suite, hparams, mesh, folder / "data")
+            _train(what, folder, mesh, identity, begin)
+    return folder / "checkpoint"
+
+
+def _is_trained(folder: Path) -> bool:
+    """Return whether a workdir's training is done, and say so."""
+    if not processes.broadcast((folder / "train.json").exists):
+        return False
+    if processes.is_first():
+        print(f"Nothing to do, it is trained: {folder / 'checkpoint'}")
+    return True
+
+
+def _train(
+    what: Training, folder: Path, mesh: Mesh, identity: ConfigDict, begin: float
+) -> None:
+    """Train, and tell how it went."""
+    hparams = what.hyperparameters
+    digest = configs.config_hash(identity)
+    # Only now: what was refused so far must not keep the workdir.
+    processes.broadcast(
+        lambda: workdir.claim(folder, identity.to_dict(), digest, "training")
+    )
+    with Progress(hparams.steps, f"train {identity.what}") as shown:
         told = _Told(folder / "losses.jsonl", shown)
         trained = fit(what, folder, mesh=mesh, report=told)
     seconds = time.monotonic() - begin
@@ -173,16 +213,31 @@ def _run(
         print(
             f"Trained: {folder / 'checkpoint'} ({trained.steps} steps, loss {loss:.4f})"
         )
-    return folder / "checkpoint"
 
 
 def _in_own_tokens(values: dict[str, Any]) -> dict[str, Any]:
     """Return the data's settings, with the start's own tokenizer if none is named."""
-    data, start = values["data"], values["start"]
+    data, start = values["data"], _start_of(values)
     files = checkpoints.auxiliary_files(start) if start else {}
     if not data.get("tokenizer") and tasks.holds_tokenizer(files):
         return data | {"tokenizer": start}
     return data
+
+
+def _check(values: dict[str, Any], suite: tasks.Suite) -> None:
+    """Refuse what can't be, before anything is read."""
+    what, start = values["what"], values["start"]
+    suite.mixture(what)
+    if values["length"] < 0:
+        raise UserError(
+            f"length = {values['length']} must be 0 (the suite's own) or more."
+        )
+    if what != _PRETRAIN and not start:
+        raise UserError(
+            f"{what!r} is learned by a model that is there already: name its "
+            f"checkpoint, --config.start=DIR; or --config.start={_FRESH} for fresh "
+            "parameters."
+        )
 
 
 def _training(
@@ -202,7 +257,7 @@ def _training(
     }
     files = families.files_of_trained(
         decoder,
-        values["start"],
+        _start_of(values),
         tokenizer=suite.tokenizer.files,
         eos_id=suite.tokenizer.eos_id,
     )
@@ -256,21 +311,31 @@ def _short(value: Any) -> float:
     return float(str(np.float32(value)))
 
 
-def _claim(config: Any, folder: Path) -> None:
+def _identity(config: ConfigDict) -> ConfigDict:
+    """Return what of a config its results depend on."""
     identity = copy.deepcopy(config)
     with identity.unlocked():
         for name in _HOW:
             del identity[name]
-    digest = configs.config_hash(identity)
-    workdir.claim(folder, identity.to_dict(), digest, "training")
+    return identity
+
+
+def _start_of(values: dict[str, Any]) -> str:
+    return "" if values["start"] == _FRESH else values["start"]
 
 
 def _start(
     values: dict[str, Any], suite: tasks.Suite, mesh: Mesh
 ) -> tuple[models.DecoderConfig, models.Params]:
     """Return the decoder and its first parameters, on the mesh."""
-    start, dtype = values["start"], values["param_dtype"] or None
+    start, dtype = _start_of(values), values["param_dtype"] or None
     described = start and families.CONFIG in checkpoints.auxiliary_files(start)
+    # An Orbax folder may be that of a family's decoder, and needs no description.
+    if start and not described and checkpoints.open_checkpoint(start).format != "orbax":
+        raise UserError(
+            f"start {start} holds no {families.CONFIG}, which says what model it is; "
+            "put that of the same model there."
+        )
     if described:
         decoder, params = families.load(start, dtype=dtype, mesh=mesh)
     else:

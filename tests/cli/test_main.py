@@ -254,6 +254,24 @@ def test_the_help_beside_a_config_lists_its_values(run, sweep, config):
     assert sweep.calls == []
 
 
+@pytest.mark.parametrize(
+    ("command", "names", "values"),
+    [
+        ("merge", "merge/average", "--config.memory_budget"),
+        ("train", "train/expert", "--config.hyperparameters.steps"),
+        ("evaluate", "evaluate/t0", "--config.suite.name"),
+        ("convert", "convert/to_orbax", "--config.input"),
+        ("plan", "plan/palm_64b", "--config.grid.sizes"),
+        ("sweep", "scaling_curves/smoke", "--config.experts_merged"),
+    ],
+)
+def test_the_help_lists_the_configs_by_name_and_their_keys(run, command, names, values):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    listed = out[out.index("configs that come with the package:") :]
+    assert f"\n  {names} " in listed and f"\n  {values} " in listed
+
+
 @pytest.mark.parametrize("option", ["--dry_run", "--dry-run"])
 def test_options_are_spelt_with_dashes_as_well(run, monkeypatch, config, option):
     from merging.cli import COMMANDS
@@ -313,6 +331,6 @@ def test_the_readme_and_the_ci_run_the_same_two_commands():
     run = (root / ".ci" / "run").read_text()
     assert "pip install '.[test]' && pytest" in readme
     assert "pip install '.[test]'" in run and "stage pytest pytest\n" in run
-    sweep = "merging sweep --config configs/scaling_curves/"
-    assert f"pip install . && {sweep}tiny.py --workdir curves" in readme
-    assert f"{sweep}smoke.py" in run
+    tiny = "merging sweep --config configs/scaling_curves/tiny.py --workdir curves"
+    assert f"pip install . && {tiny}" in readme
+    assert "merging sweep --config scaling_curves/smoke --workdir smoke" in run

@@ -97,6 +97,16 @@ def test_it_asks_waits_installs_runs_and_tears_down(cloud):
     assert not cloud.left
 
 
+def test_workers_get_an_interpreter_that_is_new_enough(cloud):
+    cloud.run()
+    *_, install, run = [c[-1] for c in cloud.calls if c[3] == "ssh"]
+    # The image's own Python, 3.10 on Ubuntu 22.04, only fetches uv.
+    assert "python3 -m pip install --quiet --target .uv uv &&" in install
+    assert "uv venv --quiet --python 3.12 .venv &&" in install
+    assert install.count("python3 -m") == 1
+    assert "PATH=$PWD/.venv/bin:$PATH" in run
+
+
 def test_several_slices_are_nodes_of_one_resource(cloud):
     cloud.run("--reserved", "--slices", "2", "--service_account", "robot")
     create = next(c for c in cloud.calls if c[3] == "create")

@@ -235,7 +235,8 @@ def test_a_killed_conversion_leaves_no_output_and_is_done_again(stacked, tmp_pat
     command = [sys.executable, "-c", textwrap.dedent(KILLED), *arguments]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["back.partial"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["back.lock", "back.partial"]
     back = convert(*arguments, format="safetensors")
     assert tensors(back) == tensors(GOLDENS / "gemma2")
     assert [path.name for path in tmp_path.iterdir()] == ["back"]
@@ -324,8 +325,11 @@ def test_the_command_converts_there_and_back(tmp_path, capsys):
         assert command_line.main(command) == 0
         assert f"Converted: {output}" in capsys.readouterr().out
     assert tensors(back) == tensors(LLAMA)
-    assert command_line.main(command) == 2
-    assert "exists" in capsys.readouterr().err
+    assert command_line.main(command) == 0
+    assert f"Nothing to do, it is converted: {back}" in capsys.readouterr().out
+    assert command_line.main([*command, "--config.shard_size=1MB"]) == 2
+    assert "exists, and is not what this very" in capsys.readouterr().err
+    assert tensors(back) == tensors(LLAMA)
 
 
 @pytest.mark.parametrize(

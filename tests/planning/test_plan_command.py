@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from merging import models, planning
 from merging.cli.main import main
 from merging.models import hf as families
-from merging.planning import compiling, rendering
+from merging.planning import child, compiling, rendering
 from merging.runtime import config as configs
 from merging.runtime.errors import UserError
 
@@ -136,7 +138,7 @@ def test_what_is_wrong_is_refused_in_one_message(capsys, arguments, why):
 def test_a_config_of_something_else_is_refused(capsys):
     tiny = ["--config", "configs/scaling_curves/tiny.py", "--topology", "cpu:8"]
     assert main(["plan", *tiny]) == 2
-    assert "configs/plan/palm_64b.py" in capsys.readouterr().err
+    assert "--config plan/palm_64b" in capsys.readouterr().err
 
 
 def test_without_libtpu_it_counts_and_says_so(capsys, monkeypatch):
@@ -154,6 +156,95 @@ def test_without_libtpu_it_counts_and_says_so(capsys, monkeypatch):
     found = json.loads(out)
     assert found["compiler"] == "" and "libtpu" in found["missing"]
     assert {estimate["source"] for estimate in found["estimates"]} == {"counted"}
+
+
+@pytest.mark.parametrize(
+    ("crash", "how"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "it was ended by SIGSEGV"),
+        (
+            "import sys; sys.exit('no such chip')",
+            "it ended with status 1: no such chip",
+        ),
+    ],
+)
+def test_a_compiler_that_crashes_leaves_counts_and_a_note(
+    capsys, monkeypatch, crash, how
+):
+    version = metadata.version
+    monkeypatch.setattr(
+        compiling.metadata, "version", lambda n: "0" if n == "libtpu" else version(n)
+    )
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", crash))
+    only = ["--topology", "v5e:16x16", "--only", "scoring"]
+    status, text, error = run(capsys, *only)
+    assert (status, error) == (0, "")
+    assert f"scoring is counted: compiling it for v5e:16x16 failed ({how})" in text
+    _, out, _ = run(capsys, *only, "--json")
+    crashed = json.loads(out)
+    _, out, _ = run(capsys, *only, "--count", "--json")
+    assert crashed["estimates"] == json.loads(out)["estimates"]
+    assert crashed["compiler"] == ""
+
+
+def test_what_another_process_compiles_stands_in_the_place_of_the_counts(
+    capsys, monkeypatch
+):
+    def planned(config, where, part):
+        found = planning.plan_here(config, where, compile=False, parts=[part])
+        for estimate in found["estimates"]:
+            estimate["source"] = "libtpu 0"
+        return {**found, "compiler": "libtpu 0", "missing": ""}
+
+    monkeypatch.setattr(compiling, "has_libtpu", lambda: True)
+    monkeypatch.setattr(child, "planned", planned)
+    _, out, _ = run(
+        capsys, "--topology", "v5e-16".replace("v5e", "v5litepod"), "--json"
+    )
+    found = json.loads(out)
+    assert found["topology"]["name"] == "v5e:4x4" and found["compiler"] == "libtpu 0"
+    names = {e["name"]: e["source"] for e in found["estimates"]}
+    assert names.pop("streamed merge") == "libtpu 0"
+    assert names == dict.fromkeys(
+        ("in-memory merge", "scoring", "training step"), "libtpu 0"
+    )
+
+
+def test_the_readmes_figures_are_those_that_the_command_prints(capsys):
+    readme = Path("README.md").read_text()
+    assert "merging plan --config plan/palm_64b --topology v5p:4x4x8 --count" in readme
+    _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--count", "--json")
+    found = json.loads(out)
+    for estimate in found["estimates"]:
+        memory = estimate["bytes_per_device"]
+        cells = [
+            "none" if memory is None else rendering.size(memory["peak"]),
+            estimate["bottleneck"],
+            rendering.seconds(estimate["expected_seconds"]),
+            rendering.number(estimate["chip_hours"]),
+        ]
+        (row,) = [
+            line
+            for line in readme.splitlines()
+            if line.startswith(f"| {estimate['name']}")
+        ]
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == cells, row
+    sizes = found["grid"]["sizes"]
+    parts = {
+        name: sum(one[name] for one in sizes)
+        for name in sizes[0]
+        if name in ("training", "merging", "evaluation")
+    }
+    hours = {name: rendering.number(value) for name, value in parts.items()}
+    total = rendering.number(found["grid"]["chip_hours"])
+    said = " ".join(readme.split())
+    assert (
+        f"takes {total} chip-hours: training {hours['training']}, merging "
+        f"{hours['merging']}, evaluation {hours['evaluation']}." in said
+    )
+    (reduced,) = found["estimates"][1]["collectives"]
+    assert f"sends {rendering.size(reduced['sent'])} a chip" in said
+    assert f"at most {rendering.size(reduced['largest'])}" in said
 
 
 def test_for_a_gpu_and_for_more_virtual_devices_than_there_are_it_counts(capsys):

@@ -60,7 +60,8 @@ def test_an_installation_has_the_revision_of_the_same_checkout(
     source, revision = checkout
     package = tmp_path_factory.mktemp("site-packages") / "merging"
     (package / "runtime").mkdir(parents=True)
-    for name in ("__init__.py", "runtime/revision.py"):
+    (package / "configs" / "merge").mkdir(parents=True)
+    for name in ("__init__.py", "runtime/revision.py", "configs/merge/ties.py"):
         (package / name).write_text("" if same else "# older")
     origin = {"url": source.parent.as_uri(), "dir_info": {}}
     monkeypatch.setattr(module, "__file__", str(package / "runtime" / "revision.py"))

@@ -173,6 +173,7 @@ def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
     given = scored_models.write(tmp_path / "given", made, width=16)
     overrides = OVERRIDES | {
         "what": "imdb",
+        "start": "fresh",
         "data.train_examples": "16",
         "length": "128",
         "hyperparameters.steps": "1",

@@ -5,9 +5,11 @@ reads them; Orbax with the decoder's leaves, layers stacked. Leaves go through m
 ranges, whatever their size, and no bit of a weight changes.
 """
 
+import json
 import math
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +27,24 @@ from merging.models.hf import (
     row_size,
     scatter,
 )
-from merging.runtime import memory, processes, storage
+from merging.runtime import config_keys, memory, processes, storage
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.progress import Progress
 
+RECORD = "conversion.json"
 WORKERS = 2
 # A range in memory, and the same again where it is transposed.
 _COPIES = 2
 _LARGEST_RANGE = 2**28
 _TOKENIZERS = ("tokenizer", "vocab", "merges")
+_KEYS = {
+    "input": str,
+    "output": str,
+    "format": str,
+    "memory_budget": "1GB",
+    "shard_size": "5GB",
+    "auxiliary_files": "",
+}
 
 
 class _Range(NamedTuple):
@@ -61,7 +72,7 @@ def convert(
     Args:
       input: folder of the model, in either layout, with its config.json; or a GGUF
         file, by path or as ``package:NAME``, the one in an installed package.
-      output: the folder to make.
+      output: the folder to make; one that this very conversion has made is left.
       format: ``safetensors`` for the family's own layout, ``orbax`` for ours.
       memory_budget: of all ranges in memory, such as ``"1GB"``.
       shard_size: the most in one safetensors file.
@@ -80,10 +91,12 @@ def convert(
     if format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
     budget, shard_bytes = map(storage.parse_size, (memory_budget, shard_size))
-    checkpoints.require_free_output(output, [input])
     opened = open_gguf_model if checkpoints.is_gguf(input) else open_model
     model = opened(input, auxiliary_files)
     files = _files(model, auxiliary_files)
+    files |= {RECORD: _record(model, files, format, shard_bytes)}
+    if processes.broadcast(lambda: _is_done(output, input, files[RECORD])):
+        return Path(output)
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))
     mine = ranges[processes.index() :: processes.count()]
@@ -100,13 +113,39 @@ def run(config: Any) -> None:
     Raises:
       UserError: as `convert`.
     """
+    values = config_keys.completed(
+        config, _KEYS, "merging convert", "convert/to_orbax", remote=("input",)
+    ).to_dict()
     memory.settle_process()
     processes.initialize()
-    values = config.to_dict()
     values["auxiliary_files"] = values["auxiliary_files"] or None
+    there = os.path.lexists(values["output"])
     path = convert(values.pop("input"), values.pop("output"), **values)
     if processes.is_first():
-        print(f"Converted: {path}")
+        print(f"{'Nothing to do, it is converted' if there else 'Converted'}: {path}")
+
+
+def _record(
+    model: Model, files: Mapping[str, bytes], format: str, shard_bytes: int
+) -> bytes:
+    """Return what tells a conversion's output from another's."""
+    record = {
+        "format": format,
+        "shard_bytes": shard_bytes,
+        "inputs": [file._asdict() for file in model.source.files()],
+        "files": {name: storage.digest(content) for name, content in files.items()},
+    }
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _is_done(output: str, input: str, record: bytes) -> bool:
+    """Return whether the output is there and of this record; refuse another's."""
+    storage.supported_path(output, "output")
+    path = Path(output) / RECORD
+    if path.is_file() and path.read_bytes() == record:
+        return True
+    checkpoints.require_free_output(output, [input])
+    return False
 
 
 def _files(model: Model, folder: str | None) -> dict[str, bytes]:

@@ -6,12 +6,14 @@ queries and keys have their rows interleaved; here they are put back in halves.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from merging.checkpoints.gguf import GgufFile, open_gguf
+from merging.checkpoints.source import SourceFile, sampled_digest
 from merging.models.config import DecoderConfig
 from merging.models.hf import gguf_tokenizer
 from merging.models.hf.family import Leaf, leaves
@@ -95,6 +97,18 @@ class GgufSource:
             rows = interleaved(rows, self._config.head_dim)
         values = self._file.rows(name, rows).reshape(-1)
         out[:] = values[start - first * columns :][: len(out)]
+
+    def files(self) -> list[SourceFile]:
+        """Return the file, with a sampled digest."""
+        path = Path(self._file.path)
+        size = path.stat().st_size
+
+        def read(at: int, length: int) -> bytes:
+            with path.open("rb") as file:
+                file.seek(at)
+                return file.read(length)
+
+        return [SourceFile(path.name, size, sampled_digest(size, b"", read))]
 
     def described(self) -> bytes:
         """Return the model's config.json."""
