@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from merging.checkpoints.auxiliary import auxiliary_files, read_auxiliary_files
 from merging.checkpoints.errors import (
     CorruptCheckpoint,
     MissingCheckpoint,
@@ -11,7 +12,6 @@ from merging.checkpoints.errors import (
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
-from merging.checkpoints.safetensors import auxiliary_files
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.writer import Writer, require_free_output
 
@@ -32,6 +32,7 @@ __all__ = [
     "granularity",
     "is_gguf",
     "open_checkpoint",
+    "read_auxiliary_files",
     "require_free_output",
     "restore",
     "save",

@@ -39,6 +39,24 @@ class Inputs(NamedTuple):
         return [*([self.base] if self.base else []), *self.experts.values()]
 
     @property
+    def first(self) -> Source:
+        """The base, or the first expert that was given: it has the say on the output.
+
+        Its order of the leaves, their dtypes, its format, config and tokenizer.
+        """
+        return self.sources[self.place_of_first]
+
+    @property
+    def first_leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Its {path: shape and dtype}."""
+        return tree.flatten(self.first.abstract)
+
+    @property
+    def place_of_first(self) -> int:
+        """The place of `first` among the sources."""
+        return 0 if self.base else self.order.index(0)
+
+    @property
     def names(self) -> list[str]:
         """What to call them in messages."""
         return [*([BASE] if self.base else []), *self.experts]

@@ -46,23 +46,24 @@ class Job(NamedTuple):
     settings: Mapping[str, Any]
 
     def abstract(self, cut: Partition) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the output's {path: shape and dtype}, in the first model's order."""
+        """Return the output's {path: shape and dtype}, in `Inputs.first`'s order."""
         dtypes = {i: kind.dtype for kind in cut.kinds for i in kind.leaves}
         place = {path: i for i, path in enumerate(cut.paths)}
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, dtypes[place[path]])
-            for path, leaf in self.inputs.abstracts[0].items()
+            for path, leaf in self.inputs.first_leaves.items()
         }
 
     def partition(self) -> Partition:
         """Return the blocks; reads no weights and makes no files."""
-        leaves = self.inputs.abstracts[0]
+        leaves = self.inputs.first_leaves
         granularity = checkpoints.granularity(self.format, leaves)
         return partition(
             self.inputs.abstracts,
             self.recipe,
             self.budget,
             dtype=self.dtype,
+            first=self.inputs.place_of_first,
             granularity=granularity.__getitem__,
         )
 
@@ -216,6 +217,7 @@ def _my_leaves(abstract: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [int(np.prod(a.shape)) * a.dtype.itemsize for a in abstract.values()]
     middles = np.cumsum(sizes) - np.array(sizes) / 2
     owner = (middles * processes.count() / max(sum(sizes), 1)).astype(int)
+    owner = np.minimum(owner, processes.count() - 1)  # of an empty leaf at the end
     mine = owner == processes.index()
     return {p: a for (p, a), own in zip(abstract.items(), mine, strict=True) if own}
 

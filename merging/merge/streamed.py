@@ -60,11 +60,12 @@ def merge_checkpoints(
       seed: of random masks. memory_budget: of all blocks in memory, such as ``"1GB"``.
       A method that sees whole
         matrices takes one of each model, should they need more.
-      dtype: of the merged leaves; the first model's if None.
-      format: ``safetensors`` or ``orbax``; the first model's if None.
+      dtype: of the merged leaves; the base's if None, or the first expert's where there
+        is no base.
+      format: ``safetensors`` or ``orbax``; likewise.
       shard_size: the most in one safetensors file.
       auxiliary_files: whose tokenizer and config to copy: ``base``, an expert's name
-        or a folder; the base's if None.
+        or a folder; the base's, or else the first expert's, if None.
 
     Returns:
       The output's path.
@@ -212,7 +213,7 @@ def _prepare(
     method, own = _own_method(method, settings["method_file"])
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
-    target = format or inputs.sources[0].format
+    target = format or inputs.first.format
     settings |= {
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),
@@ -255,7 +256,7 @@ def _recipe(
     inputs: Inputs, method: Method | str, leaf_rules: Sequence[str]
 ) -> dict[str, Method | None]:
     """Return the method of each float leaf, its numbers in the experts' order."""
-    leaves = inputs.abstracts[0]
+    leaves = inputs.first_leaves
     floats = {p: a for p, a in leaves.items() if tree.dtype_class(a) == "float"}
     chosen = rules.recipe(floats, method, leaf_rules)
     if inputs.base is None and any(m is None or m.needs_base for m in chosen.values()):

@@ -30,3 +30,14 @@ def nearest(kind: str, name: object, valid: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.4)
     hint = f": did you mean {' or '.join(close)}?" if close else "."
     return UserError(f"unknown {kind} {str(name)!r}{hint} Valid: {', '.join(valid)}.")
+
+
+def listed(items: Iterable[str], *, most: int = 8, mark: str = "; ") -> str:
+    """Return the first items in a line, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a; b; and 1 more'
+    """
+    items = list(items)
+    more = [f"and {len(items) - most:,} more"] if len(items) > most else []
+    return mark.join([*items[:most], *more])

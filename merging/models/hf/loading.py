@@ -109,8 +109,7 @@ def auxiliary_files(model: Model, folder: str | None = None) -> dict[str, bytes]
     source = model.source
     if folder is None and isinstance(source, GgufSource):
         return {CONFIG: source.described()} | source.tokenizer_files()
-    found = checkpoints.auxiliary_files(folder or source.uri)
-    return {name: path.read_bytes() for name, path in found.items()}
+    return checkpoints.read_auxiliary_files(folder or source.uri)
 
 
 def identity(model: Model) -> str:
@@ -136,9 +135,9 @@ def files_of_trained(
       tokenizer: the files of the one that was trained with.
       eos_id: its end mark, for a family's config.
     """
-    found = checkpoints.auxiliary_files(start) if start else {}
-    kept = (CONFIG, GENERATION) if tokenizer else found
-    files = {n: path.read_bytes() for n, path in found.items() if n in kept}
+    files = checkpoints.read_auxiliary_files(start) if start else {}
+    if tokenizer:
+        files = {n: files[n] for n in (CONFIG, GENERATION) if n in files}
     return {CONFIG: describe(config, eos_id).encode()} | files | dict(tokenizer)
 
 
@@ -188,13 +187,13 @@ def load(
 
 
 def _config_of(folder: str) -> bytes:
-    files = checkpoints.auxiliary_files(folder)
+    files = checkpoints.read_auxiliary_files(folder)
     if CONFIG not in files:
         raise UserError(
             f"{folder} holds no {CONFIG}, which says what model it is; name a folder "
             "of the same model that does (auxiliary_files)."
         )
-    return files[CONFIG].read_bytes()
+    return files[CONFIG]
 
 
 def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
