@@ -13,6 +13,7 @@ from merging.checkpoints.formats import FORMATS, create, granularity, open_check
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.source import Source, SourceFile
+from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
 from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
@@ -29,13 +30,16 @@ __all__ = [
     "auxiliary_files",
     "create",
     "exists",
+    "forget_head",
     "granularity",
     "is_gguf",
     "open_checkpoint",
     "read_auxiliary_files",
+    "repeats_embedding",
     "require_free_output",
     "restore",
     "save",
+    "stored_head",
     "tensor_names",
 ]
 

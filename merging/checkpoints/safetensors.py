@@ -104,6 +104,10 @@ class SafetensorsSource:
             for file in self._files
         ]
 
+    def forget(self, path: str) -> None:
+        """Leave a leaf out from now on."""
+        del self._leaves[path], self.abstract[path]
+
     def _collect(self, shards: Mapping[epath.Path, set[str] | None]):
         """Return {name: place} of all files, as the index has them."""
         found: dict[str, _Where] = {}

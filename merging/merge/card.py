@@ -42,8 +42,8 @@ def auxiliary_files(
     if target == "safetensors" and "config.json" not in files:
         text = f"{uri} holds no config.json, and so the output won't (auxiliary_files)."
         warnings.warn(text, stacklevel=4)
-    if dtype is not None and "config.json" in files:
-        files["config.json"] = _with_dtype(files["config.json"], dtype)
+    if "config.json" in files:
+        files["config.json"] = _config(files["config.json"], dtype, inputs.tied)
     if target == "safetensors":
         files[CARD] = model_card(settings).encode()
     return files
@@ -92,14 +92,19 @@ def model_card(settings: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _with_dtype(text: bytes, dtype: str) -> bytes:
+def _config(text: bytes, dtype: str | None, tied: bool) -> bytes:
+    """Return a config.json that says of the merged weights what is true of them."""
+    if dtype is None and not tied:
+        return text
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if not isinstance(config, dict):
         return text
     for key in ("torch_dtype", "dtype"):
-        if key in config:
+        if key in config and dtype is not None:
             config[key] = dtype
+    if tied:
+        config["tie_word_embeddings"] = True
     return (json.dumps(config, indent=2) + "\n").encode()

@@ -73,6 +73,7 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     uri = os.fspath(uri)
     source = checkpoints.open_checkpoint(uri)
     family, config = read_config(_config_of(described or uri))
+    _require_tied(source, config)
     table, found = leaves(family, config), tree.flatten(source.abstract)
     stored = _stored(found, config)
     if stored is None:
@@ -194,6 +195,20 @@ def _config_of(folder: str) -> bytes:
             "of the same model that does (auxiliary_files)."
         )
     return files[CONFIG]
+
+
+def _require_tied(source: Source, config: DecoderConfig) -> None:
+    """Leave out output weights that repeat the embedding, where they are to be tied."""
+    head = checkpoints.stored_head(source)
+    if head is None or not config.tied_embeddings:
+        return
+    if not checkpoints.repeats_embedding(source):
+        raise UserError(
+            f"{source.uri}: {CONFIG} ties the output to the embedding, but {head} holds"
+            " other weights. If they are the model's, set tie_word_embeddings to false "
+            f"in {CONFIG}; if not, save the model without them."
+        )
+    checkpoints.forget_head(source)
 
 
 def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
