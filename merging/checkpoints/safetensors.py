@@ -188,6 +188,8 @@ def _indexed(folder: epath.Path) -> dict[epath.Path, set[str] | None]:
                 scanner.skip()
                 continue
             for tensor in scanner.members():
+                if not headers.is_name(tensor):
+                    raise ValueError(f"{tensor!r} is no tensor's name")
                 found.setdefault(scanner.text(), set()).add(tensor)
         scanner.finish()
         if not found:

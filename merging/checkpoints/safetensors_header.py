@@ -91,6 +91,11 @@ def parse(path: object, length: bytes, text: bytes, size: int) -> dict[str, Tens
     return _in_order(path, found, len(length) + len(text), size)
 
 
+def is_name(name: str) -> bool:
+    """Return whether a tensor may have this name: one that can be shown and stored."""
+    return bool(name) and not _UNPRINTABLE.search(name)
+
+
 def header_length(path: object, first: bytes, size: int) -> int:
     """Return the length that a file's first eight bytes state.
 
@@ -163,7 +168,7 @@ def _entries(path: object, text: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 def _fields(path: object, name: str, entry: Any) -> tuple[str, tuple, tuple]:
     """Return an entry's dtype, shape and offsets, or refuse it."""
     wrong = CorruptCheckpoint(path, f"the entry of {name!r} is malformed")
-    if not name or _UNPRINTABLE.search(name):
+    if not is_name(name):
         raise wrong
     kind, shape = entry.get("dtype"), entry.get("shape")
     offsets = entry.get("data_offsets")
