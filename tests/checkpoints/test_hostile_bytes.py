@@ -164,9 +164,7 @@ GGUF_VALUES = st.tuples(
     st.binary(max_size=12)
     | st.builds(lambda k, n: struct.pack("<IQ", k, n), st.integers(0, 13), U64),
 )
-GGUF_TENSORS = st.tuples(
-    GGUF_NAMES, st.lists(U64, max_size=5), st.integers(0, 45), U64
-)
+GGUF_TENSORS = st.tuples(GGUF_NAMES, st.lists(U64, max_size=5), st.integers(0, 45), U64)
 LLAMA = gguf(
     [(b"general.architecture", 8, struct.pack("<Q", 5) + b"llama")],
     [(b"token_embd.weight", (4, 4), 0, 0)],

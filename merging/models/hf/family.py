@@ -133,7 +133,6 @@ def fitted(
             result[path] = leaf._replace(dtype=np.dtype(min(dtypes, key=str)))
     if lines:
         raise UserError(
-            "the tensors are not those of config.json's model:\n  "
-            + "\n  ".join(lines)
+            "the tensors are not those of config.json's model:\n  " + "\n  ".join(lines)
         )
     return result

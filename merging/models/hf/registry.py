@@ -15,6 +15,7 @@ from merging.models.hf.qwen import QWEN2, QWEN3
 from merging.runtime.errors import UserError, nearest
 
 _ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PALM, TINY)
+_LONGEST_NAME = 100  # of an unknown architecture, in a message
 FAMILIES = {family.architecture: family for family in _ALL}
 
 
@@ -53,5 +54,5 @@ def _family(values: Mapping[str, Any]) -> Family:
             + "."
         )
     if named[0] not in FAMILIES:
-        raise nearest("architecture", named[0], FAMILIES)
+        raise nearest("architecture", named[0][:_LONGEST_NAME], FAMILIES)
     return FAMILIES[named[0]]
