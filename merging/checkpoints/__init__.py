@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from merging.checkpoints.auxiliary import auxiliary_files, read_auxiliary_files
+from merging.checkpoints.digests import changed_at, content
 from merging.checkpoints.errors import (
     CorruptCheckpoint,
     MissingCheckpoint,
@@ -28,6 +29,8 @@ __all__ = [
     "SourceFile",
     "Writer",
     "auxiliary_files",
+    "changed_at",
+    "content",
     "create",
     "exists",
     "forget_head",

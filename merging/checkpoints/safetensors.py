@@ -104,6 +104,10 @@ class SafetensorsSource:
             for file in self._files
         ]
 
+    def paths(self) -> dict[str, epath.Path]:
+        """Return where the weight files are, by name."""
+        return {file.name: file.path for file in self._files}
+
     def forget(self, path: str) -> None:
         """Leave a leaf out from now on."""
         del self._leaves[path], self.abstract[path]

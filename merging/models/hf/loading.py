@@ -1,7 +1,6 @@
 """A model from a folder: its config.json, and its weights in either layout."""
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from merging.models.hf.layout import gather
 from merging.models.hf.own import describe
 from merging.models.hf.registry import read_config
 from merging.models.partition_rules import partition_rules
-from merging.runtime import sharding, tree
+from merging.runtime import sharding, storage, tree
 from merging.runtime.errors import UserError, nearest
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -114,11 +113,9 @@ def auxiliary_files(model: Model, folder: str | None = None) -> dict[str, bytes]
 
 
 def identity(model: Model) -> str:
-    """Return a hash of a checkpoint's config.json and its files, weights sampled."""
-    described = hashlib.sha256(_config_of(model.source.uri))
-    for file in sorted(model.source.files()):
-        described.update(repr(tuple(file)).encode())
-    return described.hexdigest()[:16]
+    """Return a hash of a checkpoint's config.json and of every byte of its files."""
+    files = checkpoints.content(model.source)
+    return storage.digest(_config_of(model.source.uri), files)
 
 
 def files_of_trained(
