@@ -9,7 +9,7 @@ import numpy as np
 from merging import checkpoints
 from merging.merge import blocks, manifest
 from merging.merge.inputs import Inputs
-from merging.merge.journal import Journal
+from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
 from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
@@ -95,7 +95,7 @@ def run(
     before = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
     fingerprint = _fingerprint(job, cut, described)
     # Where the files are may be said otherwise the next time.
-    fingerprint["inputs' files"] = [when for _, *when in before]
+    fingerprint[STAMPS] = [when for _, *when in before]
     begun = checkpoints.create(
         job.output, job.format, abstract, shard_bytes=job.shard_bytes
     )
@@ -133,9 +133,8 @@ def _require_unchanged(before: list, job: Job) -> None:
     changed = [file for file, *_ in set(map(tuple, now)) - set(map(tuple, before))]
     if changed:
         raise UserError(
-            f"changed while they were merged: {listed(sorted(changed))}. Nothing"
-            " was published; leave the inputs alone, and start again with another "
-            "output."
+            f"changed while they were merged: {listed(sorted(changed))}. Nothing was "
+            "published; leave the inputs alone, and start again."
         )
 
 
