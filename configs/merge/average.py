@@ -22,8 +22,8 @@ def get_config() -> ConfigDict:
     config.merge_yaml = ""  # a mergekit YAML, in place of base, experts, method, rules
     config.seed = 0
     config.memory_budget = "1GB"
-    config.dtype = ""  # of the merged weights; the base's
-    config.format = ""  # safetensors or orbax; the base's
+    config.dtype = ""  # of the merged weights; the base's, or the first expert's
+    config.format = ""  # safetensors or orbax; likewise
     config.shard_size = "5GB"
-    config.auxiliary_files = ""  # whose tokenizer and config to copy; the base's
+    config.auxiliary_files = ""  # whose tokenizer and config to copy; likewise
     return config

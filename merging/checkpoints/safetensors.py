@@ -4,39 +4,27 @@ Nothing is mapped into memory: ranges are read straight into the caller's buffer
 that what is in memory is what was asked for, on any file system.
 """
 
-import contextlib
-import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from merging.checkpoints import files
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
+from merging.checkpoints.json_scanner import Scanner
 from merging.checkpoints.source import SourceFile, sampled_digest
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
 LARGEST_INDEX = 100_000_000
-# Small files that belong to the weights: names, or how they end. Nothing that could be
-# executed or unpickled.
-_AUXILIARY = ("config.json", "generation_config.json", "merges.txt")
-_AUXILIARY_STEMS = (
-    "tokenizer",
-    "vocab",
-    "special_tokens_map",
-    "added_tokens",
-    "chat_template",
-    "preprocessor_config",
-)
-_AUXILIARY_ENDS = (".json", ".txt", ".model", ".jinja")
-_LARGEST_AUXILIARY = 100_000_000
+# A message lists so many offenders, a line each.
+_MOST, _LINE = 50, "\n  "
 
 
 class _Where(NamedTuple):
@@ -62,9 +50,9 @@ class SafetensorsSource:
         path = epath.Path(uri)
         if not path.exists():
             raise MissingCheckpoint(uri)
-        listed = _listed(path)
-        self._files = [_File(file) for file in listed]
-        self._leaves = self._collect(listed)
+        shards = _shards(path)
+        self._files = [_File(file) for file in shards]
+        self._leaves = self._collect(shards)
         self.abstract = {
             name: jax.ShapeDtypeStruct(where.tensor.shape, where.tensor.dtype)
             for name, where in self._leaves.items()
@@ -116,12 +104,20 @@ class SafetensorsSource:
             for file in self._files
         ]
 
-    def _collect(self, listed: Mapping[epath.Path, set[str] | None]):
+    def paths(self) -> dict[str, epath.Path]:
+        """Return where the weight files are, by name."""
+        return {file.name: file.path for file in self._files}
+
+    def forget(self, path: str) -> None:
+        """Leave a leaf out from now on."""
+        del self._leaves[path], self.abstract[path]
+
+    def _collect(self, shards: Mapping[epath.Path, set[str] | None]):
         """Return {name: place} of all files, as the index has them."""
         found: dict[str, _Where] = {}
         twice, missing, extra = [], [], []
         for number, (file, expected) in enumerate(
-            zip(self._files, listed.values(), strict=True)
+            zip(self._files, shards.values(), strict=True)
         ):
             for name, tensor in file.tensors.items():
                 if name in found:
@@ -138,165 +134,86 @@ class SafetensorsSource:
             (extra, "tensors are in a shard, but not so in the index"),
         ):
             if lines:
-                raise CorruptCheckpoint(self.uri, f"{what}:\n  " + "\n  ".join(lines))
+                shown = listed(lines, most=_MOST, mark=_LINE)
+                raise CorruptCheckpoint(self.uri, f"{what}:\n  {shown}")
         return {name: found[name] for name in sorted(found)}
 
 
-class _File:
-    """One file, its header read; its descriptor is shared by threads."""
+class _File(files.RangeFile):
+    """One file, its header read."""
 
     def __init__(self, path: epath.Path):
-        self._path = path
+        super().__init__(path)
         self.name = path.name
-        self._remote = "://" in os.fspath(path)
-        self._descriptor = None
-        with _reading(path):
-            self.size = path.stat().length
-            if not self._remote:
-                self._descriptor = os.open(path, os.O_RDONLY)
         first = self.read(0, 8)
         length = headers.header_length(path, first, self.size)
         text = self.read(8, length)
         self.tensors = headers.parse(path, first, text, self.size)
         self.header_bytes = first + text
 
-    def __del__(self):
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)
-
-    def read(self, at: int, length: int) -> bytes:
-        """Return bytes; fewer at the file's end."""
-        with _reading(self._path):
-            if self._descriptor is not None:
-                return os.pread(self._descriptor, length, at)
-            with self._path.open("rb") as file:
-                file.seek(at)
-                return file.read(length)
-
-    def read_into(self, at: int, out: np.ndarray, leaf: str) -> None:
-        """Fill `out`, bytes, from position `at`."""
-        done = 0
-        with _reading(self._path, leaf):
-            while done < len(out):
-                if self._descriptor is not None:
-                    got = os.preadv(self._descriptor, [out[done:]], at + done)
-                else:
-                    part = self.read(at + done, len(out) - done)
-                    got = len(part)
-                    out[done : done + got] = np.frombuffer(part, np.uint8)
-                if not got:
-                    raise CorruptCheckpoint(
-                        self._path, f"{leaf} ends {len(out) - done} bytes too early"
-                    )
-                done += got
-
-
-def auxiliary_files(uri: str) -> dict[str, Path]:
-    """Return {name: path} of the config, tokenizer and generation files in a folder.
-
-    Regular files of the folder itself only, and nothing that could be executed.
-    """
-    folder = Path(uri)
-    if "://" in uri or not folder.is_dir():
-        return {}
-    inside = folder.resolve()
-    return {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if _is_auxiliary(path.name)
-        and path.is_file()
-        and path.resolve().parent == inside
-        and path.stat().st_size <= _LARGEST_AUXILIARY
-    }
-
 
 def holds_safetensors(path: epath.Path) -> bool:
     """Return whether a path is a safetensors file, or a folder of some."""
-    if path.suffix == ".safetensors":
-        return True
     if not path.is_dir():
-        return False
+        return path.suffix == SUFFIX
     names = (SINGLE, INDEX)
     return any((path / n).exists() for n in names) or bool(_loose(path))
 
 
-def _is_auxiliary(name: str) -> bool:
-    if name in _AUXILIARY:
-        return True
-    return name.startswith(_AUXILIARY_STEMS) and name.endswith(_AUXILIARY_ENDS)
-
-
-def _listed(path: epath.Path) -> dict[epath.Path, set[str] | None]:
+def _shards(path: epath.Path) -> dict[epath.Path, set[str] | None]:
     """Return the weight files, with the tensors that the index expects in each."""
-    if path.suffix == ".safetensors":
+    if not path.is_dir():
         return {path: None}
     if (path / INDEX).exists():
         return _indexed(path)
-    if (path / SINGLE).exists():
-        return {path / SINGLE: None}
-    loose = _loose(path)
-    if len(loose) == 1:
-        return {loose[0]: None}
-    raise CorruptCheckpoint(
-        path, f"{len(loose)} safetensors files, and no {INDEX} that says what is where"
-    )
+    loose = [SINGLE] if (path / SINGLE).exists() else _loose(path)
+    if len(loose) != 1:
+        raise CorruptCheckpoint(
+            path,
+            f"{len(loose)} safetensors files, and no {INDEX} that says what is where",
+        )
+    _require_inside(path, loose, "holds a link to a file")
+    return {path / loose[0]: None}
 
 
-def _loose(path: epath.Path) -> list[epath.Path]:
-    return sorted(p for p in path.iterdir() if p.suffix == ".safetensors")
+def _loose(path: epath.Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.suffix == SUFFIX)
 
 
 def _indexed(folder: epath.Path) -> dict[epath.Path, set[str] | None]:
+    """Return the shards of an index; it is a stranger's, and so are its names."""
     index = folder / INDEX
-    with _reading(index):
-        if index.stat().length > LARGEST_INDEX:
-            raise CorruptCheckpoint(index, "it is larger than any index")
-        text = index.read_text()
+    _require_inside(folder, [INDEX], "holds a link to a file")
+    found: dict[str, set[str]] = {}
     try:
-        where = json.loads(text)["weight_map"]
-        if not isinstance(where, dict) or not where:
-            raise ValueError("its weight_map is no object")
-        if not all(isinstance(name, str) for name in where.values()):
-            raise ValueError("its weight_map names things that are no files")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptCheckpoint(index, f"it is no index: {error!r}") from None
-    outside = sorted({n for n in where.values() if not _is_plain(folder, n)})
-    if outside:
-        raise UserError(
-            f"{index} names files outside its folder, which are not read: "
-            + ", ".join(map(repr, outside))
-        )
-    gone = sorted({name for name in where.values() if not (folder / name).exists()})
-    if gone:
-        raise CorruptCheckpoint(folder, f"missing shards: {', '.join(gone)}")
-    found: dict[epath.Path, set[str] | None] = {}
-    for file in sorted(set(where.values())):
-        found[folder / file] = {name for name, at in where.items() if at == file}
-    return found
-
-
-def _is_plain(folder: epath.Path, name: str) -> bool:
-    """Return whether a name is a file's in this very folder.
-
-    A link may lead elsewhere only as the Hugging Face cache has it: its snapshots
-    link into `blobs` of the same cache entry.
-    """
-    if not name or name != os.path.basename(name) or name in (".", ".."):
-        return False
-    if "://" in os.fspath(folder):
-        return True
-    here, target = Path(folder).resolve(), (Path(folder) / name).resolve()
-    blobs = here.parent.parent / "blobs" if here.parent.name == "snapshots" else None
-    return target.parent in (here, blobs)
-
-
-@contextlib.contextmanager
-def _reading(path: object, leaf: str = "") -> Iterator[None]:
-    """Name the file (and leaf) that the system could not read."""
-    try:
-        yield
-    except (PermissionError, UserError):
+        scanner = Scanner(files.read_small(index, LARGEST_INDEX).decode())
+        for member in scanner.members():
+            if member != "weight_map":
+                scanner.skip()
+                continue
+            for tensor in scanner.members():
+                if not headers.is_name(tensor):
+                    raise ValueError(f"{tensor!r} is no tensor's name")
+                found.setdefault(scanner.text(), set()).add(tensor)
+        scanner.finish()
+        if not found:
+            raise ValueError("it names no tensors (weight_map)")
+    except UserError:
         raise
-    except OSError as error:
-        of = f" while reading {leaf}" if leaf else ""
-        raise CorruptCheckpoint(path, f"{error.strerror or error}{of}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(index, f"it is no index: {error}") from None
+    _require_inside(folder, found, f"has an {INDEX} that names a file")
+    gone = sorted(name for name in found if not (folder / name).exists())
+    if gone:
+        raise CorruptCheckpoint(folder, f"missing shards: {listed(gone)}")
+    return {folder / file: found[file] for file in sorted(found)}
+
+
+def _require_inside(folder: epath.Path, names: Iterable[str], what: str) -> None:
+    outside = sorted(n for n in names if "/" in n or not files.lies_in(folder, n))
+    if outside:
+        shown = listed(map(repr, outside), most=_MOST, mark=_LINE)
+        raise UserError(
+            f"{folder} {what} outside its folder, which is not read. Copy it there, or "
+            f"name its own folder:\n  {shown}"
+        )

@@ -8,17 +8,21 @@ refused before a byte of it is used.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints.errors import CorruptCheckpoint
-from merging.runtime.errors import UserError
+from merging.checkpoints.json_scanner import Scanner
+from merging.runtime.errors import UserError, listed
 
 LARGEST_HEADER = 100_000_000
 METADATA = "__metadata__"
+_MOST_AXES, _TOO_MANY = 32, 2**60
+# What no name may hold: control characters, and halves of characters.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -36,6 +40,8 @@ DTYPES = {
     "F64": np.dtype(np.float64),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# A message lists so many offenders, a line each.
+_MOST, _LINE = 50, "\n  "
 
 
 class Tensor(NamedTuple):
@@ -59,16 +65,10 @@ def parse(path: object, length: bytes, text: bytes, size: int) -> dict[str, Tens
       CorruptCheckpoint: it is cut short or malformed.
       UserError: dtypes that this package does not read; lists them all.
     """
-    try:
-        entries = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpoint(path, f"its header is no JSON: {error}") from None
-    if not isinstance(entries, dict):
-        raise CorruptCheckpoint(path, "its header is no JSON object")
-    entries.pop(METADATA, None)
     room = size - len(length) - len(text)
-    found, unknown = {}, []
-    for name, entry in entries.items():
+    found: dict[str, Tensor] = {}
+    unknown = []
+    for name, entry in _entries(path, text):
         kind, shape, (start, stop) = _fields(path, name, entry)
         if kind not in DTYPES:
             unknown.append(f"{name}: {kind}")
@@ -86,9 +86,14 @@ def parse(path: object, length: bytes, text: bytes, size: int) -> dict[str, Tens
     if unknown:
         raise UserError(
             f"{path} holds dtypes that cannot be merged; convert it to bfloat16, "
-            "float16 or float32 first:\n  " + "\n  ".join(unknown)
+            "float16 or float32 first:\n  " + listed(unknown, most=_MOST, mark=_LINE)
         )
     return _in_order(path, found, len(length) + len(text), size)
+
+
+def is_name(name: str) -> bool:
+    """Return whether a tensor may have this name: one that can be shown and stored."""
+    return bool(name) and not _UNPRINTABLE.search(name)
 
 
 def header_length(path: object, first: bytes, size: int) -> int:
@@ -146,26 +151,36 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{', '.join(twice[:5])} given twice")
-    return found
+def _entries(path: object, text: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a header's entries one at a time, its metadata left out."""
+    try:
+        scanner = Scanner(text.decode())
+        for name in scanner.members():
+            if name == METADATA:
+                scanner.skip()
+            else:
+                yield name, scanner.record()
+        scanner.finish()
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(path, f"its header can't be read: {error}") from None
 
 
 def _fields(path: object, name: str, entry: Any) -> tuple[str, tuple, tuple]:
     """Return an entry's dtype, shape and offsets, or refuse it."""
     wrong = CorruptCheckpoint(path, f"the entry of {name!r} is malformed")
-    if not isinstance(entry, dict) or not name or re.search(r"[\x00-\x1f]", name):
+    if not is_name(name):
         raise wrong
     kind, shape = entry.get("dtype"), entry.get("shape")
     offsets = entry.get("data_offsets")
     for values in (shape, offsets):
         if not isinstance(values, list) or not all(type(v) is int for v in values):
             raise wrong
-    if not isinstance(kind, str) or len(offsets) != 2 or min(shape, default=0) < 0:
+    if not isinstance(kind, str) or not (kind.isascii() and kind.isidentifier()):
+        raise wrong
+    if len(offsets) != 2 or min(shape, default=0) < 0:
+        raise wrong
+    # Of an empty tensor, too, every dimension must be one that an array can have.
+    if len(shape) > _MOST_AXES or math.prod(max(n, 1) for n in shape) >= _TOO_MANY:
         raise wrong
     return kind, tuple(shape), tuple(offsets)
 

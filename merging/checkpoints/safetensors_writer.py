@@ -21,6 +21,7 @@ import numpy as np
 
 from merging.checkpoints import errors
 from merging.checkpoints import safetensors_header as headers
+from merging.checkpoints.auxiliary import TEMPLATES, write_auxiliary_files
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
 from merging.runtime import processes, storage
@@ -46,7 +47,10 @@ class SafetensorsWriter:
     def __init__(
         self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
     ):
-        self.uri, self.folder = uri, uri + PARTIAL
+        self.uri = uri.rstrip(
+            "/"
+        )  # or the unfinished one would lie in the finished one
+        self.folder = self.uri + PARTIAL
         names = tensor_names(abstract)
         shards = _shards(abstract, shard_bytes)
         self._index: dict[str, Any] = {}
@@ -162,15 +166,9 @@ class SafetensorsWriter:
             }
             files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
         with errors.writing(self.folder):
-            for name, content in files.items():
-                if name != os.path.basename(name) or name.endswith(".safetensors"):
-                    raise ValueError(f"{name!r} is no name for a file beside weights")
-                with open(folder / name, "wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+            write_auxiliary_files(folder, files)
             for inside in folder.iterdir():
-                if inside.is_dir():
+                if inside.is_dir() and inside.name != TEMPLATES:
                     shutil.rmtree(inside)
             storage.sync_folder(folder)
             os.rename(folder, self.uri)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 
 # A digest reads so many places of a file, and so much at each.
 _PLACES, _SAMPLE = 16, 2**16
@@ -49,6 +50,9 @@ class Source(Protocol):
 
     def files(self) -> list[SourceFile]:
         """Return its files, with digests that tell one checkpoint from another."""
+
+    def paths(self) -> dict[str, epath.Path]:
+        """Return where its files are, by the names that `files` has for them."""
 
 
 def sampled_digest(size: int, header: bytes, read: Callable[[int, int], bytes]) -> str:

@@ -14,18 +14,27 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.config or not arguments.output:
             raise UserError("--manifest goes with --output, and without --config.")
         processes.initialize()
-        path = stream.repeat(arguments.manifest, arguments.output)
+        inputs = _places(arguments.inputs)
+        path = stream.repeat(arguments.manifest, arguments.output, inputs=inputs)
         if processes.is_first():
             print(f"Merged: {path}")
         return 0
-    if not arguments.config or arguments.output:
+    if not arguments.config or arguments.output or arguments.inputs:
         raise UserError(
             "merging merge needs --config FILE.py, with --config.output=DIR; or"
-            " --manifest FILE with --output DIR."
+            " --manifest FILE with --output DIR (and --inputs)."
         )
     loaded = config.load(arguments.config, arguments.overrides)
     stream.run(loaded, dry_run=arguments.dry_run)
     return 0
+
+
+def _places(text: str | None) -> dict[str, str]:
+    """Return {name: path} of `NAME=PATH,NAME=PATH`."""
+    parts = [part.partition("=") for part in (text or "").split(",") if part]
+    if wrong := [name for name, equals, path in parts if not (equals and path)]:
+        raise UserError(f"--inputs {', '.join(wrong)}: write NAME=PATH,NAME=PATH.")
+    return {name: path for name, _, path in parts}
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +52,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", metavar="DIR", help="where to, with --manifest only"
+    )
+    parser.add_argument(
+        "--inputs",
+        metavar="NAME=PATH,…",
+        help="where models are now that --manifest has elsewhere; the base is `base`",
     )
     takes_processes(parser)
 
@@ -63,6 +77,8 @@ COMMAND = Command(
       merging merge --config merge/average \\
           --config.merge_yaml=mergekit.yml --config.output=MERGED
       merging merge --manifest MERGED/manifest.json --output AGAIN
+      merging merge --manifest MERGED/manifest.json --output AGAIN \\
+          --inputs base=BASE,EXPERT1=/elsewhere/EXPERT1
     """,
     _options,
     _run,

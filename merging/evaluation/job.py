@@ -45,7 +45,7 @@ class Model(NamedTuple):
       load: ``(dtype, mesh) -> (decoder, params)``.
       uri: where it is; "" for one in memory, as are the rest.
       family: its family's name.
-      identity: hash of its weights' files (sampled) and its config.json.
+      identity: hash of every byte of its files, and of its config.json.
       tokenizer: folder of its tokenizer, if one is known.
     """
 
@@ -77,7 +77,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
         load=lambda dtype, mesh: hf.load(uri, dtype=dtype, mesh=mesh),
         uri=uri,
         family=found.family.name,
-        identity=hf.identity(found),
+        identity=processes.broadcast(lambda: hf.identity(found)),
         tokenizer=tokenizer or own,
     )
 

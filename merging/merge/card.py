@@ -1,11 +1,13 @@
 """The files beside merged weights: config, tokenizer, and a model card."""
 
 import json
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from merging import checkpoints
-from merging.merge.inputs import BASE, Inputs
+from merging.merge.inputs import Inputs
 from merging.runtime.errors import UserError, nearest
 
 CARD = "README.md"
@@ -22,35 +24,42 @@ def auxiliary_files(
 
     Args:
       inputs: the models.
-      chosen: whose to copy: `base`, an expert's name, or a folder; None is the base.
+      chosen: whose to copy: `base`, an expert's name, or a folder; None is the base,
+        or the first expert where there is none.
       target: the output's format; a model card is written for safetensors.
       dtype: of the merged leaves, for the config; None leaves it as it is.
       settings: of the merge, for the card.
 
     Raises:
-      UserError: no expert has that name.
+      UserError: no expert has that name; the folder isn't there, or holds no such file.
     """
-    places = dict(zip(inputs.names, (s.uri for s in inputs.sources), strict=True))
-    if chosen is None:
-        uri = inputs.sources[0].uri
-    elif chosen == "base" and inputs.base:
-        uri = places[BASE]
-    elif "/" in chosen and chosen not in places:
-        uri = chosen
-        if not checkpoints.auxiliary_files(uri):
-            raise UserError(
-                f"auxiliary_files {uri}: there is no folder with a config or tokenizer."
-            )
-    elif chosen in places:
-        uri = places[chosen]
-    else:
-        raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
-    files = {n: p.read_bytes() for n, p in checkpoints.auxiliary_files(uri).items()}
-    if dtype is not None and "config.json" in files:
-        files["config.json"] = _with_dtype(files["config.json"], dtype)
+    uri = _place(inputs, chosen)
+    files = checkpoints.read_auxiliary_files(uri)
+    if chosen is not None and not files:
+        raise UserError(
+            f"auxiliary_files {uri}: it holds no config and no tokenizer to copy."
+        )
+    if target == "safetensors" and "config.json" not in files:
+        text = f"{uri} holds no config.json, and so the output won't (auxiliary_files)."
+        warnings.warn(text, stacklevel=4)
+    if "config.json" in files:
+        files["config.json"] = _config(files["config.json"], dtype, inputs.tied)
     if target == "safetensors":
         files[CARD] = model_card(settings).encode()
     return files
+
+
+def _place(inputs: Inputs, chosen: str | None) -> str:
+    """Return the folder that files are to be copied from."""
+    if chosen is None:
+        return inputs.first.uri
+    if chosen == "base" and inputs.base:
+        return inputs.base.uri
+    if chosen in inputs.experts:
+        return inputs.experts[chosen].uri
+    if "/" in chosen or Path(chosen).is_dir():
+        return chosen
+    raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
 
 
 def model_card(settings: Mapping[str, Any]) -> str:
@@ -83,14 +92,19 @@ def model_card(settings: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _with_dtype(text: bytes, dtype: str) -> bytes:
+def _config(text: bytes, dtype: str | None, tied: bool) -> bytes:
+    """Return a config.json that says of the merged weights what is true of them."""
+    if dtype is None and not tied:
+        return text
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if not isinstance(config, dict):
         return text
     for key in ("torch_dtype", "dtype"):
-        if key in config:
+        if key in config and dtype is not None:
             config[key] = dtype
+    if tied:
+        config["tie_word_embeddings"] = True
     return (json.dumps(config, indent=2) + "\n").encode()

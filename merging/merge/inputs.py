@@ -1,5 +1,6 @@
 """The models of a merge, opened and held against each other before a weight is read."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from merging import checkpoints
 from merging.checkpoints import Source, open_checkpoint
 from merging.merge import checks
 from merging.runtime import tree
@@ -27,16 +29,36 @@ class Inputs(NamedTuple):
       base: None if there is none.
       experts: by name, sorted: sums then round alike whatever order they came in.
       order: the place of each in the order they were given.
+      tied: output weights that repeat the embedding were left out of them.
     """
 
     base: Source | None
     experts: dict[str, Source]
     order: tuple[int, ...]
+    tied: bool = False
 
     @property
     def sources(self) -> list[Source]:
         """All of them, the base first."""
         return [*([self.base] if self.base else []), *self.experts.values()]
+
+    @property
+    def first(self) -> Source:
+        """The base, or the first expert that was given: it has the say on the output.
+
+        Its order of the leaves, their dtypes, its format, config and tokenizer.
+        """
+        return self.sources[self.place_of_first]
+
+    @property
+    def first_leaves(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Its {path: shape and dtype}."""
+        return tree.flatten(self.first.abstract)
+
+    @property
+    def place_of_first(self) -> int:
+        """The place of `first` among the sources."""
+        return 0 if self.base else self.order.index(0)
 
     @property
     def names(self) -> list[str]:
@@ -65,9 +87,33 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         {name: open_checkpoint(experts[name]) for name in names},
         tuple(given.index(name) for name in names),
     )
+    inputs = inputs._replace(tied=_forget_tied_heads(inputs))
     _require_same_leaves(inputs)
     checks.refuse_dtypes(dict(zip(inputs.names, inputs.abstracts, strict=True)))
     return inputs
+
+
+def _forget_tied_heads(inputs: Inputs) -> bool:
+    """Leave out output weights where all that are stored repeat the embedding.
+
+    Unless every model stores them, and the one that has the say says they are not tied.
+    """
+    storing = [s for s in inputs.sources if checkpoints.stored_head(s)]
+    if not storing or not all(map(checkpoints.repeats_embedding, storing)):
+        return False
+    if len(storing) == len(inputs.sources) and _says_untied(inputs.first):
+        return False
+    for source in storing:
+        checkpoints.forget_head(source)
+    return True
+
+
+def _says_untied(source: Source) -> bool:
+    files = checkpoints.read_auxiliary_files(source.uri)
+    try:
+        return json.loads(files["config.json"])["tie_word_embeddings"] is False
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def expert_names(uris: Sequence[str]) -> dict[str, str]:

@@ -9,13 +9,14 @@ import numpy as np
 from merging import checkpoints
 from merging.merge import blocks, manifest
 from merging.merge.inputs import Inputs
-from merging.merge.journal import Journal
+from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
 from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States, find_states
 from merging.methods import Method
 from merging.runtime import preemption, processes, storage, text
+from merging.runtime.errors import UserError, listed
 from merging.runtime.progress import Progress
 
 
@@ -46,31 +47,39 @@ class Job(NamedTuple):
     settings: Mapping[str, Any]
 
     def abstract(self, cut: Partition) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the output's {path: shape and dtype}, in the first model's order."""
+        """Return the output's {path: shape and dtype}, in `Inputs.first`'s order."""
         dtypes = {i: kind.dtype for kind in cut.kinds for i in kind.leaves}
         place = {path: i for i, path in enumerate(cut.paths)}
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, dtypes[place[path]])
-            for path, leaf in self.inputs.abstracts[0].items()
+            for path, leaf in self.inputs.first_leaves.items()
         }
 
     def partition(self) -> Partition:
         """Return the blocks; reads no weights and makes no files."""
-        leaves = self.inputs.abstracts[0]
+        leaves = self.inputs.first_leaves
         granularity = checkpoints.granularity(self.format, leaves)
         return partition(
             self.inputs.abstracts,
             self.recipe,
             self.budget,
             dtype=self.dtype,
+            first=self.inputs.place_of_first,
             granularity=granularity.__getitem__,
         )
 
 
-def run(job: Job, extra: Mapping[str, bytes]) -> None:
+def run(
+    job: Job, extra: Mapping[str, bytes], expected: Mapping[str, str] | None = None
+) -> None:
     """Merge, and publish the output with these files beside the weights.
 
     Stopped at any moment and called again with the same job, it goes on.
+
+    Args:
+      job: the merge.
+      extra: the files' contents by name.
+      expected: the digests that the leaves must have to be published.
 
     Raises:
       UserError: the inputs' values cannot be merged, the disk is full, or the output's
@@ -79,9 +88,14 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
     cut = job.partition()
     abstract = job.abstract(cut)
     described = processes.broadcast(
-        lambda: manifest.describe_inputs(job.inputs.names, job.inputs.sources)
+        lambda: manifest.describe_inputs(
+            job.inputs.names, job.inputs.sources, job.output
+        )
     )
+    before = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
     fingerprint = _fingerprint(job, cut, described)
+    # Where the files are may be said otherwise the next time.
+    fingerprint[STAMPS] = [when for _, *when in before]
     begun = checkpoints.create(
         job.output, job.format, abstract, shard_bytes=job.shard_bytes
     )
@@ -89,6 +103,8 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
         journal = Journal(writer.folder, fingerprint)
         try:
             found = _merge(job, cut, abstract, writer, journal)
+            _require_unchanged(before, job)
+            _require_expected(found, expected, writer.folder)
             record = _record(job, abstract, described, found)
             writer.finish({**extra, manifest.NAME: manifest.as_bytes(record)})
         except checkpoints.NotStored:
@@ -108,6 +124,30 @@ def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str
         progress.note("checking what was written")
         return journal.keep_digests(
             manifest.digests(_my_leaves(abstract), writer.read_into)
+        )
+
+
+def _require_unchanged(before: list, job: Job) -> None:
+    """Raise if an input was written to while it was merged."""
+    now = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
+    changed = [file for file, *_ in set(map(tuple, now)) - set(map(tuple, before))]
+    if changed:
+        raise UserError(
+            f"changed while they were merged: {listed(sorted(changed))}. Nothing was "
+            "published; leave the inputs alone, and start again."
+        )
+
+
+def _require_expected(
+    found: Mapping[str, str], expected: Mapping[str, str] | None, folder: str
+) -> None:
+    """Raise if a merge that was to be repeated gave other bytes."""
+    wrong = [p for p in found if expected is not None and found[p] != expected.get(p)]
+    if wrong or (expected is not None and expected.keys() != found.keys()):
+        raise UserError(
+            f"{len(wrong)} of {len(found)} leaves are not what the manifest records "
+            f"({listed(wrong)}): an input is not what it was, or another version"
+            f" computes otherwise. Nothing was published; {folder} holds the result."
         )
 
 
@@ -216,6 +256,7 @@ def _my_leaves(abstract: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [int(np.prod(a.shape)) * a.dtype.itemsize for a in abstract.values()]
     middles = np.cumsum(sizes) - np.array(sizes) / 2
     owner = (middles * processes.count() / max(sum(sizes), 1)).astype(int)
+    owner = np.minimum(owner, processes.count() - 1)  # of an empty leaf at the end
     mine = owner == processes.index()
     return {p: a for (p, a), own in zip(abstract.items(), mine, strict=True) if own}
 

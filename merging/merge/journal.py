@@ -9,6 +9,7 @@ goes on reads them back and holds them against it (`blocks.verified`).
 
 import json
 import threading
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
 
 FOLDER = ".merge"
+# Of what a merge depends on: when its inputs were changed last.
+STAMPS = "inputs' files"
+_MERGE = "merge.json"
 
 
 class Done(NamedTuple):
@@ -170,7 +174,7 @@ class Journal:
         return found
 
     def _begin(self, merge: Mapping[str, Any]) -> None:
-        path = self._folder / "merge.json"
+        path = self._folder / _MERGE
         with errors.writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -183,12 +187,23 @@ class Journal:
             for key in merge.keys() | before.keys()
             if merge.get(key) != before.get(key)
         )
-        if changed:
+        if changed == [STAMPS]:
+            self._begin_anew(merge)
+        elif changed:
             raise UserError(
                 f"{self._folder.parent} holds the unfinished output of another merge: "
                 f"{', '.join(changed)} differ. Delete that folder to start anew, give "
                 "the same settings to go on with it, or choose another output."
             )
+
+    def _begin_anew(self, merge: Mapping[str, Any]) -> None:
+        """Forget all that was done: of which bytes of the inputs, nobody can say."""
+        text = "the inputs were written to since this merge was stopped: it begins anew"
+        warnings.warn(f"{self._folder.parent}: {text}", stacklevel=2)
+        for kept in self._folder.iterdir():
+            if kept.name != _MERGE:
+                kept.unlink()
+        storage.write_json(self._folder / _MERGE, merge)
 
     def _append(self, name: str, record: Any) -> None:
         self._add(name, (json.dumps(record) + "\n").encode(), line=True)

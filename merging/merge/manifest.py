@@ -1,9 +1,11 @@
 """What a merge was made of, beside the weights: enough to check it and to repeat it."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from merging import checkpoints
 from merging.checkpoints import MissingCheckpoint, Source, open_checkpoint
 from merging.merge.inputs import Inputs
 from merging.runtime import tree
-from merging.runtime.errors import UserError
+from merging.runtime.errors import UserError, nearest
 from merging.runtime.revision import git_revision
 
 NAME = "manifest.json"
@@ -37,14 +40,22 @@ _SETTINGS: dict[str, Any] = {
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 
 
-def describe_inputs(names: Sequence[str], sources: Sequence[Source]) -> list[dict]:
-    """Return each input's name, place and files, with their sizes and digests."""
+def describe_inputs(
+    names: Sequence[str], sources: Sequence[Source], output: str
+) -> list[dict]:
+    """Return each input's name, place and files, with their sizes and digests.
+
+    Args:
+      names: the inputs'.
+      sources: the inputs.
+      output: the folder that the manifest will be in.
+    """
     with ThreadPoolExecutor(4) as threads:
         files = list(threads.map(lambda source: source.files(), sources))
     return [
         {
             "name": name,
-            "uri": source.uri,
+            "uri": _recorded(source.uri, output),
             "format": source.format,
             "files": [file._asdict() for file in found],
         }
@@ -53,7 +64,10 @@ def describe_inputs(names: Sequence[str], sources: Sequence[Source]) -> list[dic
 
 
 def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
-    """Return whether a finished output is that of these settings and models."""
+    """Return whether a finished output is that of these settings and models.
+
+    Not if a model's file was written to after the output was made.
+    """
     path = Path(output) / NAME
     if not path.is_file():
         return False
@@ -61,10 +75,70 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
         record = read(path)
     except UserError:  # a file of another kind
         return False
-    wanted = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps(as_recorded(settings, output)))
     if record["settings"] != wanted:
         return False
-    return record["inputs"] == describe_inputs(inputs.names, inputs.sources)
+    if record["inputs"] != describe_inputs(inputs.names, inputs.sources, output):
+        return False
+    made = path.stat().st_mtime_ns
+    return all(changed <= made for _, _, changed in stamps(inputs.sources))
+
+
+def in_place(
+    settings: Mapping[str, Any], folder: Path, inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a manifest's settings with its models' and files' places as of here.
+
+    Args:
+      settings: the manifest's.
+      folder: that it is in.
+      inputs: where models are now, by the experts' names; the base is ``base``.
+
+    Raises:
+      UserError: a name that no model has.
+    """
+    names = [*settings["experts"], *(["base"] if settings["base"] else [])]
+    for name in inputs.keys() - set(names):
+        raise nearest("input", name, names)
+    place = functools.partial(_placed, folder=folder)
+    found = _with_paths(settings, place)
+    found["experts"] |= {n: p for n, p in inputs.items() if n in found["experts"]}
+    if settings["base"]:
+        found["base"] = inputs.get("base", found["base"])
+    return found
+
+
+def as_recorded(settings: Mapping[str, Any], output: str) -> dict[str, Any]:
+    """Return a merge's settings with paths as the output's manifest has them."""
+    return _with_paths(settings, functools.partial(_recorded, output=output))
+
+
+def _with_paths(
+    settings: Mapping[str, Any], place: Callable[[str], str]
+) -> dict[str, Any]:
+    base, own = settings["base"], settings["method_file"]
+    chosen, experts = settings["auxiliary_files"], settings["experts"]
+    is_folder = chosen not in (None, "base", *experts)
+    return {
+        **settings,
+        "base": base and place(base),
+        "experts": {name: place(uri) for name, uri in experts.items()},
+        "auxiliary_files": place(chosen) if is_folder else chosen,
+        "method_file": own and own | {"path": place(own["path"])},
+    }
+
+
+def stamps(sources: Sequence[Source]) -> list[list]:
+    """Return [file, what its storage says of its last change] of all inputs.
+
+    Digests of places tell checkpoints apart without reading them; that a file did not
+    change between two moments is for its storage to say.
+    """
+    return [
+        [str(path), *checkpoints.changed_at(path)]
+        for source in sources
+        for path in source.paths().values()
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -176,3 +250,23 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
 def as_bytes(manifest: Mapping[str, Any]) -> bytes:
     """Return a manifest's file."""
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _recorded(uri: str, output: str) -> str:
+    """Return a path as a manifest in the folder `output` has it.
+
+    An absolute one as it is, and a relative one from there, whatever folder the merge
+    was started in: a folder of models and their merges can be moved as a whole.
+    """
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    folder, name = os.path.split(uri.rstrip("/"))
+    here = os.path.join(os.path.realpath(folder or "."), name)
+    return os.path.relpath(here, os.path.realpath(output))
+
+
+def _placed(uri: str, folder: str | Path) -> str:
+    """Return where the path is that a manifest in a folder has."""
+    if "://" in uri or os.path.isabs(uri):
+        return uri
+    return os.path.normpath(os.path.join(os.path.realpath(folder), uri))

@@ -50,7 +50,8 @@ def merge(
       donate: write over the base's buffers, which are deleted.
 
     Returns:
-      The merged parameters, with the base's structure, dtypes and shardings.
+      The merged parameters, with the base's structure, dtypes and shardings; without
+      a base, those of the first expert given.
 
     Raises:
       UserError: no experts, a wrong number of weights, models that differ in leaves or
@@ -99,7 +100,8 @@ class _Job(NamedTuple):
       copied: the integer and boolean leaves.
       cut: the float leaves' blocks.
       metadata: of each block.
-      leaves: {model's name: its float leaves}, the first one the result's template.
+      leaves: {model's name: its float leaves}.
+      first: the model whose dtypes and layout the result takes.
       base: θ₀, an array for each block, or Nones if it is not read.
       experts: θᵢ likewise.
       states: of the method's parts.
@@ -111,30 +113,33 @@ class _Job(NamedTuple):
     cut: Partition
     metadata: list[RowMetadata]
     leaves: dict[str, list[Array]]
+    first: str
     base: list[Array | None]
     experts: list[list[Array]]
     states: States
 
     @property
     def like(self) -> list[Array]:
-        """The base's (or else the first expert's) float leaves."""
-        return next(iter(self.leaves.values()))
+        """The base's (or else the first given expert's) float leaves."""
+        return self.leaves[self.first]
 
 
 def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> _Job:
     """Check the inputs, lay them out in blocks, and find the method's states."""
-    experts, method = _check_arguments(base, experts, method)
+    given, method = _check_arguments(base, experts, method)
+    first = "base" if base is not None else f"expert {next(iter(given))}"
+    experts = {name: given[name] for name in sorted(given)}
     models = {} if base is None else {"base": base}
     models |= {f"expert {name}": model for name, model in experts.items()}
     tree.require_same_structure(models)
     flat = {name: tree.flatten(model) for name, model in models.items()}
     checks.refuse_dtypes(flat)
-    template = next(iter(flat.values()))
+    template = flat[first]
     floats = sorted(p for p in template if tree.dtype_class(template[p]) == "float")
     copied = _copy_discrete(flat, [p for p in template if p not in set(floats)])
 
     leaves = {n: [_on_device(of[p]) for p in floats] for n, of in flat.items()}
-    like = next(iter(leaves.values()))
+    like = leaves[first]
     leaves = {n: _align(arrays, like) for n, arrays in leaves.items()}
     read = {n: of for n, of in leaves.items() if n != "base" or method.needs_base}
     working = [
@@ -155,7 +160,9 @@ def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> 
     answers = InMemoryAnswers(cut.blocks, metadata, start, ready, layout, every)
     states = find_states(group, list(experts), seed, answers)
     paths = list(template)
-    return _Job(method, paths, copied, cut, metadata, leaves, start, ready, states)
+    return _Job(
+        method, paths, copied, cut, metadata, leaves, first, start, ready, states
+    )
 
 
 def _apply(job: _Job, scale: float | None, donate: bool) -> dict[str, Any]:
@@ -205,8 +212,8 @@ def _check_arguments(
     """Refuse what is wrong before any work.
 
     Returns:
-      The experts in the order of their names, so that sums round alike whatever order
-      they came in, and the method with its numbers in that order.
+      The experts by name, and the method with its numbers in the order of the names:
+      sums then round alike whatever order the experts came in.
     """
     if not isinstance(method, Method):
         raise UserError(
@@ -223,7 +230,7 @@ def _check_arguments(
         raise UserError(f"{method.name} merges task vectors: it needs the base.")
     given, names = list(experts), sorted(experts)
     reordered = method.reordered([given.index(name) for name in names])
-    return {name: experts[name] for name in names}, reordered
+    return dict(experts), reordered
 
 
 def _copy_discrete(flat: Mapping[str, Mapping], paths: list[str]) -> dict[str, Array]:

@@ -260,6 +260,7 @@ def partition(
     budget: int,
     *,
     dtype: np.dtype | None = None,
+    first: int = 0,
     granularity: Callable[[str], int] = lambda path: 1,
 ) -> Partition:
     """Cut the leaves of a streamed merge into blocks.
@@ -269,26 +270,27 @@ def partition(
         all of one structure.
       recipe: the method for each float leaf; None takes it from the first model.
       budget: bytes of memory for blocks.
-      dtype: of the merged leaves; their first model's by default.
+      dtype: of the merged leaves; by default as in the model that has the say.
+      first: which model that is; the base if there is one.
       granularity: elements that the writer wants to get together, for each path.
 
     Raises:
       UserError: the budget is too small for one row or one chunk of a leaf.
     """
-    first = abstracts[0]
-    paths = tuple(sorted(first))
+    like = abstracts[first]
+    paths = tuple(sorted(like))
     kinds: dict[tuple, list[int]] = {}
     for i, path in enumerate(paths):
         read = tuple(np.dtype(of[path].dtype) for of in abstracts)
-        floating = tree.dtype_class(first[path]) == "float"
+        floating = tree.dtype_class(like[path]) == "float"
         method = recipe[path] if floating else None
         kept = floating and method is None
-        target = np.dtype(dtype) if dtype is not None and floating else read[0]
+        target = np.dtype(dtype) if dtype is not None and floating else read[first]
         key = (method, read[:1] if kept else read, target)
         kinds.setdefault(key, []).append(i)
     found = Partition(
         paths,
-        tuple(tuple(first[path].shape) for path in paths),
+        tuple(tuple(like[path].shape) for path in paths),
         tuple(Kind(m, tuple(of), r, d) for (m, r, d), of in kinds.items()),
         (),
     )

@@ -78,11 +78,12 @@ def merge_checkpoints(
       seed: of random masks. memory_budget: of all blocks in memory, such as ``"1GB"``.
       A method that sees whole
         matrices takes one of each model, should they need more.
-      dtype: of the merged leaves; the first model's if None.
-      format: ``safetensors`` or ``orbax``; the first model's if None.
+      dtype: of the merged leaves; the base's if None, or the first expert's where there
+        is no base.
+      format: ``safetensors`` or ``orbax``; likewise.
       shard_size: the most in one safetensors file.
       auxiliary_files: whose tokenizer and config to copy: ``base``, an expert's name
-        or a folder; the base's if None.
+        or a folder; the base's, or else the first expert's, if None.
 
     Returns:
       The output's path.
@@ -135,37 +136,51 @@ def _is_done(prepared: job.Job) -> bool:
     return processes.broadcast(look)
 
 
-def repeat(path: str | Path, output: str, **changes: Any) -> Path:
+def repeat(
+    path: str | Path,
+    output: str,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    memory_budget: str | int = "1GB",
+) -> Path:
     """Do the merge of a manifest again, into another folder: the same bytes.
 
     Args:
       path: the manifest.
       output: the folder to make.
-      changes: of what changes no bit: `memory_budget`.
+      inputs: where models are now that are not where the manifest has them, by the
+        experts' names; the base is ``base``.
+      memory_budget: of all blocks in memory; changes no bit.
 
     Raises:
-      UserError: an input has changed since, or the method was a Python value.
+      UserError: an input has changed since, or the method was a Python value; the
+        result has other bytes than the manifest records, and is not published.
     """
     record = manifest.read(path)
-    settings = dict(record["settings"])
+    settings = manifest.in_place(record["settings"], Path(path).parent, inputs or {})
     if settings["method"].startswith("Method("):
         raise UserError(f"{path}: its method was a Python value; repeat it in Python.")
     if own := settings["method_file"]:
         if methods.load_file(own["path"])[0] != own["sha256"]:
             raise UserError(f"{own['path']} is not what it was when this was merged.")
         settings["method_file"] = own["path"]
-    inputs = open_inputs(settings["base"], settings["experts"])
-    found = manifest.describe_inputs(inputs.names, inputs.sources)
+    prepared, extra = _prepare(output, memory_budget, **settings)
+    opened = prepared.inputs
+    found = manifest.describe_inputs(opened.names, opened.sources, output)
     if len(found) != len(record["inputs"]):
         raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
     changed = [
-        f"{old['uri']}"
+        new["name"]
         for old, new in zip(record["inputs"], found, strict=True)
         if old["files"] != new["files"]
     ]
     if changed:
         raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
-    return merge_checkpoints(output=output, **{**settings, **changes})
+    given = [source.uri for source in opened.sources]
+    processes.broadcast(lambda: checkpoints.require_free_output(output, given))
+    expected = {p: leaf["sha256"] for p, leaf in record["leaves"].items()}
+    job.run(prepared, extra, expected)
+    return Path(output)
 
 
 def run(config: Any, *, dry_run: bool = False) -> None:
@@ -267,7 +282,7 @@ def _prepare(
     method, own = _own_method(method, settings["method_file"])
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
-    target = format or inputs.sources[0].format
+    target = format or inputs.first.format
     settings |= {
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),
@@ -284,7 +299,7 @@ def _prepare(
         budget=storage.parse_size(memory_budget),
         dtype=None if dtype is None else np.dtype(_dtype(dtype)),
         shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
-        settings=settings,
+        settings=manifest.as_recorded(settings, output),
     )
     files = card.auxiliary_files(
         inputs, settings["auxiliary_files"], target, dtype, settings
@@ -315,7 +330,7 @@ def _recipe(
     inputs: Inputs, method: Method | str, leaf_rules: Sequence[str]
 ) -> dict[str, Method | None]:
     """Return the method of each float leaf, its numbers in the experts' order."""
-    leaves = inputs.abstracts[0]
+    leaves = inputs.first_leaves
     floats = {p: a for p, a in leaves.items() if tree.dtype_class(a) == "float"}
     chosen = rules.recipe(floats, method, leaf_rules)
     if inputs.base is None and any(m is None or m.needs_base for m in chosen.values()):

@@ -119,7 +119,7 @@ def of_merge(config: Any) -> Workload:
     if method is None:
         notes.append("leaves are merged by several rules: only the streamed merge")
     try:
-        decoder = open_model(job.inputs.sources[0].uri).config
+        decoder = open_model(job.inputs.first.uri).config
     except UserError as error:
         decoder = None
         notes.append(
@@ -127,12 +127,12 @@ def of_merge(config: Any) -> Workload:
             + str(error).splitlines()[0]
         )
     if decoder is not None:
-        stored = _stored_dtype(job.inputs.abstracts[0])
+        stored = _stored_dtype(job.inputs.first_leaves)
         both = {"dtype": stored, "param_dtype": stored}
         # Recomputed in the backward pass, as the family's large sizes are.
         decoder = dataclasses.replace(decoder, remat=True, **both)
     names = tuple(job.inputs.experts)
-    name = job.inputs.sources[0].uri
+    name = job.inputs.first.uri
     return Workload(name, decoder, method, names, job.partition(), tuple(notes))
 
 

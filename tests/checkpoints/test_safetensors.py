@@ -53,6 +53,9 @@ def entry(start, stop, shape=None, dtype="U8"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
+TWICE = f'{{"x": {json.dumps(entry(0, 1))}, "x": {json.dumps(entry(1, 2))}}}'.encode()
+
+
 def sharded(folder):
     """Write two shards and their index; return the index."""
     folder.mkdir(parents=True)
@@ -180,10 +183,9 @@ def test_auxiliary_files_are_plain_files_of_the_folder(tmp_path):
     for name in ("config.json", "tokenizer.json", "modeling_x.py", "pytorch_model.bin"):
         (folder / name).write_text("{}")
     (folder / "tokenizer_config.json").symlink_to(outside)
-    assert set(checkpoints.auxiliary_files(str(folder))) == {
-        "config.json",
-        "tokenizer.json",
-    }
+    with pytest.warns(UserWarning, match="tokenizer_config.json is a link to outside"):
+        found = checkpoints.auxiliary_files(str(folder))
+    assert set(found) == {"config.json", "tokenizer.json"}
 
 
 @pytest.mark.parametrize(
@@ -195,13 +197,21 @@ def test_auxiliary_files_are_plain_files_of_the_folder(tmp_path):
         ({"x": entry(0, 4)}, b"123456", None, "bytes, and its header speaks"),
         ({"x": entry(0, 4, [3])}, b"1234", None, "x has 4 bytes, its shape needs 3"),
         ({"x": entry(0, 4, [-4])}, b"1234", None, "entry of 'x' is malformed"),
-        ({"x": entry(0, 4, [2**62, 8])}, b"1234", None, "x has 4 bytes"),
+        ({"x": entry(0, 4, [2**52, 8])}, b"1234", None, "x has 4 bytes"),
+        ({"x": entry(0, 0, [0, 2**62])}, b"", None, "entry of 'x' is malformed"),
+        ({"x": entry(0, 1, [1] * 99)}, b"1", None, "entry of 'x' is malformed"),
+        ({"x\ud800": entry(0, 1)}, b"1", None, r"entry of 'x\\ud800' is malformed"),
+        ({"x\x1b[1m": entry(0, 1)}, b"1", None, "is malformed"),
         ({"x": {"dtype": "U8"}}, b"", None, "entry of 'x' is malformed"),
-        ({"x": [1]}, b"", None, "entry of 'x' is malformed"),
-        ([1, 2], b"", None, "no JSON object"),
-        (b"{nonsense", b"", None, "no JSON"),
-        (b'{"x": 1, "x": 2}', b"", None, "x given twice"),
-        (b"[" * 100_000, b"", None, "no JSON"),
+        ({"x": [1]}, b"", None, "no short object at 6"),
+        ([1, 2], b"", None, "header can't be read: no {"),
+        (b"{nonsense", b"", None, "header can't be read: no text at 1"),
+        (b"{}{}", b"", None, "something follows"),
+        (b'{"__metadata__": {}, "x": {', b"", None, "no short object at 26"),
+        (b'{"__metadata__": ]', b"", None, "no value at 17"),
+        (TWICE, b"12", None, "'x' given twice"),
+        (b"[" * 100_000, b"", None, "header can't be read"),
+        (b'{"x": {"shape":' + b"[" * 4000 + b"}}", b"", None, "header can't be read"),
         ({}, b"", 2**62, "header of .* does not fit"),
     ],
 )

@@ -132,12 +132,7 @@ def fitted(
         if dtypes:
             result[path] = leaf._replace(dtype=np.dtype(min(dtypes, key=str)))
     if lines:
-        advice = ""
-        if extra == ["lm_head.weight"]:
-            advice = "\nconfig.json ties the output to the embedding: remove lm_head."
         raise UserError(
-            "the tensors are not those of config.json's model:\n  "
-            + "\n  ".join(lines)
-            + advice
+            "the tensors are not those of config.json's model:\n  " + "\n  ".join(lines)
         )
     return result

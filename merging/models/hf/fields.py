@@ -1,6 +1,6 @@
 """The config.json of a checkpoint, read as something a stranger wrote."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +9,8 @@ from merging.runtime.errors import UserError
 
 # No model is larger; a number beyond is a mistake or a trap.
 _LARGEST_SIZE, _MOST_LAYERS = 2**31 - 1, 10_000
+_LARGEST_NUMBER = sys.float_info.max  # beyond, a whole number becomes no float
+_LONGEST_FAULT = 300
 
 
 class Fields:
@@ -27,8 +29,9 @@ class Fields:
         self.faults: list[str] = []
 
     def wrong(self, fault: str) -> None:
-        """Note a fault."""
-        self.faults.append(fault)
+        """Note a fault; of a long one, the beginning."""
+        cut = fault[:_LONGEST_FAULT]
+        self.faults.append(fault if cut == fault else f"{cut} …")
 
     def require_sound(self, model: str) -> None:
         """Raise one UserError with all faults, if there are any."""
@@ -56,7 +59,7 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return default
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value <= _LARGEST_NUMBER:
             self.wrong(f"{name} = {value!r} is no positive number")
             return default
         return float(value)
@@ -106,8 +109,9 @@ class Fields:
         if kinds is None:
             return default if any(default) else ()
         known = {"sliding_attention": True, "full_attention": False}
-        if not isinstance(kinds, list) or not all(map(known.__contains__, kinds)):
-            self.wrong(f"layer_types = {kinds!r}: each must be one of {list(known)}")
+        # Compared, not looked up: a stranger's list may hold what has no hash.
+        if not isinstance(kinds, list) or any(kind not in [*known] for kind in kinds):
+            self.wrong(f"layer_types: each must be one of {list(known)}, not {kinds!r}")
             return ()
         local = tuple(known[kind] for kind in kinds)
         return local if any(local) else ()

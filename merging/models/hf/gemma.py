@@ -49,10 +49,9 @@ def _gemma2(fields: Fields) -> dict[str, Any]:
 
 
 def _gemma3(fields: Fields) -> dict[str, Any]:
-    caps = {
-        "attention_softcap": _cap(fields, "attn_logit_softcapping", None),
-        "logit_softcap": _cap(fields, "final_logit_softcapping", None),
-    }
+    # The released ones have null here, and transformers caps nothing whatever it says.
+    fields.only("attn_logit_softcapping", None, None)
+    caps = {"logit_softcap": _cap(fields, "final_logit_softcapping", None)}
     turning = rope_by_layer(fields, 1_000_000.0, 10_000.0)
     every = fields.size("sliding_window_pattern", 6)
     return {**_decoder(fields, every), **caps, **turning, "qk_norm": True}

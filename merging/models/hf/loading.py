@@ -1,7 +1,6 @@
 """A model from a folder: its config.json, and its weights in either layout."""
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from merging.models.hf.layout import gather
 from merging.models.hf.own import describe
 from merging.models.hf.registry import read_config
 from merging.models.partition_rules import partition_rules
-from merging.runtime import sharding, tree
+from merging.runtime import sharding, storage, tree
 from merging.runtime.errors import UserError, nearest
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -73,6 +72,7 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     uri = os.fspath(uri)
     source = checkpoints.open_checkpoint(uri)
     family, config = read_config(_config_of(described or uri))
+    _require_tied(source, config)
     table, found = leaves(family, config), tree.flatten(source.abstract)
     stored = _stored(found, config)
     if stored is None:
@@ -109,16 +109,13 @@ def auxiliary_files(model: Model, folder: str | None = None) -> dict[str, bytes]
     source = model.source
     if folder is None and isinstance(source, GgufSource):
         return {CONFIG: source.described()} | source.tokenizer_files()
-    found = checkpoints.auxiliary_files(folder or source.uri)
-    return {name: path.read_bytes() for name, path in found.items()}
+    return checkpoints.read_auxiliary_files(folder or source.uri)
 
 
 def identity(model: Model) -> str:
-    """Return a hash of a checkpoint's config.json and its files, weights sampled."""
-    described = hashlib.sha256(_config_of(model.source.uri))
-    for file in sorted(model.source.files()):
-        described.update(repr(tuple(file)).encode())
-    return described.hexdigest()[:16]
+    """Return a hash of a checkpoint's config.json and of every byte of its files."""
+    files = checkpoints.content(model.source)
+    return storage.digest(_config_of(model.source.uri), files)
 
 
 def files_of_trained(
@@ -136,9 +133,9 @@ def files_of_trained(
       tokenizer: the files of the one that was trained with.
       eos_id: its end mark, for a family's config.
     """
-    found = checkpoints.auxiliary_files(start) if start else {}
-    kept = (CONFIG, GENERATION) if tokenizer else found
-    files = {n: path.read_bytes() for n, path in found.items() if n in kept}
+    files = checkpoints.read_auxiliary_files(start) if start else {}
+    if tokenizer:
+        files = {n: files[n] for n in (CONFIG, GENERATION) if n in files}
     return {CONFIG: describe(config, eos_id).encode()} | files | dict(tokenizer)
 
 
@@ -188,13 +185,27 @@ def load(
 
 
 def _config_of(folder: str) -> bytes:
-    files = checkpoints.auxiliary_files(folder)
+    files = checkpoints.read_auxiliary_files(folder)
     if CONFIG not in files:
         raise UserError(
             f"{folder} holds no {CONFIG}, which says what model it is; name a folder "
             "of the same model that does (auxiliary_files)."
         )
-    return files[CONFIG].read_bytes()
+    return files[CONFIG]
+
+
+def _require_tied(source: Source, config: DecoderConfig) -> None:
+    """Leave out output weights that repeat the embedding, where they are to be tied."""
+    head = checkpoints.stored_head(source)
+    if head is None or not config.tied_embeddings:
+        return
+    if not checkpoints.repeats_embedding(source):
+        raise UserError(
+            f"{source.uri}: {CONFIG} ties the output to the embedding, but {head} holds"
+            " other weights. If they are the model's, set tie_word_embeddings to false "
+            f"in {CONFIG}; if not, save the model without them."
+        )
+    checkpoints.forget_head(source)
 
 
 def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):

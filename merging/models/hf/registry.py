@@ -15,6 +15,7 @@ from merging.models.hf.qwen import QWEN2, QWEN3
 from merging.runtime.errors import UserError, nearest
 
 _ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PALM, TINY)
+_LONGEST_NAME = 100  # of an unknown architecture, in a message
 FAMILIES = {family.architecture: family for family in _ALL}
 
 
@@ -53,6 +54,6 @@ def _family(values: Mapping[str, Any]) -> Family:
             + "."
         )
     if named[0] not in FAMILIES:
-        known = nearest("architecture", named[0], FAMILIES)
+        known = nearest("architecture", named[0][:_LONGEST_NAME], FAMILIES)
         raise UserError(f"{known} Only `merging merge` needs none: it merges any.")
     return FAMILIES[named[0]]

@@ -1,0 +1,99 @@
+"""What a checkpoint's bytes are, every one of them; each file is hashed once.
+
+A digest of a file is kept in the user's cache, under all that its file system says of
+it: where it is, its size, and when it or its entry was changed last.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from merging.checkpoints.files import RangeFile, is_remote, reading
+from merging.checkpoints.source import Source
+from merging.runtime import storage
+from merging.runtime.errors import UserError
+
+_PART = 2**23
+_THREADS = 4
+# A file may be written again within one tick of its clock.
+_SETTLED_NS = 2 * 10**9
+
+
+def content(source: Source) -> dict[str, str]:
+    """Return {file: SHA-256 of all its bytes} of a checkpoint.
+
+    Raises:
+      UserError: a file was changed meanwhile.
+      CorruptCheckpoint: one can't be read.
+    """
+    paths = source.paths()
+    with concurrent.futures.ThreadPoolExecutor(_THREADS, "digest") as threads:
+        return dict(zip(paths, threads.map(of_file, paths.values()), strict=True))
+
+
+def of_file(path: epath.Path) -> str:
+    """Return the SHA-256 of a file, from the user's cache if it was hashed before."""
+    before = changed_at(path)
+    place = _cache() / storage.digest(*_name(path), *before, length=32)
+    if kept := _kept(place):
+        return kept
+    found = _hash(RangeFile(path))
+    if changed_at(path) != before:
+        raise UserError(f"{path} was changed while it was being read; start again.")
+    if not is_remote(path) and time.time_ns() - before[1] > _SETTLED_NS:
+        try:
+            storage.write_bytes(place, found.encode())
+        except UserError:  # no place to keep it: it is hashed again the next time
+            pass
+    return found
+
+
+def changed_at(path: epath.Path) -> tuple[int, int]:
+    """Return a file's size and when it was changed last, in ns if its storage has it.
+
+    Raises:
+      CorruptCheckpoint: it can't be found any more.
+    """
+    with reading(path):
+        if not is_remote(path):
+            found = os.stat(path)
+            return found.st_size, found.st_mtime_ns
+        found = path.stat()
+        return found.length, int(found.mtime or 0)
+
+
+def _name(path: epath.Path) -> list[str | int]:
+    """Return what else a digest is kept under: of a local file, its entry on disk."""
+    if is_remote(path):
+        return [os.fspath(path)]
+    found = os.stat(path)
+    # A program can set when a file was modified; not when its entry was changed.
+    return [os.path.abspath(path), found.st_dev, found.st_ino, found.st_ctime_ns]
+
+
+def _hash(file: RangeFile) -> str:
+    buffer, found = np.empty(min(_PART, max(file.size, 1)), np.uint8), hashlib.sha256()
+    for at in range(0, file.size, _PART):
+        part = buffer[: min(_PART, file.size - at)]
+        file.read_into(at, part, file.path.name)
+        found.update(part)
+    return found.hexdigest()
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "merging" / "digests"
+
+
+def _kept(place: Path) -> str | None:
+    try:
+        text = place.read_text()
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None

@@ -1,0 +1,239 @@
+"""Files of a checkpoint, local or in an object store, read as a stranger's.
+
+A name stays in its folder, and only regular files are opened: a FIFO would never end,
+and a device answers to being read. Of however many files, a few are open at a time.
+"""
+
+import collections
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from merging.checkpoints.errors import CorruptCheckpoint
+from merging.runtime.errors import UserError
+
+# Of 65 models in shards of 5 GB a block reads 65 files; systems allow 256 or more.
+MOST_OPEN = 128
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class Stamp(NamedTuple):
+    """What changes when a local file does, as far as its file system tells."""
+
+    inode: int
+    size: int
+    modified: int
+
+
+class RangeFile:
+    """A file to read ranges of, from any thread.
+
+    Args:
+      path: local, or an object store's.
+
+    Raises:
+      UserError: it is no regular file.
+      CorruptCheckpoint: the system can't read it.
+    """
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        self._stamp = None if is_remote(path) else stamp(path)
+        self.size = size(path)
+
+    def __del__(self):
+        if getattr(self, "_stamp", None) is not None:
+            _OPEN.close(os.fspath(self.path), self._stamp)
+
+    def read(self, at: int, length: int) -> bytes:
+        """Return bytes; fewer at the file's end."""
+        with reading(self.path):
+            if self._stamp is not None:
+                with _OPEN.descriptor(os.fspath(self.path), self._stamp) as descriptor:
+                    return os.pread(descriptor, length, at)
+            with self.path.open("rb") as file:
+                file.seek(at)
+                return file.read(length)
+
+    def read_into(self, at: int, out: np.ndarray, leaf: str) -> None:
+        """Fill `out`, bytes, from position `at`; the leaf is named if that fails."""
+        done = 0
+        with reading(self.path, leaf), contextlib.ExitStack() as stack:
+            descriptor = None
+            if self._stamp is not None:
+                opened = _OPEN.descriptor(os.fspath(self.path), self._stamp)
+                descriptor = stack.enter_context(opened)
+            while done < len(out):
+                if descriptor is not None:
+                    got = os.preadv(descriptor, [out[done:]], at + done)
+                else:
+                    part = self.read(at + done, len(out) - done)
+                    got = len(part)
+                    out[done : done + got] = np.frombuffer(part, np.uint8)
+                if not got:
+                    raise CorruptCheckpoint(
+                        self.path, f"{leaf} ends {len(out) - done} bytes too early"
+                    )
+                done += got
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether this names something in an object store."""
+    return "://" in os.fspath(path)
+
+
+def stamp(path: str | os.PathLike) -> Stamp:
+    """Return a local file's stamp, without opening it.
+
+    Raises:
+      UserError: it is no regular file.
+      CorruptCheckpoint: there is none, or the system can't tell.
+    """
+    with reading(path):
+        return _stamp(path, os.stat(path))
+
+
+def size(path: epath.Path) -> int:
+    """Return a file's bytes, without opening it; raises as `stamp`."""
+    if not is_remote(path):
+        return stamp(path).size
+    with reading(path):
+        return path.stat().length
+
+
+def read_small(path: epath.Path, most: int) -> bytes:
+    """Return a whole file.
+
+    Raises:
+      UserError: it is no regular file.
+      CorruptCheckpoint: it has more bytes than that, or the system can't read it.
+    """
+    file = RangeFile(path)
+    if file.size > most:
+        raise CorruptCheckpoint(path, f"its {file.size} bytes are more than any has")
+    return file.read(0, file.size)
+
+
+def lies_in(folder: epath.Path, name: str) -> bool:
+    """Return whether `name`, or `sub/name`, is a file's in this very folder.
+
+    A link may lead elsewhere only as the Hugging Face cache has it: its snapshots
+    link into `blobs` of the same cache entry.
+    """
+    parts = name.split("/")
+    if len(parts) > 2 or not all(map(_is_plain, parts)):
+        return False
+    if is_remote(folder):
+        return True
+    here = Path(folder).resolve()
+    blobs = here.parent.parent / "blobs" if here.parent.name == "snapshots" else None
+    return (here / name).resolve().parent in ((here / name).parent, blobs)
+
+
+@contextlib.contextmanager
+def reading(path: object, leaf: str = "") -> Iterator[None]:
+    """Name the file (and leaf) that the system could not read."""
+    try:
+        yield
+    except (PermissionError, UserError):
+        raise
+    except OSError as error:
+        of = f" while reading {leaf}" if leaf else ""
+        raise CorruptCheckpoint(path, f"{error.strerror or error}{of}") from error
+
+
+class _Descriptor:
+    """An open file, and how many threads are reading it."""
+
+    def __init__(self, number: int):
+        self.number, self.readers, self.closing = number, 0, False
+
+
+class _OpenFiles:
+    """Descriptors for reading; of those that nobody reads, the latest used are kept."""
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.RLock()
+        self._open: collections.OrderedDict[tuple[str, Stamp], _Descriptor]
+        self._open = collections.OrderedDict()
+
+    @contextlib.contextmanager
+    def descriptor(self, path: str, expected: Stamp) -> Iterator[int]:
+        """Yield a file's descriptor, valid within the context.
+
+        Raises:
+          UserError: it is not the file that it was.
+        """
+        key = path, expected
+        with self._lock:
+            found = self._open.pop(key, None)
+            found = found or _Descriptor(_open_regular(path, expected))
+            found.readers += 1
+            self._open[key] = found  # the latest used
+            for old in list(self._open)[: max(len(self._open) - self._most, 0)]:
+                self.close(*old)
+        try:
+            yield found.number
+        finally:
+            with self._lock:
+                found.readers -= 1
+                if found.closing and not found.readers:
+                    os.close(found.number)
+
+    def close(self, path: str, expected: Stamp) -> None:
+        """Close a file as soon as nobody reads it; it is opened again when needed."""
+        with self._lock:
+            found = self._open.pop((path, expected), None)
+            if found is not None:
+                found.closing = True
+                if not found.readers:
+                    os.close(found.number)
+
+
+_OPEN = _OpenFiles(MOST_OPEN)
+
+
+def _open_regular(path: str, expected: Stamp) -> int:
+    stamp(path)  # opening a device may do something
+    # A FIFO that has taken the file's place since must not keep us waiting.
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if _stamp(path, os.fstat(number)) != expected:
+            raise UserError(
+                f"{path} was changed while it was being read; leave it alone, and "
+                "start again."
+            )
+    except BaseException:
+        os.close(number)
+        raise
+    return number
+
+
+def _stamp(path: str | os.PathLike, found: os.stat_result) -> Stamp:
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != stat.S_IFREG:
+        what = _KINDS.get(kind, "something else")
+        raise UserError(f"{os.fspath(path)} is {what}, not a file.")
+    return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _is_plain(name: str) -> bool:
+    return (
+        bool(name)
+        and name not in (".", "..")
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )

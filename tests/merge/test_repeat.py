@@ -1,0 +1,150 @@
+"""A merge that is repeated from its manifest, wherever that is read, and its proof."""
+
+import json
+import os
+import shutil
+
+import models
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from merging import UserError, checkpoints, methods
+from merging.cli import main as command_line
+from merging.merge import job, manifest
+from merging.merge import streamed as stream
+
+SIZE = 3_000_000
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a base and two experts in it, and the working directory."""
+    for number, name in enumerate(("base", "e1", "e2")):
+        rng = np.random.default_rng(number)
+        models.save(tmp_path / name, {"w": rng.normal(size=SIZE).astype(np.float32)})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def merge(output="out", **settings):
+    given = {"base": "base", "experts": ["e1", "e2"], "method": "ties()"} | settings
+    return stream.merge_checkpoints(output=output, **given)
+
+
+def described(name):
+    source = checkpoints.open_checkpoint(name)
+    return manifest.describe_inputs([name], [source], "out")
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")["w"].tobytes()
+
+
+def test_a_manifest_is_repeated_from_any_folder(place, tmp_path, monkeypatch):
+    merge()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = stream.repeat("../out/manifest.json", "again")
+    assert weights(again) == weights(place / "out")
+    # What is made elsewhere records its inputs as they are seen from there.
+    assert stream.repeat("again/manifest.json", "third").is_dir()
+
+
+def test_models_and_merges_may_be_moved_together(place, tmp_path_factory):
+    merge()
+    there = tmp_path_factory.mktemp("there") / "moved"
+    shutil.move(place, there)
+    again = stream.repeat(there / "out" / "manifest.json", str(there / "again"))
+    assert weights(again) == weights(there / "out")
+    place.mkdir()
+
+
+def test_models_that_are_elsewhere_can_be_named(place, capsys):
+    merge()
+    (place / "e2").rename(place / "moved")
+    (place / "base").rename(place / "start")
+    command = ["merge", "--manifest", "out/manifest.json", "--output", "again"]
+    assert command_line.main(command) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    assert command_line.main([*command, "--inputs", "base=start,nobody=moved"]) == 2
+    assert "unknown input 'nobody'" in capsys.readouterr().err
+    assert command_line.main([*command, "--inputs", "base=start,e2"]) == 2
+    assert "--inputs e2: write NAME=PATH" in capsys.readouterr().err
+    assert command_line.main([*command, "--inputs", "base=start,e2=moved"]) == 0
+    assert weights(place / "again") == weights(place / "out")
+
+
+def test_a_change_between_the_places_of_the_digest_is_seen(place):
+    merge()
+    path = place / "e1" / "model.safetensors"
+    leaves = load_file(path)
+    leaves["w"][1_030_000:1_180_000] += 1
+    before = described("e1")
+    save_file(leaves, path, metadata={"format": "pt"})
+    assert before == described("e1")  # as the digests of places have it
+    with pytest.raises(UserError, match="1 of 1 leaves are not .* records .w.") as told:
+        stream.repeat("out/manifest.json", "again")
+    assert "again.partial holds the result" in str(told.value)
+    assert not (place / "again").exists()
+
+
+def test_an_input_that_is_written_to_meanwhile_publishes_nothing(place, monkeypatch):
+    original = job._merge
+
+    def merge_and_change(*arguments):
+        found = original(*arguments)
+        os.utime(place / "e2" / "model.safetensors", ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(job, "_merge", merge_and_change)
+    with pytest.raises(UserError, match="changed while they were merged: .*e2/model"):
+        merge()
+    assert not (place / "out").exists()
+
+
+def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(place, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_settle_majority", stop)
+        with pytest.raises(KeyboardInterrupt):
+            merge()
+    path = place / "e1" / "model.safetensors"
+    leaves, before = load_file(path), described("e1")
+    leaves["w"][1_030_000:1_180_000] += 1
+    save_file(leaves, path, metadata={"format": "pt"})
+    assert before == described("e1")
+    with pytest.warns(UserWarning, match="out.partial: .* it begins anew"):
+        merge()
+    merge("fresh")
+    assert weights(place / "out") == weights(place / "fresh")
+
+
+def test_the_manifest_says_where_everything_was(place):
+    merge(auxiliary_files="./e2", experts={"a": "e1", "b": str(place / "e2")})
+    found = json.loads((place / "out" / "manifest.json").read_text())
+    assert found["settings"]["base"] == "../base"
+    assert found["settings"]["experts"] == {"a": "../e1", "b": str(place / "e2")}
+    assert found["settings"]["auxiliary_files"] == "../e2"
+    assert [model["uri"] for model in found["inputs"]] == [
+        "../base",
+        "../e1",
+        str(place / "e2"),
+    ]
+    assert stream.repeat("out/manifest.json", "again").is_dir()
+
+
+def test_a_method_of_ones_own_is_found_again(place):
+    (place / "mine.py").write_text(
+        "from merging import methods\n"
+        "@methods.register('mine_again')\n"
+        "def mine_again(scale=0.5):\n"
+        "    return methods.task_arithmetic(scale)\n"
+    )
+    merge(method="", method_file="mine.py")
+    os.chdir(place / "e1")
+    again = stream.repeat(place / "out" / "manifest.json", str(place / "again"))
+    assert weights(again) == weights(place / "out")
+    assert methods.get("mine_again") is not None
