@@ -10,8 +10,8 @@ from merging.checkpoints.errors import (
 )
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
 from merging.checkpoints.gguf import is_gguf
-from merging.checkpoints.names import tensor_names
-from merging.checkpoints.safetensors import auxiliary_files
+from merging.checkpoints.location import auxiliary_files, split
+from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.writer import Writer, require_free_output
 
@@ -33,9 +33,10 @@ __all__ = [
     "is_gguf",
     "open_checkpoint",
     "require_free_output",
+    "require_tensor_names",
     "restore",
     "save",
-    "tensor_names",
+    "split",
 ]
 
 

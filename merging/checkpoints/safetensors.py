@@ -56,6 +56,7 @@ class SafetensorsSource:
     """
 
     format = "safetensors"
+    skeleton = None
 
     def __init__(self, uri: str):
         self.uri = uri

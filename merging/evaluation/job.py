@@ -71,7 +71,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
     """
     uri = os.fspath(uri)
     found, files = hf.open_model(uri), checkpoints.auxiliary_files(uri)
-    own = any(name in _TOKENIZERS or name.endswith(".model") for name in files)
+    own = [p for n, p in files.items() if n in _TOKENIZERS or n.endswith(".model")]
     return Model(
         config=found.config,
         parameters=models.parameter_count(found.config),
@@ -79,7 +79,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
         uri=uri,
         family=found.family.name,
         identity=hf.identity(found),
-        tokenizer=tokenizer or (uri if own else ""),
+        tokenizer=tokenizer or (os.fspath(own[0].parent) if own else ""),
     )
 
 

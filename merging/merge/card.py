@@ -23,7 +23,7 @@ def auxiliary_files(
     Args:
       inputs: the models.
       chosen: whose to copy: `base`, an expert's name, or a folder; None is the base.
-      target: the output's format; a model card is written for safetensors.
+      target: the output's format, for the model card.
       dtype: of the merged leaves, for the config; None leaves it as it is.
       settings: of the merge, for the card.
 
@@ -44,16 +44,17 @@ def auxiliary_files(
     files = {n: p.read_bytes() for n, p in checkpoints.auxiliary_files(uri).items()}
     if dtype is not None and "config.json" in files:
         files["config.json"] = _with_dtype(files["config.json"], dtype)
-    if target == "safetensors":
-        files[CARD] = model_card(settings).encode()
+    files[CARD] = model_card(settings, target).encode()
     return files
 
 
-def model_card(settings: Mapping[str, Any]) -> str:
+def model_card(settings: Mapping[str, Any], target: str) -> str:
     """Return a model card in the Hugging Face hub's convention."""
     base, experts = settings["base"], settings["experts"]
     models = [*([base] if base else []), *experts.values()]
-    front = ["---", "library_name: transformers", "tags:", "- merge", "- model-merging"]
+    # Which library opens it: transformers reads no Orbax.
+    library = ["library_name: transformers"] if target == "safetensors" else []
+    front = ["---", *library, "tags:", "- merge", "- model-merging"]
     front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]

@@ -83,7 +83,11 @@ def run(job: Job, extra: Mapping[str, bytes]) -> None:
     )
     fingerprint = _fingerprint(job, cut, described)
     begun = checkpoints.create(
-        job.output, job.format, abstract, shard_bytes=job.shard_bytes
+        job.output,
+        job.format,
+        abstract,
+        shard_bytes=job.shard_bytes,
+        skeleton=job.inputs.sources[0].skeleton,
     )
     with begun as writer:
         journal = Journal(writer.folder, fingerprint)

@@ -213,6 +213,8 @@ def _prepare(
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
     target = format or inputs.sources[0].format
+    if target == "safetensors":
+        checkpoints.require_tensor_names(inputs.abstracts[0])
     settings |= {
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),

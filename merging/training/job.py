@@ -33,6 +33,7 @@ from merging import checkpoints, models, tasks
 from merging.models import hf as families
 from merging.runtime import config as configs
 from merging.runtime import processes, sharding, storage, tree, workdir
+from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
 from merging.training.batches import Examples, Source
@@ -256,7 +257,12 @@ def _start(
         if dtype:
             decoder = dataclasses.replace(decoder, param_dtype=dtype)
         if start:
-            params = checkpoints.restore(start, _like(decoder, mesh))
+            source = checkpoints.open_checkpoint(start)
+            if source.format != "orbax":
+                raise UserError(
+                    f"{start} holds no {families.CONFIG}, which says what model it is."
+                )
+            params = source.restore(_like(decoder, mesh))
         else:
             params = models.init(decoder, values["seed"], mesh)
     return dataclasses.replace(decoder, bos_id=suite.tokenizer.bos_id), params
