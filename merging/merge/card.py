@@ -23,7 +23,7 @@ def auxiliary_files(
     Args:
       inputs: the models.
       chosen: whose to copy: `base`, an expert's name, or a folder; None is the base.
-      target: the output's format, for the model card.
+      target: the output's format, for the card.
       dtype: of the merged leaves, for the config; None leaves it as it is.
       settings: of the merge, for the card.
 
@@ -44,13 +44,14 @@ def auxiliary_files(
     files = {n: p.read_bytes() for n, p in checkpoints.auxiliary_files(uri).items()}
     if dtype is not None and "config.json" in files:
         files["config.json"] = _with_dtype(files["config.json"], dtype)
-    files[CARD] = model_card(settings, target).encode()
+    files[CARD] = model_card(inputs, settings, target).encode()
     return files
 
 
-def model_card(settings: Mapping[str, Any], target: str) -> str:
+def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     """Return a model card in the Hugging Face hub's convention."""
-    base, experts = settings["base"], settings["experts"]
+    base = inputs.base.uri if inputs.base else None
+    experts = {name: source.uri for name, source in inputs.experts.items()}
     models = [*([base] if base else []), *experts.values()]
     # Which library opens it: transformers reads no Orbax.
     library = ["library_name: transformers"] if target == "safetensors" else []

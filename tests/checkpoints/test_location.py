@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-import stock
+import stock_orbax as stock
 from flax import serialization
 
 from merging import UserError, checkpoints
