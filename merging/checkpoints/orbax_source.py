@@ -70,7 +70,9 @@ class OrbaxSource:
         self.uri, self._root = location.uri, location.folder
         trees = _committed_trees(location)
         _require_inside(self._root)
-        item, listed = _choose(trees, location, whole)
+        item, listed, taken = _choose(trees, location, whole)
+        # Opened under its name again, it is the same part without a question.
+        self.uri += f"#{taken}" if taken else ""
         with errors.reading(self.uri):
             arrays = [entry for entry in listed.entries if entry.is_array]
             opened = {
@@ -244,11 +246,14 @@ def _committed_trees(location: Location) -> list[epath.Path]:
 
 def _choose(
     trees: list[epath.Path], location: Location, whole: bool
-) -> tuple[epath.Path, Listed]:
-    """Return the folder of the tree, and its list, cut to what was asked for."""
+) -> tuple[epath.Path, Listed, str]:
+    """Return the folder of the tree, its list cut to what is read, and what was taken.
+
+    The latter are the keys of the weights' subtree, where none was asked for.
+    """
     named = {place.name: place for place in trees}
     uri, asked = location.uri, location.subtree
-    place, beside = trees[0], list[str]()
+    place, beside, taken = trees[0], list[str](), list[str]()
     if len(trees) > 1:
         first, _, rest = asked.partition("/")
         if asked and first not in named:
@@ -259,7 +264,8 @@ def _choose(
                 f"({', '.join(named)})."
             )
         place, asked = named[first or orbax_tree.PARAMS], rest
-        beside = [] if first else sorted(named.keys() - {place.name})
+        if not first:
+            taken, beside = [place.name], sorted(named.keys() - {place.name})
     with errors.reading(uri):
         listed = orbax_tree.read(place)
     entries = listed.entries
@@ -271,13 +277,14 @@ def _choose(
     elif not whole and not location.subtree:
         keys, left = orbax_tree.weights(entries, uri)
         entries, beside = orbax_tree.below(entries, keys), beside + left
+        taken += keys
     if beside:
         warnings.warn(
             f"{uri} is a training's state: its params are taken, and "
             f"{', '.join(beside)} left out. Name {uri}#KEYS for another part.",
             stacklevel=4,
         )
-    return place, listed._replace(entries=entries)
+    return place, listed._replace(entries=entries), "/".join(taken)
 
 
 def _require_inside(root: epath.Path) -> None:

@@ -71,6 +71,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
     """
     uri = os.fspath(uri)
     found, files = hf.open_model(uri), checkpoints.auxiliary_files(uri)
+    uri = found.source.uri  # of a run's folder, the step that was taken
     own = [p for n, p in files.items() if n in _TOKENIZERS or n.endswith(".model")]
     return Model(
         config=found.config,

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -51,6 +52,18 @@ def test_of_a_training_the_params_are_taken_and_the_rest_is_named(tmp_path, save
     with pytest.warns(UserWarning, match=r"params are taken, and .*opt_state, step"):
         found = read(path)
     assert_weights(found, stock.params())
+
+
+@pytest.mark.parametrize("save", [stock.standard, stock.one_run, stock.run_of_items])
+def test_what_was_taken_has_a_name_under_which_it_is_taken_again(tmp_path, save):
+    path = save(tmp_path / "saved", stock.state())
+    with pytest.warns(UserWarning, match="params are taken"):
+        name = checkpoints.open_checkpoint(path).uri
+    assert name.endswith("#params")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_weights(read(name), stock.params())
+        assert checkpoints.open_checkpoint(name).uri == name
 
 
 @pytest.mark.filterwarnings("error")
