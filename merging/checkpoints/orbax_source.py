@@ -9,8 +9,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from merging.checkpoints import errors, orbax_tree
+from merging.checkpoints import errors, orbax_files, orbax_tree
 from merging.checkpoints.location import (
     COMMITTED,
     TREE,
@@ -29,12 +28,11 @@ from merging.checkpoints.location import (
 )
 from merging.checkpoints.orbax_tree import Entry, Listed
 from merging.checkpoints.ranges import boxes
-from merging.checkpoints.source import SourceFile, sampled_digest
+from merging.checkpoints.source import SourceFile
 from merging.runtime import tree
 from merging.runtime.errors import UserError, nearest
 
 CHECKSUMS = "crc32"
-_DRIVERS = {"gs": "gcs", "s3": "s3"}
 
 
 def context() -> ts.Context:
@@ -69,7 +67,7 @@ class OrbaxSource:
     def __init__(self, location: Location, *, whole: bool = False):
         self.uri, self._root = location.uri, location.folder
         trees = _committed_trees(location)
-        _require_inside(self._root)
+        orbax_files.require_inside(self._root)
         item, listed, taken = _choose(trees, location, whole)
         # Opened under its name again, it is the same part without a question.
         self.uri += f"#{taken}" if taken else ""
@@ -82,6 +80,8 @@ class OrbaxSource:
                 for entry in arrays
             }
             self.skeleton = orbax_tree.containers(listed.entries)
+        if not arrays:
+            raise UserError(f"{self.uri} holds no arrays.")
         self._stored = {entry.path: "/".join(entry.stored) for entry in arrays}
         self._arrays = {}
         for path, future in opened.items():
@@ -168,12 +168,7 @@ class OrbaxSource:
 
     def files(self) -> list[SourceFile]:
         """Return all files with sizes and sampled digests, in order of their names."""
-        found = []
-        for path in sorted(_files_in(self._root)):
-            size = _size(path)
-            name = str(path.relative_to(self._root))
-            found.append(SourceFile(name, size, _digest(path, size)))
-        return found
+        return orbax_files.described(self._root)
 
     def _read(
         self, path: str, sharding: jax.sharding.Sharding | None, dtype: Any
@@ -223,9 +218,9 @@ def checksum(leaf: Any) -> list | None:
 
 def _checksums(folder: epath.Path) -> dict[str, list]:
     """Return {path: checksum} that `save` has put into Orbax's own file."""
-    path = folder / COMMITTED[0]
     try:
-        found = json.loads(path.read_text())["custom_metadata"][CHECKSUMS]
+        described = json.loads(orbax_files.read_small(folder / COMMITTED[0]))
+        found = described["custom_metadata"][CHECKSUMS]
         return {str(name): list(sum_) for name, sum_ in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
@@ -287,89 +282,12 @@ def _choose(
     return place, listed._replace(entries=entries), "/".join(taken)
 
 
-def _require_inside(root: epath.Path) -> None:
-    """Refuse a folder with links out of it, and with what is neither file nor folder.
-
-    A link may lead to `blobs` of the same entry of the Hugging Face cache, whose
-    snapshots are made so.
-    """
-    if "://" in os.fspath(root):
-        return
-    here = Path(root).resolve()
-    allowed = [here]
-    for above in Path(os.path.abspath(root)).parents:
-        if above.name == "snapshots":
-            allowed.append(above.parent.resolve() / "blobs")
-    wrong = [os.path.relpath(path, root) for path in _not_inside(root, allowed)]
-    if wrong:
-        raise UserError(
-            f"{root}: these lead out of the folder, or are no files, and are not read: "
-            + ", ".join(map(repr, sorted(wrong)[:5]))
-        )
-
-
-def _not_inside(folder: str | os.PathLike, allowed: Sequence[Path]) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                target = Path(entry.path).resolve()
-                known = target.is_file() or target.is_dir() or not target.exists()
-                if not known or not any(target.is_relative_to(a) for a in allowed):
-                    yield entry.path
-            elif entry.is_dir():
-                yield from _not_inside(entry.path, allowed)
-            elif not entry.is_file():
-                yield entry.path
-
-
-def _files_in(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        if not path.is_dir():
-            yield path
-        elif not os.path.islink(path):  # what a link leads to is here under its name
-            yield from _files_in(path)
-
-
-def _size(path: epath.Path) -> int:
-    # etils looks up the owner's name, and fails where the system knows none.
-    if "://" in os.fspath(path):
-        return path.stat().length
-    return os.stat(path).st_size
-
-
-def _digest(path: epath.Path, size: int) -> str:
-    def read(at: int, length: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(at)
-            return file.read(length)
-
-    return sampled_digest(size, b"", read)
-
-
 def _spec(item: epath.Path, listed: Listed, entry: Entry) -> dict[str, Any]:
     """Return the TensorStore spec of a leaf's array."""
     name = ".".join(entry.stored) + "/"
     if listed.ocdbt:
-        kvstore = {"driver": "ocdbt", "base": _kvstore(item), "path": name}
+        kvstore = {"driver": "ocdbt", "base": orbax_files.kvstore(item), "path": name}
     else:
-        kvstore = _kvstore(item)
+        kvstore = orbax_files.kvstore(item)
         kvstore["path"] += name
     return {"driver": "zarr3" if listed.zarr3 else "zarr", "kvstore": kvstore}
-
-
-def _kvstore(folder: epath.Path) -> dict[str, Any]:
-    """Return a folder as TensorStore's JSON, where no character means anything.
-
-    In a URL, `#`, `?` and `%2e` would.
-    """
-    scheme, mark, rest = os.fspath(folder).partition("://")
-    if not mark:
-        return {"driver": "file", "path": f"{scheme}/"}
-    if scheme not in _DRIVERS:
-        raise UserError(f"{folder}: Orbax is read from folders, gs:// and s3://.")
-    bucket, _, path = rest.partition("/")
-    return {
-        "driver": _DRIVERS[scheme],
-        "bucket": bucket,
-        "path": f"{path.rstrip('/')}/".lstrip("/"),
-    }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from merging.checkpoints.location import TREE
+from merging.checkpoints.orbax_files import read_small
 from merging.runtime.errors import UserError, nearest
 
 PARAMS = "params"
@@ -19,7 +20,6 @@ _TRAINING = _OPTIMIZER | {"step"}
 _DEEPEST = 2  # keys above a training's state
 _EMPTY = {"None": None, "Dict": {}, "NamedTuple": {}, "List": [], "Tuple": []}
 _NO_ARRAYS = (*_EMPTY, "string")
-_LARGEST = 100_000_000
 _SEQUENCE = 1  # a key's type, in Orbax's list
 
 
@@ -63,11 +63,7 @@ def read(folder: epath.Path) -> Listed:
     Raises:
       ValueError, KeyError and others: it is none, or a key is no name.
     """
-    path = folder / TREE
-    text = path.read_bytes()
-    if len(text) > _LARGEST:
-        raise ValueError(f"{TREE} is larger than any")
-    listed = json.loads(text)
+    listed = json.loads(read_small(folder / TREE))
     if not isinstance(listed, dict) or not isinstance(
         listed.get("tree_metadata"), dict
     ):

@@ -1,11 +1,11 @@
 """An Orbax output: what stock checkpointers open, whole or not there, and only ours."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as v0
 import pytest
@@ -21,17 +21,23 @@ def leaves_of(source):
     return tree.flatten(source.abstract)
 
 
-def copy(source, output):
-    """Write what a source holds into an Orbax output that is not yet published."""
-    abstract = leaves_of(source)
-    writer = checkpoints.create(
-        str(output), "orbax", abstract, skeleton=source.skeleton
-    )
-    for name, leaf in abstract.items():
-        flat = np.empty(int(np.prod(leaf.shape)), leaf.dtype)
-        source.read_into(name, 0, flat)
-        writer.write(name, 0, flat)
-    return writer
+@contextlib.contextmanager
+def copied(source, output):
+    """Write what a source holds into an Orbax output; the user publishes it."""
+    abstract, skeleton = leaves_of(source), source.skeleton
+    begun = checkpoints.create(str(output), "orbax", abstract, skeleton=skeleton)
+    with begun as writer:
+        for name, leaf in abstract.items():
+            flat = np.empty(int(np.prod(leaf.shape)), leaf.dtype)
+            source.read_into(name, 0, flat)
+            writer.write(name, 0, flat)
+        yield writer
+
+
+def begin(output, format="orbax", shape=(3,), paths=("w",)):
+    of = {path: jax.ShapeDtypeStruct(shape, np.float32) for path in paths}
+    with checkpoints.create(str(output), format, of):
+        pass
 
 
 def by_standard(path, target):
@@ -51,7 +57,8 @@ READERS = [by_standard, by_pytree, ocp.load]
 def test_it_opens_with_the_checkpointer_that_wrote_its_input(tmp_path, save, caplog):
     """Lists stay lists, and what holds no weights stays where it was."""
     source = checkpoints.open_checkpoint(save(tmp_path / "in", stock.params()))
-    copy(source, tmp_path / "out").finish({"README.md": b"hello"})
+    with copied(source, tmp_path / "out") as writer:
+        writer.finish({"README.md": b"hello"})
     mesh = sharding.make_mesh({"fsdp": 2, "data": 4})
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     target = jax.tree.map(
@@ -73,16 +80,15 @@ def test_it_opens_with_the_checkpointer_that_wrote_its_input(tmp_path, save, cap
 
 def test_reading_one_logs_no_warning(tmp_path, caplog):
     source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
-    copy(source, tmp_path / "out").finish({})
+    with copied(source, tmp_path / "out") as writer:
+        writer.finish({})
     logging.get_absl_logger().addHandler(caplog.handler)
     assert checkpoints.restore(tmp_path / "out") == {"a": 1.0}
     assert caplog.text == ""
 
 
 def unfinished_safetensors(partial):
-    of = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
-    output = str(partial).removesuffix(".partial")
-    checkpoints.create(output, "safetensors", of)
+    begin(str(partial).removesuffix(".partial"), "safetensors")
 
 
 def thesis(partial):
@@ -106,9 +112,8 @@ def half_json(partial):
 def test_what_we_did_not_begin_is_left_alone(tmp_path, make):
     make(tmp_path / "out.partial")
     before = {p: p.stat().st_size for p in tmp_path.rglob("*")}
-    of = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
     with pytest.raises(UserError, match=r"no Orbax output that was begun here. Move"):
-        checkpoints.create(str(tmp_path / "out"), "orbax", of)
+        begin(tmp_path / "out")
     assert {p: p.stat().st_size for p in tmp_path.rglob("*")} == before
 
 
@@ -144,37 +149,34 @@ def kill_at(patch, number):
 
 def test_a_kill_while_it_is_published_loses_nothing(tmp_path):
     source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+    files = {"manifest.json": b"{}"}
     for number in range(1, 500):
         output = tmp_path / str(number) / "out"
-        writer = copy(source, output)
-        journal = Path(writer.folder) / ".merge"
-        journal.mkdir()
-        (journal / "done").write_text("all")
-        with pytest.MonkeyPatch.context() as patch:
+        with copied(source, output) as writer, pytest.MonkeyPatch.context() as patch:
+            journal = Path(writer.folder) / ".merge"
+            journal.mkdir()
+            (journal / "done").write_text("all")
             kill_at(patch, number)
             try:
-                writer.finish({"manifest.json": b"{}"})
+                writer.finish(files)
                 break
             except Killed:
                 pass
         if not output.exists():  # its data are there, and only published again
             assert (journal / "done").exists()
-            again = checkpoints.create(str(output), "orbax", leaves_of(source))
-            again.finish({"manifest.json": b"{}"})
-            assert not Path(writer.folder).exists()
+            with checkpoints.create(str(output), "orbax", leaves_of(source)) as again:
+                again.finish(files)
         else:  # what is beside it goes when the name is used again
             assert checkpoints.restore(output) == {"a": 1.0}
-            output.rename(tmp_path / "elsewhere")
-            fresh = copy(source, output)
-            assert not journal.exists()
-            fresh.finish({"manifest.json": b"{}"})
-            assert not Path(writer.folder).exists()
-            shutil.rmtree(tmp_path / "elsewhere")
-        found = checkpoints.restore(output)
-        assert found == {"a": 1.0}
-        shutil.rmtree(output.parent)
+            output.rename(tmp_path / str(number) / "first")
+            with copied(source, output) as again:
+                assert not journal.exists()
+                again.finish(files)
+            shutil.rmtree(tmp_path / str(number) / "first")
+        assert checkpoints.restore(output) == {"a": 1.0}
+        assert [p.name for p in output.parent.iterdir()] == ["out"]
     assert 15 < number < 50
-    assert sorted(p.name for p in output.parent.iterdir()) == ["out"]
+    assert [p.name for p in output.parent.iterdir()] == ["out"]
 
 
 def test_files_and_folders_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
@@ -190,10 +192,10 @@ def test_files_and_folders_are_on_the_disk_before_the_name(tmp_path, monkeypatch
         rename(old, new)
 
     source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
-    writer = copy(source, tmp_path / "out")
-    monkeypatch.setattr(os, "fsync", told)
-    monkeypatch.setattr(os, "rename", renaming)
-    writer.finish({"manifest.json": b"{}"})
+    with copied(source, tmp_path / "out") as writer:
+        monkeypatch.setattr(os, "fsync", told)
+        monkeypatch.setattr(os, "rename", renaming)
+        writer.finish({"manifest.json": b"{}"})
     content = tmp_path / "out.partial" / "checkpoint"
     assert str(content) in renamed[str(tmp_path / "out")]
     files = {p.split("/checkpoint/.")[-1] for p in renamed[str(tmp_path / "out")]}
@@ -204,7 +206,8 @@ def test_files_and_folders_are_on_the_disk_before_the_name(tmp_path, monkeypatch
 
 def test_an_unfinished_output_is_no_checkpoint(tmp_path):
     source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
-    copy(source, tmp_path / "out")
+    with copied(source, tmp_path / "out"):
+        pass
     with pytest.raises(UserError, match="unfinished output .* give its command again"):
         checkpoints.open_checkpoint(tmp_path / "out.partial")
 
@@ -217,9 +220,8 @@ def test_an_unfinished_output_is_no_checkpoint(tmp_path):
     ],
 )
 def test_leaves_whose_folders_would_be_one_are_refused(tmp_path, paths, words):
-    of = {path: jax.ShapeDtypeStruct((3,), jnp.float32) for path in paths}
     with pytest.raises(UserError, match=words):
-        checkpoints.create(str(tmp_path / "out"), "orbax", of)
+        begin(tmp_path / "out", paths=paths)
     assert not list(tmp_path.iterdir())
 
 

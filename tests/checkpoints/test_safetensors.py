@@ -169,7 +169,8 @@ def test_a_trees_paths_are_no_names_of_tensors(tmp_path):
     checkpoints.require_tensor_names(["model.norm.weight"])
     of = {"layers/up": jax.ShapeDtypeStruct((2,), np.float32)}
     with pytest.raises(UserError, match=r"\(layers/up, …\) have no names .* convert"):
-        checkpoints.create(str(tmp_path / "out"), "safetensors", of)
+        with checkpoints.create(str(tmp_path / "out"), "safetensors", of):
+            pass
     assert not list(tmp_path.iterdir())
 
 
