@@ -23,7 +23,8 @@ from merging.runtime.errors import UserError
 
 TREE = "_METADATA"  # Orbax's list of a tree's leaves
 COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-UNFINISHED = "layout.json"  # marks an Orbax output that we have begun
+# An Orbax output that we have begun: how its name ends, and the file that marks it.
+PARTIAL, UNFINISHED = ".partial", "layout.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 _MSGPACK = re.compile(r"checkpoint(_\d+)?|.*\.msgpack")
 _SHOWN, _LOOKED_AT = 5, 200
@@ -148,7 +149,7 @@ def _steps(folder: epath.Path) -> list[epath.Path]:
 
 def _holds_orbax(folder: epath.Path) -> bool:
     """Return whether Orbax wrote this, whole or not."""
-    if not folder.is_dir() or (folder / UNFINISHED).exists():
+    if not folder.is_dir():
         return False
     known = (TREE, *COMMITTED)
     return any((folder / name).exists() for name in known) or bool(items(folder))
@@ -159,7 +160,7 @@ def _folders_in(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _not_understood(folder: epath.Path, name: str) -> UserError:
-    if folder.is_dir() and (folder / UNFINISHED).exists():
+    if folder.name.endswith(PARTIAL) and (folder / UNFINISHED).exists():
         return UserError(
             f"{name} is the unfinished output of a merge or a conversion: give its "
             "command again, and it is finished."

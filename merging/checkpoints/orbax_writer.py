@@ -23,13 +23,12 @@ import numpy as np
 import tensorstore as ts
 
 from merging.checkpoints import errors
-from merging.checkpoints.location import COMMITTED, TREE, UNFINISHED
+from merging.checkpoints.location import COMMITTED, PARTIAL, TREE, UNFINISHED
 from merging.checkpoints.orbax_source import context
 from merging.checkpoints.ranges import boxes
 from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
 
-PARTIAL = ".partial"
 CHUNK_BYTES = 2**23
 _CONTENT = "checkpoint"
 # What makes a layout.json ours.
