@@ -16,7 +16,7 @@ from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
-    from merging.checkpoints.orbax import exists, restore, save
+    from merging.checkpoints.orbax import exists, open_saved, restore, save
 
 __all__ = [
     "FORMATS",
@@ -32,6 +32,7 @@ __all__ = [
     "granularity",
     "is_gguf",
     "open_checkpoint",
+    "open_saved",
     "require_free_output",
     "require_tensor_names",
     "restore",
@@ -42,6 +43,6 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Orbax is slow to import, and a merge of safetensors does without.
-    if name in ("exists", "restore", "save"):
+    if name in ("exists", "open_saved", "restore", "save"):
         return getattr(importlib.import_module("merging.checkpoints.orbax"), name)
     raise AttributeError(f"module 'merging.checkpoints' has no attribute {name!r}")

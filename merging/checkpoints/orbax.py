@@ -15,8 +15,11 @@ from orbax.checkpoint import v1 as ocp
 
 from merging.checkpoints import errors, orbax_source
 from merging.checkpoints.location import COMMITTED, path_of
+from merging.checkpoints.orbax_source import open_saved
 from merging.runtime import processes, tree
 from merging.runtime.errors import UserError
+
+__all__ = ["exists", "open_saved", "restore", "save"]
 
 # Most bytes of a chunk. Whatever part of a leaf is read, the chunks that it touches are
 # read whole: samples of leaves of one chunk each would read a model a hundred times.
@@ -87,7 +90,7 @@ def restore(path: str | os.PathLike, like: tree.Tree | None = None) -> dict[str,
       CorruptCheckpoint: it is damaged, half written, or its bytes have changed.
       UserError: it holds other leaves or shapes than expected; all are named.
     """
-    return orbax_source.whole(path).restore(like)
+    return open_saved(path).restore(like)
 
 
 def _replace(path: epath.Path, fresh: epath.Path) -> None:

@@ -60,11 +60,9 @@ def read_small(path: epath.Path) -> bytes:
     Raises:
       ValueError: it is larger than any such file.
     """
-    with path.open("rb") as file:
-        text = file.read(_LARGEST + 1)
-    if len(text) > _LARGEST:
+    if _size(path) > _LARGEST:
         raise ValueError(f"{path.name} is larger than any")
-    return text
+    return path.read_bytes()
 
 
 def kvstore(folder: epath.Path) -> dict[str, Any]:

@@ -195,8 +195,8 @@ class OrbaxSource:
         return self._arrays[path]
 
 
-def whole(path: str | os.PathLike) -> OrbaxSource:
-    """Open the very folder that a path is, and the whole of its tree.
+def open_saved(path: str | os.PathLike) -> OrbaxSource:
+    """Open what `save` has written: the very folder, and the whole of its tree.
 
     Raises:
       MissingCheckpoint: nothing has that name.
