@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
+import jax
 import tokenizers
-from safetensors.numpy import save_file
 
-from merging import models
+from merging import checkpoints, models
 from merging.models.hf import read_config
-from merging.runtime import tree
 
 
 def byte_level(texts, size, opens=True):
@@ -45,7 +43,6 @@ def write(
     vocabulary=None,
 ):
     """Write config.json, weights with the decoder's leaves, and the tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
     described = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -65,14 +62,10 @@ def write(
         "eos_token_id": 1,
         "torch_dtype": "float32",
     }
-    (folder / "config.json").write_text(json.dumps(described))
     _, config = read_config(json.dumps(described))
-    params = tree.flatten(models.init(config, seed))
-    dotted = {
-        path.replace("/", "."): np.asarray(scale * leaf)
-        for path, leaf in params.items()
-    }
-    save_file(dotted, folder / "model.safetensors")
+    params = jax.tree.map(lambda leaf: scale * leaf, models.init(config, seed))
+    checkpoints.save(folder, params)
+    (folder / "config.json").write_text(json.dumps(described))
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
     names["tokenizer_class"] = "PreTrainedTokenizerFast"

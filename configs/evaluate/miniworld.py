@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.checkpoint = ""  # folder of the model
+    config.checkpoint = ""  # folder of the model; or RUN, RUN/100, PATH#params of Orbax
     config.tokenizer = ""  # folder of its tokenizer; the checkpoint's own
     config.suite = ConfigDict(
         dict(name="miniworld", world_seed=0, test_examples=256, chat=False)

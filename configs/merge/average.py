@@ -4,7 +4,8 @@
         --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
 
 Every config of this folder has these settings, and differs in its method. Experts (and
-the base, where there is one) are safetensors or Orbax folders of one architecture. One
+the base, where there is one) are safetensors or Orbax folders of one architecture; of
+Orbax, a CheckpointManager's RUN, a step RUN/100, or a part of a tree, PATH#params. One
 pass reads each input once. Cost: about the time to copy the inputs.
 """
 

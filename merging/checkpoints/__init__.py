@@ -12,13 +12,14 @@ from merging.checkpoints.errors import (
 )
 from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
 from merging.checkpoints.gguf import is_gguf
-from merging.checkpoints.names import tensor_names
+from merging.checkpoints.location import split
+from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
 from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
-    from merging.checkpoints.orbax import exists, restore, save
+    from merging.checkpoints.orbax import exists, open_saved, restore, save
 
 __all__ = [
     "FORMATS",
@@ -37,18 +38,20 @@ __all__ = [
     "granularity",
     "is_gguf",
     "open_checkpoint",
+    "open_saved",
     "read_auxiliary_files",
     "repeats_embedding",
     "require_free_output",
+    "require_tensor_names",
     "restore",
     "save",
+    "split",
     "stored_head",
-    "tensor_names",
 ]
 
 
 def __getattr__(name: str) -> object:
     # Orbax is slow to import, and a merge of safetensors does without.
-    if name in ("exists", "restore", "save"):
+    if name in ("exists", "open_saved", "restore", "save"):
         return getattr(importlib.import_module("merging.checkpoints.orbax"), name)
     raise AttributeError(f"module 'merging.checkpoints' has no attribute {name!r}")

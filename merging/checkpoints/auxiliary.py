@@ -9,7 +9,7 @@ from pathlib import Path
 from etils import epath
 
 from merging.checkpoints import files
-from merging.checkpoints.errors import MissingCheckpoint
+from merging.checkpoints.location import folders_of
 
 # A folder of them, of a tokenizer with several chat templates.
 TEMPLATES = "additional_chat_templates"
@@ -32,27 +32,24 @@ _NAMES = re.compile(
 def auxiliary_files(uri: str | os.PathLike) -> dict[str, epath.Path]:
     """Return {name: path} of the config, tokenizer and licence files of a checkpoint.
 
-    Those of a folder, local or remote, or of the folder of a file. A name in
+    Those of the folders that belong to it (`location.folders_of`). A name in
     `additional_chat_templates` has that folder before it. Files that are links to
     outside, no regular files, or too large are warned of, and left out.
 
     Raises:
       MissingCheckpoint: nothing has that name.
     """
-    folder = epath.Path(uri)
-    if not folder.exists():
-        raise MissingCheckpoint(uri)
-    if not folder.is_dir():
-        folder = folder.parent
-    found, refused = {}, {}
-    for name in sorted(_candidates(folder)):
-        if reason := _fault(folder, name):
-            refused[name] = reason
-        else:
-            found[name] = folder / name
-    if refused:
-        lines = "; ".join(f"{name} {reason}" for name, reason in refused.items())
-        warnings.warn(f"{folder}: not read: {lines}", stacklevel=2)
+    found = {}
+    for folder in folders_of(uri):
+        refused = {}
+        for name in sorted(_candidates(folder)):
+            if reason := _fault(folder, name):
+                refused[name] = reason
+            else:
+                found[name] = folder / name
+        if refused:
+            lines = "; ".join(f"{name} {reason}" for name, reason in refused.items())
+            warnings.warn(f"{folder}: not read: {lines}", stacklevel=2)
     return found
 
 

@@ -22,7 +22,7 @@ class CorruptCheckpoint(UserError):
     def __str__(self) -> str:
         return (
             f"the checkpoint {self.path} is damaged or half written: {self.reason}\n"
-            "Delete it and make it again, or name another."
+            "Make it again, or name another."
         )
 
 
@@ -57,7 +57,7 @@ class NotStored(UserError):
 
 
 @contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
+def reading(path: object, leaf: str = "") -> Iterator[None]:
     """Turn whatever a damaged folder makes Orbax raise into `CorruptCheckpoint`."""
     try:
         yield
@@ -65,7 +65,9 @@ def reading(path: object) -> Iterator[None]:
         raise
     except Exception as error:
         first = str(error).strip().split("\n")[0][:300]
-        raise CorruptCheckpoint(path, f"{type(error).__name__}: {first}") from error
+        of = f"{leaf}: " if leaf else ""
+        reason = f"{of}{type(error).__name__}: {first}"
+        raise CorruptCheckpoint(path, reason) from error
 
 
 @contextlib.contextmanager

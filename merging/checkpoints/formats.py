@@ -7,38 +7,43 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
 
 from merging.checkpoints import errors, safetensors
+from merging.checkpoints.location import locate
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
 from merging.runtime import locks, processes, storage
 from merging.runtime.errors import UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
-_NOT_READ = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 
 
 def open_checkpoint(uri: str | os.PathLike) -> Source:
     """Open a checkpoint, whatever its format, and read its abstract tree.
 
+    Args:
+      uri: a folder, the folder of a CheckpointManager or a step of it, or a part of a
+        tree, as `RUN/100#params` (see `merging.checkpoints.location`). Of a training's
+        state, the parameters are taken, and a warning says what is left out.
+
     Raises:
       MissingCheckpoint: nothing has that name.
       CorruptCheckpoint: its metadata can't be read.
-      UserError: its format is not read here.
+      UserError: it is no checkpoint that is read here.
     """
     uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
-    path = epath.Path(uri)
     if "://" in uri:
-        _reach(path)
-    if safetensors.holds_safetensors(path):
-        return safetensors.SafetensorsSource(uri)
-    _refuse_other_formats(path)
+        _reach(epath.Path(uri))
+    found = locate(uri)
+    if found.format == "safetensors":
+        return safetensors.SafetensorsSource(found.uri)
     from merging.checkpoints.orbax_source import OrbaxSource
 
-    return OrbaxSource(uri)
+    return OrbaxSource(found)
 
 
 @contextlib.contextmanager
@@ -48,6 +53,7 @@ def create(
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     *,
     shard_bytes: int = 5 * 10**9,
+    skeleton: Any = None,
 ) -> Iterator[Writer]:
     """Begin a checkpoint, or go on with one, and be the only one to write it.
 
@@ -59,6 +65,7 @@ def create(
       format: `orbax` or `safetensors`.
       abstract: {path: shape and dtype}, in the order to store them.
       shard_bytes: the most in one safetensors file.
+      skeleton: the tree that Orbax stores (see `Source`); nested dicts if None.
 
     Raises:
       UserError: an unknown format, no space, another layout has been begun there, or
@@ -75,7 +82,7 @@ def create(
         else:
             from merging.checkpoints.orbax_writer import OrbaxWriter
 
-            writer = OrbaxWriter(uri, abstract)
+            writer = OrbaxWriter(uri, abstract, skeleton)
         stack.callback(writer.close)
         yield writer
 
@@ -107,18 +114,6 @@ def _reach(path: epath.Path) -> None:
             f"{path} cannot be reached ({type(error).__name__}: {first}); see to the "
             "network and to the credentials, or copy the checkpoint to this machine."
         ) from error
-
-
-def _refuse_other_formats(path: epath.Path) -> None:
-    files = list(path.iterdir()) if path.is_dir() else [path]
-    found = sorted(f.name for f in files if f.suffix in _NOT_READ)
-    if found:
-        raise UserError(
-            f"{path} holds {', '.join(found)}; safetensors and Orbax are read here. "
-            "PyTorch's files are pickles, which can run code when they are opened: "
-            "save the model as safetensors first (save_pretrained of transformers "
-            "does). A llama in a GGUF file is imported by merging convert."
-        )
 
 
 def granularity(

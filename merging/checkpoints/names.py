@@ -1,8 +1,8 @@
-"""Leaf paths and tensor names: the one place where one becomes the other.
+"""What a safetensors file can call a leaf.
 
-A tensor name of a safetensors file (`model.norm.weight`) is one key of our tree, dots
-and all, so that it comes back as it was. An Orbax tree's path (`layers/attn/wq`) is
-written as `layers.attn.wq`, as no tensor name may look like a folder.
+A tensor's name (`model.norm.weight`) is one key of our tree, dots and all, so that it
+comes back as it was. A path of several keys (`layers/up`) has no such name: what other
+programs would read in its place only the model's family says.
 """
 
 from collections.abc import Iterable
@@ -10,22 +10,18 @@ from collections.abc import Iterable
 from merging.runtime.errors import UserError
 
 
-def tensor_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return {path: name of its tensor}.
+def require_tensor_names(paths: Iterable[str]) -> None:
+    """Refuse leaves of a nested tree.
 
     Raises:
-      UserError: two paths would have one name; lists them.
+      UserError: some leaves have paths of several keys.
     """
-    names = {path: path.replace("/", ".") for path in paths}
-    taken: dict[str, str] = {}
-    clashes = []
-    for path, name in names.items():
-        if name in taken:
-            clashes.append(f"{path} and {taken[name]} would both be {name}")
-        taken[name] = path
-    if clashes:
+    nested = [path for path in paths if "/" in path]
+    if nested:
         raise UserError(
-            "these leaves cannot be told apart in a safetensors file; write Orbax:\n  "
-            + "\n  ".join(clashes)
+            f"the leaves of this Orbax tree ({', '.join(nested[:3])}, …) have no names "
+            "in a safetensors file. Write Orbax (format=orbax), and give the result "
+            "its family's names: merging convert --config "
+            "configs/convert/to_safetensors.py --config.input=MERGED "
+            "--config.output=CONVERTED"
         )
-    return names

@@ -1,4 +1,4 @@
-"""Reading ranges of an Orbax checkpoint's leaves, through TensorStore.
+"""Reading an Orbax checkpoint's leaves, whole or in ranges, through TensorStore.
 
 Orbax loads whole leaves; the arrays below it can be opened by themselves, and hold
 what Orbax v1 and v0 wrote: Zarr 2 or 3, compressed or not, in an OCDBT database or in
@@ -7,7 +7,9 @@ folders.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,15 +17,22 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from merging.checkpoints import errors
+from merging.checkpoints import errors, orbax_files, orbax_tree
+from merging.checkpoints.location import (
+    COMMITTED,
+    TREE,
+    Location,
+    is_committed,
+    items,
+    path_of,
+)
+from merging.checkpoints.orbax_tree import Entry, Listed
 from merging.checkpoints.ranges import boxes
-from merging.checkpoints.source import SourceFile, sampled_digest
+from merging.checkpoints.source import SourceFile
 from merging.runtime import tree
-from merging.runtime.errors import nearest
+from merging.runtime.errors import UserError, nearest
 
-TREE = "_METADATA"
-_COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_LARGEST_TREE = 100_000_000
+CHECKSUMS = "crc32"
 
 
 def context() -> ts.Context:
@@ -40,29 +49,43 @@ def context() -> ts.Context:
 class OrbaxSource:
     """An Orbax folder opened for reading.
 
+    Attributes:
+      skeleton: the tree as it was saved, with its lists, Nones and empty dicts, and
+        the path of each leaf in its place.
+
+    Args:
+      location: the folder, and the part of its tree.
+      whole: take the tree as it is, and nothing for a training's state.
+
     Raises:
-      MissingCheckpoint: nothing has that name.
       CorruptCheckpoint: it was not committed, or its list of leaves can't be read.
+      UserError: no such subtree, several trees, or a link that leads out of it.
     """
 
     format = "orbax"
 
-    def __init__(self, uri: str):
-        self.uri = uri
-        root = epath.Path(uri if "://" in uri else os.path.abspath(uri))
-        if not root.exists():
-            raise errors.MissingCheckpoint(uri)
-        self._root = root
-        self._item = _item(root)
-        with errors.reading(uri):
-            listed = _read_tree(self._item)
+    def __init__(self, location: Location, *, whole: bool = False):
+        self.uri, self._root = location.uri, location.folder
+        trees = _committed_trees(location)
+        orbax_files.require_inside(self._root)
+        item, listed, taken = _choose(trees, location, whole)
+        # Opened under its name again, it is the same part without a question.
+        self.uri += f"#{taken}" if taken else ""
+        with errors.reading(self.uri):
+            arrays = [entry for entry in listed.entries if entry.is_array]
             opened = {
-                path: ts.open(spec, context=context(), open=True, read=True)
-                for path, spec in _specs(self._item, listed).items()
+                entry.path: ts.open(
+                    _spec(item, listed, entry), context=context(), open=True, read=True
+                )
+                for entry in arrays
             }
+            self.skeleton = orbax_tree.containers(listed.entries)
+        if not arrays:
+            raise UserError(f"{self.uri} holds no arrays.")
+        self._stored = {entry.path: "/".join(entry.stored) for entry in arrays}
         self._arrays = {}
         for path, future in opened.items():
-            with errors.reading(f"{uri} ({path})"):
+            with errors.reading(self.uri, path):
                 self._arrays[path] = future.result()
         self.abstract = tree.unflatten(
             {
@@ -79,7 +102,7 @@ class OrbaxSource:
           CorruptCheckpoint: it could not be read.
         """
         array = self._array(path)
-        with errors.reading(f"{self.uri} ({path})"):
+        with errors.reading(self.uri, path):
             reads = []
             for box in boxes(array.shape, start, start + len(out)):
                 part = array[box.slices]
@@ -103,32 +126,75 @@ class OrbaxSource:
           UserError: a path the checkpoint doesn't hold, with the nearest ones.
           CorruptCheckpoint: a leaf can't be read.
         """
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        found = {}
-        for path in paths:
-            array = self._array(path)
+        return {
+            path: self._read(path, (shardings or {}).get(path), None) for path in paths
+        }
 
-            def part(index, array=array):
-                return array[index].read().result()
+    def restore(self, like: tree.Tree | None = None) -> dict[str, Any]:
+        """Return the whole tree, held against its checksums where there are some.
 
-            sharding = (shardings or {}).get(path, here)
-            with errors.reading(f"{self.uri} ({path})"):
-                found[path] = jax.make_array_from_callback(array.shape, sharding, part)
-        return found
+        Args:
+          like: the tree to expect; its leaves' dtypes and shardings (where they have
+            one) are those of the result. Without it, leaves come as stored, on one
+            device.
+
+        Raises:
+          CorruptCheckpoint: a leaf can't be read, or its bytes have changed.
+          UserError: it holds other leaves or shapes than expected; all are named.
+        """
+        if like is not None:
+            if wrong := tree.differences(
+                {"expected": like, "the checkpoint": self.abstract}
+            ):
+                raise UserError(
+                    f"{self.uri} is not what is expected:\n" + "\n".join(wrong)
+                )
+        sums, changed = _checksums(self._root), []
+
+        def read(path: str, leaf: Any) -> jax.Array:
+            sharding = getattr(leaf, "sharding", None)
+            found = self._read(path, sharding, tree.dtype(leaf))
+            sum_ = sums.get(self._stored[path])
+            if sum_ and str(found.dtype) == sum_[1]:
+                if checksum(found) not in (None, sum_):
+                    changed.append(path)
+            return found
+
+        leaves = tree.map_named(read, self.abstract if like is None else like)
+        if changed:
+            names = ", ".join(changed)
+            raise errors.CorruptCheckpoint(self.uri, f"changed bytes in {names}")
+        return leaves
 
     def files(self) -> list[SourceFile]:
         """Return all files with sizes and sampled digests, in order of their names."""
-        found = []
-        for path in sorted(_files_in(self._root)):
-            size = path.stat().length
-            name = str(path.relative_to(self._root))
-            found.append(SourceFile(name, size, _digest(path, size)))
-        return found
+        return orbax_files.described(self._root)
 
     def paths(self) -> dict[str, epath.Path]:
         """Return where all files are, by their names in the folder."""
-        paths = sorted(_files_in(self._root))
-        return {str(path.relative_to(self._root)): path for path in paths}
+        return {
+            str(path.relative_to(self._root)): path
+            for path in sorted(orbax_files.files_in(self._root))
+        }
+
+    def _read(
+        self, path: str, sharding: jax.sharding.Sharding | None, dtype: Any
+    ) -> jax.Array:
+        array = self._array(path)
+        if sharding is None:
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        with errors.reading(self.uri, path):
+            where = sharding.addressable_devices_indices_map(array.shape)
+            # All parts are asked for at once, and what devices share only once.
+            reads = {str(index): index for index in where.values()}
+            reads = {key: array[index].read() for key, index in reads.items()}
+
+            def part(index: Any) -> np.ndarray:
+                return np.asarray(reads[str(index)].result()).astype(dtype, copy=False)
+
+            if dtype is None:
+                dtype = array.dtype.numpy_dtype
+            return jax.make_array_from_callback(array.shape, sharding, part)
 
     def _array(self, path: str) -> Any:
         if path not in self._arrays:
@@ -136,72 +202,99 @@ class OrbaxSource:
         return self._arrays[path]
 
 
-def _files_in(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files_in(path)
-        else:
-            yield path
+def open_saved(path: str | os.PathLike) -> OrbaxSource:
+    """Open what `save` has written: the very folder, and the whole of its tree.
+
+    Raises:
+      MissingCheckpoint: nothing has that name.
+      CorruptCheckpoint: as `OrbaxSource`.
+    """
+    folder = path_of(os.fspath(path))
+    if not folder.exists():
+        raise errors.MissingCheckpoint(path)
+    return OrbaxSource(Location(os.fspath(path), folder, "", "orbax"), whole=True)
 
 
-def _digest(path: epath.Path, size: int) -> str:
-    def read(at: int, length: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(at)
-            return file.read(length)
+def checksum(leaf: Any) -> list | None:
+    """Return [CRC-32, dtype] of a leaf this process holds whole, else None."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return None
+    array = np.ascontiguousarray(leaf)
+    return [zlib.crc32(array.reshape(-1).view(np.uint8)), str(array.dtype)]
 
-    return sampled_digest(size, b"", read)
+
+def _checksums(folder: epath.Path) -> dict[str, list]:
+    """Return {path: checksum} that `save` has put into Orbax's own file."""
+    try:
+        described = json.loads(orbax_files.read_small(folder / COMMITTED[0]))
+        found = described["custom_metadata"][CHECKSUMS]
+        return {str(name): list(sum_) for name, sum_ in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
-def _item(root: epath.Path) -> epath.Path:
-    """Return the folder, `root` or one in it, that lists its leaves."""
+def _committed_trees(location: Location) -> list[epath.Path]:
+    root = location.folder
     if ".orbax-checkpoint-tmp" in root.name:
         raise errors.CorruptCheckpoint(root, "Orbax had not finished writing it")
-    inside = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    items = [p for p in (root, *inside) if (p / TREE).exists()]
-    if not items:
+    trees = items(root) if root.is_dir() else []
+    if not trees:
         raise errors.CorruptCheckpoint(root, f"no {TREE} in it, which lists its leaves")
-    if len(items) > 1 and items[0] != root:
-        names = ", ".join(p.name for p in items)
-        raise errors.CorruptCheckpoint(root, f"several trees in it: name one ({names})")
-    if not any((p / name).exists() for p in (root, items[0]) for name in _COMMITTED):
-        raise errors.CorruptCheckpoint(
-            root, f"no {' or '.join(_COMMITTED)} in it: it was not committed"
+    if not is_committed(root, trees):
+        marks = " or ".join(COMMITTED)
+        raise errors.CorruptCheckpoint(root, f"no {marks} in it: it was not committed")
+    return trees
+
+
+def _choose(
+    trees: list[epath.Path], location: Location, whole: bool
+) -> tuple[epath.Path, Listed, str]:
+    """Return the folder of the tree, its list cut to what is read, and what was taken.
+
+    The latter are the keys of the weights' subtree, where none was asked for.
+    """
+    named = {place.name: place for place in trees}
+    uri, asked = location.uri, location.subtree
+    place, beside, taken = trees[0], list[str](), list[str]()
+    if len(trees) > 1:
+        first, _, rest = asked.partition("/")
+        if asked and first not in named:
+            raise nearest(f"tree in {uri}", first, named)
+        if not asked and orbax_tree.PARAMS not in named:
+            raise UserError(
+                f"{uri} holds several trees: name one, as in {uri}#{trees[0].name} "
+                f"({', '.join(named)})."
+            )
+        place, asked = named[first or orbax_tree.PARAMS], rest
+        if not first:
+            taken, beside = [place.name], sorted(named.keys() - {place.name})
+    with errors.reading(uri):
+        listed = orbax_tree.read(place)
+    entries = listed.entries
+    first, _, rest = asked.partition("/")
+    if first == place.name and not any(e.keys[:1] == (first,) for e in entries):
+        asked = rest  # the one tree there is, by its name
+    if asked:
+        entries = orbax_tree.subtree(entries, asked, uri)
+    elif not whole and not location.subtree:
+        keys, left = orbax_tree.weights(entries, uri)
+        entries, beside = orbax_tree.below(entries, keys), beside + left
+        taken += keys
+    if beside:
+        warnings.warn(
+            f"{uri} is a training's state: its params are taken, and "
+            f"{', '.join(beside)} left out. Name {uri}#KEYS for another part.",
+            stacklevel=4,
         )
-    return items[0]
+    return place, listed._replace(entries=entries), "/".join(taken)
 
 
-def _read_tree(item: epath.Path) -> dict[str, Any]:
-    path = item / TREE
-    if path.stat().length > _LARGEST_TREE:
-        raise ValueError(f"{TREE} is larger than any")
-    listed = json.loads(path.read_text())
-    if not isinstance(listed, dict) or not isinstance(
-        listed.get("tree_metadata"), dict
-    ):
-        raise ValueError(f"{TREE} lists no leaves")
-    return listed
-
-
-def _specs(item: epath.Path, listed: Mapping[str, Any]) -> dict[str, dict]:
-    """Return the TensorStore spec of each leaf, by path."""
-    specs = {}
-    zarr = "zarr3" if listed.get("use_zarr3") else "zarr"
-    for entry in listed["tree_metadata"].values():
-        keys = [str(key["key"]) for key in entry["key_metadata"]]
-        if any(not k or "/" in k or k in (".", "..") for k in keys):
-            raise ValueError(f"a leaf is called {keys}")
-        if entry["value_metadata"]["value_type"] in ("None", "Dict", "List", "string"):
-            continue
-        name = ".".join(keys) + "/"
-        if listed.get("use_ocdbt"):
-            kvstore = {"driver": "ocdbt", "base": _uri(item) + "/", "path": name}
-        else:
-            kvstore = _uri(item / name) + "/"
-        specs["/".join(keys)] = {"driver": zarr, "kvstore": kvstore}
-    return specs
-
-
-def _uri(path: epath.Path) -> str:
-    text = os.fspath(path)
-    return text if "://" in text else f"file://{text}"
+def _spec(item: epath.Path, listed: Listed, entry: Entry) -> dict[str, Any]:
+    """Return the TensorStore spec of a leaf's array."""
+    name = ".".join(entry.stored) + "/"
+    if listed.ocdbt:
+        kvstore = {"driver": "ocdbt", "base": orbax_files.kvstore(item), "path": name}
+    else:
+        kvstore = orbax_files.kvstore(item)
+        kvstore["path"] += name
+    return {"driver": "zarr3" if listed.zarr3 else "zarr", "kvstore": kvstore}

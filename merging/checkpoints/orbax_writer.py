@@ -1,11 +1,15 @@
 """Writing an Orbax checkpoint piece by piece, in any order, from any process.
 
-Orbax saves whole leaves. So it saves a template, the same tree with a number for each
-leaf, and the arrays are put in the numbers' places: Zarr 3 in plain folders, each
-chunk a file (or object) of its own, so that processes share none. The commit markers
-and the list of leaves are Orbax's own.
+Orbax saves whole leaves. So its arrays are written by themselves: Zarr 2 in plain
+folders, each chunk a file of its own, so that processes share none. The lists and marks
+that Orbax lays beside them come last. The layout is that of its `StandardCheckpointer`,
+which every version of Orbax reads.
+
+    OUT.partial/layout.json     the mark that we began it, and what it will hold
+    OUT.partial/checkpoint/     what will be OUT
 """
 
+import fnmatch
 import json
 import math
 import os
@@ -15,42 +19,68 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
 from merging.checkpoints import errors
-from merging.checkpoints.orbax_source import TREE, context
+from merging.checkpoints.location import COMMITTED, PARTIAL, TREE, UNFINISHED
+from merging.checkpoints.orbax_source import context
 from merging.checkpoints.ranges import boxes
-from merging.runtime import processes, tree
+from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
 
-PARTIAL = ".partial"
 CHUNK_BYTES = 2**23
-_LAYOUT = "layout.json"
+_CONTENT = "checkpoint"
+# What makes a layout.json ours.
+_MADE_BY = "merging: an Orbax checkpoint that is being written"
+_HANDLER = (
+    "orbax.checkpoint._src.handlers.standard_checkpoint_handler."
+    "StandardCheckpointHandler"
+)
+_DICT, _SEQUENCE = 2, 1  # types of keys, in Orbax's list of leaves
+# A leaf's type, in the list. A `jax.Array` could be restored on the devices only that
+# saved it, or would need a target; this one is a `jax.Array` wherever the target's is.
+_ARRAY = "np.ndarray"
+_LOCK = ".__lock"  # what TensorStore leaves of a write that was killed
 
 
 class OrbaxWriter:
-    """An Orbax folder that is being written, as `uri` + ".partial".
+    """An Orbax folder that is being written, in `uri` + ".partial".
 
     Args:
       uri: the folder that it will be.
       abstract: {path: shape and dtype}.
+      skeleton: the tree to store, with the path of each leaf in its place; nested
+        dicts if None (see `Source.skeleton`).
 
     Raises:
-      UserError: the disk is full, or the folder holds another layout.
+      UserError: the disk is full, the folder holds another layout or is not ours, or
+        two leaves can't be told apart.
     """
 
-    def __init__(self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct]):
+    def __init__(
+        self,
+        uri: str,
+        abstract: Mapping[str, jax.ShapeDtypeStruct],
+        skeleton: Any = None,
+    ):
         self.uri, self.folder = os.path.abspath(uri), os.path.abspath(uri) + PARTIAL
         self._abstract = dict(abstract)
+        if skeleton is None:
+            skeleton = tree.unflatten({path: path for path in abstract})
+        self._listed = _listed(skeleton)
+        _require_names(abstract)
         processes.broadcast(self._make)
         # Opened one by one: processes may only open what is made.
         self._arrays = {
-            path: ts.open(_spec(self.folder, path), context=context(), open=True)
+            path: ts.open(_spec(self._content, path), context=context(), open=True)
             for path in abstract
         }
         self._arrays = {path: array.result() for path, array in self._arrays.items()}
+
+    @property
+    def _content(self) -> Path:
+        return Path(self.folder) / _CONTENT
 
     def granularity(self, path: str) -> int:
         """Return the elements of a chunk, which two writers must not share."""
@@ -88,42 +118,57 @@ class OrbaxWriter:
         self._arrays = {}
 
     def _make(self) -> None:
-        """Make the template and the empty arrays, or find them made."""
-        folder, layout = Path(self.folder), Path(self.folder) / _LAYOUT
-        wanted = {
+        """Make the empty arrays, or find them made."""
+        leaves = {
             path: [list(leaf.shape), str(np.dtype(leaf.dtype))]
             for path, leaf in self._abstract.items()
         }
-        if layout.exists():
-            if json.loads(layout.read_text()) != wanted:
-                raise UserError(
-                    f"{folder} holds the unfinished output of another merge, laid out "
-                    "differently. Delete it to start anew, or choose another output."
-                )
-            return
-        if folder.exists():  # stopped while the template was made
-            shutil.rmtree(folder)
+        wanted = {"made_by": _MADE_BY, "leaves": leaves, "tree": self._listed}
         with errors.writing(self.folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _save_template(self.folder, self._abstract)
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            if not _is_begun(self.folder, wanted):
+                storage.write_json(Path(self.folder) / UNFINISHED, wanted)
+            elif not self._content.exists():
+                # Stopped when it was published, and only the rest was left.
+                _clear(self.folder)
+            self._content.mkdir(exist_ok=True)
             for path, leaf in self._abstract.items():
-                shutil.rmtree(folder / "state" / path.replace("/", "."))
-                spec = _spec(self.folder, path) | {"metadata": _metadata(leaf)}
-                ts.open(spec, context=context(), create=True).result()
-            layout.write_text(json.dumps(wanted))
+                spec = _spec(self._content, path) | {"metadata": _metadata(leaf)}
+                dtype = ts.dtype(np.dtype(leaf.dtype))
+                made = ts.open(
+                    spec, dtype=dtype, context=context(), open=True, create=True
+                )
+                made.result()
 
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
-        folder = Path(self.folder)
+        """Make everything durable, rename, and only then forget how it was made.
+
+        A kill before the rename leaves what can be gone on with, and one after it a
+        finished checkpoint beside a remainder.
+        """
+        names = {path.replace("/", ".") for path in self._abstract}
         with errors.writing(self.folder):
+            for lock in self._content.glob(f"*/*{_LOCK}"):
+                lock.unlink()
             for name, content in extra_files.items():
                 if name != os.path.basename(name):
                     raise ValueError(f"{name!r} is no name for a file beside weights")
-                (folder / name).write_bytes(content)
-            (folder / _LAYOUT).unlink()
-            for inside in folder.iterdir():
-                if inside.is_dir() and inside.name != "state":
-                    shutil.rmtree(inside)
-            os.rename(folder, self.uri)
+                if name in names:
+                    raise UserError(f"a leaf and a file beside it are called {name}.")
+                storage.write_bytes(self._content / name, content)
+            # Chunks and their folders were synchronised by TensorStore, the names of
+            # these folders are by the last of these writes.
+            listed = json.dumps(self._listed).encode()  # in its order
+            storage.write_bytes(self._content / TREE, listed)
+            marks = {"item_handlers": _HANDLER, "custom_metadata": {}}
+            marks |= {"metrics": {}, "performance_metrics": {}}
+            storage.write_json(self._content / COMMITTED[0], marks)
+            storage.write_bytes(self._content / COMMITTED[1], b"committed\n")
+            os.rename(self._content, self.uri)
+            storage.sync_folder(os.path.dirname(self.uri))
+            _clear(self.folder)
+            (Path(self.folder) / UNFINISHED).unlink()
+            os.rmdir(self.folder)
 
 
 def granularity(leaf: Any) -> int:
@@ -131,8 +176,63 @@ def granularity(leaf: Any) -> int:
     return max(math.prod(_chunk(leaf)), 1)
 
 
+def _is_begun(folder: str, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a folder was begun for the same layout; if not, it is empty.
+
+    Raises:
+      UserError: it is neither: it holds another layout, or what we did not make.
+    """
+    mark = Path(folder) / UNFINISHED
+    try:
+        found = json.loads(mark.read_text())
+        ours = found["made_by"] == _MADE_BY
+    except FileNotFoundError:
+        # A kill may have left the mark half written, under the name that it has then.
+        if all(fnmatch.fnmatch(n, f".{UNFINISHED}.*.tmp") for n in os.listdir(folder)):
+            return False
+        ours = False
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{folder} exists, and is no Orbax output that was begun here. Move it "
+            "away, or choose another output."
+        )
+    if found != json.loads(json.dumps(wanted)):
+        raise UserError(
+            f"{folder} holds the unfinished output of another merge, laid out "
+            "differently. Delete it to start anew, or choose another output."
+        )
+    return True
+
+
+def _clear(folder: str) -> None:
+    """Remove all but the mark, which goes last: it says that the rest is ours."""
+    for inside in Path(folder).iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        elif inside.name != UNFINISHED:
+            inside.unlink()
+
+
+def _require_names(paths: Mapping[str, Any]) -> None:
+    """Refuse leaves whose folders would have one name, or that of a file of Orbax's."""
+    names: dict[str, str] = dict.fromkeys((TREE, *COMMITTED), "a file of Orbax's")
+    clashes = []
+    for path in paths:
+        name = path.replace("/", ".")
+        if name in names:
+            clashes.append(f"{path} and {names[name]} would both be {name}")
+        names[name] = path
+    if clashes:
+        raise UserError(
+            "these leaves can't be told apart in an Orbax folder:\n  "
+            + "\n  ".join(clashes)
+        )
+
+
 def _chunk(leaf: Any) -> list[int]:
-    """Return a chunk's shape: whole trailing axes, a part of one axis, ones before it.
+    """Return the shape of its chunks: whole rows of the first axes, or a part of one.
 
     The part divides its axis, so that chunks are equal ranges of the flat leaf.
     """
@@ -147,50 +247,48 @@ def _chunk(leaf: Any) -> list[int]:
     return [1] * len(shape)
 
 
-def _spec(folder: str, path: str) -> dict[str, Any]:
+def _spec(folder: Path, path: str) -> dict[str, Any]:
     name = path.replace("/", ".")
-    kvstore = {"driver": "file", "path": f"{folder}/state/{name}/"}
+    kvstore = {"driver": "file", "path": f"{folder}/{name}/"}
     # An array of zeros must not look like one that was never written.
     return {
-        "driver": "zarr3",
+        "driver": "zarr",
         "kvstore": kvstore,
         "store_data_equal_to_fill_value": True,
     }
 
 
 def _metadata(leaf: Any) -> dict[str, Any]:
+    return {"shape": list(leaf.shape), "chunks": _chunk(leaf), "compressor": None}
+
+
+def _listed(skeleton: Any) -> dict[str, Any]:
+    """Return Orbax's list of a tree's leaves."""
+    found: dict[str, Any] = {}
+
+    def visit(node: Any, keys: tuple[tuple[str, int], ...]) -> None:
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                visit(value, (*keys, (key, _DICT)))
+        elif isinstance(node, list) and node:
+            for place, value in enumerate(node):
+                visit(value, (*keys, (str(place), _SEQUENCE)))
+        else:
+            kinds = {dict: "Dict", list: "List", type(None): "None"}
+            kind = kinds.get(type(node), _ARRAY)
+            found[str(tuple(key for key, _ in keys))] = {
+                "key_metadata": [{"key": k, "key_type": of} for k, of in keys],
+                "value_metadata": {
+                    "value_type": kind,
+                    "skip_deserialize": kind != _ARRAY,
+                },
+            }
+
+    visit(skeleton, ())
     return {
-        "shape": list(leaf.shape),
-        "data_type": str(np.dtype(leaf.dtype)),
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": _chunk(leaf)},
-        },
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        "tree_metadata": found,
+        "use_ocdbt": False,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
     }
-
-
-def _save_template(folder: str, abstract: Mapping[str, Any]) -> None:
-    """Save the tree with a zero for each leaf, and forget what is known of zeros."""
-    from absl import logging
-    from orbax.checkpoint import v1 as ocp
-
-    from merging.checkpoints.orbax import context as settings
-
-    zeros = {path: jnp.zeros((), jnp.int8) for path in abstract}
-    options = settings()
-    options.array.saving.use_ocdbt = False
-    # It warns that it did not find what it was told not to write.
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with options:
-            ocp.save(folder, tree.unflatten(zeros))
-    finally:
-        logging.set_verbosity(level)
-    state = Path(folder) / "state"
-    shutil.rmtree(state / "array_metadatas", ignore_errors=True)
-    listed = json.loads((state / TREE).read_text())
-    for entry in listed["tree_metadata"].values():
-        entry["value_metadata"].pop("write_shape", None)
-    (state / TREE).write_text(json.dumps(listed))

@@ -44,6 +44,7 @@ class SafetensorsSource:
     """
 
     format = "safetensors"
+    skeleton = None
 
     def __init__(self, uri: str):
         self.uri = uri

@@ -22,7 +22,7 @@ import numpy as np
 from merging.checkpoints import errors
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.auxiliary import TEMPLATES, write_auxiliary_files
-from merging.checkpoints.names import tensor_names
+from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
 from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
@@ -47,11 +47,10 @@ class SafetensorsWriter:
     def __init__(
         self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
     ):
-        self.uri = uri.rstrip(
-            "/"
-        )  # or the unfinished one would lie in the finished one
+        # Without a slash, or the unfinished one would lie in the finished one.
+        self.uri = uri.rstrip("/")
         self.folder = self.uri + PARTIAL
-        names = tensor_names(abstract)
+        require_tensor_names(abstract)
         shards = _shards(abstract, shard_bytes)
         self._index: dict[str, Any] = {}
         self._places: dict[str, tuple[Path, int]] = {}
@@ -59,13 +58,13 @@ class SafetensorsWriter:
         begun: dict[Path, tuple[bytes, int]] = {}
         for number, paths in enumerate(shards):
             name = _file_name(number, len(shards))
-            first, starts = headers.build({names[p]: abstract[p] for p in paths})
+            first, starts = headers.build({p: abstract[p] for p in paths})
             file = Path(self.folder) / name
             sizes = [_bytes(abstract[p]) for p in paths]
             begun[file] = (first, len(first) + sum(sizes))
             for path in paths:
-                self._places[path] = (file, starts[names[path]])
-                self._index[names[path]] = name
+                self._places[path] = (file, starts[path])
+                self._index[path] = name
         self._total = sum(map(_bytes, abstract.values()))
         self._several = len(shards) > 1
         processes.broadcast(lambda: self._make(begun))

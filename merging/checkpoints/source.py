@@ -28,11 +28,14 @@ class Source(Protocol):
       uri: where it is.
       format: `safetensors` or `orbax`.
       abstract: its nested dict of ShapeDtypeStruct; no weight has been read for it.
+      skeleton: the tree as it was saved, with lists, Nones and empty dicts, and the
+        path of each leaf in its place; None if the format knows no tree.
     """
 
     uri: str
     format: str
     abstract: dict[str, Any]
+    skeleton: Any
 
     def read(
         self, paths: Iterable[str], shardings: Mapping[str, jax.sharding.Sharding]

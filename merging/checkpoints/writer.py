@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from merging.checkpoints.location import split
 from merging.runtime import storage
 from merging.runtime.errors import UserError
 
@@ -59,7 +60,7 @@ def require_free_output(output: str, inputs: Sequence[str]) -> None:
             "choose another name."
         )
     for uri in inputs:
-        where = Path(os.path.realpath(uri))
+        where = Path(os.path.realpath(split(uri)[0]))
         if "://" not in uri and (path == where or where in path.parents):
             raise UserError(
                 f"the output {output} lies in the input {uri}; choose a folder outside."

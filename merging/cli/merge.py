@@ -69,6 +69,9 @@ COMMAND = Command(
     same bytes for any budget and any number of devices and processes. Stop it at
     any time; the same command continues. The output appears when it is complete.
 
+    Of Orbax, RUN (a CheckpointManager's folder) is its latest step, RUN/100 another,
+    and PATH#params a part of a tree; of a training's state the params are taken.
+
     examples:
       merging merge --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED

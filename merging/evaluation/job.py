@@ -70,7 +70,8 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
     """
     uri = os.fspath(uri)
     found, files = hf.open_model(uri), checkpoints.auxiliary_files(uri)
-    own = uri if tasks.holds_tokenizer(files) else ""
+    own = [p for name, p in files.items() if tasks.holds_tokenizer({name: p})]
+    uri = found.source.uri  # of a run's folder, the step that was taken
     return Model(
         config=found.config,
         parameters=models.parameter_count(found.config),
@@ -78,7 +79,7 @@ def open_model(uri: str | os.PathLike, tokenizer: str = "") -> Model:
         uri=uri,
         family=found.family.name,
         identity=processes.broadcast(lambda: hf.identity(found)),
-        tokenizer=tokenizer or own,
+        tokenizer=tokenizer or (os.fspath(own[0].parent) if own else ""),
     )
 
 

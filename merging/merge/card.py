@@ -26,7 +26,7 @@ def auxiliary_files(
       inputs: the models.
       chosen: whose to copy: `base`, an expert's name, or a folder; None is the base,
         or the first expert where there is none.
-      target: the output's format; a model card is written for safetensors.
+      target: the output's format, for the card.
       dtype: of the merged leaves, for the config; None leaves it as it is.
       settings: of the merge, for the card.
 
@@ -44,8 +44,7 @@ def auxiliary_files(
         warnings.warn(text, stacklevel=4)
     if "config.json" in files:
         files["config.json"] = _config(files["config.json"], dtype, inputs.tied)
-    if target == "safetensors":
-        files[CARD] = model_card(settings).encode()
+    files[CARD] = model_card(inputs, settings, target).encode()
     return files
 
 
@@ -62,11 +61,14 @@ def _place(inputs: Inputs, chosen: str | None) -> str:
     raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
 
 
-def model_card(settings: Mapping[str, Any]) -> str:
+def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     """Return a model card in the Hugging Face hub's convention."""
-    base, experts = settings["base"], settings["experts"]
+    base = inputs.base.uri if inputs.base else None
+    experts = {name: source.uri for name, source in inputs.experts.items()}
     models = [*([base] if base else []), *experts.values()]
-    front = ["---", "library_name: transformers", "tags:", "- merge", "- model-merging"]
+    # Which library opens it: transformers reads no Orbax.
+    library = ["library_name: transformers"] if target == "safetensors" else []
+    front = ["---", *library, "tags:", "- merge", "- model-merging"]
     front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]

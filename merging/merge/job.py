@@ -97,7 +97,11 @@ def run(
     # Where the files are may be said otherwise the next time.
     fingerprint[STAMPS] = [when for _, *when in before]
     begun = checkpoints.create(
-        job.output, job.format, abstract, shard_bytes=job.shard_bytes
+        job.output,
+        job.format,
+        abstract,
+        shard_bytes=job.shard_bytes,
+        skeleton=job.inputs.first.skeleton,
     )
     with begun as writer:
         journal = Journal(writer.folder, fingerprint)

@@ -283,6 +283,8 @@ def _prepare(
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
     target = format or inputs.first.format
+    if target == "safetensors":
+        checkpoints.require_tensor_names(inputs.first_leaves)
     settings |= {
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from merging import models
+from merging import checkpoints, models
 from merging.models import hf as families
 from merging.runtime.errors import UserError
 from merging.tasks import Tokenizer
@@ -65,7 +65,7 @@ def load(folder: str, expected: str) -> models.Params:
 
 def require_folder(folder: str) -> None:
     """Refuse what is no folder; a GGUF file is converted first."""
-    if not Path(folder).is_dir():
+    if not Path(checkpoints.split(folder)[0]).is_dir():
         raise UserError(
             f"pretrained_bases: {folder!r} is no folder with a checkpoint and its "
             "config.json. SmolLM2's is made by: merging convert "

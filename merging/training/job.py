@@ -344,7 +344,12 @@ def _start(
         if dtype:
             decoder = dataclasses.replace(decoder, param_dtype=dtype)
         if start:
-            params = checkpoints.restore(start, _like(decoder, mesh))
+            source = checkpoints.open_checkpoint(start)
+            if source.format != "orbax":
+                raise UserError(
+                    f"{start} holds no {families.CONFIG}, which says what model it is."
+                )
+            params = source.restore(_like(decoder, mesh))
         else:
             params = models.init(decoder, values["seed"], mesh)
     return dataclasses.replace(decoder, bos_id=suite.tokenizer.bos_id), params

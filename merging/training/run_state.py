@@ -94,7 +94,8 @@ def restore(
 
 
 def _read(path: Path, state: Any, identity: int) -> RunState:
-    stored = checkpoints.open_checkpoint(path).abstract
+    source = checkpoints.open_saved(path)
+    stored = source.abstract
     params = tree.map_named(lambda _, leaf: leaf, state.params)
     like = {"identity": stored.get("identity"), "losses": stored.get("losses")}
     like["state"] = _named(state)
@@ -102,7 +103,7 @@ def _read(path: Path, state: Any, identity: int) -> RunState:
     like |= {k: stored[k] for k in ("validations",) if k in stored}
     if None in like.values() or tree.differences({"run": like, "stored": stored}):
         raise _another(path)
-    record = checkpoints.restore(path, like)
+    record = source.restore(like)
     if int(record["identity"]) != identity:
         raise _another(path)
     leaves = tree.flatten(record["state"])

@@ -1,6 +1,5 @@
 """Ranges of Orbax checkpoints, and Orbax checkpoints written piece by piece."""
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -125,7 +124,7 @@ def test_what_is_written_piece_by_piece_is_what_orbax_reads(
     written(path, {"manifest.json": b"{}"})
     assert (path / "manifest.json").read_bytes() == b"{}"
     with v0.StandardCheckpointer() as checkpointer:
-        by_v0 = checkpointer.restore(path / "state")
+        by_v0 = checkpointer.restore(path)
     for restored in (ocp.load(path), by_v0, checkpoints.restore(path)):
         found = tree.flatten(restored)
         assert set(found) == set(leaves())
@@ -181,8 +180,7 @@ def test_a_folder_without_one_of_its_files_is_named(tmp_path, name, words):
 def test_a_damaged_chunk_is_named_with_its_leaf(tmp_path):
     written(tmp_path / "ckpt")
     source = checkpoints.open_checkpoint(tmp_path / "ckpt")
-    chunks = tmp_path / "ckpt" / "state" / "embed" / "c"
-    file = next(p for p in chunks.rglob("*") if p.is_file())
+    file = tmp_path / "ckpt" / "embed" / "0.0"
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(CorruptCheckpoint, match="embed"):
         source.read_into("embed", 0, np.empty(630, np.float32))
@@ -205,7 +203,11 @@ def test_a_leaf_cannot_lead_out_of_the_folder(tmp_path):
         checkpoints.open_checkpoint(tmp_path / "ckpt")
 
 
-def test_a_stop_while_the_template_is_made_is_made_good(tmp_path):
-    os.makedirs(tmp_path / "out.partial" / "state" / "half")
+@pytest.mark.parametrize("left", [(), (".layout.json.ab1.tmp",)])
+def test_a_stop_before_anything_is_made_is_made_good(tmp_path, left):
+    (tmp_path / "out.partial").mkdir()
+    for name in left:
+        (tmp_path / "out.partial" / name).write_text("{")
     written(tmp_path / "out")
     assert set(tree.flatten(checkpoints.restore(tmp_path / "out"))) == set(leaves())
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

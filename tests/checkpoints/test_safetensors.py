@@ -168,12 +168,13 @@ def test_bytes_that_the_disk_does_not_store_are_not_published(
     assert os.listdir(tmp_path) == ["out.partial"]
 
 
-def test_orbax_paths_become_names_and_clashes_are_listed(tmp_path):
-    names = checkpoints.tensor_names(["layers/attn/wq", "model.norm.weight"])
-    assert names["layers/attn/wq"] == "layers.attn.wq"
-    assert names["model.norm.weight"] == "model.norm.weight"
-    with pytest.raises(UserError, match="a/b and a.b would both be a.b|a.b and a/b"):
-        checkpoints.tensor_names(["a.b", "a/b"])
+def test_a_trees_paths_are_no_names_of_tensors(tmp_path):
+    checkpoints.require_tensor_names(["model.norm.weight"])
+    of = {"layers/up": jax.ShapeDtypeStruct((2,), np.float32)}
+    with pytest.raises(UserError, match=r"\(layers/up, …\) have no names .* convert"):
+        with checkpoints.create(str(tmp_path / "out"), "safetensors", of):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_auxiliary_files_are_plain_files_of_the_folder(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 from together import ROOT, environment, heard, start
 
-from merging.runtime import errors
+from merging import checkpoints
+from merging.runtime import errors, tree
 
 CONFIGS = ROOT / "configs" / "merge"
 
@@ -127,6 +128,19 @@ def test_processes_share_the_work_and_give_the_same_bytes(
     assert [process.returncode for process in started] == [0] * processes, said
     assert (output / "model.safetensors").read_bytes() == expected
     assert sum("Merged:" in text for text in said) == 1
+
+
+def test_processes_write_orbax_together(family, tmp_path, expected):
+    output = tmp_path / "out"
+    merge = command(family, output, format="orbax", memory_budget="3MB")
+    started = start(merge, 2, environment())
+    said = heard(started, limit=60)
+    assert [process.returncode for process in started] == [0, 0], said
+    single = tmp_path / "expected.safetensors"
+    single.write_bytes(expected)
+    found = tree.flatten(checkpoints.restore(output))
+    assert models.bits(found) == models.bits(load_file(single))
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):

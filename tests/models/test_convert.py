@@ -153,15 +153,31 @@ def test_merged_orbax_models_go_back_to_their_family(stacked, tmp_path):
         np.testing.assert_allclose(leaf, 0.75 * moved[name], rtol=1e-6)
 
 
-def test_a_safetensors_file_of_stacked_leaves_goes_back_too(stacked, tmp_path):
+def test_stacked_leaves_never_go_into_a_safetensors_file(stacked, tmp_path):
     import merging
 
-    uri = str(stacked["llama3"])
-    flat = merging.merge_checkpoints(
-        None, [uri], "average", str(tmp_path / "flat"), format="safetensors"
+    models_ = [str(stacked["llama3"])]
+    output = str(tmp_path / "flat")
+    with pytest.raises(UserError, match=r"merging convert --config .*to_safetensors"):
+        merging.merge_checkpoints(
+            None, models_, "average", output, format="safetensors"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_merge_from_safetensors_to_orbax_has_the_familys_names(tmp_path):
+    """They are read as a folder of safetensors is: evaluated, trained on, converted."""
+    import merging
+
+    merged = merging.merge_checkpoints(
+        None, [str(LLAMA)], "average", str(tmp_path / "merged"), format="orbax"
     )
-    assert "layers.query" in open_checkpoint(flat).abstract
-    back = convert(str(flat), str(tmp_path / "back"), format="safetensors")
+    assert set(open_checkpoint(merged).abstract) == set(tensors(LLAMA))
+    config, params = families.load(merged)
+    expected, leaves = families.load(LLAMA)
+    assert config == expected
+    jax.tree.map(np.testing.assert_array_equal, params, leaves)
+    back = convert(str(merged), str(tmp_path / "back"), format="safetensors")
     assert tensors(back) == tensors(LLAMA)
 
 

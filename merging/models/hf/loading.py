@@ -34,15 +34,14 @@ class Model(NamedTuple):
       config: as a decoder.
       leaves: {path: leaf} of the decoder, with the dtypes of the checkpoint.
       source: its weights.
-      stored: {path: the leaf's path in the source}, if it has the decoder's layout;
-        None if it has the family's.
+      stacked: whether it has the decoder's layout, and not the family's.
     """
 
     family: Family
     config: DecoderConfig
     leaves: dict[str, Leaf]
     source: Source | GgufSource
-    stored: dict[str, str] | None
+    stacked: bool
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Fill `out` with elements [start, start + len) of a decoder's leaf.
@@ -52,10 +51,10 @@ class Model(NamedTuple):
           start: the first element, at the begin of a row.
           out: one-dimensional, of the leaf's dtype, whole rows.
         """
-        if self.stored is None:
-            gather(self.source, self.leaves[path], start, out)
+        if self.stacked:
+            self.source.read_into(path, start, out)
         else:
-            self.source.read_into(self.stored[path], start, out)
+            gather(self.source, self.leaves[path], start, out)
 
 
 def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
@@ -74,12 +73,18 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
     family, config = read_config(_config_of(described or uri))
     _require_tied(source, config)
     table, found = leaves(family, config), tree.flatten(source.abstract)
-    stored = _stored(found, config)
-    if stored is None:
-        return Model(family, config, fitted(table, found), source, None)
-    dtypes = {path: np.dtype(found[name].dtype) for path, name in stored.items()}
-    table = {p: leaf._replace(dtype=dtypes[p]) for p, leaf in table.items()}
-    return Model(family, config, table, source, stored)
+    if "embed" not in found:
+        return Model(family, config, fitted(table, found), source, False)
+    expected = {CONFIG: abstract(config), "the checkpoint": source.abstract}
+    if lines := tree.differences(expected):
+        raise UserError(
+            f"the leaves are not those of {CONFIG}'s model:\n  " + "\n  ".join(lines)
+        )
+    table = {
+        path: leaf._replace(dtype=np.dtype(found[path].dtype))
+        for path, leaf in table.items()
+    }
+    return Model(family, config, table, source, True)
 
 
 def open_gguf_model(uri: str, described: str | None = None) -> Model:
@@ -96,7 +101,7 @@ def open_gguf_model(uri: str, described: str | None = None) -> Model:
     text = _config_of(described) if described else source.described()
     family, config = read_config(text)
     table = fitted(leaves(family, config), tree.flatten(source.abstract))
-    return Model(family, config, table, source, None)
+    return Model(family, config, table, source, False)
 
 
 def auxiliary_files(model: Model, folder: str | None = None) -> dict[str, bytes]:
@@ -164,14 +169,15 @@ def load(
     stored = str(model.leaves["embed"].dtype)
     both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
     config = dataclasses.replace(model.config, **both)
-    if checkpoints.exists(uri):  # ours: with checksums, and each process reads its part
+    if model.source.format == "orbax" and model.stacked:
         wanted = {
             path: jax.ShapeDtypeStruct(
                 leaf.shape, dtype or leaf.dtype, sharding=shardings.get(path)
             )
             for path, leaf in model.leaves.items()
         }
-        return config, checkpoints.restore(uri, tree.unflatten(wanted))
+        # With checksums where we wrote it, and each process reads its part.
+        return config, model.source.restore(tree.unflatten(wanted))
     params = {}
     for path, leaf in model.leaves.items():
         whole = np.empty(math.prod(leaf.shape), leaf.dtype)
@@ -206,21 +212,3 @@ def _require_tied(source: Source, config: DecoderConfig) -> None:
             f"in {CONFIG}; if not, save the model without them."
         )
     checkpoints.forget_head(source)
-
-
-def _stored(found: dict[str, jax.ShapeDtypeStruct], config: DecoderConfig):
-    """Return {our path: path in the source}, or None for the family's layout.
-
-    A safetensors file made from an Orbax folder has dots where ours have slashes.
-    """
-    if "embed" not in found:
-        return None
-    expected = abstract(config)
-    dotted = {path.replace("/", "."): path for path in tree.flatten(expected)}
-    named = {name: dotted.get(name, name) for name in found}
-    ours = tree.unflatten({path: found[name] for name, path in named.items()})
-    if lines := tree.differences({CONFIG: expected, "the checkpoint": ours}):
-        raise UserError(
-            f"the leaves are not those of {CONFIG}'s model:\n  " + "\n  ".join(lines)
-        )
-    return {path: name for name, path in named.items()}

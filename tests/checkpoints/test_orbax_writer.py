@@ -1,0 +1,235 @@
+"""An Orbax output: what stock checkpointers open, whole or not there, and only ours."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as v0
+import pytest
+import stock_orbax as stock
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from merging import UserError, checkpoints
+from merging.runtime import sharding, storage, tree
+
+
+def leaves_of(source):
+    return tree.flatten(source.abstract)
+
+
+@contextlib.contextmanager
+def copied(source, output):
+    """Write what a source holds into an Orbax output; the user publishes it."""
+    abstract, skeleton = leaves_of(source), source.skeleton
+    begun = checkpoints.create(str(output), "orbax", abstract, skeleton=skeleton)
+    with begun as writer:
+        for name, leaf in abstract.items():
+            flat = np.empty(int(np.prod(leaf.shape)), leaf.dtype)
+            source.read_into(name, 0, flat)
+            writer.write(name, 0, flat)
+        yield writer
+
+
+def begin(output, format="orbax", shape=(3,), paths=("w",)):
+    of = {path: jax.ShapeDtypeStruct(shape, np.float32) for path in paths}
+    with checkpoints.create(str(output), format, of):
+        pass
+
+
+def by_standard(path, target):
+    with v0.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, target)
+
+
+def by_pytree(path, target):
+    how = target and v0.checkpoint_utils.construct_restore_args(target)
+    return v0.PyTreeCheckpointer().restore(path, target, restore_args=how)
+
+
+READERS = [by_standard, by_pytree, ocp.load]
+
+
+@pytest.mark.parametrize("save", [stock.standard, stock.plain_files, stock.by_v1])
+def test_it_opens_with_the_checkpointer_that_wrote_its_input(tmp_path, save, caplog):
+    """Lists stay lists, and what holds no weights stays where it was."""
+    source = checkpoints.open_checkpoint(save(tmp_path / "in", stock.params()))
+    with copied(source, tmp_path / "out") as writer:
+        writer.finish({"README.md": b"hello"})
+    mesh = sharding.make_mesh({"fsdp": 2, "data": 4})
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        stock.params(),
+    )
+    logging.get_absl_logger().addHandler(caplog.handler)
+    for read in READERS:
+        for wanted in (target, None):
+            found = read(tmp_path / "out", wanted)
+            assert jax.tree.structure(found) == jax.tree.structure(target)
+            jax.tree.map(np.testing.assert_array_equal, found, stock.params())
+            assert wanted is None or found["embed"].sharding == split
+    assert "data files not found" not in caplog.text
+    assert (tmp_path / "out" / "README.md").read_bytes() == b"hello"
+    again = checkpoints.open_checkpoint(tmp_path / "out")
+    assert again.skeleton == source.skeleton
+
+
+def test_reading_one_logs_no_warning(tmp_path, caplog):
+    source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+    with copied(source, tmp_path / "out") as writer:
+        writer.finish({})
+    logging.get_absl_logger().addHandler(caplog.handler)
+    assert checkpoints.restore(tmp_path / "out") == {"a": 1.0}
+    assert caplog.text == ""
+
+
+def unfinished_safetensors(partial):
+    begin(str(partial).removesuffix(".partial"), "safetensors")
+
+
+def thesis(partial):
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("years of work")
+
+
+def other_layout(partial):
+    partial.mkdir()
+    (partial / "layout.json").write_text('{"made_by": "a garden"}')
+
+
+def half_json(partial):
+    partial.mkdir()
+    (partial / "layout.json").write_text('{"made_by": ')
+
+
+@pytest.mark.parametrize(
+    "make", [unfinished_safetensors, thesis, other_layout, half_json]
+)
+def test_what_we_did_not_begin_is_left_alone(tmp_path, make):
+    make(tmp_path / "out.partial")
+    before = {p: p.stat().st_size for p in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=r"no Orbax output that was begun here. Move"):
+        begin(tmp_path / "out")
+    assert {p: p.stat().st_size for p in tmp_path.rglob("*")} == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(patch, number):
+    """Stop before the number-th thing that publishing does to the disk."""
+    count = 0
+
+    def stopping(function):
+        def call(*args, **settings):
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Killed
+            return function(*args, **settings)
+
+        return call
+
+    for owner, name in (
+        (os, "rename"),
+        (os, "replace"),
+        (os, "rmdir"),
+        (os, "unlink"),
+        (os, "fsync"),
+        (Path, "unlink"),
+        (shutil, "rmtree"),
+    ):
+        patch.setattr(owner, name, stopping(getattr(owner, name)))
+
+
+def test_a_kill_while_it_is_published_loses_nothing(tmp_path):
+    source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+    files = {"manifest.json": b"{}"}
+    for number in range(1, 500):
+        output = tmp_path / str(number) / "out"
+        with copied(source, output) as writer, pytest.MonkeyPatch.context() as patch:
+            journal = Path(writer.folder) / ".merge"
+            journal.mkdir()
+            (journal / "done").write_text("all")
+            kill_at(patch, number)
+            try:
+                writer.finish(files)
+                break
+            except Killed:
+                pass
+        if not output.exists():  # its data are there, and only published again
+            assert (journal / "done").exists()
+            with checkpoints.create(str(output), "orbax", leaves_of(source)) as again:
+                again.finish(files)
+        else:  # what is beside it goes when the name is used again
+            assert checkpoints.restore(output) == {"a": 1.0}
+            output.rename(tmp_path / str(number) / "first")
+            with copied(source, output) as again:
+                assert not journal.exists()
+                again.finish(files)
+            shutil.rmtree(tmp_path / str(number) / "first")
+        assert checkpoints.restore(output) == {"a": 1.0}
+        assert [p.name for p in output.parent.iterdir()] == ["out"]
+    assert 15 < number < 50
+    assert [p.name for p in output.parent.iterdir()] == ["out"]
+
+
+def test_files_and_folders_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    synchronised, renamed = set(), {}
+    fsync, rename = os.fsync, os.rename
+
+    def told(descriptor):
+        synchronised.add(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renaming(old, new):
+        renamed[str(new)] = set(synchronised)
+        rename(old, new)
+
+    source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+    with copied(source, tmp_path / "out") as writer:
+        monkeypatch.setattr(os, "fsync", told)
+        monkeypatch.setattr(os, "rename", renaming)
+        writer.finish({"manifest.json": b"{}"})
+    content = tmp_path / "out.partial" / "checkpoint"
+    assert str(content) in renamed[str(tmp_path / "out")]
+    files = {p.split("/checkpoint/.")[-1] for p in renamed[str(tmp_path / "out")]}
+    for name in ("manifest.json", "_METADATA", "_CHECKPOINT_METADATA"):
+        assert any(file.startswith(f"{name}.") for file in files)
+    assert str(tmp_path) in synchronised
+
+
+def test_an_unfinished_output_is_no_checkpoint(tmp_path):
+    source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+    with copied(source, tmp_path / "out"):
+        pass
+    with pytest.raises(UserError, match="unfinished output .* give its command again"):
+        checkpoints.open_checkpoint(tmp_path / "out.partial")
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["a.b", "a/b"], r"a/b and a\.b would both be a\.b"),
+        (["_METADATA"], "_METADATA and a file of Orbax's"),
+    ],
+)
+def test_leaves_whose_folders_would_be_one_are_refused(tmp_path, paths, words):
+    with pytest.raises(UserError, match=words):
+        begin(tmp_path / "out", paths=paths)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replaced_checkpoint_takes_no_one_elses_folders(tmp_path):
+    for name in ("c.old", "c.new"):
+        storage.write_bytes(tmp_path / name / "thesis.txt", b"years of work")
+    for value in (1.0, 2.0):
+        checkpoints.save(tmp_path / "c", {"a": np.full(2, value)})
+    assert (tmp_path / "c.old" / "thesis.txt").exists()
+    assert (tmp_path / "c.new" / "thesis.txt").exists()
+    np.testing.assert_array_equal(checkpoints.restore(tmp_path / "c")["a"], [2.0, 2.0])
