@@ -13,6 +13,7 @@ from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.names import tensor_names
 from merging.checkpoints.safetensors import auxiliary_files
 from merging.checkpoints.source import Source, SourceFile
+from merging.checkpoints.view import Origin, View
 from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ __all__ = [
     "CorruptCheckpoint",
     "MissingCheckpoint",
     "NotStored",
+    "Origin",
     "Source",
     "SourceFile",
+    "View",
     "Writer",
     "auxiliary_files",
     "create",

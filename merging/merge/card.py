@@ -1,14 +1,19 @@
 """The files beside merged weights: config, tokenizer, and a model card."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merging import checkpoints
 from merging.merge.inputs import BASE, Inputs
-from merging.runtime.errors import nearest
+from merging.runtime.errors import UserError, nearest
 
-CARD = "README.md"
+CARD, CONFIG = "README.md", "config.json"
+TOKENIZER, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+# What configs call the number of layers, and lists with something for each of them.
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYER_LISTS = ("layer_types", "no_rope_layers", "layers_block_type", "mlp_layer_types")
 
 
 def auxiliary_files(
@@ -17,6 +22,7 @@ def auxiliary_files(
     target: str,
     dtype: str | None,
     settings: Mapping[str, Any],
+    donor: str | None = None,
 ) -> dict[str, bytes]:
     """Return the small files of the output by name.
 
@@ -26,12 +32,15 @@ def auxiliary_files(
       target: the output's format; a model card is written for safetensors.
       dtype: of the merged leaves, for the config; None leaves it as it is.
       settings: of the merge, for the card.
+      donor: the folder they come from, where `chosen` is not asked.
 
     Raises:
       UserError: no expert has that name.
     """
     places = dict(zip(inputs.names, (s.uri for s in inputs.sources), strict=True))
-    if chosen is None:
+    if donor is not None:
+        uri = donor
+    elif chosen is None:
         uri = inputs.sources[0].uri
     elif chosen == "base" and inputs.base:
         uri = places[BASE]
@@ -42,8 +51,8 @@ def auxiliary_files(
     else:
         raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
     files = {n: p.read_bytes() for n, p in checkpoints.auxiliary_files(uri).items()}
-    if dtype is not None and "config.json" in files:
-        files["config.json"] = _with_dtype(files["config.json"], dtype)
+    if dtype is not None and CONFIG in files:
+        files[CONFIG] = _with_dtype(files[CONFIG], dtype)
     if target == "safetensors":
         files[CARD] = model_card(settings).encode()
     return files
@@ -57,6 +66,8 @@ def model_card(settings: Mapping[str, Any]) -> str:
     front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]
+    # Indented, so that no fence in it can end it.
+    yaml = [f"    {line}" for line in (settings["merge_yaml"] or "").splitlines()]
     return "\n".join(
         [
             *front,
@@ -72,6 +83,7 @@ def model_card(settings: Mapping[str, Any]) -> str:
             "",
             *(["Leaves treated otherwise, first match first:", "", *rules, ""]
               if rules else []),
+            *(["As this mergekit YAML says:", "", *yaml, ""] if yaml else []),
             "`manifest.json` holds every setting, the inputs' digests and the SHA-256 "
             "of each leaf; `merging verify` checks them.",
             "",
@@ -79,14 +91,110 @@ def model_card(settings: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _with_dtype(text: bytes, dtype: str) -> bytes:
+def with_layers(files: Mapping[str, bytes], layers: Sequence[int]) -> dict[str, bytes]:
+    """Return the files with a config of other layers.
+
+    Args:
+      files: by name; without a config they stay as they are.
+      layers: the number that each of the output's layers had in the model.
+
+    Raises:
+      UserError: the config does not say how many layers there are.
+    """
+    if CONFIG not in files:
+        return dict(files)
+    config = _json(files[CONFIG])
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for key in _LAYER_KEYS:
+            count = part.get(key)
+            if type(count) is int:
+                part[key] = len(layers)
+                # Such as layer_types: a word for each layer.
+                for name, value in part.items():
+                    if name in _LAYER_LISTS and _lists(value, count, max(layers)):
+                        part[name] = [value[layer] for layer in layers]
+                return {**files, CONFIG: _as_bytes(config)}
+    raise UserError(
+        f"{CONFIG} does not say how many layers there are ({', '.join(_LAYER_KEYS)}), "
+        "so that slices would leave it wrong."
+    )
+
+
+def with_chat_template(
+    files: Mapping[str, bytes], template: str, models: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the files with another chat template: mergekit's `chat_template`.
+
+    Args:
+      files: by name, of a tokenizer.
+      template: in Jinja; or `auto`, the one that most of the models have.
+      models: folders.
+
+    Raises:
+      UserError: there is no tokenizer, or the template is none.
+    """
+    if TOKENIZER not in files:
+        raise UserError(
+            f"chat_template: there is no {TOKENIZER} to go with it beside the weights."
+        )
+    if template == "auto":
+        found = [text for model in models if (text := _template_of(model))]
+        if not found:
+            return dict(files)
+        template = Counter(found).most_common(1)[0][0]
+    elif "{" not in template or len(template) < 20:
+        raise UserError(
+            f"chat_template {template[:40]!r}: write the template itself, in Jinja, or "
+            "auto; mergekit's own templates are not shipped here."
+        )
+    settings = _json(files[TOKENIZER])
+    # One place only: programs differ in which they look at first.
+    settings.pop("chat_template", None)
+    kept = {n: t for n, t in files.items() if n not in ("chat_template.json",)}
+    return {
+        **kept,
+        TOKENIZER: _as_bytes(settings),
+        TEMPLATE: template.encode(),
+    }
+
+
+def _template_of(model: str) -> str:
+    """Return a model's chat template, stripped; nothing if it has none."""
+    files = checkpoints.auxiliary_files(model)
+    if TEMPLATE in files:
+        return files[TEMPLATE].read_text("utf-8", errors="replace").strip()
+    if TOKENIZER not in files:
+        return ""
+    found = _json(files[TOKENIZER].read_bytes()).get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found.strip() if isinstance(found, str) else ""
+
+
+def _lists(value: Any, count: int, last: int) -> bool:
+    return isinstance(value, list) and len(value) == count > last
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    """Return an object; an empty one of what is none."""
     try:
-        config = json.loads(text)
-    except ValueError:
-        return text
-    if not isinstance(config, dict):
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _as_bytes(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _with_dtype(text: bytes, dtype: str) -> bytes:
+    config = _json(text)
+    if not config:
         return text
     for key in ("torch_dtype", "dtype"):
         if key in config:
             config[key] = dtype
-    return (json.dumps(config, indent=2) + "\n").encode()
+    return _as_bytes(config)

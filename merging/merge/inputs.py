@@ -65,9 +65,14 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         {name: open_checkpoint(experts[name]) for name in names},
         tuple(given.index(name) for name in names),
     )
+    require_mergeable(inputs)
+    return inputs
+
+
+def require_mergeable(inputs: Inputs) -> None:
+    """Raise a UserError that lists where models differ, or what can't be merged."""
     _require_same_leaves(inputs)
     checks.refuse_dtypes(dict(zip(inputs.names, inputs.abstracts, strict=True)))
-    return inputs
 
 
 def expert_names(uris: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from merging.runtime.errors import UserError
 from merging.runtime.revision import git_revision
 
 NAME = "manifest.json"
-VERSION = 1
+VERSION = 2
 # Bytes that are read back at a time.
 PART = 2**23
 _SETTINGS: dict[str, Any] = {
@@ -32,6 +32,7 @@ _SETTINGS: dict[str, Any] = {
     "format": str,
     "shard_size": str | int,
     "auxiliary_files": str | None,
+    "merge_yaml": str | None,
 }
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 

@@ -1,14 +1,15 @@
 """Merge checkpoints that are larger than memory, with the bits of a merge in memory.
 
 Blocks are read, merged and written one after the other; what a method must know of
-the whole model is found in a pass before. `merge_checkpoints` is the door.
+the whole model is found in a pass before. `merge_checkpoints` is the door, and
+`merge_yaml` that of mergekit's YAML files.
 """
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +22,14 @@ from merging.methods import Method
 from merging.runtime import memory, processes, storage, tree
 from merging.runtime.errors import UserError, nearest
 
-__all__ = ["merge_checkpoints", "prepare", "repeat", "run", "verify"]
+__all__ = [
+    "merge_checkpoints",
+    "merge_yaml",
+    "prepare",
+    "repeat",
+    "run",
+    "verify",
+]
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -85,9 +93,40 @@ def merge_checkpoints(
         "shard_size": shard_size,
         "auxiliary_files": auxiliary_files,
     }
-    prepared, extra = _prepare(output, memory_budget, **settings)
-    job.run(prepared, extra)
-    return Path(output)
+    return _merge(output, memory_budget, **settings)
+
+
+def merge_yaml(
+    path: str | Path,
+    output: str,
+    *,
+    seed: int = 0,
+    memory_budget: str | int = "1GB",
+    format: str | None = None,
+    shard_size: str | int = "5GB",
+    auxiliary_files: str | None = None,
+) -> Path:
+    """Merge as a mergekit YAML says, under the rules of mergekit 0.1.5.
+
+    Args:
+      path: of the YAML. Models are folders on disk.
+      output: and all that follow, as `merge_checkpoints` has them.
+
+    Returns:
+      The output's path.
+
+    Raises:
+      UserError: the file asks for what is not followed here (everything is listed), or
+        as `merge_checkpoints`.
+    """
+    settings = {
+        "seed": seed,
+        "format": format,
+        "shard_size": shard_size,
+        "auxiliary_files": auxiliary_files,
+    }
+    text = mergekit.read(path)
+    return _merge(output, memory_budget, merge_yaml=text, **settings)
 
 
 def repeat(path: str | Path, output: str, **changes: Any) -> Path:
@@ -109,7 +148,9 @@ def repeat(path: str | Path, output: str, **changes: Any) -> Path:
         if methods.load_file(own["path"])[0] != own["sha256"]:
             raise UserError(f"{own['path']} is not what it was when this was merged.")
         settings["method_file"] = own["path"]
-    inputs = open_inputs(settings["base"], settings["experts"])
+    budget = changes.get("memory_budget", "1GB")
+    prepared, extra = _prepare(str(output), budget, **settings)
+    inputs = prepared.inputs
     found = manifest.describe_inputs(inputs.names, inputs.sources)
     if len(found) != len(record["inputs"]):
         raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
@@ -120,7 +161,8 @@ def repeat(path: str | Path, output: str, **changes: Any) -> Path:
     ]
     if changed:
         raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
-    return merge_checkpoints(output=output, **{**settings, **changes})
+    job.run(prepared, extra)
+    return Path(output)
 
 
 def run(config: Any, *, dry_run: bool = False) -> None:
@@ -136,7 +178,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
         if processes.is_first():
             print(job.summary(prepared, prepared.partition()))
         return
-    path = merge_checkpoints(**_arguments(config.to_dict()))
+    path = _merge(**_arguments(config.to_dict()))
     if processes.is_first():
         print(f"Merged: {path} (`merging verify {path}` checks it)")
 
@@ -155,33 +197,56 @@ def prepare(config: Any) -> job.Job:
 
 
 def _arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `merge_checkpoints`'s arguments from a config's values."""
-    method = values.pop("method")
-    name, file = method.pop("name"), method.pop("file", "")
-    settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
-    arguments = {
-        "base": values.pop("base") or None,
-        "experts": values.pop("experts"),
-        "method": f"{name}({settings})" if method else name,
-        "method_file": file or None,
-        "leaf_rules": values.pop("rules"),
-        "dtype": values.pop("dtype") or None,
-    }
-    yaml = values.pop("merge_yaml")
-    if yaml:
-        given = [k for k in ("base", "experts", "leaf_rules") if arguments[k]]
-        if given:
-            raise UserError(
-                f"merge_yaml says what {', '.join(given)} are; leave those out."
-            )
-        asked = mergekit.read(yaml)
-        arguments |= asked._asdict() | {"dtype": arguments["dtype"] or asked.dtype}
+    """Return `_merge`'s arguments from a config's values."""
+    yaml = values.pop("merge_yaml", None)
+    if yaml is not None:
+        if not yaml:
+            raise UserError("name the mergekit YAML (merge_yaml).")
+        arguments: dict[str, Any] = {"merge_yaml": mergekit.read(yaml)}
+    else:
+        method = values.pop("method")
+        name, file = method.pop("name"), method.pop("file", "")
+        settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
+        arguments = {
+            "base": values.pop("base") or None,
+            "experts": values.pop("experts"),
+            "method": f"{name}({settings})" if method else name,
+            "method_file": file or None,
+            "leaf_rules": values.pop("rules"),
+            "dtype": values.pop("dtype") or None,
+        }
     return {
         **arguments,
         "output": values.pop("output"),
         "seed": values.pop("seed"),
         **{key: value or None for key, value in values.items()},
     }
+
+
+def _merge(output: str, memory_budget: str | int, **settings: Any) -> Path:
+    prepared, extra = _prepare(output, memory_budget, **settings)
+    job.run(prepared, extra)
+    return Path(output)
+
+
+class _Asked(NamedTuple):
+    """The models of a merge, and what is done with them.
+
+    Attributes:
+      inputs: the models.
+      recipe: {path of each float leaf: its method}, in the order of `inputs.experts`.
+      settings: for the manifest.
+      dtype: of the merged leaves; None is the first model's.
+      document: the mergekit YAML, if there is one.
+      layers: of the first model, one for each of the output's; None is all of them.
+    """
+
+    inputs: Inputs
+    recipe: Mapping[str, Method | None]
+    settings: dict[str, Any]
+    dtype: str | None
+    document: mergekit.Document | None = None
+    layers: tuple[int, ...] | None = None
 
 
 def _prepare(
@@ -192,18 +257,41 @@ def _prepare(
     Args:
       output: the folder to make.
       memory_budget: of all blocks in memory.
-      settings: the rest of `merge_checkpoints`'s arguments, for the manifest.
+      settings: the rest of `merge_checkpoints`'s or `merge_yaml`'s arguments, for the
+        manifest.
     """
-    base, dtype, format = (settings[k] for k in ("base", "dtype", "format"))
-    experts, method = settings["experts"], settings["method"]
+    format = settings["format"]
     if not output:
         raise UserError("name the folder to make (output).")
-    if dtype is not None and dtype not in DTYPES:
-        raise nearest("dtype", dtype, DTYPES)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
     if format is not None and format not in checkpoints.FORMATS:
         raise nearest("format", format, checkpoints.FORMATS)
+    by_yaml = settings.get("merge_yaml") is not None
+    asked = _asked_by_yaml(output, settings) if by_yaml else _asked(output, settings)
+    dtype = asked.settings["dtype"]
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
+    target = format or asked.inputs.sources[0].format
+    recorded = asked.settings | {"format": target}
+    prepared = job.Job(
+        inputs=asked.inputs,
+        recipe=asked.recipe,
+        output=output,
+        format=target,
+        seed=settings["seed"],
+        budget=storage.parse_size(memory_budget),
+        dtype=None if asked.dtype is None else _dtype(asked.dtype),
+        shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
+        settings=recorded,
+    )
+    return prepared, _files(asked, target, recorded)
+
+
+def _asked(output: str, settings: dict[str, Any]) -> _Asked:
+    """Open what `merge_checkpoints`'s arguments name."""
+    base, dtype = settings["base"], settings["dtype"]
+    experts, method = settings["experts"], settings["method"]
+    if dtype is not None and dtype not in DTYPES:
+        raise nearest("dtype", dtype, DTYPES)
     if isinstance(experts, str):
         raise UserError("experts must be several folders, not one text.")
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
@@ -212,29 +300,57 @@ def _prepare(
     method, own = _own_method(method, settings["method_file"])
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
-    target = format or inputs.sources[0].format
-    settings |= {
+    recorded = settings | {
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),
         "method_file": own,
         "leaf_rules": list(settings["leaf_rules"]),
-        "format": target,
+        "merge_yaml": None,
     }
-    prepared = job.Job(
-        inputs=inputs,
-        recipe=recipe,
-        output=output,
-        format=target,
-        seed=settings["seed"],
-        budget=storage.parse_size(memory_budget),
-        dtype=None if dtype is None else np.dtype(_dtype(dtype)),
-        shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
-        settings=settings,
+    return _Asked(inputs, recipe, recorded, dtype)
+
+
+def _asked_by_yaml(output: str, settings: dict[str, Any]) -> _Asked:
+    """Open what a mergekit YAML names."""
+    text = settings["merge_yaml"]
+    document = mergekit.parse(text)
+    checkpoints.require_free_output(output, document.models)
+    models = {name: checkpoints.open_checkpoint(name) for name in document.models}
+    cast = None if document.dtype is None else _dtype(document.dtype)
+    merge = mergekit.plan(document, models, cast)
+    experts = {name: source.uri for name, source in merge.inputs.experts.items()}
+    recorded = settings | {
+        "base": document.base,
+        "experts": experts,
+        "method": document.method,
+        "method_file": None,
+        "leaf_rules": [],
+        "dtype": document.out_dtype or document.dtype,
+    }
+    return _Asked(
+        merge.inputs,
+        merge.recipe,
+        recorded,
+        document.out_dtype,
+        document,
+        merge.layers,
     )
+
+
+def _files(asked: _Asked, target: str, settings: dict[str, Any]) -> dict[str, bytes]:
+    """Return the small files of the output by name."""
+    chosen, document = settings["auxiliary_files"], asked.document
+    donor = None
+    if document is not None and chosen in (None, "base"):
+        donor = document.models[0]
     files = card.auxiliary_files(
-        inputs, settings["auxiliary_files"], target, dtype, settings
+        asked.inputs, chosen, target, settings["dtype"], settings, donor
     )
-    return prepared, files
+    if asked.layers is not None:
+        files = card.with_layers(files, asked.layers)
+    if document is not None and document.chat_template:
+        files = card.with_chat_template(files, document.chat_template, document.models)
+    return files
 
 
 def _own_method(
@@ -276,7 +392,7 @@ def _warn_of_twins(experts: Mapping[str, str]) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> np.dtype:
     import jax.numpy as jnp
 
-    return getattr(jnp, name)
+    return np.dtype(getattr(jnp, name))

@@ -56,7 +56,8 @@ def workload(config: Any) -> Workload:
     """
     if {"family", "size", "experts", "method"} <= set(config):
         return of_family(config)
-    if {"experts", "method", "output"} <= set(config):
+    by_yaml = {"merge_yaml", "output"} <= set(config)
+    if by_yaml or {"experts", "method", "output"} <= set(config):
         return of_merge(config)
     raise UserError(
         "merging plan takes a config of a plan (configs/plan/palm_64b.py) or of a merge"
