@@ -58,7 +58,7 @@ COMMAND = Command(
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
       merging merge --config configs/merge/ties.py --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
-      merging merge --config configs/merge/average.py \\
+      merging merge --config configs/merge/mergekit.py \\
           --config.merge_yaml=mergekit.yml --config.output=MERGED
       merging merge --manifest MERGED/manifest.json --output AGAIN
     """,
