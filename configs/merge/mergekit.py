@@ -3,10 +3,10 @@
     merging merge --config configs/merge/mergekit.py \\
         --config.merge_yaml=FILE.yml --config.output=MERGED
 
-The file names the models (folders), the method and the dtypes: linear,
-task_arithmetic, ties, dare_linear or dare_ties; models or slices; weights, densities
-and the rest as numbers, gradients and filters. What is not followed is refused by
-name. Cost: one pass, and one more for the trim of a tensor larger than a block.
+The file names the models (folders), the method (linear, task_arithmetic, ties,
+dare_linear, dare_ties or passthrough) and the dtypes; models or slices; weights,
+densities and the rest as numbers, gradients and filters. What is not followed is refused
+by name. Cost: one pass, and more for the trim of a tensor larger than a block.
 """
 
 from ml_collections import ConfigDict

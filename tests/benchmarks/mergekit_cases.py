@@ -47,11 +47,13 @@ def cases() -> Iterator[Case]:
                 yield _case(method, name, yaml)
     yield _case("dare_ties", "plain", _plain("dare_ties"))
     yield _case("dare_ties", "normalize", _plain("dare_ties", normalize=True))
+    for name, yaml in _passed().items():
+        yield _case("passthrough", name, yaml)
 
 
 def _case(method: str, name: str, yaml: Yaml) -> Case:
     family = yaml.pop("family", "float32")
-    if method != "linear":
+    if method not in ("linear", "passthrough"):
         yaml.setdefault("base_model", "base")
     case = Case(
         f"{method}, {name}",
@@ -296,6 +298,25 @@ def _base_of_linear(method: str) -> Yaml | None:
     if method != "linear":
         return None
     return {**_plain(method), "base_model": "base", "parameters": {"weight": 0.3}}
+
+
+def _passed() -> dict[str, Yaml]:
+    """Return files that merge nothing: they put layers of models on one another."""
+    scale = [{"filter": "down_proj", "value": [0.0, 1.0]}, {"value": 0.5}]
+    stack = [
+        {"sources": [_layers("expert1", 0, 3)]},
+        {"sources": [_layers("expert2", 1, 4, scale=scale)]},
+        {"sources": [_layers("base", 3, 4)], "parameters": {"scale": 2}},
+    ]
+    both = [_layers("expert1", 0, 2), _layers("base", 0, 2)]
+    return {
+        "a model": {"models": [_model("expert1")]},
+        "its base": {"models": [_model("expert1")], "base_model": "expert1"},
+        "another base": {"models": [_model("expert1")], "base_model": "base"},
+        "a stack": {"slices": stack},
+        "a stack of bfloat16": {"slices": stack, "family": "bfloat16"},
+        "two models": {"slices": [{"sources": both}]},
+    }
 
 
 def _missing(method: str) -> Yaml:

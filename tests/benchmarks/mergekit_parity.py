@@ -36,6 +36,8 @@ from merging import UserError
 from merging.merge.streamed import merge_yaml
 
 SHAPE = inputs.SIZES["tiny"]._replace(layers=4)
+# How far an expert is from its base, whose weights are 0.02.
+MOVED = 0.001
 CLOSE, LARGE, SHARE, DISTANCE = 1e-6, 4096, 0.05, 0.1
 NAMES = ("base", "expert1", "expert2")
 _HEAD = "lm_head.weight"
@@ -108,7 +110,7 @@ def _make(folder: Path, family: str) -> None:
         random = np.random.default_rng(7 + number)
         leaves = {}
         for path, shape in inputs.tensors(SHAPE):
-            noise = random.normal(0, 0.004 if number else 0.02, shape)
+            noise = random.normal(0, MOVED if number else 0.02, shape)
             leaves[path] = (noise + start.get(path, 0.0)).astype(np.float32)
         start = start or leaves
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -304,6 +304,28 @@ def test_slices_may_merge_other_models_and_another_number_of_them(plan, sources)
     assert np.array_equal(found[layer(0)], stored(sources["a"], layer(0)))
 
 
+def test_passthrough_puts_layers_on_one_another(plan, sources):
+    scale = [{"filter": "mlp", "value": [0.2, 0.6]}]
+    merge = plan(
+        "passthrough",
+        slices=[
+            {"sources": [layers("a", 0, 3)]},
+            {"sources": [layers("b", 1, 4, scale=scale)]},
+        ],
+    )
+    assert merge.layers == (0, 1, 2, 1, 2, 3)
+    assert layer_weights(merge, count=6) == pytest.approx([1, 1, 1, 0.2, 0.4, 0.6])
+    assert not {m.combiner for m in merge.recipe.values()} - {
+        methods.get("linear@mergekit", normalize=False).combiner
+    }
+    (name,) = merge.inputs.experts
+    found = origins(merge, name)
+    assert np.array_equal(found[layer(3)], stored(sources["b"], layer(1)))
+    assert np.array_equal(found[LEAVES[0]], stored(sources["a"], LEAVES[0]))
+    with pytest.raises(UserError, match="passthrough takes one model, not 2"):
+        plan("passthrough", base_model=None, models=[model("a"), model("b")])
+
+
 def test_models_in_another_order_are_the_same_experts(plan):
     merge = plan(
         "linear",

@@ -59,6 +59,18 @@ dtype: int8
         assert words in text
 
 
+def test_a_scale_is_passthroughs_only():
+    for method in ("linear", "task_arithmetic"):
+        text = (
+            f"merge_method: {method}\nmodels: [{{model: a}}]\nparameters: {{scale: 1}}"
+        )
+        assert "parameters: there is no parameter 'scale' here" in refusal(text)
+    found = refusal(
+        "merge_method: passthrough\nmodels: [{model: a, parameters: {weight: 1}}]"
+    )
+    assert "there is no parameter 'weight' here" in found
+
+
 def test_slices_that_do_not_fit_are_listed():
     text = refusal(
         """

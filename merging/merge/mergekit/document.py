@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from merging.runtime.errors import UserError
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+METHODS += ("passthrough",)
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 # Of what is shown of a value, and how many mistakes are listed.
 _SHOWN, _LISTED = 80, 20
@@ -70,6 +71,11 @@ class Document(NamedTuple):
     dtype: str | None
     out_dtype: str | None
     chat_template: str | None
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the method merges task vectors; to the others a base is no base."""
+        return self.method not in ("linear", "passthrough")
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -7,10 +7,7 @@ from typing import Any
 from merging.merge import rules
 from merging.merge.mergekit.document import Condition, Mistakes, Parameters, shown
 
-PER_MODEL = ("weight", "density")
-_NUMBERS = (*PER_MODEL, "lambda")
 _SWITCHES = ("normalize", "rescale", "int8_mask")
-ALL = (*_NUMBERS, *_SWITCHES)
 # The words for a truth value that mergekit takes beside true and false.
 _WORDS = {"t": True, "yes": True, "y": True, "on": True, "1": True, "true": True}
 _WORDS |= {"f": False, "no": False, "n": False, "off": False, "0": False}
@@ -18,10 +15,7 @@ _WORDS |= {"false": False}
 
 
 def read(
-    value: Any,
-    where: str,
-    wrong: Mistakes,
-    names: tuple[str, ...] = ALL,
+    value: Any, where: str, wrong: Mistakes, method: str, *, of_model: bool = False
 ) -> Parameters:
     """Return parameters by name.
 
@@ -29,8 +23,11 @@ def read(
       value: as YAML has it.
       where: it stands, for messages.
       wrong: told of what is not followed.
-      names: that may stand there.
+      method: mergekit's name of it.
+      of_model: whether it stands with a model, and not with a slice or all.
     """
+    own = ("scale",) if method == "passthrough" else ("weight", "density")
+    shared = ("lambda", *_SWITCHES)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -38,9 +35,9 @@ def read(
         return {}
     found = {}
     for name, setting in value.items():
-        if name in names:
+        if name in own or (name in shared and not of_model):
             found[name] = tuple(_conditions(setting, name, f"{where}.{name}", wrong))
-        elif name in ALL:
+        elif name in shared:
             wrong.add(f"{where}.{name}: is one for all models; write it outside them")
         else:
             wrong.add(f"{where}: there is no parameter {shown(name)} here")
@@ -65,7 +62,9 @@ def _conditions(
         values = entry.get("value")
         values = values if isinstance(values, list) else [values]
         of: Callable[[Any], float | bool | None]
-        of, kind = (_number, "number") if name in _NUMBERS else (_switch, "truth value")
+        of, kind = (
+            (_number, "number") if name not in _SWITCHES else (_switch, "truth value")
+        )
         read = [of(value) for value in values]
         if None in read:
             wrong.add(f"{where}: no {kind}: {shown(entry.get('value'))}")

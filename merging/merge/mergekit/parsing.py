@@ -71,16 +71,16 @@ def parse(text: str, name: str = "the mergekit YAML") -> Document:
     """
     found = _load(text, name)
     _require_method(found.get("merge_method"), found, name)
-    wrong = Mistakes()
+    method, wrong = found["merge_method"], Mistakes()
     for key in found:
         if key not in _KEYS:
             wrong.add(f"{shown(key)}: {_ELSEWHERE.get(key, 'leave it out')}")
     base = _model(found.get("base_model"), "base_model", wrong, optional=True)
-    shared = parameters.read(found.get("parameters"), "parameters", wrong)
+    shared = parameters.read(found.get("parameters"), "parameters", wrong, method)
     document = Document(
-        found["merge_method"],
+        method,
         base,
-        tuple(_slices(found, base, wrong)),
+        tuple(_slices(found, method, base, wrong)),
         shared,
         _dtype(found, "dtype", wrong),
         _dtype(found, "out_dtype", wrong),
@@ -172,13 +172,13 @@ def _require_method(method: Any, found: Mapping[Any, Any], name: str) -> None:
 
 
 def _slices(
-    found: Mapping[Any, Any], base: str | None, wrong: Mistakes
+    found: Mapping[Any, Any], method: str, base: str | None, wrong: Mistakes
 ) -> Iterator[Slice]:
     if (found.get("models") is None) == (found.get("slices") is None):
         wrong.add("exactly one of models and slices must be there")
         return
     if found.get("models") is not None:
-        parts = list(_parts(found["models"], "models", False, wrong))
+        parts = list(_parts(found["models"], "models", method, False, wrong))
         if base and parts and all(part.model != base for part in parts):
             parts.append(Part(base, {}))
         yield Slice(tuple(parts), None, {})
@@ -187,29 +187,31 @@ def _slices(
         for key in one:
             if key not in ("sources", "parameters", "base_model"):
                 wrong.add(f"{where}: {shown(key)}: leave it out")
-        parts = tuple(_parts(one.get("sources"), f"{where}.sources", True, wrong))
+        inner = f"{where}.sources"
+        parts = tuple(_parts(one.get("sources"), inner, method, True, wrong))
         lengths = {
             part.layers.stop - part.layers.start for part in parts if part.layers
         }
         if len(lengths) > 1:
             wrong.add(f"{where}: all sources must have as many layers (layer_range)")
         own = _model(one.get("base_model"), f"{where}.base_model", wrong, optional=True)
-        yield Slice(
-            parts,
-            own,
-            parameters.read(one.get("parameters"), f"{where}.parameters", wrong),
-        )
+        inner = f"{where}.parameters"
+        shared = parameters.read(one.get("parameters"), inner, wrong, method)
+        yield Slice(parts, own, shared)
 
 
-def _parts(listed: Any, where: str, sliced: bool, wrong: Mistakes) -> Iterator[Part]:
+def _parts(
+    listed: Any, where: str, method: str, sliced: bool, wrong: Mistakes
+) -> Iterator[Part]:
     keys = ("model", "parameters", "layer_range")[: 2 + sliced]
     for here, one in _listed(listed, where, wrong):
         for key in one:
             if key not in keys:
                 wrong.add(f"{here}: {shown(key)}: leave it out")
         model = _model(one.get("model"), f"{here}.model", wrong)
+        inner = f"{here}.parameters"
         own = parameters.read(
-            one.get("parameters"), f"{here}.parameters", wrong, parameters.PER_MODEL
+            one.get("parameters"), inner, wrong, method, of_model=True
         )
         layers = _layers(one.get("layer_range"), here, wrong) if sliced else None
         if model:
@@ -286,7 +288,9 @@ def _check_inputs(document: Document, wrong: Mistakes) -> None:
         for name in dict.fromkeys(n for n in names if names.count(n) > 1):
             wrong.add(f"{where}: {cut(name)} is named more than once")
         base = one.base or document.base
-        if document.method == "linear":
+        if document.method == "passthrough" and len(names) > 1:
+            wrong.add(f"{where}: passthrough takes one model, not {len(names)}")
+        if not document.has_base:
             continue
         if base is None:
             wrong.add(f"{where}: {document.method} needs base_model")

@@ -71,8 +71,8 @@ def plan(
 
 
 def _experts_of(document: Document, one: Slice) -> list[Part]:
-    """Return a slice's sources but its base; `linear` knows no base."""
-    base = None if document.method == "linear" else one.base or document.base
+    """Return a slice's sources but its base."""
+    base = (one.base or document.base) if document.has_base else None
     return [part for part in one.sources if part.model != base]
 
 
@@ -106,7 +106,7 @@ def _views(
         return View(uri, origins, dtype)
 
     base = None
-    if document.method != "linear":
+    if document.has_base:
         bases = [one.base or document.base for one in document.slices]
         parts = [
             next(part for part in one.sources if part.model == name)
@@ -192,6 +192,8 @@ def _numbers(
         return 0.0, 1.0
     name = home.path_in(part, path)
     scopes = (part.parameters, home.slice.parameters, document.parameters)
+    if document.method == "passthrough":
+        return value_of("scale", scopes, name, home.t, 1.0), 1.0
     weight = value_of("weight", scopes, name, home.t)
     if weight is None:
         missing.setdefault(part.model, []).append(name)
@@ -202,7 +204,10 @@ def _method(
     name: str, experts: Sequence[tuple[float, float]], shared: Mapping[str, Any]
 ) -> Method:
     """Return a method of mergekit's, with its (weight, density) of each expert."""
-    settings: dict[str, Any] = {"weights": tuple(weight for weight, _ in experts)}
+    weights = tuple(weight for weight, _ in experts)
+    if name == "passthrough":
+        return methods.get("linear@mergekit", weights=weights, normalize=False)
+    settings: dict[str, Any] = {"weights": weights}
     if shared["normalize"] is not None:
         settings["normalize"] = shared["normalize"]
     if name != "linear" and shared["lambda"] is not None:
