@@ -5,8 +5,8 @@
 
 The file names the models (folders), the method (linear, task_arithmetic, ties,
 dare_linear, dare_ties or passthrough) and the dtypes; models or slices; weights,
-densities and the rest as numbers, gradients and filters. What is not followed is refused
-by name. Cost: one pass, and more for the trim of a tensor larger than a block.
+densities and the rest as numbers, gradients and filters. What is not followed is
+refused by name. Cost: one pass, and more for the trim of a tensor larger than a block.
 """
 
 from ml_collections import ConfigDict

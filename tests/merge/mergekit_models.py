@@ -36,3 +36,25 @@ def make(folder, count=2, layers=4, dtype=np.float32):
 def load(folder):
     """Return the leaves of a merged model."""
     return load_file(folder / SINGLE)
+
+
+def model(name, **parameters):
+    return {"model": name, "parameters": parameters}
+
+
+def layers(name, start, stop, **parameters):
+    return model(name, **parameters) | {"layer_range": [start, stop]}
+
+
+def weights(merge, *paths):
+    """Return the weights of leaves; of one expert, its alone."""
+    found = [merge.recipe[path].weights for path in paths]
+    return [of[0] if len(of) == 1 else of for of in found]
+
+
+def layer_weights(merge, part=PARTS[1], count=4):
+    return weights(merge, *(f"model.layers.{i}.{part}.weight" for i in range(count)))
+
+
+def outside_weights(merge):
+    return weights(merge, names()[0], *names()[-2:])
