@@ -191,9 +191,8 @@ def negative(method: str) -> Yaml:
     )
 
 
-def zero_sum(method: str) -> Yaml | None:
-    if method == "linear":  # which mergekit divides by 0
-        return None
+def zero_sum(method: str) -> Yaml:
+    """Of which mergekit's linear makes infinities."""
     return _models(
         {"weight": 0.5, "density": 1}, {"weight": -0.5, "density": 1}, method
     ) | {"parameters": {"normalize": True}}
