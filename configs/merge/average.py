@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
     config.method = ConfigDict(dict(name="average", weights=None))
     # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.
     config.rules = ()
-    config.merge_yaml = ""  # a mergekit YAML, in place of base, experts, method, rules
     config.seed = 0
     config.memory_budget = "1GB"
     config.dtype = ""  # of the merged weights; the base's, or the first expert's

@@ -16,6 +16,7 @@ from merging.checkpoints.location import split
 from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
+from merging.checkpoints.view import Origin, View
 from merging.checkpoints.writer import Writer, require_free_output
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ __all__ = [
     "CorruptCheckpoint",
     "MissingCheckpoint",
     "NotStored",
+    "Origin",
     "Source",
     "SourceFile",
+    "View",
     "Writer",
     "auxiliary_files",
     "changed_at",

@@ -77,7 +77,7 @@ COMMAND = Command(
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
       merging merge --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
-      merging merge --config merge/average \\
+      merging merge --config merge/mergekit \\
           --config.merge_yaml=mergekit.yml --config.output=MERGED
       merging merge --manifest MERGED/manifest.json --output AGAIN
       merging merge --manifest MERGED/manifest.json --output AGAIN \\

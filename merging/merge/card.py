@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from merging import checkpoints
 from merging.merge.inputs import Inputs
 from merging.runtime.errors import UserError, nearest
 
-CARD = "README.md"
+CARD, CONFIG = "README.md", "config.json"
+TOKENIZER, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+# What configs call the number of layers, and lists with something for each of them.
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYER_LISTS = ("layer_types", "no_rope_layers", "layers_block_type", "mlp_layer_types")
 
 
 def auxiliary_files(
@@ -19,6 +24,7 @@ def auxiliary_files(
     target: str,
     dtype: str | None,
     settings: Mapping[str, Any],
+    donor: str | None = None,
 ) -> dict[str, bytes]:
     """Return the small files of the output by name.
 
@@ -29,21 +35,22 @@ def auxiliary_files(
       target: the output's format, for the card.
       dtype: of the merged leaves, for the config; None leaves it as it is.
       settings: of the merge, for the card.
+      donor: the folder they come from, where `chosen` is not asked.
 
     Raises:
       UserError: no expert has that name; the folder isn't there, or holds no such file.
     """
-    uri = _place(inputs, chosen)
+    uri = donor or _place(inputs, chosen)
     files = checkpoints.read_auxiliary_files(uri)
     if chosen is not None and not files:
         raise UserError(
             f"auxiliary_files {uri}: it holds no config and no tokenizer to copy."
         )
-    if target == "safetensors" and "config.json" not in files:
+    if target == "safetensors" and CONFIG not in files:
         text = f"{uri} holds no config.json, and so the output won't (auxiliary_files)."
         warnings.warn(text, stacklevel=4)
-    if "config.json" in files:
-        files["config.json"] = _config(files["config.json"], dtype, inputs.tied)
+    if CONFIG in files:
+        files[CONFIG] = _config(files[CONFIG], dtype, inputs.tied)
     files[CARD] = model_card(inputs, settings, target).encode()
     return files
 
@@ -72,6 +79,8 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]
+    # Indented, so that no fence in it can end it.
+    yaml = [f"    {line}" for line in (settings["merge_yaml"] or "").splitlines()]
     return "\n".join(
         [
             *front,
@@ -87,6 +96,7 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
             "",
             *(["Leaves treated otherwise, first match first:", "", *rules, ""]
               if rules else []),
+            *(["As this mergekit YAML says:", "", *yaml, ""] if yaml else []),
             "`manifest.json` holds every setting, the inputs' digests and the SHA-256 "
             "of each leaf; `merging verify` checks them.",
             "",
@@ -94,19 +104,113 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     )  # fmt: skip
 
 
+def with_layers(files: Mapping[str, bytes], layers: Sequence[int]) -> dict[str, bytes]:
+    """Return the files with a config of other layers.
+
+    Args:
+      files: by name; without a config they stay as they are.
+      layers: the number that each of the output's layers had in the model.
+
+    Raises:
+      UserError: the config does not say how many layers there are.
+    """
+    if CONFIG not in files:
+        return dict(files)
+    config = _json(files[CONFIG])
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for key in _LAYER_KEYS:
+            count = part.get(key)
+            if type(count) is int:
+                part[key] = len(layers)
+                # Such as layer_types: a word for each layer.
+                for name, value in part.items():
+                    if name in _LAYER_LISTS and _lists(value, count, max(layers)):
+                        part[name] = [value[layer] for layer in layers]
+                return {**files, CONFIG: _as_bytes(config)}
+    raise UserError(
+        f"{CONFIG} does not say how many layers there are ({', '.join(_LAYER_KEYS)}), "
+        "so that slices would leave it wrong."
+    )
+
+
+def with_chat_template(
+    files: Mapping[str, bytes], template: str, models: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the files with another chat template: mergekit's `chat_template`.
+
+    Args:
+      files: by name, of a tokenizer.
+      template: in Jinja; or `auto`, the one that most of the models have.
+      models: folders.
+
+    Raises:
+      UserError: there is no tokenizer, or the template is none.
+    """
+    if TOKENIZER not in files:
+        raise UserError(
+            f"chat_template: there is no {TOKENIZER} to go with it beside the weights."
+        )
+    if template == "auto":
+        found = [text for model in models if (text := _template_of(model))]
+        if not found:
+            return dict(files)
+        template = Counter(found).most_common(1)[0][0]
+    elif "{" not in template or len(template) < 20:
+        raise UserError(
+            f"chat_template {template[:40]!r}: write the template itself, in Jinja, or "
+            "auto; mergekit's own templates are not shipped here."
+        )
+    settings = _json(files[TOKENIZER])
+    # One place only: programs differ in which they look at first.
+    settings.pop("chat_template", None)
+    kept = {n: t for n, t in files.items() if n not in ("chat_template.json",)}
+    return {
+        **kept,
+        TOKENIZER: _as_bytes(settings),
+        TEMPLATE: template.encode(),
+    }
+
+
+def _template_of(model: str) -> str:
+    """Return a model's chat template, stripped; nothing if it has none."""
+    files = checkpoints.read_auxiliary_files(model)
+    if TEMPLATE in files:
+        return files[TEMPLATE].decode("utf-8", errors="replace").strip()
+    if TOKENIZER not in files:
+        return ""
+    found = _json(files[TOKENIZER]).get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found.strip() if isinstance(found, str) else ""
+
+
+def _lists(value: Any, count: int, last: int) -> bool:
+    return isinstance(value, list) and len(value) == count > last
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    """Return an object; an empty one of what is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _as_bytes(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
 def _config(text: bytes, dtype: str | None, tied: bool) -> bytes:
     """Return a config.json that says of the merged weights what is true of them."""
-    if dtype is None and not tied:
-        return text
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    if not isinstance(config, dict):
+    config = _json(text)
+    if not config or (dtype is None and not tied):
         return text
     for key in ("torch_dtype", "dtype"):
         if key in config and dtype is not None:
             config[key] = dtype
     if tied:
         config["tie_word_embeddings"] = True
-    return (json.dumps(config, indent=2) + "\n").encode()
+    return _as_bytes(config)

@@ -88,9 +88,14 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         tuple(given.index(name) for name in names),
     )
     inputs = inputs._replace(tied=_forget_tied_heads(inputs))
+    require_mergeable(inputs)
+    return inputs
+
+
+def require_mergeable(inputs: Inputs) -> None:
+    """Raise a UserError that lists where models differ, or what can't be merged."""
     _require_same_leaves(inputs)
     checks.refuse_dtypes(dict(zip(inputs.names, inputs.abstracts, strict=True)))
-    return inputs
 
 
 def _forget_tied_heads(inputs: Inputs) -> bool:

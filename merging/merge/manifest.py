@@ -22,7 +22,7 @@ from merging.runtime.errors import UserError, nearest
 from merging.runtime.revision import git_revision
 
 NAME = "manifest.json"
-VERSION = 1
+VERSION = 2
 # Bytes that are read back at a time.
 PART = 2**23
 _SETTINGS: dict[str, Any] = {
@@ -36,6 +36,7 @@ _SETTINGS: dict[str, Any] = {
     "format": str,
     "shard_size": str | int,
     "auxiliary_files": str | None,
+    "merge_yaml": str | None,
 }
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 
@@ -75,7 +76,7 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
         record = read(path)
     except UserError:  # a file of another kind
         return False
-    wanted = json.loads(json.dumps(as_recorded(settings, output)))
+    wanted = json.loads(json.dumps(settings))
     if record["settings"] != wanted:
         return False
     if record["inputs"] != describe_inputs(inputs.names, inputs.sources, output):

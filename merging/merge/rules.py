@@ -19,8 +19,11 @@ from merging.runtime.errors import UserError, nearest
 
 ARROW = "=>"
 BASE = "base"
-_LAYER = re.compile(r"(?:^|[./])(?:layers?|h|blocks?|layer_module)[._/](\d+)(?=[./]|$)")
-EMBEDDINGS = r"(?:embed|wte|wpe)"
+_LAYER = re.compile(
+    r"(?:^|[./])(?:layers?|h|blocks?|layer_module)[._/](\d{1,9})(?=[./]|$)"
+)
+# Not GPT-NeoX's embed_out, which is its head.
+_EMBEDDINGS = re.compile(r"embed(?!_out)|embd|wte|wpe")
 _LARGEST = 10_000
 
 
@@ -174,10 +177,35 @@ def layer_depths(paths: Iterable[str]) -> dict[str, float]:
     embeddings come before the first layer, and the rest after the last.
     """
     paths = list(paths)
-    numbers = {p: int(m[1]) for p in paths if (m := _LAYER.search(p))}
+    numbers = {p: leaf.number for p in paths if (leaf := layer_leaf(p))}
     last = max(numbers.values(), default=0)
-    outside = {p: 0.0 if re.search(EMBEDDINGS, p) else 1.0 for p in paths}
+    outside = {p: 0.0 if is_embedding(p) else 1.0 for p in paths}
     return outside | {path: n / max(last, 1) for path, n in numbers.items()}
+
+
+class LayerLeaf(NamedTuple):
+    """A leaf of a layer: its path before the layer's number, the number, the rest."""
+
+    before: str
+    number: int
+    after: str
+
+    def path(self, number: int) -> str:
+        """Return the path of the same leaf in another layer."""
+        return f"{self.before}{number}{self.after}"
+
+
+def layer_leaf(path: str) -> LayerLeaf | None:
+    """Return a path around its layer's number; None outside of all layers."""
+    found = _LAYER.search(path)
+    if found is None:
+        return None
+    return LayerLeaf(path[: found.start(1)], int(found[1]), path[found.end(1) :])
+
+
+def is_embedding(path: str) -> bool:
+    """Return whether a leaf outside of all layers comes before the first."""
+    return _EMBEDDINGS.search(path) is not None
 
 
 def _value(node: ast.expr) -> Any:

@@ -1,46 +1,44 @@
 """Merge checkpoints that are larger than memory, with the bits of a merge in memory.
 
 Blocks are read, merged and written one after the other; what a method must know of
-the whole model is found in a pass before. `merge_checkpoints` is the door.
+the whole model is found in a pass before. `merge_checkpoints` is the door, and
+`merge_yaml` that of mergekit's YAML files.
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from merging import checkpoints, methods
-from merging.merge import card, job, manifest, mergekit, rules
-from merging.merge.inputs import Inputs, expert_names, open_inputs
+from merging.merge import job, manifest, mergekit, preparation
 from merging.merge.manifest import verify
 from merging.methods import Method
-from merging.runtime import config_keys, memory, processes, storage, tree
-from merging.runtime.errors import UserError, nearest
+from merging.runtime import config_keys, memory, processes
+from merging.runtime.errors import UserError
 
-__all__ = ["merge_checkpoints", "prepare", "repeat", "run", "verify"]
+__all__ = [
+    "merge_checkpoints",
+    "merge_yaml",
+    "prepare",
+    "repeat",
+    "run",
+    "verify",
+]
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+# What both kinds of config have, and what each kind has beside it.
 _KEYS = {
-    "base": "",
-    "experts": (),
     "output": "",
-    "method": ConfigDict(),
-    "rules": (),
-    "merge_yaml": "",
     "seed": 0,
     "memory_budget": "1GB",
-    "dtype": "",
     "format": "",
     "shard_size": "5GB",
     "auxiliary_files": "",
 }
-# Without a YAML that says these.
-_NEEDED = {"experts": tuple, "method": ConfigDict}
+_OWN = {"base": "", "rules": (), "dtype": "", "experts": tuple, "method": ConfigDict}
+_YAML = {"merge_yaml": str}
 
 
 def merge_checkpoints(
@@ -104,7 +102,44 @@ def merge_checkpoints(
         "shard_size": shard_size,
         "auxiliary_files": auxiliary_files,
     }
-    prepared, extra = _prepare(os.fspath(output), memory_budget, **settings)
+    return _merge(output, memory_budget, **settings)
+
+
+def merge_yaml(
+    path: str | Path,
+    output: str,
+    *,
+    seed: int = 0,
+    memory_budget: str | int = "1GB",
+    format: str | None = None,
+    shard_size: str | int = "5GB",
+    auxiliary_files: str | None = None,
+) -> Path:
+    """Merge as a mergekit YAML says, under the rules of mergekit 0.1.5.
+
+    Args:
+      path: of the YAML. Models are folders on disk.
+      output: and all that follow, as `merge_checkpoints` has them.
+
+    Returns:
+      The output's path.
+
+    Raises:
+      UserError: the file asks for what is not followed here (everything is listed), or
+        as `merge_checkpoints`.
+    """
+    settings = {
+        "seed": seed,
+        "format": format,
+        "shard_size": shard_size,
+        "auxiliary_files": auxiliary_files,
+    }
+    text = mergekit.read(path)
+    return _merge(output, memory_budget, merge_yaml=text, **settings)
+
+
+def _merge(output: str | Path, memory_budget: str | int, **settings: Any) -> Path:
+    prepared, extra = preparation.prepare(os.fspath(output), memory_budget, **settings)
     if not _is_done(prepared):
         job.run(prepared, extra)
     return Path(output)
@@ -164,7 +199,7 @@ def repeat(
         if methods.load_file(own["path"])[0] != own["sha256"]:
             raise UserError(f"{own['path']} is not what it was when this was merged.")
         settings["method_file"] = own["path"]
-    prepared, extra = _prepare(output, memory_budget, **settings)
+    prepared, extra = preparation.prepare(output, memory_budget, **settings)
     opened = prepared.inputs
     found = manifest.describe_inputs(opened.names, opened.sources, output)
     if len(found) != len(record["inputs"]):
@@ -200,7 +235,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
         return
     arguments = _arguments(config)
     there = os.path.lexists(arguments["output"])
-    path = merge_checkpoints(**arguments)
+    path = _merge(**arguments)
     if processes.is_first():
         done = "Nothing to do, it is merged" if there else "Merged"
         print(f"{done}: {path} (`merging verify {path}` checks it)")
@@ -216,144 +251,42 @@ def prepare(config: Any) -> job.Job:
     """
     arguments = _arguments(config)
     output = arguments.pop("output") or f"merged.{os.getpid()}"
-    return _prepare(output, arguments.pop("memory_budget"), **arguments)[0]
+    return preparation.prepare(output, arguments.pop("memory_budget"), **arguments)[0]
 
 
 def _arguments(config: ConfigDict) -> dict[str, Any]:
-    """Return `merge_checkpoints`'s arguments from a config.
+    """Return `_merge`'s arguments from a config.
 
     Raises:
       UserError: it is no config of a merge.
     """
-    keys = _KEYS if config.get("merge_yaml") else _KEYS | _NEEDED
+    by_yaml = "merge_yaml" in config
     values = config_keys.completed(
-        config, keys, "merging merge", "merge/ties", remote=("base", "experts")
+        config,
+        _KEYS | (_YAML if by_yaml else _OWN),
+        "merging merge",
+        "merge/mergekit" if by_yaml else "merge/ties",
+        remote=() if by_yaml else ("base", "experts"),
     ).to_dict()
-    method = values.pop("method")
-    name, file = method.pop("name", ""), method.pop("file", "")
-    settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
-    arguments = {
-        "base": values.pop("base") or None,
-        "experts": values.pop("experts"),
-        "method": f"{name}({settings})" if method else name,
-        "method_file": file or None,
-        "leaf_rules": values.pop("rules"),
-        "dtype": values.pop("dtype") or None,
-    }
-    yaml = values.pop("merge_yaml")
-    if yaml:
-        given = [k for k in ("base", "experts", "leaf_rules") if arguments[k]]
-        if given:
-            raise UserError(
-                f"merge_yaml says what {', '.join(given)} are; leave those out."
-            )
-        asked = mergekit.read(yaml)
-        arguments |= asked._asdict() | {"dtype": arguments["dtype"] or asked.dtype}
+    if by_yaml:
+        if not (yaml := values.pop("merge_yaml")):
+            raise UserError("name the mergekit YAML (merge_yaml).")
+        arguments: dict[str, Any] = {"merge_yaml": mergekit.read(yaml)}
+    else:
+        method = values.pop("method")
+        name, file = method.pop("name", ""), method.pop("file", "")
+        settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
+        arguments = {
+            "base": values.pop("base") or None,
+            "experts": values.pop("experts"),
+            "method": f"{name}({settings})" if method else name,
+            "method_file": file or None,
+            "leaf_rules": values.pop("rules"),
+            "dtype": values.pop("dtype") or None,
+        }
     return {
         **arguments,
         "output": values.pop("output"),
         "seed": values.pop("seed"),
         **{key: value or None for key, value in values.items()},
     }
-
-
-def _prepare(
-    output: str, memory_budget: str | int, **settings: Any
-) -> tuple[job.Job, dict[str, bytes]]:
-    """Check everything that can be checked before a weight is read.
-
-    Args:
-      output: the folder to make.
-      memory_budget: of all blocks in memory.
-      settings: the rest of `merge_checkpoints`'s arguments, for the manifest.
-    """
-    base, dtype, format = (settings[k] for k in ("base", "dtype", "format"))
-    experts, method = settings["experts"], settings["method"]
-    if not output:
-        raise UserError("name the folder to make (output).")
-    if dtype is not None and dtype not in DTYPES:
-        raise nearest("dtype", dtype, DTYPES)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("dtype float64: JAX computes in it with JAX_ENABLE_X64=1 only.")
-    if format is not None and format not in checkpoints.FORMATS:
-        raise nearest("format", format, checkpoints.FORMATS)
-    named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
-    _warn_of_twins(named)
-    method, own = _own_method(method, settings["method_file"])
-    inputs = open_inputs(base, named)
-    recipe = _recipe(inputs, method, settings["leaf_rules"])
-    target = format or inputs.first.format
-    if target == "safetensors":
-        checkpoints.require_tensor_names(inputs.first_leaves)
-    settings |= {
-        "experts": named,
-        "method": method if isinstance(method, str) else repr(method),
-        "method_file": own,
-        "leaf_rules": list(settings["leaf_rules"]),
-        "format": target,
-    }
-    prepared = job.Job(
-        inputs=inputs,
-        recipe=recipe,
-        output=output,
-        format=target,
-        seed=settings["seed"],
-        budget=storage.parse_size(memory_budget),
-        dtype=None if dtype is None else np.dtype(_dtype(dtype)),
-        shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
-        settings=manifest.as_recorded(settings, output),
-    )
-    files = card.auxiliary_files(
-        inputs, settings["auxiliary_files"], target, dtype, settings
-    )
-    return prepared, files
-
-
-def _own_method(
-    method: Method | str, file: str | None
-) -> tuple[Method | str, dict[str, str] | None]:
-    """Return the method, and the user's file that registers it, for the manifest."""
-    if not isinstance(method, (str, Method)):
-        raise UserError(
-            "method must be a value such as merging.methods.ties(), or text such as "
-            f"'ties()', not {method!r}."
-        )
-    if not file:
-        return method, None
-    digest, names = methods.load_file(file)
-    if not method:
-        if len(names) > 1:
-            raise UserError(f"{file} registers {', '.join(names)}: name one of them.")
-        method = names[0]
-    return method, {"path": file, "sha256": digest}
-
-
-def _recipe(
-    inputs: Inputs, method: Method | str, leaf_rules: Sequence[str]
-) -> dict[str, Method | None]:
-    """Return the method of each float leaf, its numbers in the experts' order."""
-    leaves = inputs.first_leaves
-    floats = {p: a for p, a in leaves.items() if tree.dtype_class(a) == "float"}
-    chosen = rules.recipe(floats, method, leaf_rules)
-    if inputs.base is None and any(m is None or m.needs_base for m in chosen.values()):
-        names = sorted({m.name if m else "base" for m in chosen.values()})
-        raise UserError(f"{', '.join(names)}: this needs the base; name it (base).")
-    ordered = {
-        m: None if m is None else m.reordered(inputs.order)
-        for m in dict.fromkeys(chosen.values())
-    }
-    return {path: ordered[m] for path, m in chosen.items()}
-
-
-def _warn_of_twins(experts: Mapping[str, str]) -> None:
-    uris = list(experts.values())
-    twins = sorted({uri for uri in uris if uris.count(uri) > 1})
-    if twins:
-        text = f"merged more than once, as different experts: {', '.join(twins)}"
-        warnings.warn(text, stacklevel=3)
-
-
-def _dtype(name: str) -> Any:
-    import jax.numpy as jnp
-
-    return getattr(jnp, name)

@@ -142,8 +142,8 @@ class ElectSign:
     granularity = "element"
 
     def check(self, weights):
-        """Refuse negative weights: agreeing experts' could sum to zero."""
-        if self.divisor == "weight" and min(weights) < 0:
+        """Refuse negative weights, but where they turn an expert's vote around."""
+        if self.divisor == "weight" and not self.weighted and min(weights) < 0:
             raise UserError(
                 f"the weights of a disjoint mean must not be negative: {weights!r}."
             )
@@ -167,21 +167,19 @@ class ElectSign:
         """Merge, at each element, the experts whose sign is the elected one."""
         votes = self.votes(values, weights)
         positive = (votes > 0) | ((votes == 0) & jnp.asarray(state))
+        shares = weighted(values, weights)
         # Strict comparisons: a zero agrees with no sign.
-        agree = [jnp.where(positive, v > 0, v < 0) for v in values]
-        merged = add(
-            [
-                jnp.where(yes, value, 0)
-                for yes, value in zip(agree, weighted(values, weights), strict=True)
-            ]
-        )
+        voters = shares if self.weighted else values
+        agree = [jnp.where(positive, v > 0, v < 0) for v in voters]
+        pairs = zip(agree, shares, strict=True)
+        merged = add([jnp.where(yes, share, 0) for yes, share in pairs])
         if self.reduce == "sum":
             return merged
-        shares = [yes.astype(merged.dtype) for yes in agree]
+        ones = [yes.astype(merged.dtype) for yes in agree]
         if self.divisor == "count":
-            return merged / jnp.maximum(add(shares), 1)
-        divisor = add(weighted(shares, weights))
-        return merged / jnp.where(divisor > 0, divisor, 1)
+            return merged / jnp.maximum(add(ones), 1)
+        divisor = add(weighted(ones, weights))
+        return merged / jnp.where(divisor != 0, divisor, 1)
 
 
 def mean() -> Combined:
@@ -209,7 +207,8 @@ def elect_sign(
       by: ``mass`` sums the values, ``count`` their signs.
       zero: the sign where that sum is 0: the ``majority`` over all elements of the
         model (an even majority is +), or ``positive``.
-      weighted: whether the weights count in the election too.
+      weighted: whether the weights count in the election too; a negative one then
+        votes for, and merges, the opposite. Without, none may be negative.
       reduce: ``mean`` or ``sum`` over the agreeing experts.
       divisor: the mean's: the sum of the agreeing experts' ``weight``, or their
         ``count`` (≥ 1).

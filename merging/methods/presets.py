@@ -1,5 +1,6 @@
 """The methods by name: short presets over the building blocks."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -12,7 +13,7 @@ from merging.methods.combiners import add, weighted
 from merging.methods.method import Method, compose
 from merging.methods.reductions import gram_matrices, gram_terms
 from merging.methods.registry import register
-from merging.methods.transforms import Fraction, drop, rescale, trim
+from merging.methods.transforms import Fraction, drop, number, rescale, trim
 from merging.runtime import numerics
 
 Weights = Sequence[float] | None
@@ -220,9 +221,12 @@ def linear_mergekit(weights: Weights = None, normalize: bool = True) -> Method:
 def task_arithmetic_mergekit(
     scale: float = 1.0, weights: Weights = None, normalize: bool = False
 ) -> Method:
-    """Add the task vectors; their weighted mean if `normalize`."""
-    combiner = combiners.mean() if normalize else combiners.sum()
+    """Add the task vectors; their weighted mean if `normalize`.
+
+    Weights that sum to 0 divide by nothing.
+    """
     name = "task_arithmetic@mergekit"
+    combiner = _sum_of_mergekit(normalize, weights)
     return compose(name, combiner=combiner, scale=scale, weights=weights)
 
 
@@ -240,11 +244,11 @@ def ties_mergekit(
     """TIES as mergekit has it: the trim is of each tensor, the weights vote too.
 
     Of equal magnitudes at the threshold mergekit keeps those its sort puts first, and
-    this keeps those of the lowest index. Weights may not be negative.
+    this keeps those of the lowest index. A density of 0 keeps nothing.
     """
     return compose(
         "ties@mergekit",
-        trim(density, "tensor", "exact", at_least=1),
+        trim(density, "tensor", "exact", at_least=1, nothing=True),
         combiner=_election_of_mergekit(normalize),
         scale=scale,
         weights=weights,
@@ -270,8 +274,8 @@ def dare_linear_mergekit(
     """
     return compose(
         "dare_linear@mergekit",
-        drop(density, rescale),
-        combiner=combiners.mean() if normalize else combiners.sum(),
+        drop(density, rescale, nothing=True),
+        combiner=_sum_of_mergekit(normalize, weights),
         scale=scale,
         weights=weights,
     )
@@ -292,7 +296,7 @@ def dare_ties_mergekit(
     """Drop, rescale as `dare_linear@mergekit` does, and elect."""
     return compose(
         "dare_ties@mergekit",
-        drop(density, rescale),
+        drop(density, rescale, nothing=True),
         combiner=_election_of_mergekit(normalize),
         scale=scale,
         weights=weights,
@@ -302,3 +306,12 @@ def dare_ties_mergekit(
 def _election_of_mergekit(normalize: bool) -> combiners.ElectSign:
     reduce = "mean" if normalize else "sum"
     return combiners.elect_sign(zero="positive", weighted=True, reduce=reduce)
+
+
+def _sum_of_mergekit(normalize: bool, weights: Weights) -> combiners.Combined:
+    """Return a sum, or a mean; a sum of weights that is next to 0 divides nothing."""
+    total = None
+    if weights is not None:
+        total = math.fsum(number("each weight", w) for w in weights)
+    divides = normalize and (total is None or abs(total) >= 1e-8)
+    return combiners.mean() if divides else combiners.sum()

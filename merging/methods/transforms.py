@@ -111,6 +111,8 @@ class Trim:
         return Cutoff(keys, numerics.as_index(cutoff, largest))
 
     def _rank(self, elements: int) -> int:
+        if self.density == 0:
+            return 0
         rank = trim_rank(self.density, elements, self.ties)
         return max(rank, min(self.at_least, elements))
 
@@ -152,7 +154,8 @@ class Drop:
         """Zero what the mask drops, and divide the rest by the density."""
         keep = numerics.random_bits(index, state.key) <= state.bound
         rest = numerics.divided(delta, self.density) if self.rescale else delta
-        return jnp.where(keep, rest, 0)
+        # A density of 0 keeps nothing, though the lowest hash is always in bounds.
+        return jnp.where(keep & (self.density > 0), rest, 0)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["divisor"], meta_fields=[])
@@ -180,6 +183,7 @@ def trim(
     scope: str = "global",
     ties: str = "keep_all",
     at_least: int = 0,
+    nothing: bool = False,
 ) -> Trim:
     """Keep the largest magnitudes of each task vector and zero the rest.
 
@@ -192,7 +196,8 @@ def trim(
         (``tensor``), or each row (the last axis; a 1-D leaf is one row).
       ties: ``keep_all`` keeps every magnitude ≥ the threshold; ``exact`` keeps
         exactly k, lowest index first (``global``: lowest path first).
-      at_least: elements kept however small the density.
+      at_least: elements kept however small the density; none if it is 0.
+      nothing: whether the density may be 0, which keeps nothing.
 
     Raises:
       UserError: a density out of range, an unknown scope or tie rule.
@@ -200,21 +205,21 @@ def trim(
     for kind, value, valid in (("scope", scope, SCOPES), ("tie rule", ties, TIES)):
         if value not in valid:
             raise nearest(kind, value, valid)
-    return Trim(fraction("density", density), scope, ties, at_least)
+    return Trim(fraction("density", density, nothing), scope, ties, at_least)
 
 
-def drop(density: Fraction, rescale: bool = True) -> Drop:
+def drop(density: Fraction, rescale: bool = True, nothing: bool = False) -> Drop:
     """Keep each element with probability `density`, and divide it by `density`.
 
     The mask is a pure function of (seed, expert name, leaf path, element index).
-    DARE, Yu et al. 2024, arXiv 2311.03099, eq. 3.
+    DARE, Yu et al. 2024, arXiv 2311.03099, eq. 3. `nothing` is as in `trim`.
 
     Raises:
       UserError: a density out of range.
     """
     if not isinstance(rescale, bool):
         raise UserError(f"rescale must be True or False, not {rescale!r}.")
-    return Drop(fraction("density", density), rescale)
+    return Drop(fraction("density", density, nothing), rescale)
 
 
 def rescale(divisor: Fraction) -> Rescale:
@@ -222,12 +227,18 @@ def rescale(divisor: Fraction) -> Rescale:
     return Rescale(fraction("divisor", divisor))
 
 
-def fraction(name: str, value: Fraction) -> Fraction:
-    """Return `value`, or one for each expert, as floats in (0, 1], or a UserError."""
+def fraction(name: str, value: Fraction, nothing: bool = False) -> Fraction:
+    """Return `value`, or one for each expert, as floats in (0, 1], or a UserError.
+
+    With `nothing`, 0 is a fraction too.
+    """
     if isinstance(value, (tuple, list)) and value:
-        return tuple(fraction(name, item) for item in value)
-    if number(name, value) <= 0 or value > 1:
-        raise UserError(f"{name} must be in (0, 1] (the fraction kept), not {value!r}.")
+        return tuple(fraction(name, item, nothing) for item in value)
+    if not 0 <= number(name, value) <= 1 or (value == 0 and not nothing):
+        least = "[0" if nothing else "(0"
+        raise UserError(
+            f"{name} must be in {least}, 1] (the fraction kept), not {value!r}."
+        )
     return float(value)
 
 

@@ -74,7 +74,7 @@ def workload(config: ConfigDict) -> tuple[ConfigDict, Workload]:
     if not isinstance(config, ConfigDict) or {"family", "experts"} <= set(config):
         config = config_keys.completed(config, _KEYS, "merging plan", "plan/palm_64b")
         return config, of_family(config)
-    if {"experts", "method"} <= set(config) or config.get("merge_yaml"):
+    if {"experts", "method"} <= set(config) or "merge_yaml" in config:
         return config, of_merge(config)
     raise UserError(
         "merging plan takes a config of a plan (--config plan/palm_64b) or of a merge "

@@ -107,7 +107,7 @@ def _make_model(path: Path, shape: Shape, number: int, base: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     stamp = path.with_suffix(".stamp.json")
     stamp.unlink(missing_ok=True)
-    (path / "config.json").write_text(json.dumps(_config(shape), indent=2) + "\n")
+    (path / "config.json").write_text(json.dumps(config(shape), indent=2) + "\n")
     header = _header(shape)
     with (
         open(path / "model.safetensors", "wb") as out,
@@ -149,7 +149,7 @@ def _header(shape: Shape) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _config(shape: Shape) -> dict:
+def config(shape: Shape) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

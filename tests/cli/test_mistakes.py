@@ -107,7 +107,8 @@ MISTAKES = [
     (f"{TIES} --config.auxiliary_files=e9", "did you mean e2 or e1"),
     (f"{TIES} --config.rules=x", "'x' is no rule"),
     (f"{TIES} --config.rules=nomatch=>base", "rules that match no leaf: nomatch"),
-    (f"{TIES} --config.merge_yaml=gone.yml", "merge_yaml says what"),
+    (f"{TIES} --config.merge_yaml=gone.yml", "'merge_yaml'"),
+    ("merge --config merge/mergekit --config.output=out", "name the mergekit YAML"),
     (f"{MERGE} --config.output=base", "the output base exists"),
     (f"{MERGE} --config.output=base/in", "lies in the input base"),
     (f"{MERGE} --config.output=gs://b/o", "output gs://b/o: gs:// is not supported"),
@@ -133,7 +134,7 @@ MISTAKES = [
         "unknown method ''",
     ),
     (
-        "merge --config merge/average --config.merge_yaml=gone.yml --config.output=out",
+        "merge --config merge/mergekit --config.merge_yaml=gone.yml --config.output=o",
         "gone.yml can't be read",
     ),
     # Conversions.

@@ -1,186 +1,197 @@
-"""mergekit's YAML: read under mergekit's rules, or refused with everything listed."""
+"""mergekit's rules: which number a parameter is for which leaf, and what is refused."""
 
+import re
+
+import numpy as np
 import pytest
+from mergekit_models import (
+    PARTS,
+    SINGLE,
+    layer_weights,
+    layers,
+    model,
+    names,
+    outside_weights,
+)
+from safetensors.numpy import save_file
 
 from merging import UserError, methods
-from merging.merge import mergekit, rules
+from merging.checkpoints import open_checkpoint
+from merging.merge import mergekit
 
-LEAVES = [
-    "model.embed_tokens.weight",
-    "lm_head.weight",
-    *(f"model.layers.{i}.{part}.weight" for i in range(4) for part in ("mlp", "attn")),
-]
-TIES = """
-merge_method: ties
-base_model: base
-models:
-  - {model: a, parameters: {weight: 1.0, density: 0.2}}
-  - {model: b, parameters: {weight: 0.5, density: 0.3}}
-parameters: {normalize: true, lambda: 0.9, int8_mask: true}
-dtype: float32
-out_dtype: bfloat16
-"""
+LEAVES = names()
 
 
-def read(tmp_path, text):
-    (tmp_path / "m.yml").write_text(text)
-    return mergekit.read(tmp_path / "m.yml")
-
-
-def treated(merge):
-    return rules.recipe(LEAVES, merge.method, merge.leaf_rules)
-
-
-def test_models_with_their_parameters(tmp_path):
-    merge = read(tmp_path, TIES)
-    assert (merge.base, merge.experts, merge.dtype) == ("base", ("a", "b"), "bfloat16")
+def test_models_with_their_parameters(plan):
+    merge = plan(
+        "ties",
+        models=[model("a", weight=1.0, density=0.2), model("b", weight=0.5, density=1)],
+        parameters={"normalize": True, "lambda": 0.9, "int8_mask": True},
+    )
     expected = methods.get(
-        "ties@mergekit", density=(0.2, 0.3), weights=(1, 0.5), scale=0.9
+        "ties@mergekit", density=(0.2, 1.0), weights=(1, 0.5), scale=0.9
     )
-    assert set(treated(merge).values()) == {expected}
-
-
-def test_defaults_are_mergekits(tmp_path):
-    for name, preset in (
-        ("linear", methods.get("linear@mergekit", weights=(1, 2))),
-        ("task_arithmetic", methods.get("task_arithmetic@mergekit", weights=(1, 2))),
-    ):
-        merge = read(
-            tmp_path,
-            f"merge_method: {name}\nbase_model: base\nmodels:\n"
-            "  - {model: a, parameters: {weight: 1}}\n"
-            "  - {model: b, parameters: {weight: 2}}\n",
-        )
-        assert set(treated(merge).values()) == {preset}
-
-
-def test_gradients_and_filters(tmp_path):
-    merge = read(
-        tmp_path,
-        """
-merge_method: task_arithmetic
-base_model: base
-models:
-  - model: base
-  - model: a
-    parameters:
-      weight:
-        - {filter: mlp, value: [0, 1, 0.5, 0]}
-        - {filter: embed, value: 7}
-        - {value: 2}
-""",
-    )
-    found = treated(merge)
-    assert merge.experts == ("a",)
-    scales = [found[f"model.layers.{i}.mlp.weight"].weights for i in range(4)]
-    assert scales == [(0,), (1,), (0.5,), (0,)]
-    assert found["model.layers.2.attn.weight"].weights == (2,)
-    assert found["model.embed_tokens.weight"].weights == (7,)
-    assert found["lm_head.weight"].weights == (2,)
-
-
-def test_slices_of_equal_ranges(tmp_path):
-    merge = read(
-        tmp_path,
-        """
-merge_method: linear
-slices:
-  - sources:
-      - {model: a, layer_range: [0, 1], parameters: {weight: 1}}
-      - {model: b, layer_range: [0, 1], parameters: {weight: 2}}
-  - sources:
-      - {model: a, layer_range: [1, 4], parameters: {weight: 3}}
-      - {model: b, layer_range: [1, 4], parameters: {weight: 4}}
-""",
-    )
-    found = treated(merge)
-    assert found["model.layers.0.mlp.weight"].weights == (1, 2)
-    assert found["model.layers.1.mlp.weight"].weights == (3, 4)
-    assert found["model.layers.3.attn.weight"].weights == (3, 4)
-    assert found["model.embed_tokens.weight"].weights == (1, 2)
-    assert found["lm_head.weight"].weights == (3, 4)
-
-
-def test_everything_that_is_not_supported_is_listed_at_once(tmp_path):
-    with pytest.raises(UserError) as caught:
-        read(
-            tmp_path,
-            """
-merge_method: dare_ties
-models:
-  - {model: a+lora, parameters: 3}
-tokenizer: {source: union}
-dtype: int8
-""",
-        )
-    for words in (
-        "tokenizer: leave it out",
-        "a+lora: merge the LoRA",
-        "a+lora: parameters must be keys",
-        "dare_ties needs base_model",
-        "dtype 'int8'",
-    ):
-        assert words in str(caught.value)
-
-
-def test_parameters_that_are_not_supported_are_listed_at_once(tmp_path):
-    with pytest.raises(UserError) as caught:
-        read(
-            tmp_path,
-            """
-merge_method: ties
-base_model: base
-models:
-  - {model: a, parameters: {weight: heavy, gamma: 1}}
-parameters: {rescale: true, normalize: [0, 1]}
-""",
-        )
-    for words in (
-        "weight: 'heavy' is no number",
-        "a: parameter gamma",
-        "rescale: true with ties",
-        "normalize: true or false",
-    ):
-        assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(("said", "expected"), [("", True), ("rescale: false", False)])
-def test_dare_rescales_unless_told_not_to(tmp_path, said, expected):
-    merge = read(
-        tmp_path,
-        f"""
-merge_method: dare_ties
-base_model: base
-parameters: {{{said}}}
-models:
-  - {{model: a, parameters: {{weight: 1.0, density: 0.5}}}}
-  - {{model: b, parameters: {{weight: 1.0, density: 0.4}}}}
-""",
-    )
-    asked = methods.get(
-        "dare_ties@mergekit", density=(0.5, 0.4), weights=(1, 1), rescale=expected
-    )
-    assert set(treated(merge).values()) == {asked}
+    assert set(merge.recipe) == set(LEAVES)
+    assert set(merge.recipe.values()) == {expected}
+    assert list(merge.inputs.experts) == ["a", "b"] and merge.layers is None
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("method", "defaults"),
     [
-        ("merge_method: [ties]", "is not supported; linear"),
-        ("merge_method: slerp", "'slerp' is not supported; linear"),
-        ("- 1", "holds no keys"),
-        ("a: [", "is no YAML"),
-        ("a: &x [1]\nb: *x", "anchors and aliases are not read"),
-        ("a: !!python/object/apply:os.system [ls]", "is no YAML"),
-        ("merge_method: linear", "exactly one of models and slices"),
-        ("merge_method: linear\nmodels: 3", "a list of at least one model"),
-        (
-            "merge_method: linear\nslices:\n"
-            "  - sources: [{model: a, layer_range: [2, 4]}]",
-            "repeated, left out or reordered",
-        ),
+        ("linear", {"normalize": True}),
+        ("task_arithmetic", {"normalize": False, "scale": 1.0}),
+        ("ties", {"normalize": True, "scale": 1.0, "density": 1.0}),
+        ("dare_linear", {"normalize": False, "rescale": True, "density": 1.0}),
+        ("dare_ties", {"normalize": False, "rescale": True, "density": 1.0}),
     ],
 )
-def test_what_is_no_merge_is_refused(tmp_path, text, words):
-    with pytest.raises(UserError, match=words):
-        read(tmp_path, text)
+def test_defaults_are_mergekits(plan, method, defaults):
+    merge = plan(method, models=[model("a", weight=1), model("b", weight=2)])
+    if "density" in defaults:
+        defaults = defaults | {"density": (1.0, 1.0)}
+    expected = methods.get(f"{method}@mergekit", weights=(1, 2), **defaults)
+    assert set(merge.recipe.values()) == {expected}
+
+
+def test_a_gradient_goes_over_the_layers_and_begins_outside_of_them(plan):
+    merge = plan(models=[model("a", weight=[0.1, 0.4, 1.0])])
+    assert layer_weights(merge) == pytest.approx([0.1, 0.3, 0.6, 1.0])
+    # mergekit 0.1.5 has embedding, final norm and head at the first value.
+    assert outside_weights(merge) == [0.1, 0.1, 0.1]
+
+
+def test_the_first_filter_that_is_in_a_leafs_name_counts(plan):
+    by_name = [
+        {"filter": "up_proj", "value": [0.0, 3.0]},
+        {"filter": "mlp", "value": 5.0},
+        {"filter": "layers.2.", "value": 6.0},
+        {"filter": "*", "value": 7.0},
+        {"filter": "lm_head", "value": 8.0},
+    ]
+    merge = plan(models=[model("a", weight=by_name)])
+    assert layer_weights(merge, "mlp.up_proj") == [0, 1, 2, 3]
+    assert layer_weights(merge, "mlp.down_proj") == [5, 5, 5, 5]
+    assert layer_weights(merge, "self_attn.q_proj") == [7, 7, 6, 7]
+    assert outside_weights(merge) == [7, 7, 7]
+
+
+def test_filters_of_two_parameters_hold_together(plan):
+    merge = plan(
+        "ties",
+        models=[
+            model(
+                "a",
+                weight=[{"filter": "mlp", "value": 2}, {"value": 1}],
+                density=[{"filter": "up_proj", "value": 0.3}, {"value": 0.6}],
+            )
+        ],
+    )
+    found = [
+        (m.weights, m.transforms[0].density)
+        for m in (merge.recipe[f"model.layers.0.{part}.weight"] for part in PARTS)
+    ]
+    assert found == [((1,), (0.6,)), ((2,), (0.3,)), ((2,), (0.6,))]
+
+
+def test_a_filter_list_that_fits_nothing_asks_the_slice_and_then_the_file(plan):
+    never = [{"filter": "nothing", "value": 9}]
+    merge = plan(
+        slices=[
+            {
+                "sources": [layers("a", 0, 4, weight=never), layers("base", 0, 4)],
+                "parameters": {"weight": [{"filter": "mlp", "value": 2}]},
+            }
+        ],
+        parameters={"weight": [{"filter": "nothing", "value": 9}, {"value": 3}]},
+    )
+    assert layer_weights(merge, "mlp.up_proj") == [2, 2, 2, 2]
+    assert layer_weights(merge, "self_attn.q_proj") == [3, 3, 3, 3]
+    assert outside_weights(merge) == [3, 3, 3]
+    # Then the default, where there is one.
+    merge = plan("ties", models=[model("a", weight=1, density=never)])
+    densities = {m.transforms[0].density for m in merge.recipe.values()}
+    assert densities == {(1.0,)}
+
+
+def test_an_empty_list_is_no_value(plan):
+    merge = plan(models=[model("a", weight=[])], parameters={"weight": 0.5})
+    assert layer_weights(merge) == [0.5] * 4
+
+
+def test_a_weight_that_is_missing_is_refused(plan):
+    with pytest.raises(UserError) as caught:
+        plan(models=[model("a"), model("b", weight=[{"filter": "mlp", "value": 1}])])
+    text = str(caught.value)
+    assert re.search("a has no weight, which is required, for .* and 14 more", text)
+    assert re.search("b has no weight, which is required, for .* and 6 more", text)
+
+
+def test_switches_and_lambda_are_a_leafs_own_too(plan):
+    merge = plan(
+        models=[model("a", weight=1), model("b", weight=2)],
+        parameters={
+            "normalize": [{"filter": "mlp", "value": "yes"}, {"value": [False, True]}],
+            "lambda": [{"filter": "layers.3", "value": 0.5}, {"value": "2e-1"}],
+        },
+    )
+
+    def expected(normalize, scale):
+        name = "task_arithmetic@mergekit"
+        return methods.get(name, weights=(1, 2), normalize=normalize, scale=scale)
+
+    assert merge.recipe[f"model.layers.0.{PARTS[0]}.weight"] == expected(False, 0.2)
+    assert merge.recipe[f"model.layers.0.{PARTS[1]}.weight"] == expected(True, 0.2)
+    # A switch has no value in between: the earlier one counts, but at the last layer.
+    assert merge.recipe[f"model.layers.2.{PARTS[0]}.weight"] == expected(False, 0.2)
+    assert merge.recipe[f"model.layers.3.{PARTS[0]}.weight"] == expected(True, 0.5)
+
+
+def test_the_base_is_no_expert_but_of_linear(plan):
+    both = [model("base", weight=9, density=0.1), model("a", weight=1)]
+    assert layer_weights(plan(models=both)) == [1] * 4
+    assert layer_weights(plan("linear", models=both)) == [(1, 9)] * 4  # a, base
+    # linear merges a base that it is given, which then needs a weight.
+    with pytest.raises(UserError, match="base has no weight"):
+        plan("linear", base_model="base", models=[model("a", weight=1)])
+
+
+def test_inputs_are_cast_to_dtype(plan):
+    merge = plan(dtype=np.dtype(np.float16), models=[model("a", weight=1)])
+    dtypes = {leaf.dtype for of in merge.inputs.abstracts for leaf in of.values()}
+    assert dtypes == {np.dtype(np.float16)}
+
+
+def test_densities_outside_of_0_to_1_are_all_or_nothing(plan):
+    merge = plan("ties", models=[model("a", weight=1, density=-1)])
+    assert {m.transforms[0].density for m in merge.recipe.values()} == {(0.0,)}
+    merge = plan("dare_linear", models=[model("a", weight=1, density=1.5)])
+    assert {m.transforms[0].density for m in merge.recipe.values()} == {(1.0,)}
+    with pytest.raises(UserError, match="density is below 0"):
+        plan("dare_linear", models=[model("a", weight=1, density=-1)])
+
+
+def test_a_mean_of_weights_that_sum_to_0_is_refused_for_linear_only(plan):
+    models = [model("a", weight=1), model("b", weight=-1)]
+    with pytest.raises(UserError, match="lm_head.weight: .* must not sum to 0"):
+        plan("linear", models=models)
+    # There mergekit has infinities; here it divides by nothing.
+    merge = plan(models=models, parameters={"normalize": True})
+    plain = methods.get("task_arithmetic@mergekit", weights=(1, -1))
+    assert set(merge.recipe.values()) == {plain}
+
+
+def test_what_mergekit_has_and_is_not_followed_is_refused_by_name(plan):
+    with pytest.raises(UserError, match="rescale: true is not followed with ties"):
+        plan("ties", models=[model("a", weight=1)], parameters={"rescale": True})
+
+
+def test_layers_without_numbers_have_no_depth(tmp_path):
+    save_file({"layers.up": np.ones((4, 3), np.float32)}, tmp_path / SINGLE)
+    uri = str(tmp_path)
+    text = f"merge_method: linear\nmodels: [{{model: {uri}, parameters: %s}}]"
+    source = {uri: open_checkpoint(uri)}
+    document = mergekit.parse(text % "{weight: [0, 1]}")
+    with pytest.raises(UserError, match="values over the depth need layers"):
+        mergekit.plan(document, source, None)
+    mergekit.plan(mergekit.parse(text % "{weight: 1}"), source, None)

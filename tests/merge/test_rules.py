@@ -55,6 +55,21 @@ def test_a_layer_is_a_number_after_its_word(path):
     assert rules.layer_depths([path, path.replace("3", "6")])[path] == 0.5
 
 
+def test_a_path_is_known_around_its_layers_number():
+    leaf = rules.layer_leaf("encoder.block.3.layer.0.weight")
+    assert leaf == ("encoder.block.", 3, ".layer.0.weight")
+    assert leaf.path(12) == "encoder.block.12.layer.0.weight"
+    assert rules.layer_leaf("model.norm.weight") is None
+    # A number that no model has layers for is a name.
+    assert rules.layer_leaf(f"layers.{'9' * 5000}.weight") is None
+
+
+def test_an_embedding_is_before_the_layers_and_a_head_behind_them():
+    names = ("model.embed_tokens.weight", "transformer.wte.weight", "embed_out.weight")
+    assert [*map(rules.is_embedding, names)] == [True, True, False]
+    assert rules.layer_depths(names)["embed_out.weight"] == 1
+
+
 def test_values_are_read_and_never_run():
     spec = rules.parse("ties( density = (0.2, 0.5), scope='tensor', weights=None )")
     assert spec.method(0.0) == methods.ties(density=(0.2, 0.5), scope="tensor")

@@ -158,31 +158,9 @@ def test_rules_treat_leaves_apart(family, tmp_path):
         assert leaves[name].tobytes() == expected.tobytes()
 
 
-def test_a_mergekit_yaml_and_rules_are_followed_from_the_command_line(
-    family, tmp_path, capsys
-):
+def test_rules_are_followed_from_the_command_line(family, tmp_path, capsys):
     base, experts = family
     config = str(ROOT / "configs" / "merge" / "average.py")
-    listed = "".join(
-        f"  - {{model: {e}, parameters: {{weight: {w}, density: [0.2, 0.9]}}}}\n"
-        for e, w in zip(experts.values(), (1.0, 0.5, 2.0), strict=True)
-    )
-    (tmp_path / "merge.yml").write_text(
-        f"merge_method: ties\nbase_model: {base}\nmodels:\n{listed}"
-    )
-    command = ["merge", "--config", config, f"--config.output={tmp_path / 'out'}"]
-    status = main.main([*command, f"--config.merge_yaml={tmp_path / 'merge.yml'}"])
-    assert status == 0, capsys.readouterr().err
-    by_layer = "by_layer(0.2, 0.9)"
-    densities = f"density=({by_layer}, {by_layer}, {by_layer})"
-    expected = merged(
-        family,
-        f"ties@mergekit({densities}, weights=(1, 0.5, 2))",
-        tmp_path / "expected",
-    )
-    found = (tmp_path / "out" / "model.safetensors").read_bytes()
-    assert found == (expected / "model.safetensors").read_bytes()
-
     command = ["merge", "--config", config, f"--config.output={tmp_path / 'apart'}"]
     command += [
         f"--config.base={base}",

@@ -22,9 +22,14 @@ CASES = {
     "model_stock": [{}, {"scale": 0.5}],
     "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "linear@mergekit": [{"weights": (1.0, 0.5, 2.0)}],
-    "task_arithmetic@mergekit": [{}, {"weights": (1.0, 0.5, 2.0), "normalize": True}],
+    "task_arithmetic@mergekit": [
+        {},
+        {"weights": (1.0, 0.5, 2.0), "normalize": True},
+        {"weights": (0.5, -1.5, 1.0), "normalize": True},
+    ],
     "ties@mergekit": [
         {"density": 0.3, "weights": (1.0, 0.5, 2.0)},
+        {"density": 0.6, "weights": (1.0, -0.5, 2.0)},
         {"density": 0.001, "normalize": False},
     ],
     "dare_linear@mergekit": [{"density": 0.5, "weights": (1.0, 0.5, 2.0)}],

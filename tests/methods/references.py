@@ -96,7 +96,7 @@ def dare_ties_mergekit(
 
 
 def _normalized(merged, weights, normalize):
-    divisor = sum(weights) if normalize else 1
+    divisor = (sum(weights) or 1) if normalize else 1
     return {path: x / divisor for path, x in merged.items()}
 
 

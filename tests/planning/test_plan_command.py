@@ -292,6 +292,16 @@ def test_checkpoints_of_a_known_family_are_planned_from_their_headers(estimate_o
     assert names[2:] == ["scoring", "training step"]
 
 
+def test_a_mergekit_yaml_is_planned_too(tmp_path, estimate_of):
+    folder = "tests/models/goldens/llama3"
+    yaml = tmp_path / "merge.yml"
+    yaml.write_text(f"merge_method: passthrough\nmodels: [{{model: {folder}}}]")
+    config = configs.load("configs/merge/mergekit.py", {"merge_yaml": str(yaml)})
+    found = planning.plan(config, planning.topology("v5e:2x1"), compile=False)
+    assert estimate_of(found, "streamed merge")
+    assert found["model"]["parameters"] > 0
+
+
 def on_one_chip(size):
     """Return a v5e, and what lowers a product of so large a matrix for it."""
     where = compiling.target(planning.topology("v5e:1x1"), {"fsdp": -1}, compile=True)

@@ -1,0 +1,24 @@
+"""Merge as a mergekit YAML says, under the rules of mergekit 0.1.5.
+
+    merging merge --config merge/mergekit \\
+        --config.merge_yaml=FILE.yml --config.output=MERGED
+
+The file names the models (folders), the method (linear, task_arithmetic, ties,
+dare_linear, dare_ties or passthrough) and the dtypes; models or slices; weights,
+densities and the rest as numbers, gradients and filters. What is not followed is
+refused by name. Cost: one pass, and more for the trim of a tensor larger than a block.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.merge_yaml = ""  # the file
+    config.output = ""  # the folder to make
+    config.seed = 0  # of DARE's masks
+    config.memory_budget = "1GB"
+    config.format = ""  # safetensors or orbax; the base's
+    config.shard_size = "5GB"
+    config.auxiliary_files = ""  # whose tokenizer and config to copy; the base's
+    return config

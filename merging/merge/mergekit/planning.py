@@ -1,0 +1,225 @@
+"""mergekit's rules: which leaves a YAML merges, with what numbers, into which layers.
+
+They are those of mergekit 0.1.5. A parameter of a model's leaf is looked for with the
+model, then with the slice, then with the file; in each place the first condition whose
+filter is in the leaf's name counts, and where none is the next place is asked. A value
+over the depth goes from the first to the last layer of its slice; embeddings, the final
+norm and the head have the first value, and a slice of one layer the last.
+
+The models become views (`merging.checkpoints.View`), one for the base and one for each
+place among a slice's sources: a view's layers are the output's.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merging import methods
+from merging.checkpoints import Origin, Source, View
+from merging.merge.inputs import Inputs, require_mergeable
+from merging.merge.mergekit.document import Document, Part, Slice
+from merging.merge.mergekit.layers import Home, Homes
+from merging.merge.mergekit.parameters import value_of
+from merging.methods import Method
+from merging.runtime import tree
+from merging.runtime.errors import UserError
+
+# Parameters that are one for all models.
+_SHARED = ("normalize", "lambda", "rescale")
+_NO_BASE = (
+    "of the last slice's sources, mergekit takes no more than the first slice has for "
+    "the final norm and the head, and its base is not among them: name it first."
+)
+
+
+class Merge(NamedTuple):
+    """What a mergekit YAML asks for, of models that are there.
+
+    Attributes:
+      inputs: views of the models, of the output's leaves.
+      recipe: {path of each float leaf: the method that merges it}.
+      layers: for each layer of the output, the one of the first model it comes from;
+        None where the file lists whole models.
+    """
+
+    inputs: Inputs
+    recipe: dict[str, Method]
+    layers: tuple[int, ...] | None
+
+
+def plan(
+    document: Document, models: Mapping[str, Source], dtype: np.dtype | None
+) -> Merge:
+    """Return the merge of a document.
+
+    Args:
+      document: what the file says.
+      models: all that it names, opened.
+      dtype: that float leaves are cast to before anything is computed; None is none.
+
+    Raises:
+      UserError: layers that a model does not have, models that can't be merged with
+        each other, a parameter that is required and missing, or that is not followed.
+    """
+    homes = Homes(document, {n: tree.flatten(s.abstract) for n, s in models.items()})
+    inputs = _views(document, homes, models, dtype)
+    require_mergeable(inputs)
+    leaves = inputs.abstracts[0]
+    floats = [p for p, leaf in leaves.items() if tree.dtype_class(leaf) == "float"]
+    return Merge(inputs, _recipe(document, homes, floats, inputs), homes.layers)
+
+
+def _experts_of(document: Document, one: Slice) -> list[Part]:
+    """Return a slice's sources but its base."""
+    base = (one.base or document.base) if document.has_base else None
+    return [part for part in one.sources if part.model != base]
+
+
+def _columns(document: Document) -> list[list[Part | None]]:
+    """Return, for each expert of the engine, its source in each slice; None is none."""
+    of = [_experts_of(document, one) for one in document.slices]
+    first = [part.model for part in of[0]]
+    for parts in of[1:]:
+        # Where slices merge the same models, each is one expert throughout.
+        if {part.model for part in parts} == set(first):
+            parts.sort(key=lambda part: first.index(part.model))
+    count = max(1, *map(len, of))
+    return [
+        [parts[k] if k < len(parts) else None for parts in of] for k in range(count)
+    ]
+
+
+def _views(
+    document: Document,
+    homes: Homes,
+    models: Mapping[str, Source],
+    dtype: np.dtype | None,
+) -> Inputs:
+    """Return the views of the base and of the experts, checked by no one yet."""
+
+    def view(sources: Sequence[Part], uri: str) -> View:
+        origins = {
+            path: Origin(models[model], name)
+            for path, model, name in homes.paths(sources)
+        }
+        return View(uri, origins, dtype)
+
+    base = None
+    if document.has_base:
+        bases = [one.base or document.base for one in document.slices]
+        parts = [
+            next(part for part in one.sources if part.model == name)
+            for one, name in zip(document.slices, bases, strict=True)
+        ]
+        base = view(parts, ", ".join(dict.fromkeys(bases)))
+    found: dict[str, View] = {}
+    for column in _columns(document):
+        # A slice of fewer models has its first once more, at a weight of 0.
+        pairs = zip(column, document.slices, strict=True)
+        filled = [part or one.sources[0] for part, one in pairs]
+        named = [part.model for part in column if part] or [filled[0].model]
+        uris = list(dict.fromkeys(named))
+        found[_new_name(uris, found)] = view(filled, ", ".join(uris))
+    names = sorted(found)
+    order = tuple(list(found).index(name) for name in names)
+    return Inputs(base, {name: found[name] for name in names}, order)
+
+
+def _new_name(uris: Sequence[str], taken: Collection[str]) -> str:
+    """Return the name of an expert, made of some models: of their last folders.
+
+    Random masks follow from it, so it does not depend on the experts after it.
+    """
+    name = ", ".join(uri.rstrip("/").rsplit("/", 1)[-1] or uri for uri in uris)
+    if name in taken:
+        name = ", ".join(uris)
+    stem, times = name, 1
+    while name in taken:
+        times += 1
+        name = f"{stem}#{times}"
+    return name
+
+
+def _recipe(
+    document: Document, homes: Homes, leaves: Sequence[str], inputs: Inputs
+) -> dict[str, Method]:
+    """Return the method of each leaf, its numbers in the order of `inputs.experts`."""
+    columns = _columns(document)
+    numbers = {id(one): i for i, one in enumerate(document.slices)}
+    missing: dict[str, list[str]] = {}
+    wrong: dict[str, str] = {}
+    made: dict[tuple, Method | None] = {}
+    found = {}
+    for path in leaves:
+        home = homes.of(path)
+        column = [of[numbers[id(home.slice)]] for of in columns]
+        values = [_numbers(document, home, path, part, missing) for part in column]
+        scopes = (home.slice.parameters, document.parameters)
+        shared = {key: value_of(key, scopes, path, home.t) for key in _SHARED}
+        has_base = not inputs.base or home.holds(home.slice.base or document.base)
+        key = (*(values[i] for i in inputs.order), *shared.values(), has_base)
+        if key not in made:
+            try:
+                if not has_base:
+                    raise UserError(_NO_BASE)
+                made[key] = _method(document.method, key[: len(values)], shared)
+            except UserError as error:
+                made[key] = None
+                wrong.setdefault(str(error), path)
+        found[path] = made[key]
+    lines = [f"{path}: {error}" for error, path in wrong.items()]
+    for model, of in missing.items():
+        more = f" and {len(of) - 1} more leaves" if len(of) > 1 else ""
+        lines.append(f"{model} has no weight, which is required, for {of[0]}{more}")
+    if lines:
+        raise UserError("the mergekit YAML can't be followed:\n  " + "\n  ".join(lines))
+    return found
+
+
+def _numbers(
+    document: Document,
+    home: Home,
+    path: str,
+    part: Part | None,
+    missing: dict[str, list[str]],
+) -> tuple[float, float]:
+    """Return a model's weight and density for a leaf; notes a weight that is missing.
+
+    Where the leaf's slice does not have the model, the weight is 0.
+    """
+    if part is None or part not in home.sources:
+        return 0.0, 1.0
+    name = home.path_in(part, path)
+    scopes = (part.parameters, home.slice.parameters, document.parameters)
+    if document.method == "passthrough":
+        return value_of("scale", scopes, name, home.t, 1.0), 1.0
+    weight = value_of("weight", scopes, name, home.t)
+    if weight is None:
+        missing.setdefault(part.model, []).append(name)
+    return weight or 0.0, value_of("density", scopes, name, home.t, 1.0)
+
+
+def _method(
+    name: str, experts: Sequence[tuple[float, float]], shared: Mapping[str, Any]
+) -> Method:
+    """Return a method of mergekit's, with its (weight, density) of each expert."""
+    weights = tuple(weight for weight, _ in experts)
+    if name == "passthrough":
+        return methods.get("linear@mergekit", weights=weights, normalize=False)
+    settings: dict[str, Any] = {"weights": weights}
+    if shared["normalize"] is not None:
+        settings["normalize"] = shared["normalize"]
+    if name != "linear" and shared["lambda"] is not None:
+        settings["scale"] = shared["lambda"]
+    if name not in ("linear", "task_arithmetic"):
+        # As many as all are all; DARE has no chance below 0.
+        least = -np.inf if name == "ties" else 0
+        if min(density for _, density in experts) < least:
+            raise UserError("density is below 0.")
+        settings["density"] = tuple(min(max(d, 0.0), 1.0) for _, d in experts)
+        if name == "ties" and shared["rescale"]:
+            raise UserError("rescale: true is not followed with ties; leave it out.")
+        if name != "ties" and shared["rescale"] is not None:
+            settings["rescale"] = shared["rescale"]
+    return methods.get(f"{name}@mergekit", **settings)
