@@ -23,6 +23,7 @@ import numpy as np
 import tensorstore as ts
 
 from merging.checkpoints import errors
+from merging.checkpoints.auxiliary import write_auxiliary_files
 from merging.checkpoints.location import COMMITTED, PARTIAL, TREE, UNFINISHED
 from merging.checkpoints.orbax_source import context
 from merging.checkpoints.ranges import boxes
@@ -150,12 +151,9 @@ class OrbaxWriter:
         with errors.writing(self.folder):
             for lock in self._content.glob(f"*/*{_LOCK}"):
                 lock.unlink()
-            for name, content in extra_files.items():
-                if name != os.path.basename(name):
-                    raise ValueError(f"{name!r} is no name for a file beside weights")
-                if name in names:
-                    raise UserError(f"a leaf and a file beside it are called {name}.")
-                storage.write_bytes(self._content / name, content)
+            if clash := sorted(names & {name.split("/")[0] for name in extra_files}):
+                raise UserError(f"a leaf and a file beside it are called {clash[0]}.")
+            write_auxiliary_files(self._content, extra_files)
             # Chunks and their folders were synchronised by TensorStore, the names of
             # these folders are by the last of these writes.
             listed = json.dumps(self._listed).encode()  # in its order

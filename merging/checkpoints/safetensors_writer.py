@@ -48,7 +48,7 @@ class SafetensorsWriter:
         self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
     ):
         # Without a slash, or the unfinished one would lie in the finished one.
-        self.uri = uri.rstrip("/")
+        self.uri = os.fspath(uri).rstrip("/")
         self.folder = self.uri + PARTIAL
         require_tensor_names(abstract)
         shards = _shards(abstract, shard_bytes)

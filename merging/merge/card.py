@@ -1,7 +1,6 @@
 """The files beside merged weights: config, tokenizer, and a model card."""
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,9 +45,6 @@ def auxiliary_files(
         raise UserError(
             f"auxiliary_files {uri}: it holds no config and no tokenizer to copy."
         )
-    if target == "safetensors" and CONFIG not in files:
-        text = f"{uri} holds no config.json, and so the output won't (auxiliary_files)."
-        warnings.warn(text, stacklevel=4)
     if CONFIG in files:
         files[CONFIG] = _config(files[CONFIG], dtype, inputs.tied)
     files[CARD] = model_card(inputs, settings, target).encode()
@@ -63,8 +59,10 @@ def _place(inputs: Inputs, chosen: str | None) -> str:
         return inputs.base.uri
     if chosen in inputs.experts:
         return inputs.experts[chosen].uri
-    if "/" in chosen or Path(chosen).is_dir():
+    if Path(chosen).is_dir() or "://" in chosen:
         return chosen
+    if "/" in chosen:
+        raise UserError(f"auxiliary_files {chosen}: there is no such folder.")
     raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
 
 

@@ -6,6 +6,7 @@ the whole model is found in a pass before. `merge_checkpoints` is the door, and
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from merging import checkpoints, methods
-from merging.merge import job, manifest, mergekit, preparation
+from merging.merge import card, job, manifest, mergekit, preparation
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import config_keys, memory, processes
@@ -142,6 +143,9 @@ def _merge(output: str | Path, memory_budget: str | int, **settings: Any) -> Pat
     prepared, extra = preparation.prepare(os.fspath(output), memory_budget, **settings)
     if not _is_done(prepared):
         job.run(prepared, extra)
+        if prepared.format == "safetensors" and card.CONFIG not in extra:
+            text = f"{output} has no config.json: there was none to copy"
+            warnings.warn(f"{text} (auxiliary_files).", stacklevel=3)
     return Path(output)
 
 

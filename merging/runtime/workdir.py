@@ -83,6 +83,7 @@ def only_driver(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process works here; names its host, number and command.
     """
+    fresh = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
 
     def taken(who: str) -> UserError:
@@ -91,8 +92,15 @@ def only_driver(workdir: Path) -> Iterator[None]:
             "--workdir; `merging status` shows how far it is."
         )
 
-    with locks.held(workdir / LOCK, str(workdir), taken):
-        yield
+    try:
+        with locks.held(workdir / LOCK, str(workdir), taken):
+            yield
+    finally:
+        if fresh and [p.name for p in workdir.iterdir()] == [LOCK]:
+            # Refused before anything was done: the mistake leaves nothing behind.
+            with contextlib.suppress(OSError):
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
 
 
 def driver(workdir: Path) -> dict[str, Any] | None:

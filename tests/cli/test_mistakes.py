@@ -135,7 +135,7 @@ MISTAKES = [
     ),
     (
         "merge --config merge/mergekit --config.merge_yaml=gone.yml --config.output=o",
-        "gone.yml can't be read",
+        "gone.yml is no file",
     ),
     # Conversions.
     ("convert --config convert/to_orbax", "name the checkpoint (input)"),

@@ -258,7 +258,7 @@ def test_a_merge_by_yaml_is_repeated_from_its_manifest(merge):
     assert "    merge_method: dare_linear\n" in card
     make(merge.folder / "a", count=0)  # the expert's folder now has another beside it
     (merge.folder / "a" / "base" / SINGLE).replace(merge.folder / "a" / SINGLE)
-    with pytest.raises(UserError, match="are not what they were: .*/a"):
+    with pytest.raises(UserError, match="are not what they were: a"):
         streamed.repeat(first / "manifest.json", merge.folder / "third")
 
 

@@ -77,6 +77,15 @@ def test_everything_that_belongs_to_the_weights_comes_along(tmp_path):
     assert "Merged model" in (out / "README.md").read_text()
 
 
+def test_an_orbax_output_has_them_too(tmp_path):
+    base = models.save(tmp_path / "base", small(1))
+    write(base, BESIDE)
+    out = tmp_path / "out"
+    average = methods.average()
+    stream.merge_checkpoints(base, [base], average, str(out), format="orbax")
+    assert set(BESIDE) < set(names(out))
+
+
 def test_a_snapshot_of_the_hugging_face_cache_brings_its_files(tmp_path):
     base = snapshot(tmp_path / "models--a--b", small(1), BESIDE)
     out = tmp_path / "out"
@@ -138,7 +147,7 @@ def test_files_can_be_taken_from_another_folder_that_must_be_there(tmp_path):
     with pytest.warns(UserWarning, match="no config.json"):
         found = merge(tmp_path / "other", "out")
     assert (found / "tokenizer.json").read_text() == '"other"'
-    with pytest.raises(UserError, match="no checkpoint at .*nowhere"):
+    with pytest.raises(UserError, match="auxiliary_files .*nowhere: there is no such"):
         merge(tmp_path / "nowhere", "not made")
     with pytest.raises(UserError, match="empty holds no config and no tokenizer"):
         merge(tmp_path / "empty", "not made")
