@@ -61,7 +61,7 @@ def test_a_merge_is_repeated_from_the_step_that_it_took_or_not_at_all(tmp_path):
     again = stream.repeat(output / "manifest.json", str(tmp_path / "again"))
     assert stream.verify(str(again)) == []
     stock.run(run, {300: stock.params(300)})
-    with pytest.raises(UserError, match="not what they were: .*run/200"):
+    with pytest.raises(UserError, match="not what they were: run"):
         stream.repeat(output / "manifest.json", str(tmp_path / "third"))
 
 

@@ -149,6 +149,6 @@ def test_files_can_be_taken_from_another_folder_that_must_be_there(tmp_path):
     assert (found / "tokenizer.json").read_text() == '"other"'
     with pytest.raises(UserError, match="auxiliary_files .*nowhere: there is no such"):
         merge(tmp_path / "nowhere", "not made")
-    with pytest.raises(UserError, match="empty holds no config and no tokenizer"):
+    with pytest.raises(UserError, match="empty: it holds no config and no tokenizer"):
         merge(tmp_path / "empty", "not made")
     assert not list(tmp_path.glob("not made*"))
