@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, cheap compilation, and a compilation cache."""
 
+import atexit
 import os
 import tempfile
 from pathlib import Path
@@ -18,3 +19,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def pytest_sessionfinish(session):
+    """Let a worker of xdist end at once: JAX takes minutes to clear its caches."""
+    if hasattr(session.config, "workerinput"):
+        atexit.register(os._exit, 0)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One worker more than cores: tests of several processes often wait for them."""
+    return len(os.sched_getaffinity(0)) + 1
