@@ -141,6 +141,10 @@ class OrbaxWriter:
                 )
                 made.result()
 
+    def _stale(self) -> list[Path]:
+        """Return temporary files of `storage.write_bytes` calls that were killed."""
+        return [path for path in self._content.glob(".*.tmp") if path.is_file()]
+
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
         """Make everything durable, rename, and only then forget how it was made.
 
@@ -149,8 +153,9 @@ class OrbaxWriter:
         """
         names = {path.replace("/", ".") for path in self._abstract}
         with errors.writing(self.folder):
-            for lock in self._content.glob(f"*/*{_LOCK}"):
-                lock.unlink()
+            # What killed writes of TensorStore's and of ours have left.
+            for left in (*self._content.glob(f"*/*{_LOCK}"), *self._stale()):
+                left.unlink()
             if clash := sorted(names & {name.split("/")[0] for name in extra_files}):
                 raise UserError(f"a leaf and a file beside it are called {clash[0]}.")
             write_auxiliary_files(self._content, extra_files)

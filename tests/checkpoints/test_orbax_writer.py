@@ -205,6 +205,15 @@ def test_files_and_folders_are_on_the_disk_before_the_name(tmp_path, monkeypatch
     assert str(tmp_path) in synchronised
 
 
+def test_what_a_killed_write_left_is_not_published(tmp_path):
+    source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+    with copied(source, tmp_path / "out") as writer:
+        content = tmp_path / "out.partial" / "checkpoint"
+        (content / "._METADATA.x1y2.tmp").write_bytes(b"half")
+        writer.finish({})
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
 def test_an_unfinished_output_is_no_checkpoint(tmp_path):
     source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
     with copied(source, tmp_path / "out"):
