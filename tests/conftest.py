@@ -25,8 +25,3 @@ def pytest_sessionfinish(session):
     """Let a worker of xdist end at once: JAX takes minutes to clear its caches."""
     if hasattr(session.config, "workerinput"):
         atexit.register(os._exit, 0)
-
-
-def pytest_xdist_auto_num_workers(config):
-    """One worker more than cores: tests of several processes often wait for them."""
-    return len(os.sched_getaffinity(0)) + 1
