@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
 from merging.runtime.errors import UserError
@@ -84,9 +85,19 @@ def writing(path: object) -> Iterator[None]:
                 f"the disk is full: {path} was not written. What was finished before "
                 "stays usable; make room and start again."
             ) from error
-        if isinstance(error, OSError):
+        reason = getattr(error, "strerror", None) or _said_by_the_system(error)
+        if reason or isinstance(error, OSError):
             raise UserError(
-                f"cannot write {path}: {error.strerror or error}; change that or "
+                f"cannot write {path}: {reason or error}; change that or "
                 "choose another place."
             ) from error
         raise
+
+
+def _said_by_the_system(error: Exception) -> str | None:
+    """Return what of the system's is in an error that is not Python's for it.
+
+    TensorStore raises a ValueError for whatever a write or flush comes back with.
+    """
+    reasons = map(os.strerror, (errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES))
+    return next((reason for reason in reasons if reason in str(error)), None)

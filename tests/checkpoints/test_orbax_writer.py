@@ -14,6 +14,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from merging import UserError, checkpoints
+from merging.checkpoints import errors
 from merging.runtime import sharding, storage, tree
 
 
@@ -212,6 +213,15 @@ def test_what_a_killed_write_left_is_not_published(tmp_path):
         (content / "._METADATA.x1y2.tmp").write_bytes(b"half")
         writer.finish({})
     assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_a_failing_disk_is_one_line_whoever_reports_it():
+    said = 'Error writing "x/0" [Error fdatasyncing: 5 (Input/output error)]'
+    with (
+        pytest.raises(UserError, match="cannot write out: Input/output error;"),
+        errors.writing("out"),
+    ):
+        raise ValueError(said)  # as TensorStore does
 
 
 def test_an_unfinished_output_is_no_checkpoint(tmp_path):
