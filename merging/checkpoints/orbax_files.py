@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from merging.checkpoints import files
 from merging.checkpoints.source import SourceFile, sampled_digest
 from merging.runtime.errors import UserError
 
@@ -42,7 +43,7 @@ def described(root: epath.Path) -> list[SourceFile]:
     """Return all files with sizes and sampled digests, in order of their names."""
     found = []
     for path in sorted(files_in(root)):
-        size = _size(path)
+        size = files.size(path)
 
         def read(at: int, length: int, path: epath.Path = path) -> bytes:
             with path.open("rb") as file:
@@ -60,7 +61,7 @@ def read_small(path: epath.Path) -> bytes:
     Raises:
       ValueError: it is larger than any such file.
     """
-    if _size(path) > _LARGEST:
+    if files.size(path) > _LARGEST:
         raise ValueError(f"{path.name} is larger than any")
     return path.read_bytes()
 
@@ -101,10 +102,3 @@ def _not_inside(folder: str | os.PathLike, allowed: Sequence[Path]) -> Iterator[
                 yield from _not_inside(entry.path, allowed)
             elif not entry.is_file():
                 yield entry.path
-
-
-def _size(path: epath.Path) -> int:
-    # etils looks up the owner's name, and fails where the system knows none.
-    if "://" in os.fspath(path):
-        return path.stat().length
-    return os.stat(path).st_size
