@@ -21,8 +21,6 @@ from merging.methods import CountQuery
 BINS = 2**23
 # Keys on either side of the trials; 2**23 are an octave.
 MARGIN = 2**14
-# Bins for leaves in memory: few, as they are found for each leaf and expert.
-IN_MEMORY_BINS = 2**17
 # Places of elements on a threshold that are kept for one expert, 8 bytes each.
 PLACES = 2**21
 # Elements that NumPy works on at a time, to stay in the cache.
@@ -50,12 +48,9 @@ class Histogram:
         together or for each leaf; with cutoffs, the elements on the thresholds.
       units: rows of this and all other queries of the pass, which share `BINS`.
       key_dtype: of the magnitude keys.
-      bins: of all windows together.
     """
 
-    def __init__(
-        self, query: CountQuery, units: int, key_dtype: np.dtype, bins: int = BINS
-    ):
+    def __init__(self, query: CountQuery, units: int, key_dtype: np.dtype):
         self.query = query
         self._rows = len(query.threshold)
         self._type = np.dtype(key_dtype).type
@@ -69,7 +64,7 @@ class Histogram:
             if (trials < 0).any():
                 continue
             if query.cutoff is None:
-                self._windows[row] = _window(trials, bins // units)
+                self._windows[row] = _window(trials, BINS // units)
             else:
                 self._places[row] = []
 

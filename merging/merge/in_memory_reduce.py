@@ -1,24 +1,23 @@
 """Answers to reductions from blocks whose arrays are in memory.
 
-They are the whole model of a merge in memory, or the one leaf of a streamed block. Keys
-that lie on one CPU are computed once and counted by NumPy, which is several times
-faster at it than a compiled reduction. Elsewhere, and for leaves that are cut over
-devices, each query is one reduction on the devices and stores nothing.
+They are the whole model of a merge in memory, or the one leaf of a streamed block.
+Where all keys lie on one CPU, NumPy selects among them, which is several times as fast
+as counting. Elsewhere, and for leaves that are cut over devices, each query is one
+reduction on the devices and stores nothing.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging.merge import kernels
-from merging.merge.histogram import BINS, IN_MEMORY_BINS, Histogram
-from merging.merge.partition import Block, RowMetadata
+from merging.merge import kernels, search
+from merging.merge.partition import Block, Piece, RowMetadata
 from merging.merge.reduce import Stage
-from merging.methods import CountQuery, Layout, Method, Sums, Votes
+from merging.methods import CountQuery, Layout, Method, Sums, Threshold, Votes
 from merging.runtime import numerics
 
 
@@ -52,24 +51,26 @@ class InMemoryAnswers:
         self._blocks, self._metadata, self._layout = blocks, metadata, layout
         self._base, self._experts = base, experts
         self._place = {leaf: i for i, leaf in enumerate(leaves)}
-        self._on_host = [_on_one_cpu(array) for array in experts[0]]
-        self._kept: tuple[Any, list[np.ndarray | None]] = (None, [])
-        self._histogram: tuple[Any, Histogram] | None = None
+        # Packed leaves are small, and counted one by one, wherever they lie.
+        self._on_host = [
+            len(block.pieces) > 1 or _on_one_cpu(array)
+            for block, array in zip(blocks, experts[0], strict=True)
+        ]
+        self._kept: tuple[Any, list[tuple[Piece, np.ndarray]]] = (None, [])
 
-    def sample(
-        self, stage: Stage, expert: int
-    ) -> Callable[[int, int], np.ndarray] | None:
-        """Return every stride-th key of a leaf, if all keys can be had on the host."""
+    def selected(
+        self, stage: Stage, expert: int, wanted: Threshold
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the rule at once if all keys are on the host."""
         if not all(self._on_host):
             return None
-        found: dict[int, np.ndarray] = {}
+        keys = [np.zeros(0, self._layout.key_dtype)] * len(self._layout.paths)
+        for leaf, part in self._keys(stage, expert):
+            keys[leaf] = part
+        return search.selected(self._layout, wanted, keys)
 
-        def sample(leaf: int, stride: int) -> np.ndarray:
-            if not found:
-                found.update((i, part) for i, _, part in self._pieces(stage, expert))
-            return found.get(leaf, np.zeros(0, self._layout.key_dtype))[::stride]
-
-        return sample
+    def sample(self, stage: Stage, expert: int) -> None:
+        """Return nothing: a sample would take as long as a count."""
 
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
@@ -117,29 +118,13 @@ class InMemoryAnswers:
         # The devices are set to work before the host is.
         waiting = list(self._counts_on_devices(stage, expert, query))
         counts = np.zeros(query.threshold.shape, np.int64)
-        if any(self._on_host):
-            counts += self._count_on_host(stage, expert, query)
+        for leaf, keys in self._keys(stage, expert):
+            row = leaf if len(query.threshold) > 1 else 0
+            counts[row] += _kept(keys, query, row)
         for row, parts in waiting:
             parts = np.asarray(parts, np.int64)
             counts[row] += parts.reshape(len(parts), -1).sum(axis=1)
         return counts
-
-    def _count_on_host(self, stage: Stage, expert: int, query: CountQuery):
-        """Return the counts of the keys that lie here, by a histogram of them."""
-        key = (stage.name, expert)
-        if (
-            self._histogram is None
-            or self._histogram[0] != key
-            or not self._histogram[1].answers(query)
-        ):
-            rows = len(query.threshold)
-            bins = min(IN_MEMORY_BINS * rows, BINS)
-            made = Histogram(query, rows, self._layout.key_dtype, bins)
-            for leaf, start, part in self._pieces(stage, expert):
-                made.add(leaf, start, part)
-            made.finish()
-            self._histogram = key, made
-        return self._histogram[1].answer(query, lambda arrays: None)
 
     def _counts_on_devices(
         self, stage: Stage, expert: int, query: CountQuery
@@ -166,29 +151,19 @@ class InMemoryAnswers:
             )
             yield row, found
 
-    def _pieces(
-        self, stage: Stage, expert: int
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (leaf, start, keys) of each piece that lies on the host."""
-        key = (stage.name, expert)
-        if self._kept[0] != key:
+    def _keys(self, stage: Stage, expert: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (leaf, keys) of each leaf on the host; those of one stage are kept."""
+        if self._kept[0] != (stage.name, expert):
             dtype = jnp.dtype(self._layout.key_dtype)
-            found = [
-                np.asarray(
-                    kernels.keys(
-                        *self._inputs(stage, expert, b),
-                        strides=block.strides,
-                        dtype=dtype,
-                    )
-                )
-                if self._on_host[b]
-                else None
-                for b, block in enumerate(self._blocks)
-            ]
-            self._kept = key, found
-        for block, keys in zip(self._blocks, self._kept[1], strict=True):
-            for piece, part in block.parts(keys) if keys is not None else ():
-                yield self._place[piece.leaf], piece.start, part
+            found = []
+            for b, block in enumerate(self._blocks):
+                if self._on_host[b]:
+                    inputs = self._inputs(stage, expert, b)
+                    keys = kernels.keys(*inputs, strides=block.strides, dtype=dtype)
+                    found += block.parts(np.asarray(keys))
+            self._kept = (stage.name, expert), found
+        for piece, part in self._kept[1]:
+            yield self._place[piece.leaf], part
 
     def _inputs(self, stage: Stage, expert: int, b: int) -> tuple:
         """Return what the kernels for one expert take of a block."""
@@ -205,6 +180,19 @@ def at_stage(stage: Stage, experts: Sequence[int]) -> Method:
         return method
     (one,) = experts
     return dataclasses.replace(method, transforms=stage.before[one], weights=None)
+
+
+def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:
+    """Return how many of a leaf's keys each trial of a query's row would keep."""
+    counts = []
+    for trial, threshold in enumerate(query.threshold[row]):
+        edge = keys.dtype.type(max(threshold, 0))
+        if query.cutoff is None:
+            counts.append(np.count_nonzero(keys >= edge))
+        else:
+            early = np.count_nonzero(keys[: query.cutoff[row][trial]] == edge)
+            counts.append(np.count_nonzero(keys > edge) + early)
+    return counts
 
 
 def _on_one_cpu(array: Any) -> bool:

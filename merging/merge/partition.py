@@ -325,7 +325,9 @@ def in_memory_blocks(
         kinds.setdefault(key, []).append(i)
         return list(kinds).index(key)
 
-    may_pack = method.granularity == "element"
+    # Sums are over pieces of 1,024 neighbours of one leaf, which packing would move.
+    summed = any(isinstance(r, Sums) for r in method.reductions)
+    may_pack = method.granularity == "element" and not summed
     for i, leaf in enumerate(leaves):
         places[i] = kind_of(i)
         devices = leaf.sharding.device_set

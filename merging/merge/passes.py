@@ -20,7 +20,7 @@ from merging.merge.kernels import Gathered
 from merging.merge.partition import ROW, Block, Partition, Piece, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
-from merging.methods import CountQuery, Sums, Votes
+from merging.methods import CountQuery, Sums, Threshold, Votes
 from merging.runtime import processes
 from merging.runtime.progress import Progress
 
@@ -56,6 +56,9 @@ class Passes:
         self._histograms: dict[tuple[str, int], Histogram] = {}
         self._sample: tuple[str, _Sample] | None = None
         self._lock = threading.Lock()
+
+    def selected(self, stage: Stage, expert: int, wanted: Threshold) -> None:
+        """Return nothing: no process holds all keys."""
 
     def sample(
         self, stage: Stage, expert: int

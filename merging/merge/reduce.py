@@ -81,6 +81,11 @@ class Answers(Protocol):
 
     together: bool
 
+    def selected(
+        self, stage: Stage, expert: int, wanted: Threshold
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return an expert's rule without a search, if all its keys are at hand."""
+
     def sample(self, stage: Stage, expert: int) -> Sample | None:
         """Return a function that gives some of an expert's magnitude keys, if any."""
 
@@ -131,7 +136,11 @@ def find_states(
 def _found(stage: Stage, asked: Sequence[Any], answers: Answers) -> list[Any]:
     """Return what each expert's reduction finds; None where there is none."""
     found: list[Any] = [None] * len(asked)
-    searching = [i for i, wanted in enumerate(asked) if isinstance(wanted, Threshold)]
+    searching = []
+    for i, wanted in enumerate(asked):
+        if isinstance(wanted, Threshold):
+            found[i] = answers.selected(stage, i, wanted)
+            searching += [i] if found[i] is None else []
     for experts in [searching] if answers.together else [[i] for i in searching]:
         searches = {
             i: search.magnitude_cut(

@@ -20,8 +20,8 @@ all experts go on in lockstep, answered by one pass over the weights (`reduce`).
 """
 
 import math
-from collections.abc import Callable, Generator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,48 @@ def magnitude_cut(
         places = np.where(crowded, ranks - found.at_high, elements)
         cutoff = yield from _tie_cutoffs(threshold, sizes, group, places)
     return threshold, cutoff
+
+
+def selected(
+    layout: Layout, wanted: Threshold, keys: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rule of `magnitude_cut`, if all keys are on this host.
+
+    Then NumPy's partition is several times as fast as counting.
+
+    Args:
+      layout: the leaves that are ranked.
+      wanted: what to keep of them.
+      keys: of each leaf, flat.
+    """
+    sizes, leaves = layout.sizes, list(range(len(keys)))
+    threshold = np.full(len(keys), layout.key_top, np.int64)
+    cutoff = sizes.copy()
+    for scope in [leaves] if wanted.scope == "global" else [[i] for i in leaves]:
+        rank = wanted.rank(int(sizes[scope].sum()))
+        if rank == 0:
+            continue
+        ranked = np.concatenate([keys[i] for i in scope])
+        place = len(ranked) - rank
+        ranked.partition(place)
+        edge = ranked[place]
+        threshold[scope] = edge
+        if wanted.ties == "exact":
+            places = rank - np.count_nonzero(ranked[place:] > edge)
+            cutoff[scope] = _tied_before([keys[i] for i in scope], edge, places)
+    return threshold, cutoff
+
+
+def _tied_before(keys: Sequence[np.ndarray], edge: Any, places: int) -> list[int]:
+    """Return each leaf's cutoff: the first `places` keys on the edge lie before it."""
+    cutoffs = []
+    for leaf in keys:
+        tied = np.flatnonzero(leaf == edge)
+        taken = min(places, len(tied))
+        places -= taken
+        end = int(tied[taken - 1]) + 1 if taken else 0
+        cutoffs.append(len(leaf) if taken == len(tied) else end)
+    return cutoffs
 
 
 class _Bracket(NamedTuple):

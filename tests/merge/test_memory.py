@@ -11,7 +11,14 @@ from jax.sharding import PartitionSpec as P
 from methods import cases
 
 from merging import methods
-from merging.merge import kernels, memory, merge, merge_scales, partition
+from merging.merge import (
+    in_memory_reduce,
+    kernels,
+    memory,
+    merge,
+    merge_scales,
+    partition,
+)
 from merging.runtime.errors import UserError
 
 
@@ -224,6 +231,18 @@ def test_small_leaves_share_blocks_up_to_a_size(monkeypatch):
     small = merge(base, experts, methods.ties(), donate=False)
     monkeypatch.undo()
     assert_same_bits(small, merge(base, experts, methods.ties(), donate=False))
+
+
+@pytest.mark.parametrize("name", ["ties", "rht"])
+def test_leaves_on_an_accelerator_are_counted_there_to_the_same_bits(name, monkeypatch):
+    base, experts = cases.models(2)
+    expected = merge(base, experts, methods.get(name))
+    monkeypatch.setattr(in_memory_reduce, "_on_one_cpu", lambda array: False)
+    counted = merge(base, experts, methods.get(name))
+    monkeypatch.setattr(partition, "PACKED_LEAF", 0)
+    apart = merge(base, experts, methods.get(name))
+    assert_same_bits(counted, expected)
+    assert_same_bits(apart, expected)
 
 
 def test_an_average_needs_no_base():

@@ -47,8 +47,12 @@ def keep(leaves, density, scope, ties, sample=None):
     def rank(elements):
         return reductions.trim_rank(density, elements, ties)
 
-    searching = search.magnitude_cut(layout, Threshold(rank, scope, ties), sample)
-    (threshold, cutoff), queries = drive(searching, counted(leaves))
+    wanted = Threshold(rank, scope, ties)
+    if sample == "in memory":
+        (threshold, cutoff), queries = search.selected(layout, wanted, leaves), 0
+    else:
+        searching = search.magnitude_cut(layout, wanted, sample)
+        (threshold, cutoff), queries = drive(searching, counted(leaves))
     kept = [
         (x > t) | ((x == t) & (np.arange(len(x)) < c))
         for x, t, c in zip(leaves, threshold, cutoff, strict=True)
@@ -89,7 +93,8 @@ def data(kind, rng):
 def test_the_kept_set_is_that_of_a_sort(kind, scope, ties):
     leaves = data(kind, np.random.default_rng(0))
     for density in (1e-9, 0.01, 0.2, 0.5, 0.9, 0.999, 1.0):
-        for guess in (None, lambda leaf, stride: leaves[leaf][::stride]):
+        every = lambda leaf, stride: leaves[leaf][::stride]  # noqa: E731
+        for guess in (None, every, "in memory"):
             found, queries = keep(leaves, density, scope, ties, guess)
             if scope == "global":
                 found = [np.concatenate(found)]
