@@ -16,7 +16,7 @@ from etils import epath
 
 from merging.checkpoints.files import RangeFile, is_remote, reading
 from merging.checkpoints.source import Source
-from merging.runtime import storage
+from merging.runtime import compilations, storage
 from merging.runtime.errors import UserError
 
 _PART = 2**23
@@ -87,8 +87,7 @@ def _hash(file: RangeFile) -> str:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "merging" / "digests"
+    return compilations.user_cache() / "digests"
 
 
 def _kept(place: Path) -> str | None:

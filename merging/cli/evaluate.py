@@ -30,7 +30,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     config, workdir = config_and_workdir(arguments)
     from merging.evaluation.run import run
+    from merging.runtime import compilations
 
+    compilations.keep()
     run(config, workdir)
     return 0
 

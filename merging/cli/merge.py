@@ -8,8 +8,9 @@ from merging.runtime.errors import UserError
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging.merge import streamed as stream
-    from merging.runtime import config, processes
+    from merging.runtime import compilations, config, processes
 
+    compilations.keep()
     if arguments.manifest:
         if arguments.config or not arguments.output:
             raise UserError("--manifest goes with --output, and without --config.")

@@ -12,8 +12,10 @@ from merging.cli.command import (
 
 def _run(arguments: argparse.Namespace) -> int:
     config, workdir = config_and_workdir(arguments)
+    from merging.runtime import compilations
     from merging.training import job
 
+    compilations.keep()
     job.run(config, workdir)
     return 0
 
