@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
             test_examples=256,
             documents=40_000,
             instructions=40_000,
+            categories=(),  # of these alone, held-in and held-out; () for all
         )
     )
     config.family = "tiny"

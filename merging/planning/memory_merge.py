@@ -18,7 +18,7 @@ from merging.merge import kernels
 from merging.merge.in_memory_reduce import at_stage
 from merging.merge.partition import Block, Partition, RowMetadata, in_memory_blocks
 from merging.merge.reduce import LeafGroup, Stage, States, find_states
-from merging.methods import CountQuery, Layout, Method, Sums, Votes
+from merging.methods import CountQuery, Layout, Method, Sums, Threshold, Votes
 from merging.planning import collectives, compiling
 from merging.planning.collectives import Collective
 from merging.planning.compiling import Compiled, Target, TooLarge
@@ -111,6 +111,9 @@ class _Asked:
         both = 2 if models > len(self.experts) else 1
         reduced = sum(len(of) + both - 1 for *_, of in self.reductions)
         return models + 1 + self.queries * both + reduced
+
+    def selected(self, stage: Stage, expert: int, wanted: Threshold) -> None:
+        """Select nothing: no host holds sharded leaves."""
 
     def sample(self, stage: Stage, expert: int) -> None:
         """Give no guess: none is to be had of sharded leaves."""

@@ -43,6 +43,7 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
     >>> import merging
     >>> from merging.runtime import config
     >>> small = {"bases": "pt", "methods": "average", "experts_merged": "2"}
+    >>> small |= {"data.categories": "sentiment,paraphrase,coreference"}
     >>> trainings = ("pretraining", "expert", "multitask")
     >>> small |= {f"{name}.steps": "2" for name in trainings} | {"runner": "inline"}
     >>> smoke = config.load("configs/scaling_curves/smoke.py", small)
