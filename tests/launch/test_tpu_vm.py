@@ -248,6 +248,7 @@ def test_a_dry_run_calls_nothing_and_shows_the_calls_of_a_real_one(cloud):
 
 
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="no gcloud here")
+@pytest.mark.long
 def test_the_real_gcloud_knows_every_flag(cloud, tmp_path):
     """It parses a call before it finds that nobody is logged in."""
     cloud.run(

@@ -98,8 +98,9 @@ def test_methods_that_see_more_than_an_element_are_shared_killed_and_resumed(
     merge = command(family, tmp_path / "two", method=method, memory_budget="300kB")
     started = start(merge, 2, environment())
     wait_for_blocks(tmp_path / "two.partial", 2, started[1])
-    started[1].kill()
-    heard(started, limit=90)
+    for process in started:  # that one alone ends the others has a test of its own
+        process.kill()
+    heard(started)
     if not (tmp_path / "two").exists():
         again = start(merge, 2, environment())
         said = heard(again)
@@ -165,6 +166,7 @@ def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.long
 def test_one_preempted_process_ends_them_all(family, tmp_path, expected, number):
     output = tmp_path / "out"
     merge = command(family, output, memory_budget="300kB")
@@ -181,6 +183,7 @@ def test_one_preempted_process_ends_them_all(family, tmp_path, expected, number)
     assert (output / "model.safetensors").read_bytes() == expected
 
 
+@pytest.mark.long
 def test_one_killed_process_ends_them_all_and_they_go_on(family, tmp_path, expected):
     output = tmp_path / "out"
     merge = command(family, output, memory_budget="300kB")

@@ -27,6 +27,7 @@ def assert_only_counts(estimate, compiler):
     assert kinds["all-reduce"]["sent"] < 2e6
 
 
+@pytest.mark.long
 def test_no_collective_moves_weights_on_eight_virtual_devices(estimate_of):
     assert_only_counts(exchanged("cpu:8", estimate_of), "jaxlib")
 

@@ -17,6 +17,7 @@ from merging.runtime import sharding
 from merging.training import steps
 from merging.training.hyperparameters import Hyperparameters
 
+pytestmark = pytest.mark.long
 DECODER = models.size("tiny", "64x", vocab_size=400)
 EXPERTS = ("expert0", "expert1")
 

@@ -158,6 +158,7 @@ def test_a_killed_sweep_has_one_driver_and_goes_on_to_the_same_rows(finished, tm
     assert "All is done." in status(workdir)
 
 
+@pytest.mark.long
 def test_steps_in_this_process_give_the_rows_of_many(finished, tmp_path):
     workdir = tmp_path / "inline"
     shutil.copytree(finished / "data", workdir / "data")
@@ -227,6 +228,7 @@ def _survivors(session: int) -> list[str]:
     return [line for line in alive if "resource_tracker" not in line]
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_made_again_with_a_warning(finished):
     table = rows(finished)
     base = next(finished.glob("steps/pretrain/*/checkpoint"))

@@ -109,6 +109,7 @@ def test_two_processes_train_as_one_and_the_first_reports(alone, two):
     assert json.loads((workdir / "train.json").read_text())["processes"] == 2
 
 
+@pytest.mark.long
 def test_a_preempted_process_ends_both_and_the_rerun_gives_the_same_bytes(
     alone, two, tmp_path
 ):

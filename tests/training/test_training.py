@@ -225,6 +225,7 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     assert_same_bits((again.best, again.params), (got.best, got.params))
 
 
+@pytest.mark.long
 def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     hyperparameters = dataclasses.replace(HYPERPARAMETERS, checkpoint_every=7)
