@@ -20,8 +20,8 @@ __all__ = ["report", "summary_text"]
 def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> Path:
     """Write the whole report and return the path of its index.html.
 
-    The folder gets index.html (self-contained), figures/*.png and *.svg, and
-    tables/*.csv. The same rows give the same bytes. Figures and tables of an earlier
+    The folder gets index.html (self-contained), figures/*.png, *.svg and *.pdf,
+    and tables/*.csv. The same rows give the same bytes. Figures and tables of an earlier
     report there that these rows cannot fill are removed.
 
     Args:
@@ -58,6 +58,7 @@ def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> P
     for figure in drawn:
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
+        files[f"figures/{figure.name}.pdf"] = figure.pdf
     text = page.page(grid, judged, drawn, behind)
     return _publish(Path(out), files, text)
 

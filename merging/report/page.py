@@ -1,69 +1,304 @@
-"""The report as one web page, from a template that a designer can edit."""
+"""A sweep's page: its answer, the curves behind it, and where they come from."""
 
-import base64
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 
-from merging.report import tables
+from merging.report import looks, points, tables
+from merging.report.answer import answer
+from merging.report.document import (
+    Control,
+    Document,
+    Download,
+    Panel,
+    Section,
+    render,
+)
 from merging.report.judging import RULE, Verdict, verdict_table
-from merging.report.plotting import BASE_NAMES, Figure, human
+from merging.report.plotting import BASE_NAMES, Figure, human, label
 from merging.report.saturation import SATURATED
-from merging.report.summaries import SMALLEST_GAP, Grid
-from merging.runtime.results import BASELINES
-from merging.runtime.text import Table, shown
+from merging.report.summaries import MULTITASK, SMALLEST_GAP, Grid
+from merging.runtime.results import BASELINES, Row
+from merging.runtime.text import Table
 
-_CLASSES = {"holds": "holds", "does not hold": "fails", "mixed": "mixed"}
-_CLASSES["not tested"] = ""
-_MARKS = {"holds": "✓", "does not hold": "✗", "mixed": "~", "not tested": "–"}
+METRICS = {
+    "ratio": "ratio",
+    "gain": "normalised gain",
+    "raw": "raw score",
+}
+_RANGE = (
+    "Points are means, bars run from the lowest to the highest value over seeds and "
+    "expert subsets; no bar: one value. "
+)
 
 
 def page(
     grid: Grid,
     verdicts: Sequence[Verdict],
-    figures: Sequence[Figure],
-    behind: Mapping[str, Sequence[Table]],
+    figures: Sequence[Figure] = (),
+    behind: Mapping[str, Sequence[Table]] = {},
+    more: Sequence[Section] = (),
+    given: Mapping[str, object] | None = None,
 ) -> str:
     """Return the page's HTML; whatever stands in rows is escaped.
 
     Args:
       grid: the experiment.
-      verdicts: judged claims, shown first.
-      figures: drawn figures, each inlined as SVG.
-      behind: figure name → the tables to show under it.
+      verdicts: judged claims.
+      figures: what lies beside the page, for papers.
+      behind: figure name → the tables behind it.
+      more: sections that do not come from result rows (laws, geometry).
+      given: the run's configuration, where it is known.
     """
-    # Imported late: the command line must start quickly.
-    import jinja2
+    return render(document(grid, verdicts, figures, behind, more, given))
 
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["cell"] = lambda value: shown(value, "–", 3)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    template = resources.files("merging.report") / "templates" / "page.html.j2"
-    return environment.from_string(template.read_text("utf-8")).render(
-        title=f"Merging report: suite {grid.suite}, family {grid.family}",
-        grid=grid,
+
+def document(
+    grid: Grid,
+    verdicts: Sequence[Verdict],
+    figures: Sequence[Figure],
+    behind: Mapping[str, Sequence[Table]],
+    more: Sequence[Section],
+    given: Mapping[str, object] | None,
+) -> Document:
+    """The page's content; arguments as `page`."""
+    every, left_out = points.points(grid)
+    gained, added = points.gain_curves(grid)
+    drawn = {
+        "points": every,
+        "datasets": points.datasets(grid),
+        "converging": points.converging(grid),
+        "gains": gained,
+        "added": added,
+        "scales": points.scales(grid),
+        "scale_sweeps": points.scale_sweeps(grid),
+    }
+    drawn = {name: table for name, table in drawn.items() if table and table.rows}
+    if "datasets" not in drawn and grid.methods:
+        left_out.append("The rows are too many for the page's heat map of datasets.")
+    panels = {p.name: p for p in _panels() if p.spec["table"] in drawn}
+    lead = [p for name in ("held_in", "held_out") if (p := panels.get(name))]
+    lead = [p for p in lead if _has(drawn["points"], p)]
+    shown = sorted({row[5] for row in every.rows if row[5] in MULTITASK})
+    return Document(
+        title=f"Merging report: {grid.suite}, {grid.family}",
         facts=_facts(grid),
-        smallest_gap=SMALLEST_GAP,
-        saturated=f"{SATURATED:.0%}",
+        answer=answer(grid),
+        lead=lead,
+        controls=_controls(grid, every) if lead else (),
+        notes=(*grid.notes, *left_out),
         verdicts=verdicts,
-        classes=_CLASSES,
-        marks=_MARKS,
         rule=RULE,
         verdict_table=verdict_table(verdicts),
-        figures=figures,
-        behind=behind,
-        main_scores=tables.main_scores(grid),
-        baselines_summary=tables.summary_of_baselines(grid),
-        baselines=tables.baselines(grid),
-        raw_scores=[
-            tables.raw_scores(grid, size, base)
-            for size in grid.sizes
-            for base in grid.bases
-        ],
-        configs=", ".join(sorted({row.config_hash for row in grid.rows})),
-        revisions=", ".join(sorted({row.git_revision for row in grid.rows})),
+        sections=[*_sections(panels), *more, *_numbers(grid, behind)],
+        terms=_TERMS,
+        provenance=_provenance(grid, figures, given),
+        downloads=[Download("rows.csv", f"{len(grid.rows)} rows", _csv(grid.rows))],
+        tables=list(drawn.values()),
+        looks={
+            "method": looks.of_methods((*grid.methods, *shown, "base", "expert")),
+            "K": looks.ordered(grid.counts),
+            "size": looks.ordered(list(grid.sizes)),
+            "base": looks.bases(),
+        },
+        labels=_labels(grid),
+        positions={
+            "size": dict(grid.sizes),
+            "K": {str(K): K for K in (0, *grid.counts)},
+        },
     )
+
+
+def _has(every: Table, panel: Panel) -> bool:
+    split = panel.spec["fixed"]["split"]
+    return any(row[0] == split for row in every.rows)
+
+
+def _panels() -> list[Panel]:
+    both = ["size", "base", "method", "K", "category", "metric"]
+    points_ = {"kind": "lines", "table": "points"}
+    held_out = {
+        "fixed": {"split": "held_out"},
+        "instead": {"metric": {"gain": "ratio"}},
+        "y": "held-out",
+        "why": "No expert of a held-out task exists, so there is no normalised gain.",
+    }
+    held_in = {"fixed": {"split": "held_in"}, "y": "held-in"}
+    facets = {**points_, "controls": ["base", "category", "metric"], "x": "K"}
+    facets |= {"line": "method", "facet": "size"}
+    by_size = {"kind": "lines", "controls": ["base"], "x": "K", "facet": "size"}
+    gains = {**by_size, "controls": ["base", "metric"], "line": "method"}
+    gains |= {"instead": {"metric": {"ratio": "raw"}}}
+    return [
+        Panel(
+            "held_in",
+            "Held-in: the experts' own tasks",
+            _RANGE + "Thin dashed lines: the floor, the unmerged base's score.",
+            {**points_, **held_in, "controls": both, "x": "@across", "line": "@lines"},
+        ),
+        Panel(
+            "held_out",
+            "Held-out: tasks of no expert",
+            _RANGE + "Thin dashed line: the unmerged base.",
+            {**points_, **held_out, "controls": both, "x": "@across", "line": "@lines"},
+        ),
+        Panel("methods_in", "Held-in, by method", _RANGE, {**facets, **held_in}),
+        Panel("methods_out", "Held-out, by method", _RANGE, {**facets, **held_out}),
+        Panel(
+            "converging",
+            "Do the methods converge? Best minus worst held-in ratio",
+            "Within each seed; bars run from the lowest to the highest seed.",
+            {
+                **{"kind": "lines", "table": "converging", "controls": ["base"]},
+                **{"x": "size", "line": "K", "y": "best minus worst", "zero": True},
+            },
+        ),
+        Panel(
+            "datasets",
+            "Method by dataset",
+            "Held-in datasets count where their own expert was merged; base, expert "
+            "and multitask models stand beside the merges, whatever K is.",
+            {
+                **{"kind": "heat", "table": "datasets", "x": "method", "y": "dataset"},
+                "controls": ["size", "base", "K", "category", "metric"],
+            },
+        ),
+        Panel(
+            "gains",
+            "Gain over the base, all held-in datasets",
+            f"Lines are fits of a (1 − exp(−K/c)); a ring marks {SATURATED:.0%} of a, "
+            "where the fit is good and reaches it within the range. Where no line is "
+            "drawn, nothing could be fitted (table F6_fit says why).",
+            {**gains, "table": "gains", "y": "gain over the base"},
+        ),
+        Panel(
+            "added",
+            "Gain per added expert",
+            "Since the point before, drawn half-way between them; lines are the fits' "
+            "slopes.",
+            {**gains, "table": "added", "y": "gain per expert"},
+        ),
+        Panel(
+            "scales",
+            "λ that validation chose",
+            "Means and ranges over seeds and subsets; a λ at an end of its grid might "
+            "have gone further (the hover says how often).",
+            {**by_size, "table": "scales", "line": "method", "y": "λ", "zero": True},
+        ),
+        Panel(
+            "scale_sweeps",
+            "Validation score against λ",
+            "The mean ratio to the experts' validation scores, at the density that was "
+            "chosen: λ is chosen at the top of each curve.",
+            {
+                **{"kind": "lines", "table": "scale_sweeps", "x": "scale"},
+                **{"controls": ["base", "K"], "line": "method", "facet": "size"},
+                "y": "validation ratio",
+            },
+        ),
+    ]
+
+
+def _sections(panels: Mapping[str, Panel]) -> list[Section]:
+    def some(*names: str) -> list[Panel]:
+        return [panels[name] for name in names if name in panels]
+
+    return [
+        Section(
+            "methods",
+            "Methods side by side",
+            some("methods_in", "methods_out", "converging"),
+        ),
+        Section("by_dataset", "Datasets", some("datasets")),
+        Section("experts", "What each expert adds", some("gains", "added")),
+        Section("lambda", "Choosing λ", some("scales", "scale_sweeps")),
+    ]
+
+
+def _numbers(grid: Grid, behind: Mapping[str, Sequence[Table]]) -> list[Section]:
+    raw = [
+        tables.raw_scores(grid, size, base)
+        for size in grid.sizes
+        for base in grid.bases
+    ]
+    of_figures = [
+        table._replace(title=f"{table.name}: {table.title}")
+        for found in behind.values()
+        for table in found
+        if table.rows
+    ]
+    return [
+        Section(
+            "scores",
+            "Tables",
+            tables=[
+                tables.main_scores(grid),
+                tables.summary_of_baselines(grid),
+                tables.baselines(grid),
+                *(t._replace(title=f"Raw scores: {t.title}") for t in raw),
+                *of_figures,
+            ],
+            intro="A base at chance on held-out tasks makes the held-out ratio a ratio "
+            "of noise; a floor near 1 leaves a merge nothing to show. Raw scores are "
+            "means over seeds and subsets; for held-in datasets over the merges that "
+            "contain the dataset's expert.",
+        )
+    ]
+
+
+def _controls(grid: Grid, every: Table) -> list[Control]:
+    names = {row[5] for row in every.rows}
+    methods = [m for m in (points.ALL_METHODS, *grid.methods) if m in names]
+    splits = {(row.split, row.category) for row in grid.rows}
+    kept = {row[2] for row in every.rows}
+    categories = [
+        (category, category.replace("_", " "), split.replace("_", "-"))
+        for split, category in sorted(splits)
+        if category in kept
+    ]
+    axes = {"size": "size", "K": "K"}
+    across = axes if len(grid.sizes) > 1 else {"K": "K"}
+    lines = {"K": "K", "method": "methods", "base": "bases", "size": "sizes"}
+    size, base = list(grid.sizes)[-1], grid.bases[-1]
+    found = [
+        Control("across", "Across", _options(across), list(across)[0]),
+        Control(
+            *("lines", "Lines", _options(lines)),
+            "K" if len(grid.sizes) > 1 else "method",
+        ),
+        Control(
+            *("metric", "Metric", _options(METRICS)),
+            "gain" if any(row[1] == "gain" for row in every.rows) else "ratio",
+        ),
+        Control("size", "Size", [(s, s, "") for s in grid.sizes], size),
+        Control("base", "Base", [(b, BASE_NAMES[b], "") for b in grid.bases], base),
+        Control("method", "Method", [(m, label(m), "") for m in methods], methods[0]),
+        Control("K", "K", [(K, str(K), "") for K in grid.counts], grid.counts[-1]),
+        Control(
+            *("category", "Category", [(points.ALL, "all categories", "")]), points.ALL
+        ),
+    ]
+    found[-1] = found[-1]._replace(options=[*found[-1].options, *categories])
+    return found
+
+
+def _options(words: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    return [(value, text, "") for value, text in words.items()]
+
+
+def _labels(grid: Grid) -> dict[str, dict[str, str]]:
+    methods = (*grid.methods, points.ALL_METHODS, *BASELINES)
+    return {
+        "size": {size: f"{size} ({human(n)})" for size, n in grid.sizes.items()},
+        "base": BASE_NAMES,
+        "method": {method: label(method) for method in methods},
+        "K": {str(K): f"K = {K}" for K in grid.counts},
+        "metric": METRICS,
+        "category": {points.ALL: "all categories"},
+    }
 
 
 def _facts(grid: Grid) -> list[tuple[str, str]]:
@@ -73,17 +308,128 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
     ]
     held_in = {r.dataset for r in grid.rows if r.split == "held_in"}
     held_out = {r.dataset for r in grid.rows if r.split == "held_out"}
-    sizes = (f"{s} ({human(n)} parameters)" for s, n in grid.sizes.items())
+    sizes = (f"{s} ({human(n)})" for s, n in grid.sizes.items())
     return [
-        ("Model sizes", ", ".join(sizes)),
-        ("Bases", ", ".join(BASE_NAMES[base] for base in grid.bases)),
-        ("Merge methods", ", ".join(grid.methods) or "none yet"),
-        ("Experts merged, K", ", ".join(map(str, grid.counts)) or "none yet"),
-        ("Seeds", ", ".join(map(str, grid.seeds)) or "-"),
-        ("Merged models evaluated", str(len(merged))),
+        ("sizes", ", ".join(sizes)),
+        ("bases", ", ".join(base.upper() for base in grid.bases)),
+        ("methods", ", ".join(map(label, grid.methods)) or "none yet"),
+        ("experts merged, K", ", ".join(map(str, grid.counts)) or "none yet"),
+        ("seeds", ", ".join(map(str, grid.seeds)) or "–"),
+        ("merged models", str(len(merged))),
         (
-            "Datasets",
-            f"{len(held_in)} held-in in {len(grid.categories)} categories "
-            f"({', '.join(grid.categories)}), {len(held_out)} held-out",
+            "datasets",
+            f"{len(held_in)} held-in in {len(grid.categories)} categories, "
+            f"{len(held_out)} held-out",
         ),
     ]
+
+
+def _provenance(
+    grid: Grid, figures: Sequence[Figure], given: Mapping[str, object] | None
+) -> list[tuple[str, str]]:
+    configs = sorted({row.config_hash for row in grid.rows})
+    found = [
+        ("Rows", f"{len(grid.rows)} result rows, {len({*map(_model, grid.rows)})} "
+         "models"),
+        ("Configuration", ", ".join(configs)),
+        ("Revision", ", ".join(sorted({row.git_revision for row in grid.rows}))),
+        ("Seeds", ", ".join(map(str, grid.seeds)) or "–"),
+        ("Computed in", f"{_hours(grid.rows)} of model time, as the rows have it"),
+        ("Page drawn by", _versions()),
+        (
+            "To get it again",
+            "merging report --workdir RUN, with the folder that holds these rows, "
+            "draws this page; merging sweep --config FILE.py --workdir RUN, with the "
+            "configuration's file, makes the rows",
+        ),
+    ]  # fmt: skip
+    if figures:
+        names = ", ".join(figure.name for figure in figures)
+        beside = f"figures/ ({names}; PNG, SVG and PDF) and tables/ (CSV)"
+        found.append(("Beside the page", beside))
+    if given:
+        text = json.dumps(given, indent=1, sort_keys=True, default=str)
+        found.append(("The configuration's values", text))
+    return found
+
+
+def _model(row: Row) -> tuple:
+    return (row.size, row.base, row.method, row.K, row.seed, row.subset)
+
+
+def _hours(rows: Sequence[Row]) -> str:
+    seconds = sum({_model(row): row.wall_seconds for row in rows}.values())
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.0f} s"
+
+
+def _versions() -> str:
+    names = ("merging", "plotly", "matplotlib", "scipy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    """The rows as a spreadsheet reads them; lists and settings as JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = [field.name for field in dataclasses.fields(Row)]
+    writer.writerow(fields)
+    for row in rows:
+        values = (getattr(row, name) for name in fields)
+        writer.writerow(
+            [
+                json.dumps(v, sort_keys=True) if isinstance(v, Mapping | tuple) else v
+                for v in values
+            ]
+        )
+    return text.getvalue().encode("utf-8")
+
+
+_TERMS = (
+    (
+        "Held-in ratio",
+        "mean over the merged experts' tasks of the merged model's score divided by "
+        "that task's own expert's. 1 means merging lost nothing.",
+    ),
+    (
+        "Floor",
+        "the same ratio for the unmerged base. A held-in ratio is only interesting as "
+        "far as it is above its floor; a high floor alone makes a base look mergeable.",
+    ),
+    (
+        "Normalised gain",
+        "(merged − base) / (experts − base) on mean raw scores: 0 is no better than "
+        "the base, 1 as good as the experts. Left out where the experts' mean is less "
+        f"than {SMALLEST_GAP} above the base.",
+    ),
+    (
+        "Held-out ratio",
+        "mean over held-out tasks of the merged model's score divided by the base's. "
+        "Above 1, merging made the model better at what no expert learned.",
+    ),
+    (
+        "Mean of methods",
+        "the methods' mean within each run (a seed); its bar runs over the runs.",
+    ),
+    (
+        "λ",
+        "the merge's scale, chosen on validation data per merge from a grid; “at edge” "
+        "says how often an end of the grid won.",
+    ),
+    (
+        "Spread",
+        "sd is the sample standard deviation over seeds and expert subsets, low and "
+        "high its range. Ratios over a zero or unknown score are left out and counted "
+        "(“excluded”).",
+    ),
+    (
+        "Saturation",
+        f"the number of experts at which the fitted gain curve reaches {SATURATED:.0%} "
+        "of its asymptote.",
+    ),
+    (
+        "MS, WF",
+        "the papers whose claims are judged: “What Matters for Model Merging at "
+        "Scale?” (arXiv 2410.03617) and “Why Do More Experts Fail?” (arXiv "
+        "2505.21226).",
+    ),
+)

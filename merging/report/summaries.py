@@ -62,6 +62,7 @@ class ModelScores:
       held_in_excluded, held_out_excluded: tasks left out of the ratio because the
         expert's (the base's) score is zero or unknown.
       scale, density, scale_at_edge: the settings chosen on validation.
+      tried: (λ, mean validation ratio) of every λ at the chosen density, if recorded.
     """
 
     cell: Cell
@@ -82,6 +83,7 @@ class ModelScores:
     scale: float | None
     density: float | None
     scale_at_edge: bool | None
+    tried: tuple[tuple[float, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,35 @@ def by_seed(models: Sequence[ModelScores], name: str) -> dict[int, float]:
         if (value := getattr(model, name)) is not None:
             values.setdefault(model.seed, []).append(value)
     return {seed: statistics.fmean(values[seed]) for seed in sorted(values)}
+
+
+def across_methods(
+    grid: "Grid", size: str, bases: Sequence[str], K: int, name: str
+) -> Spread:
+    """The spread over runs (a base and a seed) of the mean over the merge methods.
+
+    Methods without a value in a run that others have drop that run, so that every run
+    is a mean of the same methods.
+    """
+    means: list[float] = []
+    for base in bases:
+        each = [by_seed(grid.models(size, base, m, K), name) for m in grid.methods]
+        each = [seeds for seeds in each if seeds]
+        shared = set.intersection(*map(set, each)) if each else set()
+        means += [statistics.fmean(e[seed] for e in each) for seed in sorted(shared)]
+    return spread(means)
+
+
+def of_category(grid: "Grid", category: str) -> "Grid | None":
+    """The same experiment, scored on one category's datasets; None without any."""
+    kept = {(c, m.seed, m.subset) for c, models in grid.cells.items() for m in models}
+    rows = [
+        row
+        for row in grid.rows
+        if row.category == category
+        and (Cell(row.size, row.base, row.method, row.K), row.seed, row.subset) in kept
+    ]
+    return summarise(rows) if rows else None
 
 
 def method_key(method: str) -> tuple:
@@ -221,7 +252,7 @@ def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> Mode
         subset=rows[0].subset,
         held_in=_mean(row.value / row.value_of_expert for row in comparable),
         floor=_mean(row.value_of_base / row.value_of_expert for row in floors),
-        normalised_gain=_share(known),
+        normalised_gain=share(known),
         held_in_raw=_mean(row.value for row in own),
         expert_raw=_mean(row.value_of_expert for row in known),
         base_raw=_mean(row.value_of_base for row in known),
@@ -234,7 +265,19 @@ def _score(cell: Cell, rows: Sequence[Row], all_held_in: frozenset[str]) -> Mode
         scale=_number(settings.get("scale")),
         density=_number(settings.get("density")),
         scale_at_edge=edge if isinstance(edge, bool) else None,
+        tried=_tried(settings),
     )
+
+
+def _tried(settings: Mapping[str, object]) -> tuple[tuple[float, float], ...]:
+    """Pairs of `tried_scales` and `tried_scores`, or none where they do not fit."""
+    lists = [settings.get(name) for name in ("tried_scales", "tried_scores")]
+    if not all(isinstance(found, list | tuple) for found in lists):
+        return ()
+    numbers = [tuple(map(_number, found)) for found in lists]
+    if len(numbers[0]) != len(numbers[1]) or None in (*numbers[0], *numbers[1]):
+        return ()
+    return tuple(zip(*numbers, strict=True))
 
 
 def _gain(
@@ -247,10 +290,10 @@ def _gain(
     gain = statistics.fmean(row.value - row.value_of_base for row in held_in)
     if any(row.value_of_expert is None for row in held_in):
         return gain, None
-    return gain, _share(held_in)
+    return gain, share(held_in)
 
 
-def _share(rows: Sequence[Row]) -> float | None:
+def share(rows: Sequence[Row]) -> float | None:
     """(model - base) / (expert - base) of mean raw scores; None without a gap."""
     if not rows:
         return None

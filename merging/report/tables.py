@@ -48,7 +48,7 @@ def scores(grid: Grid) -> Table:
                 *(value for part in spreads for value in part),
                 *(measure(models, n).mean for n in _RAW),
                 sum(m.held_in_excluded + m.held_out_excluded for m in models),
-                *_settings(models),
+                *chosen(models),
             )
         )
     columns = (*CELL, "models", "seeds", *spread_names)
@@ -70,7 +70,7 @@ def main_scores(grid: Grid) -> Table:
             _plus_minus(measure(models, name))
             for name in ("held_in", "floor", "normalised_gain", "held_out")
         ]
-        scale, _, edge = _settings(models)
+        scale, _, edge = chosen(models)
         rows.append((size, base, method, K, len(models), *texts, scale, edge))
     columns = ("size", "base", "method", "K", "models", "held-in", "floor")
     columns += ("normalised gain", "held-out", "lambda", "lambda at edge")
@@ -221,10 +221,10 @@ def _plus_minus(s: Spread) -> str:
     return text if s.sd is None else f"{text} ±{s.sd:.3f}"
 
 
-def _settings(
+def chosen(
     found: Sequence[ModelScores],
 ) -> tuple[str | None, str | None, str | None]:
-    """Chosen λ and density with how often, and how often λ was at an edge."""
+    """The chosen λ and density with how often, and how often λ was at an edge."""
 
     def counted(values: Iterable[float | None]) -> str | None:
         known = [value for value in values if value is not None]

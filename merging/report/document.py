@@ -1,0 +1,211 @@
+"""A self-contained web page: what it holds, and how that becomes HTML.
+
+Three pages are made of this: a sweep's, an evaluation's and a merge's. The template, its
+style and its script lie in templates/, where a designer can edit them; data reach the
+script as JSON, and nothing in the page is loaded from anywhere.
+"""
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from merging.report.judging import Verdict
+from merging.runtime.text import Table, shown
+
+# Compressed rows beyond this are left beside the page.
+LARGEST_DOWNLOAD = 1_000_000
+
+
+class Panel(NamedTuple):
+    """A figure of the page, drawn by its script.
+
+    Attributes:
+      name: its anchor; letters, digits and `_`.
+      title, caption: in words.
+      spec: what templates/plots.js draws, by its `kind`:
+        `lines`: a table's rows as lines with intervals, chosen by the page's controls;
+        `heat`: a table's rows as a heat map;
+        `plot`: Plotly's own `traces` and `layout`; `look: [dimension, value]` in a
+        trace gives it the colour, marker and dash of that value. Text is text there:
+        a line break is "\\n", and markup is shown as it is.
+    """
+
+    name: str
+    title: str
+    caption: str
+    spec: Mapping[str, Any]
+
+
+class Section(NamedTuple):
+    """A part of the page with a heading; one without panels and tables is left out."""
+
+    name: str
+    title: str
+    panels: Sequence[Panel] = ()
+    tables: Sequence[Table] = ()
+    intro: str = ""
+
+
+class Control(NamedTuple):
+    """A choice at the top of the page.
+
+    Attributes:
+      name: the dimension that it sets.
+      label: beside it.
+      options: (value, label, group) of each; a group is a heading in the list, or "".
+      chosen: the first value.
+    """
+
+    name: str
+    label: str
+    options: Sequence[tuple[str | int, str, str]]
+    chosen: str | int
+
+
+class Download(NamedTuple):
+    """A file inside the page: a name, what it is, and its bytes."""
+
+    name: str
+    words: str
+    data: bytes
+
+
+class Document(NamedTuple):
+    """A page.
+
+    Attributes:
+      title, facts: what it is about; what was run, as (name, words).
+      answer: its finding, in a few sentences.
+      lead: panels of the first screen.
+      controls: choices that the panels follow.
+      notes: what a reader must mind.
+      verdicts, rule, verdict_table: judged claims, if any.
+      sections: the rest, in order.
+      terms: words of the page, explained.
+      provenance: (name, words): enough to get it again.
+      tables: what `lines` and `heat` panels draw from.
+      looks: dimension → value → what `looks.of` gives.
+      labels: dimension → value → words.
+      positions: dimension → value → its number on an axis.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    answer: Sequence[str]
+    lead: Sequence[Panel] = ()
+    controls: Sequence[Control] = ()
+    notes: Sequence[str] = ()
+    verdicts: Sequence[Verdict] = ()
+    rule: str = ""
+    verdict_table: Table | None = None
+    sections: Sequence[Section] = ()
+    terms: Sequence[tuple[str, str]] = ()
+    provenance: Sequence[tuple[str, str]] = ()
+    downloads: Sequence[Download] = ()
+    tables: Sequence[Table] = ()
+    looks: Mapping[str, Mapping[str, Any]] = {}
+    labels: Mapping[str, Mapping[str, str]] = {}
+    positions: Mapping[str, Mapping[str, float]] = {}
+
+
+_SCRIPTS = ("data.js", "plots.js", "page.js")
+_CLASSES = {"holds": "holds", "does not hold": "fails", "mixed": "mixed"}
+_CLASSES["not tested"] = "untested"
+_MARKS = {"holds": "✓", "does not hold": "✗", "mixed": "≈", "not tested": "–"}
+
+
+def render(document: Document) -> str:
+    """Return the page's HTML; whatever stands in the document is escaped."""
+    # Imported late: the command line must start quickly.
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["cell"] = lambda value: shown(value, "–", 3)
+    environment.filters["download"] = _zipped
+    sections = [s for s in document.sections if s.panels or s.tables]
+    panels = [*document.lead, *(p for s in sections for p in s.panels)]
+    data = {
+        "tables": {table.name: columnar(table) for table in document.tables},
+        "panels": {panel.name: {**panel.spec, "title": panel.title}
+                   for panel in panels},
+        "controls": {c.name: c.chosen for c in document.controls},
+        "looks": document.looks,
+        "labels": document.labels,
+        "positions": document.positions,
+    }  # fmt: skip
+    fits, left_out = [], []
+    for download in document.downloads:
+        small = len(gzip.compress(download.data, mtime=0)) <= LARGEST_DOWNLOAD
+        (fits if small else left_out).append(download)
+    return environment.from_string(_template("page.html.j2")).render(
+        document=document._replace(sections=sections, downloads=fits),
+        left_out=left_out,
+        outcomes=_outcomes(document.verdicts),
+        classes=_CLASSES,
+        marks=_MARKS,
+        style=_template("page.css"),
+        plotly=_plotly() if panels else "",
+        scripts=[_template(name) for name in _SCRIPTS],
+        data=_json(data),
+    )
+
+
+def columnar(table: Table) -> dict[str, Any]:
+    """A table as JSON has it smallest: text as numbers of its levels, floats rounded."""
+    columns: dict[str, Any] = {}
+    for name, values in zip(table.columns, zip(*table.rows, strict=True), strict=True):
+        if any(isinstance(value, str) for value in values):
+            levels = list(dict.fromkeys(values))
+            at = {level: number for number, level in enumerate(levels)}
+            columns[name] = {"levels": levels, "at": [at[v] for v in values]}
+        else:
+            columns[name] = {"values": [_rounded(value) for value in values]}
+    return columns
+
+
+def _rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.6g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """JSON that can stand inside a script element, whatever its strings hold."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _outcomes(verdicts: Sequence[Verdict]) -> str:
+    """How many claims hold, in words."""
+    counts = {name: sum(v.outcome == name for v in verdicts) for name in _MARKS}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _zipped(data: bytes) -> str:
+    # A gzip header holds a clock reading unless told otherwise.
+    return base64.b64encode(gzip.compress(data, mtime=0)).decode("ascii")
+
+
+def _template(name: str) -> str:
+    path = resources.files("merging.report") / "templates" / name
+    return path.read_text("utf-8")
+
+
+def _plotly() -> str:
+    """Plotly's script, as its Python package ships it."""
+    path = resources.files("plotly") / "package_data" / "plotly.min.js"
+    return path.read_text("utf-8")
