@@ -42,11 +42,11 @@ def _experts(grid: Grid) -> str:
     if not first.count:
         return ""
     text = (
-        f"On its experts' own tasks a merge of {_experts_named(few)} at {size} {verb} "
+        f"On its experts' own tasks a merge of {_named(few)} at {size} {verb} "
         f"{_shown(first)} {words}"
     )
     last = _over(grid, size, many[0], name) if many else None
-    return f"{text}, one of {many[0]} {_shown(last)}." if last else f"{text}."
+    return f"{text}; one of {many[0]} {verb} {_shown(last)}." if last else f"{text}."
 
 
 def _size(grid: Grid) -> str:
@@ -58,11 +58,10 @@ def _size(grid: Grid) -> str:
     for K in _ends(grid):
         pair = [_over(grid, size, K, name).mean for size in (small, large)]
         if None not in pair:
-            change = "rises" if pair[1] > pair[0] else "falls"
-            parts.append(f"{change} from {pair[0]:.2f} to {pair[1]:.2f} with K = {K}")
+            parts.append(f"from {pair[0]:.2f} to {pair[1]:.2f} with {_named(K)}")
     if not parts:
         return ""
-    return f"From {small} to {large} that share {' and '.join(parts)}."
+    return f"Going from {small} to {large}, that share goes {' and '.join(parts)}."
 
 
 def _methods(grid: Grid) -> str:
@@ -96,7 +95,7 @@ def _held_out(grid: Grid) -> str:
         reading = "no clear difference from not merging"
     return (
         f"On held-out tasks, which no expert was trained on, a merge of "
-        f"{_experts_named(K)} at {size} scores {_shown(found)} times its base: "
+        f"{_named(K)} at {size} scores {_shown(found)} times its base: "
         f"{reading}."
     )
 
@@ -109,7 +108,7 @@ def _ends(grid: Grid) -> list[int]:
     return sorted({grid.counts[0], grid.counts[-1]})
 
 
-def _experts_named(K: int) -> str:
+def _named(K: int) -> str:
     return "one expert" if K == 1 else f"{K} experts"
 
 

@@ -17,7 +17,9 @@ from merging.report.judging import Verdict
 from merging.runtime.text import Table, shown
 
 # Compressed rows beyond this are left beside the page.
-LARGEST_DOWNLOAD = 1_000_000
+LARGEST_DOWNLOAD = 600_000
+# Longer tables are left beside it, too.
+LONGEST_TABLE = 400
 
 
 class Panel(NamedTuple):
@@ -149,6 +151,7 @@ def render(document: Document) -> str:
     return environment.from_string(_template("page.html.j2")).render(
         document=document._replace(sections=sections, downloads=fits),
         left_out=left_out,
+        longest=LONGEST_TABLE,
         outcomes=_outcomes(document.verdicts),
         classes=_CLASSES,
         marks=_MARKS,

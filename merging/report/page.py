@@ -131,7 +131,7 @@ def _panels() -> list[Panel]:
     facets |= {"line": "method", "facet": "size"}
     by_size = {"kind": "lines", "controls": ["base"], "x": "K", "facet": "size"}
     gains = {**by_size, "controls": ["base", "metric"], "line": "method"}
-    gains |= {"instead": {"metric": {"ratio": "raw"}}}
+    gains |= {"instead": {"metric": {"ratio": "raw"}}, "from_base": True}
     return [
         Panel(
             "held_in",
@@ -172,14 +172,23 @@ def _panels() -> list[Panel]:
             f"Lines are fits of a (1 − exp(−K/c)); a ring marks {SATURATED:.0%} of a, "
             "where the fit is good and reaches it within the range. Where no line is "
             "drawn, nothing could be fitted (table F6_fit says why).",
-            {**gains, "table": "gains", "y": "gain over the base"},
+            {
+                **{**gains, "table": "gains", "y": "gain over the base"},
+                "titles": {"raw": "gain, raw score", "gain": "gain, share of gap"},
+            },
         ),
         Panel(
             "added",
             "Gain per added expert",
             "Since the point before, drawn half-way between them; lines are the fits' "
             "slopes.",
-            {**gains, "table": "added", "y": "gain per expert"},
+            {
+                **{**gains, "table": "added", "y": "gain per expert"},
+                "titles": {
+                    "raw": "per expert, raw",
+                    "gain": "per expert, share of gap",
+                },
+            },
         ),
         Panel(
             "scales",
@@ -261,13 +270,15 @@ def _controls(grid: Grid, every: Table) -> list[Control]:
     ]
     axes = {"size": "size", "K": "K"}
     across = axes if len(grid.sizes) > 1 else {"K": "K"}
+    several = {"K": grid.counts, "base": grid.bases, "size": grid.sizes}
     lines = {"K": "K", "method": "methods", "base": "bases", "size": "sizes"}
+    lines = {n: w for n, w in lines.items() if n == "method" or len(several[n]) > 1}
     size, base = list(grid.sizes)[-1], grid.bases[-1]
     found = [
         Control("across", "Across", _options(across), list(across)[0]),
         Control(
             *("lines", "Lines", _options(lines)),
-            "K" if len(grid.sizes) > 1 else "method",
+            "K" if "K" in lines and len(grid.sizes) > 1 else "method",
         ),
         Control(
             *("metric", "Metric", _options(METRICS)),

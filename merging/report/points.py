@@ -18,6 +18,7 @@ from merging.report.summaries import (
     across_methods,
     measure,
     of_category,
+    share,
     spread,
 )
 from merging.report.tables import chosen
@@ -36,7 +37,7 @@ MEASURES = {
 }
 SPREAD = ("mean", "sd", "low", "high", "n", "excluded")
 # A page is mailed around: what would make more points than this loses a control.
-MOST_POINTS = 20_000
+MOST_POINTS = 12_000
 # Points of a fitted curve, so that it looks smooth.
 _FINE = 30
 
@@ -66,9 +67,7 @@ def points(grid: Grid) -> tuple[Table, list[str]]:
     return Table("points", "Every score", columns, (*rows, *by_category)), notes
 
 
-def _points(
-    grid: Grid, category: str, sources: Mapping[Cell, str]
-) -> Iterator[tuple]:
+def _points(grid: Grid, category: str, sources: Mapping[Cell, str]) -> Iterator[tuple]:
     for (split, metric), name in MEASURES.items():
         for (size, base), K in itertools.product(_pairs(grid), grid.counts):
             for method in grid.methods:
@@ -128,8 +127,6 @@ def datasets(grid: Grid) -> Table | None:
         K = _ANY_K if baseline else row.K
         key = (row.split, row.category, row.dataset)
         groups.setdefault((*key, row.size, row.base, row.method, K), []).append(row)
-    if 3 * len(groups) > MOST_POINTS:
-        return None
     rows = [
         (metric, *key, row.metric, row.chance, *found, source)
         for key, group in groups.items()
@@ -138,6 +135,8 @@ def datasets(grid: Grid) -> Table | None:
         if found.count
     ]
     columns = ("metric", "split", "category", "dataset", "size", "base", "method")
+    if len(rows) > MOST_POINTS:
+        return None
     columns += ("K", "scored by", "chance", *SPREAD, "source")
     return Table("datasets", "Every dataset", columns, tuple(rows))
 
@@ -151,8 +150,6 @@ def _of_dataset(rows: Sequence[Row]) -> list[tuple[str, Spread]]:
 
 
 def _gain(row: Row) -> float | None:
-    from merging.report.summaries import share
-
     known = None not in (row.value_of_expert, row.value_of_base)
     return share([row]) if known else None
 

@@ -37,11 +37,12 @@ const CONFIG = { displaylogo: false, responsive: true,
   toImageButtonOptions: { format: "svg" } };
 
 // Where the values of a dimension lie on an axis, and how the axis is labelled.
-function xAxis(dimension, rows) {
+function xAxis(dimension, rows, spec) {
   const numbers = DATA.positions[dimension];
   if (!numbers) return { place: (value) => value, axis: {}, shift: (x) => x };
-  const values = Object.keys(numbers).filter(
-    (value) => rows.some((row) => String(row[dimension]) === value));
+  const values = Object.keys(numbers).filter((value) => spec.from_base ||
+    rows.some((row) => String(row[dimension]) === value));
+  values.sort((a, b) => numbers[a] - numbers[b]);
   const at = values.map((value) => numbers[value]);
   const log = dimension === "size";
   const text = values.map((value) => plain(log
@@ -99,13 +100,16 @@ function drawLines(panel, spec) {
   const rowCount = Math.ceil(facets.length / columns);
   const height = chosen.facet ? rowCount * (narrow() ? 215 : 265) + 30 : narrow() ? 300 : 330;
   const layout = baseLayout(height);
-  if (chosen.facet) layout.annotations = [];
+  if (chosen.facet) {
+    layout.annotations = [];
+    layout.margin.t = 22;
+  }
   const traces = [];
   const extent = [];
   facets.forEach((facet, number) => {
     const mine = chosen.rows.filter((row) => facet === null || String(row[chosen.facet]) === facet);
     const suffix = number ? String(number + 1) : "";
-    const { place, shift, axis } = xAxis(chosen.x, mine.filter((row) => row.part !== "fit"));
+    const { place, shift, axis } = xAxis(chosen.x, points, spec);
     const column = number % columns, line = Math.floor(number / columns);
     layout[`xaxis${suffix}`] = { ...layout.xaxis, ...axis };
     layout[`yaxis${suffix}`] = { ...layout.yaxis, title: undefined };
@@ -160,15 +164,23 @@ function drawLines(panel, spec) {
       }
     });
   });
-  layout.yaxis.title = { text: plain(yTitle(chosen, spec)), standoff: 6 };
+  layout.yaxis.title = { text: plain(yTitle(chosen, spec)), standoff: 6,
+    font: { size: narrow() ? 11 : 12 } };
+  layout.annotations = [...(layout.annotations || []), { text: plain(X_TITLES[chosen.x] ||
+    chosen.x), showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0,
+  xanchor: "center", yanchor: "top", yshift: chosen.x === "size" ? -37 : -24 }];
+  layout.margin.b = chosen.x === "size" ? 60 : 46;
   // One range for all facets: a single facet's own would hide the others' points.
   if (spec.zero) layout.yaxis.rangemode = "tozero";
   panel.legend = { dimension: chosen.line, values: lines };
   return { traces, layout, chosen };
 }
 
+const X_TITLES = { K: "K, experts merged", size: "size, parameters (log scale)", scale: "λ" };
+
 function yTitle(chosen, spec) {
   const metric = chosen.where.metric;
+  if (spec.titles && metric in spec.titles) return spec.titles[metric];
   return [spec.y, metric && labelOf("metric", metric)].filter(Boolean).join(" ");
 }
 
@@ -196,6 +208,17 @@ function ring(found, fitted, chosen, look, axes) {
     marker: { symbol: "circle-open", size: 14, color: look.color, line: { width: 1.5 } } }];
 }
 
+// What is neither good nor bad: gains of 0, ratios of 1. The range is fixed, so that a
+// colour means the same under every choice.
+const MIDDLES = { gain: 0, ratio: 1 };
+function heatColors(middle) {
+  const [low, empty, high] = dark() ? ["#d98a4a", "#232b35", "#4f9be0"]
+    : ["#c8690f", "#f4f5f7", "#2a6fb8"];
+  return middle === null
+    ? { zmin: 0, zmax: 1, colorscale: [[0, empty], [1, high]] }
+    : { zmin: middle - 1, zmax: middle + 1, colorscale: [[0, low], [0.5, empty], [1, high]] };
+}
+
 function drawHeat(panel, spec) {
   const chosen = selection(spec);
   panel.rows = chosen.rows;
@@ -219,10 +242,10 @@ function drawHeat(panel, spec) {
     text: grid.map((line) => line.map((row) => (row ? row.mean.toFixed(2) : ""))),
     texttemplate: "%{text}", textfont: { size: narrow() ? 9 : 11 }, hoverinfo: "text",
     hovertext: grid.map((line) => line.map((row) => (row ? hoverText(row, chosen, spec) : ""))),
-    colorscale: "Cividis", xgap: 1, ygap: 1,
+    ...heatColors(chosen.where.metric in MIDDLES ? MIDDLES[chosen.where.metric] : null),
+    xgap: 1, ygap: 1,
     colorbar: { thickness: 10, outlinewidth: 0, len: 1 }, showscale: !narrow(),
   };
-  if (spec.range) [trace.zmin, trace.zmax] = spec.range;
   panel.legend = null;
   return { traces: [trace], layout, chosen };
 }
@@ -245,7 +268,12 @@ function drawPlot(panel, spec) {
       }
       delete trace.look;
     }
-    if (trace.type === "heatmap") trace.colorscale ||= "Cividis";
+    if (trace.type === "heatmap") {
+      const own = heatColors(trace.middle ?? null);
+      delete trace.middle;
+      for (const key of ["zmin", "zmax"]) own[key] = trace[key] ?? own[key];
+      Object.assign(trace, own);
+    }
     return trace;
   });
   const named = traces.filter((trace) => trace.name !== undefined);

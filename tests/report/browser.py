@@ -1,0 +1,49 @@
+"""A headless Chromium for tests of pages; where there is none, they are skipped."""
+
+import contextlib
+import shutil
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@contextlib.contextmanager
+def chromium():
+    """Yield a browser; skip, with the reason, where it can't be had."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no browser tests: pip install playwright"
+    )
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("no browser tests: no Chromium here (apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        # Containers have no user namespaces for the sandbox; the pages are ours.
+        found = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@contextlib.contextmanager
+def opened(browser, path, width=1400, scheme="light"):
+    """Yield a page from disk; it must load nothing else and raise no error."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    page = context.new_page()
+    page.asked, page.errors = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on(
+        "console",
+        lambda said: page.errors.append(said.text) if said.type == "error" else None,
+    )
+    page.on("dialog", lambda dialog: page.errors.append(f"dialog {dialog.message}"))
+    page.goto(path.as_uri())
+    yield page
+    assert page.errors == []
+    outside = [
+        url for url in page.asked if not url.startswith(("file:", "blob:", "data:"))
+    ]
+    assert outside == []
+    context.close()

@@ -1,0 +1,263 @@
+"""The page in a real browser: what is shown under each choice is what the rows say."""
+
+import csv
+import io
+import statistics
+
+import browser
+import pytest
+
+from merging.report import judging, page, summaries, verdicts
+from merging.report.summaries import across_methods, measure, summarise
+
+# What the script sends is rounded to six digits.
+ROUNDED = 1e-5
+
+
+def written(rows, folder):
+    grid = summarise(rows)
+    path = folder / "page.html"
+    path.write_text(page.page(grid, verdicts.verdicts(grid)), "utf-8")
+    return grid, path
+
+
+@pytest.fixture(scope="module")
+def grid_and_path(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    rows = run(("1x", "8x"), ("pt", "it"), ("average", "ties"), (2, 4, 8), seeds=2)
+    return written(rows, folder)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def opened(chromium, grid_and_path):
+    with browser.opened(chromium, grid_and_path[1]) as found:
+        yield found
+
+
+@pytest.fixture
+def shown(opened):
+    """The page as it opens; it is not read from disk again, which takes a second."""
+    opened.evaluate(
+        """() => {
+          HIDDEN.clear();
+          for (const select of document.querySelectorAll("#controls select")) {
+            select.value = STATE[select.name] = DATA.controls[select.name];
+          }
+          PANELS.forEach(draw);
+        }"""
+    )
+    return opened
+
+
+@pytest.fixture
+def grid(grid_and_path):
+    return grid_and_path[0]
+
+
+def choose(shown, **choices):
+    for name, value in choices.items():
+        shown.select_option(f"#controls [name={name}]", str(value))
+
+
+def lines(shown, panel):
+    """{line: [(y, low, high)]} of what Plotly holds for a panel."""
+    return shown.evaluate(
+        """name => Object.fromEntries(
+            document.querySelector(`[data-panel=${name}] .plot`).data
+            .filter((t) => t.meta && t.meta.line)
+            .map((t) => [t.meta.facet ? `${t.meta.facet} ${t.meta.line}` : t.meta.line,
+              t.y.map((y, i) => [y, y - t.error_y.arrayminus[i], y + t.error_y.array[i]])
+            ]))""",
+        panel,
+    )
+
+
+def near(spread):
+    return pytest.approx([spread.mean, spread.low, spread.high], abs=ROUNDED)
+
+
+def test_the_first_figures_show_the_mean_of_methods(shown, grid):
+    drawn = lines(shown, "held_in")
+    assert set(drawn) == {"2", "4", "8"}
+    for K, points in drawn.items():
+        for size, point in zip(grid.sizes, points, strict=True):
+            expected = across_methods(grid, size, ("it",), int(K), "normalised_gain")
+            assert point == near(expected)
+    # There is no normalised gain of held-out tasks; the page says so.
+    assert "no normalised gain" in shown.text_content("#held_out .shown")
+    expected = across_methods(grid, "8x", ("it",), 8, "held_out")
+    assert lines(shown, "held_out")["8"][1] == near(expected)
+
+
+def test_every_control_changes_what_is_drawn_to_what_the_rows_say(shown, grid):
+    choose(shown, across="K", lines="method", size="1x", base="pt", metric="ratio")
+    drawn = lines(shown, "held_in")
+    assert set(drawn) == {"average", "ties"}
+    for method, points in drawn.items():
+        for K, point in zip(grid.counts, points, strict=True):
+            assert point == near(measure(grid.models("1x", "pt", method, K), "held_in"))
+    choose(shown, lines="base", method="ties", metric="raw")
+    expected = measure(grid.models("1x", "it", "ties", 4), "held_in_raw")
+    assert lines(shown, "held_in")["it"][1] == near(expected)
+    expected = measure(grid.models("1x", "it", "ties", 4), "held_out_raw")
+    assert lines(shown, "held_out")["it"][1] == near(expected)
+    choose(shown, across="size", K=2)
+    expected = measure(grid.models("8x", "pt", "ties", 2), "held_in_raw")
+    assert lines(shown, "held_in")["pt"][1] == near(expected)
+
+
+def test_a_category_is_scored_on_its_own_datasets(shown, grid):
+    choose(shown, category="skill3", metric="ratio", across="K", lines="method")
+    rows = [
+        row
+        for row in grid.rows
+        if (row.size, row.base, row.method, row.K) == ("8x", "it", "ties", 8)
+        and row.category == "skill3"
+    ]
+    by_seed = {
+        seed: statistics.fmean(r.normalised for r in rows if r.seed == seed)
+        for seed in (0, 1)
+    }
+    drawn = lines(shown, "held_in")["ties"][2]
+    assert drawn[0] == pytest.approx(statistics.fmean(by_seed.values()), abs=ROUNDED)
+    assert drawn[1:] == pytest.approx(sorted(by_seed.values()), abs=ROUNDED)
+    # skill3 is a held-in category: there is nothing to show beside it.
+    assert "No rows for this choice" in shown.text_content("#held_out .shown")
+    assert not shown.is_visible("#held_out .plot")
+
+
+def test_the_heat_map_is_the_rows(shown, grid):
+    choose(shown, metric="ratio", size="1x", base="pt", K=4)
+    heat = shown.evaluate(
+        "(({x, y, z}) => ({x, y, z}))"
+        "(document.querySelector('#datasets .plot').data[0])"
+    )
+    assert heat["x"][:2] == ["average", "ties"]
+    column = heat["x"].index("ties")
+    line = next(i for i, name in enumerate(heat["y"]) if name.startswith("new3"))
+    values = [
+        row.normalised
+        for row in grid.rows
+        if (row.size, row.base, row.method, row.K) == ("1x", "pt", "ties", 4)
+        and row.dataset == "new3"
+    ]
+    expected = pytest.approx(statistics.fmean(values), abs=ROUNDED)
+    assert heat["z"][line][column] == expected
+    choose(shown, category="skill0")
+    names = shown.evaluate("document.querySelector('#datasets .plot').data[0].y")
+    assert len(names) == 2 and all(name.startswith("skill0_") for name in names)
+
+
+def test_the_legend_hides_a_line_everywhere_by_mouse_and_keyboard(shown):
+    button = shown.locator("#methods_in .legend button", has_text="ties")
+    assert {"1x ties", "8x ties"} < set(lines(shown, "methods_in"))
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    for panel in ("methods_in", "methods_out"):
+        assert not [name for name in lines(shown, panel) if "ties" in name]
+    # The button was drawn anew and still has the focus.
+    shown.keyboard.press("Enter")
+    assert "8x ties" in lines(shown, "methods_in")
+
+
+def test_the_hover_tells_interval_settings_and_source(shown, grid):
+    choose(shown, across="K", lines="method", base="pt", size="1x", metric="ratio")
+    texts = shown.evaluate(
+        "document.querySelector('#held_in .plot').data"
+        ".find((t) => t.meta && t.meta.line === 'ties').hovertext"
+    )
+    models = grid.models("1x", "pt", "ties", 2)
+    found = measure(models, "held_in")
+    assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in texts[0]
+    assert "n = 2" in texts[0] and f"λ {min(m.scale for m in models):g}" in texts[0]
+    assert "config c0, revision abc" in texts[0]
+
+
+def test_numbers_behind_a_figure_are_what_it_draws(shown):
+    choose(shown, across="K", lines="method", metric="ratio")
+    shown.click("#held_in .numbers summary")
+    head = shown.locator("#held_in .numbers th").all_text_contents()
+    cells = shown.locator("#held_in .numbers tbody tr").all_text_contents()
+    assert len(cells) == 2 * 3
+    assert {"method", "K", "mean", "low", "high", "n", "lambda", "source"} < set(head)
+
+
+def test_the_rows_are_downloaded_as_csv(shown, grid):
+    with shown.expect_download() as download:
+        shown.click(".download")
+    assert download.value.suggested_filename == "rows.csv"
+    text = open(download.value.path(), encoding="utf-8").read()
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert len(found) == len(grid.rows)
+    assert [float(row["value"]) for row in found] == [r.value for r in grid.rows]
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_wider_than_the_screen_in_either_colour(
+    chromium, grid_and_path, width
+):
+    inks = set()
+    for scheme in ("light", "dark"):
+        with browser.opened(chromium, grid_and_path[1], width, scheme) as shown:
+            wide = shown.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width
+            inks.add(shown.evaluate("getComputedStyle(document.body).color"))
+            anchors = shown.evaluate(
+                "[...document.querySelectorAll('nav a')].map((a) => "
+                "!!document.querySelector(a.getAttribute('href')))"
+            )
+            assert anchors and all(anchors)
+    assert len(inks) == 2
+
+
+def test_verdicts_unfold(shown, grid):
+    judged = verdicts.verdicts(grid)
+    holds = sum(verdict.outcome == judging.HOLDS for verdict in judged)
+    assert f"{holds} holds" in shown.text_content("#verdicts h2")
+    first = shown.locator(".verdict").first
+    assert not first.locator("li").first.is_visible()
+    first.locator("summary").click()
+    assert judged[0].tests[0].sentence() in first.inner_text()
+
+
+def test_markup_in_rows_is_text(chromium, make_row, run, tmp_path):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    names = {"new0": evil, "ties": "<b onclick=alert(3)>ties</b>"}
+    rows = [
+        summaries.dataclasses.replace(
+            row,
+            dataset=names.get(row.dataset, row.dataset),
+            method=names.get(row.method, row.method),
+            config_hash="</script><script>alert(4)</script>",
+        )
+        for row in run(("1x",), ("it",), ("average", "ties"), (2, 8), seeds=1)
+    ]
+    _, path = written(rows, tmp_path)
+    with browser.opened(chromium, path) as shown:
+        assert shown.locator("img").count() == 0
+        assert evil in shown.text_content("#scores")
+        choose(shown, metric="ratio")
+        heat = shown.locator("#datasets .plot").text_content()
+        assert "<script>alert(1)</script>" in heat
+        choose(shown, across="K", lines="method")
+        assert "<b onclick" in shown.text_content("#held_in .legend")
+
+
+def test_a_panel_without_rows_is_left_out(chromium, run, tmp_path):
+    rows = run(("1x",), ("it",), ("average",), (2,), seeds=1)
+    _, path = written([r for r in rows if "multitask" not in r.method], tmp_path)
+    with browser.opened(chromium, path) as shown:
+        names = shown.evaluate("Object.keys(DATA.panels)")
+        # One method: no spread, no λ, and no fit, but gains.
+        assert not {"converging", "scales", "scale_sweeps"} & set(names)
+        assert "lambda" not in shown.evaluate(
+            "[...document.querySelectorAll('section')].map((s) => s.id)"
+        )
+        empty = shown.evaluate("document.querySelectorAll('.panel.empty').length")
+        assert empty == 0
