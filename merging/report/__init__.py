@@ -5,11 +5,11 @@ The room is named as what it does: `merging.report(…)` is `merging.report.repo
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from merging.report.summaries import summarise
-from merging.runtime import results
+from merging.runtime import results, workdir
 from merging.runtime.naming import callable_as
 from merging.runtime.results import Row
 from merging.runtime.storage import write_bytes
@@ -17,16 +17,22 @@ from merging.runtime.storage import write_bytes
 __all__ = ["report", "summary_text"]
 
 
-def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> Path:
+def report(
+    rows: Iterable[Row | str | os.PathLike],
+    out: str | os.PathLike,
+    configs: Mapping[str, object] | None = None,
+) -> Path:
     """Write the whole report and return the path of its index.html.
 
-    The folder gets index.html (self-contained), figures/*.png, *.svg and *.pdf,
-    and tables/*.csv. The same rows give the same bytes. Figures and tables of an earlier
+    The folder gets index.html (self-contained), figures/*.png, *.svg and *.pdf, and
+    tables/*.csv. The same rows give the same bytes. Figures and tables of an earlier
     report there that these rows cannot fill are removed.
 
     Args:
       rows: result rows, or workdirs and files that hold them, whose rows are joined.
       out: the folder.
+      configs: config hash → values of the runs that the rows come from, to be shown;
+        those of the workdirs without it.
 
     Raises:
       UserError: no rows, rows that can't be read or do not belong together
@@ -39,6 +45,10 @@ def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> P
     # Imported late: plotting needs matplotlib, and the command line must start quickly.
     from merging.report import curves, figures, judging, page, tables, verdicts
 
+    rows = list(rows)
+    if configs is None:
+        places = [row for row in rows if not isinstance(row, Row)]
+        configs = workdir.configs(places)
     grid = summarise(_read(rows))
     judged = verdicts.verdicts(grid)
     behind = curves.behind_figures(grid)
@@ -59,7 +69,7 @@ def report(rows: Iterable[Row | str | os.PathLike], out: str | os.PathLike) -> P
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
-    text = page.page(grid, judged, drawn, behind)
+    text = page.page(grid, judged, drawn, behind, configs=configs)
     return _publish(Path(out), files, text)
 
 

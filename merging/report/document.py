@@ -1,8 +1,8 @@
 """A self-contained web page: what it holds, and how that becomes HTML.
 
-Three pages are made of this: a sweep's, an evaluation's and a merge's. The template, its
-style and its script lie in templates/, where a designer can edit them; data reach the
-script as JSON, and nothing in the page is loaded from anywhere.
+Three pages are made of this: a sweep's, an evaluation's and a merge's. The template,
+its style and its scripts lie in templates/, where a designer can edit them; data reach
+the scripts as JSON, and nothing in the page is loaded from anywhere.
 """
 
 import base64
@@ -163,7 +163,7 @@ def render(document: Document) -> str:
 
 
 def columnar(table: Table) -> dict[str, Any]:
-    """A table as JSON has it smallest: text as numbers of its levels, floats rounded."""
+    """A table as small JSON: text as numbers of its levels, floats rounded."""
     columns: dict[str, Any] = {}
     for name, values in zip(table.columns, zip(*table.rows, strict=True), strict=True):
         if any(isinstance(value, str) for value in values):

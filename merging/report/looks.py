@@ -22,7 +22,7 @@ _SYMBOLS = {
     "d": "diamond-tall",
 }
 _DASHES = {"-": "solid", "--": "dash", ":": "dot"}
-# Ordered quantities (K, size): from light to dark on white, from dark to light on black.
+# Ordered quantities (K, size): towards more contrast with the page.
 _LIGHT = ("#5AA9DC", "#2F6FB5", "#6B3FA0", "#2B0F4A")
 _DARK = ("#4A86C9", "#79B4EE", "#BFA2F2", "#F6EBFF")
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")

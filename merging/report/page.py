@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 
-from merging.report import looks, points, tables
+from merging.report import looks, panels, points, tables
 from merging.report.answer import answer
 from merging.report.document import (
     Control,
@@ -19,20 +19,9 @@ from merging.report.document import (
 )
 from merging.report.judging import RULE, Verdict, verdict_table
 from merging.report.plotting import BASE_NAMES, Figure, human, label
-from merging.report.saturation import SATURATED
-from merging.report.summaries import MULTITASK, SMALLEST_GAP, Grid
+from merging.report.summaries import MULTITASK, Grid
 from merging.runtime.results import BASELINES, Row
 from merging.runtime.text import Table
-
-METRICS = {
-    "ratio": "ratio",
-    "gain": "normalised gain",
-    "raw": "raw score",
-}
-_RANGE = (
-    "Points are means, bars run from the lowest to the highest value over seeds and "
-    "expert subsets; no bar: one value. "
-)
 
 
 def page(
@@ -41,7 +30,7 @@ def page(
     figures: Sequence[Figure] = (),
     behind: Mapping[str, Sequence[Table]] = {},
     more: Sequence[Section] = (),
-    given: Mapping[str, object] | None = None,
+    configs: Mapping[str, object] | None = None,
 ) -> str:
     """Return the page's HTML; whatever stands in rows is escaped.
 
@@ -51,9 +40,9 @@ def page(
       figures: what lies beside the page, for papers.
       behind: figure name → the tables behind it.
       more: sections that do not come from result rows (laws, geometry).
-      given: the run's configuration, where it is known.
+      configs: config hash → values, where they are known.
     """
-    return render(document(grid, verdicts, figures, behind, more, given))
+    return render(document(grid, verdicts, figures, behind, more, configs or {}))
 
 
 def document(
@@ -62,7 +51,7 @@ def document(
     figures: Sequence[Figure],
     behind: Mapping[str, Sequence[Table]],
     more: Sequence[Section],
-    given: Mapping[str, object] | None,
+    configs: Mapping[str, object],
 ) -> Document:
     """The page's content; arguments as `page`."""
     every, left_out = points.points(grid)
@@ -79,8 +68,8 @@ def document(
     drawn = {name: table for name, table in drawn.items() if table and table.rows}
     if "datasets" not in drawn and grid.methods:
         left_out.append("The rows are too many for the page's heat map of datasets.")
-    panels = {p.name: p for p in _panels() if p.spec["table"] in drawn}
-    lead = [p for name in ("held_in", "held_out") if (p := panels.get(name))]
+    found = {p.name: p for p in panels.sweep() if p.spec["table"] in drawn}
+    lead = [p for name in ("held_in", "held_out") if (p := found.get(name))]
     lead = [p for p in lead if _has(drawn["points"], p)]
     shown = sorted({row[5] for row in every.rows if row[5] in MULTITASK})
     return Document(
@@ -93,9 +82,9 @@ def document(
         verdicts=verdicts,
         rule=RULE,
         verdict_table=verdict_table(verdicts),
-        sections=[*_sections(panels), *more, *_numbers(grid, behind)],
-        terms=_TERMS,
-        provenance=_provenance(grid, figures, given),
+        sections=[*panels.sections(found), *more, *_numbers(grid, behind)],
+        terms=panels.TERMS,
+        provenance=_provenance(grid, figures, configs),
         downloads=[Download("rows.csv", f"{len(grid.rows)} rows", _csv(grid.rows))],
         tables=list(drawn.values()),
         looks={
@@ -115,116 +104,6 @@ def document(
 def _has(every: Table, panel: Panel) -> bool:
     split = panel.spec["fixed"]["split"]
     return any(row[0] == split for row in every.rows)
-
-
-def _panels() -> list[Panel]:
-    both = ["size", "base", "method", "K", "category", "metric"]
-    points_ = {"kind": "lines", "table": "points"}
-    held_out = {
-        "fixed": {"split": "held_out"},
-        "instead": {"metric": {"gain": "ratio"}},
-        "y": "held-out",
-        "why": "No expert of a held-out task exists, so there is no normalised gain.",
-    }
-    held_in = {"fixed": {"split": "held_in"}, "y": "held-in"}
-    facets = {**points_, "controls": ["base", "category", "metric"], "x": "K"}
-    facets |= {"line": "method", "facet": "size"}
-    by_size = {"kind": "lines", "controls": ["base"], "x": "K", "facet": "size"}
-    gains = {**by_size, "controls": ["base", "metric"], "line": "method"}
-    gains |= {"instead": {"metric": {"ratio": "raw"}}, "from_base": True}
-    return [
-        Panel(
-            "held_in",
-            "Held-in: the experts' own tasks",
-            _RANGE + "Thin dashed lines: the floor, the unmerged base's score.",
-            {**points_, **held_in, "controls": both, "x": "@across", "line": "@lines"},
-        ),
-        Panel(
-            "held_out",
-            "Held-out: tasks of no expert",
-            _RANGE + "Thin dashed line: the unmerged base.",
-            {**points_, **held_out, "controls": both, "x": "@across", "line": "@lines"},
-        ),
-        Panel("methods_in", "Held-in, by method", _RANGE, {**facets, **held_in}),
-        Panel("methods_out", "Held-out, by method", _RANGE, {**facets, **held_out}),
-        Panel(
-            "converging",
-            "Do the methods converge? Best minus worst held-in ratio",
-            "Within each seed; bars run from the lowest to the highest seed.",
-            {
-                **{"kind": "lines", "table": "converging", "controls": ["base"]},
-                **{"x": "size", "line": "K", "y": "best minus worst", "zero": True},
-            },
-        ),
-        Panel(
-            "datasets",
-            "Method by dataset",
-            "Held-in datasets count where their own expert was merged; base, expert "
-            "and multitask models stand beside the merges, whatever K is.",
-            {
-                **{"kind": "heat", "table": "datasets", "x": "method", "y": "dataset"},
-                "controls": ["size", "base", "K", "category", "metric"],
-            },
-        ),
-        Panel(
-            "gains",
-            "Gain over the base, all held-in datasets",
-            f"Lines are fits of a (1 − exp(−K/c)); a ring marks {SATURATED:.0%} of a, "
-            "where the fit is good and reaches it within the range. Where no line is "
-            "drawn, nothing could be fitted (table F6_fit says why).",
-            {
-                **{**gains, "table": "gains", "y": "gain over the base"},
-                "titles": {"raw": "gain, raw score", "gain": "gain, share of gap"},
-            },
-        ),
-        Panel(
-            "added",
-            "Gain per added expert",
-            "Since the point before, drawn half-way between them; lines are the fits' "
-            "slopes.",
-            {
-                **{**gains, "table": "added", "y": "gain per expert"},
-                "titles": {
-                    "raw": "per expert, raw",
-                    "gain": "per expert, share of gap",
-                },
-            },
-        ),
-        Panel(
-            "scales",
-            "λ that validation chose",
-            "Means and ranges over seeds and subsets; a λ at an end of its grid might "
-            "have gone further (the hover says how often).",
-            {**by_size, "table": "scales", "line": "method", "y": "λ", "zero": True},
-        ),
-        Panel(
-            "scale_sweeps",
-            "Validation score against λ",
-            "The mean ratio to the experts' validation scores, at the density that was "
-            "chosen: λ is chosen at the top of each curve.",
-            {
-                **{"kind": "lines", "table": "scale_sweeps", "x": "scale"},
-                **{"controls": ["base", "K"], "line": "method", "facet": "size"},
-                "y": "validation ratio",
-            },
-        ),
-    ]
-
-
-def _sections(panels: Mapping[str, Panel]) -> list[Section]:
-    def some(*names: str) -> list[Panel]:
-        return [panels[name] for name in names if name in panels]
-
-    return [
-        Section(
-            "methods",
-            "Methods side by side",
-            some("methods_in", "methods_out", "converging"),
-        ),
-        Section("by_dataset", "Datasets", some("datasets")),
-        Section("experts", "What each expert adds", some("gains", "added")),
-        Section("lambda", "Choosing λ", some("scales", "scale_sweeps")),
-    ]
 
 
 def _numbers(grid: Grid, behind: Mapping[str, Sequence[Table]]) -> list[Section]:
@@ -281,7 +160,7 @@ def _controls(grid: Grid, every: Table) -> list[Control]:
             "K" if "K" in lines and len(grid.sizes) > 1 else "method",
         ),
         Control(
-            *("metric", "Metric", _options(METRICS)),
+            *("metric", "Metric", _options(panels.METRICS)),
             "gain" if any(row[1] == "gain" for row in every.rows) else "ratio",
         ),
         Control("size", "Size", [(s, s, "") for s in grid.sizes], size),
@@ -307,7 +186,7 @@ def _labels(grid: Grid) -> dict[str, dict[str, str]]:
         "base": BASE_NAMES,
         "method": {method: label(method) for method in methods},
         "K": {str(K): f"K = {K}" for K in grid.counts},
-        "metric": METRICS,
+        "metric": panels.METRICS,
         "category": {points.ALL: "all categories"},
     }
 
@@ -336,13 +215,13 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
 
 
 def _provenance(
-    grid: Grid, figures: Sequence[Figure], given: Mapping[str, object] | None
+    grid: Grid, figures: Sequence[Figure], configs: Mapping[str, object]
 ) -> list[tuple[str, str]]:
-    configs = sorted({row.config_hash for row in grid.rows})
+    hashes = sorted({row.config_hash for row in grid.rows})
     found = [
         ("Rows", f"{len(grid.rows)} result rows, {len({*map(_model, grid.rows)})} "
          "models"),
-        ("Configuration", ", ".join(configs)),
+        ("Configuration", ", ".join(hashes)),
         ("Revision", ", ".join(sorted({row.git_revision for row in grid.rows}))),
         ("Seeds", ", ".join(map(str, grid.seeds)) or "–"),
         ("Computed in", f"{_hours(grid.rows)} of model time, as the rows have it"),
@@ -358,9 +237,9 @@ def _provenance(
         names = ", ".join(figure.name for figure in figures)
         beside = f"figures/ ({names}; PNG, SVG and PDF) and tables/ (CSV)"
         found.append(("Beside the page", beside))
-    if given:
-        text = json.dumps(given, indent=1, sort_keys=True, default=str)
-        found.append(("The configuration's values", text))
+    for name in sorted(configs.keys() & set(hashes)):
+        text = json.dumps(configs[name], indent=1, sort_keys=True, default=str)
+        found.append((f"Values of {name}", text))
     return found
 
 
@@ -393,54 +272,3 @@ def _csv(rows: Sequence[Row]) -> bytes:
             ]
         )
     return text.getvalue().encode("utf-8")
-
-
-_TERMS = (
-    (
-        "Held-in ratio",
-        "mean over the merged experts' tasks of the merged model's score divided by "
-        "that task's own expert's. 1 means merging lost nothing.",
-    ),
-    (
-        "Floor",
-        "the same ratio for the unmerged base. A held-in ratio is only interesting as "
-        "far as it is above its floor; a high floor alone makes a base look mergeable.",
-    ),
-    (
-        "Normalised gain",
-        "(merged − base) / (experts − base) on mean raw scores: 0 is no better than "
-        "the base, 1 as good as the experts. Left out where the experts' mean is less "
-        f"than {SMALLEST_GAP} above the base.",
-    ),
-    (
-        "Held-out ratio",
-        "mean over held-out tasks of the merged model's score divided by the base's. "
-        "Above 1, merging made the model better at what no expert learned.",
-    ),
-    (
-        "Mean of methods",
-        "the methods' mean within each run (a seed); its bar runs over the runs.",
-    ),
-    (
-        "λ",
-        "the merge's scale, chosen on validation data per merge from a grid; “at edge” "
-        "says how often an end of the grid won.",
-    ),
-    (
-        "Spread",
-        "sd is the sample standard deviation over seeds and expert subsets, low and "
-        "high its range. Ratios over a zero or unknown score are left out and counted "
-        "(“excluded”).",
-    ),
-    (
-        "Saturation",
-        f"the number of experts at which the fitted gain curve reaches {SATURATED:.0%} "
-        "of its asymptote.",
-    ),
-    (
-        "MS, WF",
-        "the papers whose claims are judged: “What Matters for Model Merging at "
-        "Scale?” (arXiv 2410.03617) and “Why Do More Experts Fail?” (arXiv "
-        "2505.21226).",
-    ),
-)

@@ -103,7 +103,8 @@ class Row:
       base: "pt" or "it".
       method: a merge method, or one of `BASELINES`.
       parameters: the method's settings: scalars or flat lists of them; the report
-        reads "scale", "density" and "scale_at_edge".
+        reads "scale", "density", "scale_at_edge", and "tried_scales" with
+        "tried_scores", the mean validation ratio at each λ.
       K: 0 base, 1 expert, otherwise the number of experts merged or trained on.
       subset: names of the categories whose experts went in.
       merged: a held-in dataset whose category is in `subset`.

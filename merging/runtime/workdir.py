@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ def require_own(workdir: Path, config_hash: str, kind: str) -> bool:
             f"{workdir} is not empty and holds no {kind}; choose another --workdir."
         )
     return False
+
+
+def configs(workdirs: Iterable[str | os.PathLike]) -> dict[str, Any]:
+    """Return {config hash: values} of those workdirs that hold a run of ours."""
+    found = {}
+    for workdir in workdirs:
+        try:
+            record = json.loads((Path(workdir) / CONFIG).read_text())
+            found[str(record["config_hash"])] = record["config"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return found
 
 
 def _held(path: Path) -> str | None:

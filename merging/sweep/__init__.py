@@ -101,7 +101,8 @@ def _record(
         page.unlink(missing_ok=True)
         storage.write_bytes(store.results, lines)
     if report_too and not page.exists():
-        report.report(found, store.workdir / "report")
+        configs = workdir.configs([store.workdir])
+        report.report(found, store.workdir / "report", configs)
     return found, page
 
 

@@ -55,7 +55,7 @@ def _rows(
         params=models.parameter_count(decoder),
         base=of_base,
         method=method,
-        parameters=output.get("parameters", {}),
+        parameters=_parameters(step, output),
         K=len(subset),
         subset=tuple(subset),
         seed=step.settings["seed"],
@@ -63,6 +63,26 @@ def _rows(
     return scoring.rows(
         suite, model, test, output, base=base, experts=experts, config_hash=config_hash
     )
+
+
+def _parameters(step: Step, output: dict) -> dict:
+    """Return what a merge chose, and how each λ did at the density that it chose."""
+    chosen = output.get("parameters", {})
+    tried = zip(
+        step.settings.get("candidates", ()), output.get("validation", ()), strict=False
+    )
+    found = {
+        candidate["scale"]: score
+        for candidate, score in tried
+        if "scale" in candidate and candidate.get("density") == chosen.get("density")
+    }
+    if len(found) < 2:
+        return chosen
+    scales = sorted(found)
+    return chosen | {
+        "tried_scales": scales,
+        "tried_scores": [round(found[scale], 6) for scale in scales],
+    }
 
 
 def _subset(step: Step, categories: tuple[str, ...]) -> tuple[str, ...]:

@@ -72,7 +72,10 @@ def lines(shown, panel):
             document.querySelector(`[data-panel=${name}] .plot`).data
             .filter((t) => t.meta && t.meta.line)
             .map((t) => [t.meta.facet ? `${t.meta.facet} ${t.meta.line}` : t.meta.line,
-              t.y.map((y, i) => [y, y - t.error_y.arrayminus[i], y + t.error_y.array[i]])
+              t.y.map((y, i) => {
+                const {array, arrayminus} = t.error_y;
+                return [y, y - arrayminus[i], y + array[i]];
+              })
             ]))""",
         panel,
     )

@@ -1,4 +1,7 @@
-"""The written report: complete, self-contained, the same every time."""
+"""The written report: complete, self-contained, the same every time.
+
+What the page shows is looked at in a browser, in test_report_browser.py.
+"""
 
 import csv
 import html.parser
@@ -27,10 +30,10 @@ def written(run, tmp_path_factory):
     return report.report(reversed(rows), directory)
 
 
-def test_every_figure_is_there_as_png_and_svg(written):
+def test_every_figure_is_there_as_png_svg_and_pdf(written):
     folder = written.parent / "figures"
     assert {p.name for p in folder.iterdir()} == {
-        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")
+        f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")
     } | {"mine.png"}
     for name in FIGURES:
         width, height = struct.unpack(
@@ -39,6 +42,7 @@ def test_every_figure_is_there_as_png_and_svg(written):
         assert width >= 600 and height >= 300
         root = ET.parse(folder / f"{name}.svg").getroot()
         assert root.tag.endswith("svg")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
 
 
 def test_tables_hold_what_the_figures_draw(written):
@@ -70,17 +74,25 @@ class _Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_is_one_wellformed_file_without_scripts_or_links(written):
+def test_page_is_one_wellformed_file_that_loads_nothing(written):
     text = written.read_text("utf-8")
     page = _Page()
     page.feed(text)
     assert page.open == []
-    assert "script" not in page.tags and "link" not in page.tags
-    assert page.tags.count("img") == len(FIGURES)
-    assert all(s.startswith("data:image/svg+xml;base64,") for s in page.sources)
-    order = ["What was run", "How to read it", "Verdicts", "Figures", "Scores"]
-    positions = [text.index(f"<h2>{heading}</h2>") for heading in order]
-    assert positions == sorted(positions)
+    assert not {"link", "img", "iframe", "base"} & set(page.tags)
+    assert all(source.startswith("#") for source in page.sources)
+    # The data, Plotly, and three of ours.
+    assert page.tags.count("script") == 5 and text.count("plotly.js v") == 1
+    assert len(text.encode()) < 8e6
+
+
+def test_the_answer_and_figures_come_before_tables_and_prose(written):
+    text = written.read_text("utf-8")
+    order = ["answer", "verdicts", "methods", "by_dataset", "experts", "lambda"]
+    order += ["scores", "notes", "terms", "provenance"]
+    for mark in ('<section id="{}">', '<li><a href="#{}"'):
+        positions = [text.index(mark.format(name)) for name in order]
+        assert positions == sorted(positions)
 
 
 def test_same_rows_same_bytes(written, run, tmp_path):
