@@ -89,6 +89,11 @@ def test_merges_know_their_experts_and_their_scale(finished):
     ties = [r for r in results.read(finished) if r.method == "ties"]
     assert all(r.parameters["scale"] in (0.5, 1.0) for r in ties)
     assert all(r.parameters["scale_at_edge"] is True for r in ties)
+    for row in ties:
+        assert row.parameters["tried_scales"] == [0.5, 1.0]
+        scores = row.parameters["tried_scores"]
+        best = row.parameters["tried_scales"][scores.index(max(scores))]
+        assert best == row.parameters["scale"]
     merged = [r for r in ties if r.merged]
     assert len(merged) == 4 and {r.category for r in merged} == set(ties[0].subset)
     assert all(r.value_of_expert is not None for r in merged)
