@@ -19,21 +19,43 @@ def _run(arguments: argparse.Namespace) -> int:
             raise UserError(
                 "--compare A B stands alone, without --config or --workdir."
             )
-        from merging.evaluation.comparison import compare
-
-        print_for_a_pipe(compare(*arguments.compare))
-        return 0
+        return _compare(arguments)
+    if arguments.out:
+        raise UserError("--out goes with --compare; a model's page is in its workdir.")
     if not arguments.config:
         raise UserError(
             "merging evaluate needs --config FILE.py, or --compare A B with the "
             "workdirs of two evaluations."
         )
     config, workdir = config_and_workdir(arguments)
+    from merging.evaluation import bootstrap
     from merging.evaluation.run import run
-    from merging.runtime import compilations
+    from merging.report import evaluation_page
+    from merging.runtime import compilations, processes, storage
 
     compilations.keep()
     run(config, workdir)
+    if processes.is_first():
+        how = bootstrap.Options(**config.get("bootstrap", {}))
+        page = workdir / "report" / "index.html"
+        storage.write_bytes(page, evaluation_page.evaluation(workdir, how).encode())
+        print(f"Report: {page}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from merging.evaluation.comparison import compare
+
+    text = compare(*arguments.compare)
+    if arguments.out:
+        from merging.report import evaluation_page
+        from merging.runtime import storage
+
+        page = arguments.out / "index.html"
+        made = evaluation_page.compared(*arguments.compare)
+        storage.write_bytes(page, made.encode())
+        text += f"\nReport: {page}"
+    print_for_a_pipe(text)
     return 0
 
 
@@ -47,6 +69,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="the workdirs of two evaluations: print both values, the differences and"
         " their paired bootstrap intervals",
     )
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        metavar="DIR",
+        help="with --compare: write a page of the comparison there as well",
+    )
     takes_processes(parser)
 
 
@@ -56,8 +84,9 @@ COMMAND = Command(
     Score any checkpoint of a known family, safetensors or Orbax with its config.json,
     on a suite, in its own tokens. Every finished dataset is kept in the workdir: stop
     it at any time, and the same command continues. Prints each dataset's value, mean
-    and spread over its prompt templates, with a bootstrap interval; writes result rows
-    for `merging report`, and a results file for readers of lm-evaluation-harness.
+    and spread over its prompt templates, with a bootstrap interval; writes a page that
+    shows them, result rows for `merging report`, and a results file for readers of
+    lm-evaluation-harness.
 
     examples:
       merging evaluate --config evaluate/miniworld \\
@@ -65,7 +94,7 @@ COMMAND = Command(
       merging evaluate --config evaluate/miniworld \\
           --config.checkpoint=MERGED --config.labels.method=ties \\
           --config.base_results=scores --workdir merged_scores
-      merging evaluate --compare scores merged_scores
+      merging evaluate --compare scores merged_scores --out comparison
     """,
     _options,
     _run,

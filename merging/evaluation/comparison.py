@@ -10,7 +10,20 @@ from merging.runtime.text import Table
 
 
 def compare(one: Path, other: Path) -> str:
+    """Return `compared` as text, under a line that names the two workdirs.
+
+    Raises:
+      UserError: as `compared`.
+    """
+    table = compared(one, other)
+    return f"{table.title}\n{table.text()}"
+
+
+def compared(one: Path, other: Path) -> Table:
     """Return a table of two workdirs: values, differences, their paired intervals.
+
+    Datasets of which both answered the same examples come first, then the means of
+    each split.
 
     Raises:
       UserError: a workdir without a finished evaluation, or no dataset of which both
@@ -41,7 +54,7 @@ def compare(one: Path, other: Path) -> str:
     title = f"A: {one}, B: {other}"
     if unlike:
         title += f"; other examples, left out: {', '.join(unlike)}"
-    return f"{title}\n{Table('comparison', title, columns, tuple(lines)).text()}"
+    return Table("comparison", title, columns, tuple(lines))
 
 
 def _asked(score: DatasetScore) -> dict[str, tuple]:

@@ -76,6 +76,17 @@ def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> N
     storage.write_bytes(workdir / FOLDER / INDEX, text.encode())
 
 
+def described(workdir: Path) -> dict[str, Any]:
+    """Return what the workdir's index says of its evaluation: the model, the suite.
+
+    Raises:
+      UserError: it holds no finished evaluation.
+    """
+    present(workdir)
+    found = json.loads((workdir / FOLDER / INDEX).read_text())
+    return {key: value for key, value in found.items() if key != "tasks"}
+
+
 def present(workdir: Path) -> list[Record]:
     """Return the records that a workdir's index lists.
 

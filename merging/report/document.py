@@ -7,6 +7,7 @@ the scripts as JSON, and nothing in the page is loaded from anywhere.
 
 import base64
 import gzip
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,12 @@ def columnar(table: Table) -> dict[str, Any]:
         else:
             columns[name] = {"values": [_rounded(value) for value in values]}
     return columns
+
+
+def versions() -> str:
+    """The versions of what draws a page and its figures."""
+    names = ("merging", "plotly", "matplotlib", "scipy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def _rounded(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib.metadata
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from merging.report.document import (
     Panel,
     Section,
     render,
+    versions,
 )
 from merging.report.judging import RULE, Verdict, verdict_table
 from merging.report.plotting import BASE_NAMES, Figure, human, label
@@ -225,7 +225,7 @@ def _provenance(
         ("Revision", ", ".join(sorted({row.git_revision for row in grid.rows}))),
         ("Seeds", ", ".join(map(str, grid.seeds)) or "–"),
         ("Computed in", f"{_hours(grid.rows)} of model time, as the rows have it"),
-        ("Page drawn by", _versions()),
+        ("Page drawn by", versions()),
         (
             "To get it again",
             "merging report --workdir RUN, with the folder that holds these rows, "
@@ -250,11 +250,6 @@ def _model(row: Row) -> tuple:
 def _hours(rows: Sequence[Row]) -> str:
     seconds = sum({_model(row): row.wall_seconds for row in rows}.values())
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.0f} s"
-
-
-def _versions() -> str:
-    names = ("merging", "plotly", "matplotlib", "scipy")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def _csv(rows: Sequence[Row]) -> bytes:
