@@ -6,6 +6,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 from merging.cli import (
     convert,
     evaluate,
+    inspect,
     merge,
     methods,
     plan,
@@ -20,6 +21,7 @@ from merging.cli import (
 COMMANDS = {
     "merge": merge.COMMAND,
     "verify": verify.COMMAND,
+    "inspect": inspect.COMMAND,
     "plan": plan.COMMAND,
     "convert": convert.COMMAND,
     "train": train.COMMAND,

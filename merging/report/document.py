@@ -44,13 +44,19 @@ class Panel(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page with a heading; one without panels and tables is left out."""
+    """A part of the page with a heading; one without panels and tables is left out.
+
+    Attributes:
+      intro: prose, below the figures.
+      opened: whether its tables are unfolded.
+    """
 
     name: str
     title: str
     panels: Sequence[Panel] = ()
     tables: Sequence[Table] = ()
     intro: str = ""
+    opened: bool = False
 
 
 class Control(NamedTuple):

@@ -27,7 +27,7 @@ _LOOKS = {
     }
 }
 for _look in _LOOKS["series"].values():
-    _look["dash"] = "solid"
+    _look["dash"] = "none"
 
 
 def evaluation(workdir: Path, how: bootstrap.Options = bootstrap.DEFAULT) -> str:
@@ -71,7 +71,7 @@ def evaluation(workdir: Path, how: bootstrap.Options = bootstrap.DEFAULT) -> str
             notes=tables.notes(scores),
             sections=[
                 Section("prompts", "Prompt templates", templates),
-                Section("values", "Values", tables=[table]),
+                Section("values", "Values", tables=[table], opened=True),
             ],
             terms=_terms(how),
             provenance=_provenance([("Model", said["model"], records)]),
@@ -141,7 +141,7 @@ def compared(one: Path, other: Path) -> str:
             answer=_answer_of_two(table, datasets),
             lead=panels,
             notes=[table.title.partition("; ")[2]] if "; " in table.title else [],
-            sections=[Section("values", "Values", tables=[table])],
+            sections=[Section("values", "Values", tables=[table], opened=True)],
             terms=_terms(bootstrap.DEFAULT),
             provenance=_provenance(
                 [

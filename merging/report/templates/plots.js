@@ -261,7 +261,9 @@ function drawPlot(panel, spec) {
     }
     if (trace.look) {
       const look = lookOf(...trace.look);
-      trace.line = { dash: look.dash, width: 2, ...trace.line, color: look.color };
+      if (look.dash !== "none") {
+        trace.line = { dash: look.dash, width: 2, ...trace.line, color: look.color };
+      }
       trace.marker = { symbol: look.symbol, size: 8, ...trace.marker, color: look.color };
       for (const bar of ["error_x", "error_y"]) {
         if (trace[bar]) trace[bar] = { thickness: 1.2, width: 3, ...trace[bar], color: look.color };
