@@ -56,12 +56,12 @@ def points(grid: Grid) -> tuple[Table, list[str]]:
     rows = list(_points(grid, ALL, sources))
     by_category: list[tuple] = []
     notes = []
-    if len(rows) * len({row.category for row in grid.rows}) > MOST_POINTS:
+    for category in sorted({row.category for row in grid.rows}):
+        if part := of_category(grid, category):
+            by_category += _points(part, category, sources)
+    if len(rows) + len(by_category) > MOST_POINTS:
+        by_category = []
         notes.append("The rows are too many for the page to tell categories apart.")
-    else:
-        for category in sorted({row.category for row in grid.rows}):
-            if part := of_category(grid, category):
-                by_category += _points(part, category, sources)
     columns = ("split", "metric", "category", "size", "base", "method", "K", *SPREAD)
     columns += ("reference", "lambda", "density", "at edge", "source")
     return Table("points", "Every score", columns, (*rows, *by_category)), notes

@@ -181,17 +181,21 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     results = types.ModuleType("merging.runtime.results")
     results.read = lambda paths: calls.append(paths) or ["row"] * 3
     report = types.ModuleType("merging.report")
-    report.report = lambda rows, out: calls.append((rows, out)) or out / "i.html"
+    report.report = lambda *given: calls.append(given) or given[1] / "i.html"
     for fake in (results, report):
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
         monkeypatch.setattr(fake.__name__, fake, raising=False)
     one, two = tmp_path / "one", tmp_path / "two"
     status, out, _ = run("report", "--workdir", one, two)
     assert status == 0
-    assert calls == [[one, two], (["row"] * 3, one / "report")]
+    assert calls == [[one, two], (["row"] * 3, one / "report", {})]
     assert out == f"Report of 3 rows: {one / 'report' / 'i.html'}\n"
+    # The config of a workdir that holds a run of ours goes to the page.
+    record = {"config_hash": "abc", "config": {"sizes": ["1x"]}}
+    two.mkdir()
+    (two / "config.json").write_text(json.dumps(record))
     run("report", "--workdir", one, two, "--out", tmp_path / "joined")
-    assert calls[-1] == (["row"] * 3, tmp_path / "joined")
+    assert calls[-1] == (["row"] * 3, tmp_path / "joined", {"abc": {"sizes": ["1x"]}})
 
 
 class Record(NamedTuple):

@@ -81,7 +81,10 @@ function valuesOf(rows, dimension) {
 const labelOf = (dimension, value) =>
   (DATA.labels[dimension] || {})[value] || String(value).replaceAll("_", " ");
 
-const shownNumber = (value, digits = 3) =>
-  value === null || value === undefined ? "–"
-    : typeof value === "number" && !Number.isInteger(value) ? value.toFixed(digits)
-      : String(value);
+// As the tables beside it have them: no minus sign in front of nothing.
+function shownNumber(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text;
+}

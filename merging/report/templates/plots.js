@@ -168,8 +168,8 @@ function drawLines(panel, spec) {
     font: { size: narrow() ? 11 : 12 } };
   layout.annotations = [...(layout.annotations || []), { text: plain(X_TITLES[chosen.x] ||
     chosen.x), showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0,
-  xanchor: "center", yanchor: "top", yshift: chosen.x === "size" ? -37 : -24 }];
-  layout.margin.b = chosen.x === "size" ? 60 : 46;
+  xanchor: "center", yanchor: "top", yshift: chosen.x === "size" ? -40 : -25 }];
+  layout.margin.b = chosen.x === "size" ? 62 : 47;
   // One range for all facets: a single facet's own would hide the others' points.
   if (spec.zero) layout.yaxis.rangemode = "tozero";
   panel.legend = { dimension: chosen.line, values: lines };
@@ -231,15 +231,15 @@ function drawHeat(panel, spec) {
   const grid = down.map((one) => across.map((x) => cell.get(`${x}\u0000${one[spec.y]}`)));
   const name = (row) => plain(narrow() ? row[spec.y]
     : `${row[spec.y]}  ·  ${row.category ? row.category.replaceAll("_", " ") : ""}`);
-  const layout = baseLayout(down.length * (narrow() ? 20 : 21) + 130);
-  layout.margin.l = 10;
+  const layout = baseLayout(down.length * (narrow() ? 20 : 21) + 100);
+  layout.margin.l = layout.margin.b = 10;
   Object.assign(layout.xaxis, { type: "category", side: "top", tickangle: narrow() ? -60 : -25,
     tickfont: { size: 11 }, ticks: "" });
   Object.assign(layout.yaxis, { type: "category", tickfont: { size: 11 }, ticks: "" });
   const trace = {
     type: "heatmap", x: across.map((value) => plain(labelOf(spec.x, value))), y: down.map(name),
     z: grid.map((line) => line.map((row) => (row ? row.mean : null))),
-    text: grid.map((line) => line.map((row) => (row ? row.mean.toFixed(2) : ""))),
+    text: grid.map((line) => line.map((row) => (row ? shownNumber(row.mean, 2) : ""))),
     texttemplate: "%{text}", textfont: { size: narrow() ? 9 : 11 }, hoverinfo: "text",
     hovertext: grid.map((line) => line.map((row) => (row ? hoverText(row, chosen, spec) : ""))),
     ...heatColors(chosen.where.metric in MIDDLES ? MIDDLES[chosen.where.metric] : null),

@@ -1,0 +1,132 @@
+"""The pages of an evaluation, of two compared, and of a merge, in a browser."""
+
+import browser
+import numpy as np
+import pytest
+
+from merging.evaluation import DatasetScore, Record, TemplateScore, store, tables
+from merging.evaluation.comparison import compared
+from merging.merge.changes import Inspection, LeafChange
+from merging.report import evaluation_page, merge_page
+
+DATASETS = (("imdb", "held_in"), ("rte", "held_in"), ("wic", "held_out"))
+
+
+def evaluated(workdir, shift, model):
+    """A finished evaluation of three datasets, two prompts of 64 examples each."""
+    draw = np.random.default_rng(shift)
+    keys = {}
+    for number, (name, split) in enumerate(DATASETS):
+        templates = {}
+        for prompt in ("first", "second"):
+            right = draw.random((64, 1)) < 0.5 + 0.1 * number + 0.2 * shift
+            counts = right.astype(np.float32)
+            value = float(counts.mean())
+            templates[prompt] = TemplateScore(
+                64, 0, "same", {"accuracy": value}, {"accuracy": counts}
+            )
+        mean = np.mean([one.values["accuracy"] for one in templates.values()])
+        score = DatasetScore(
+            *(name, "some", split, "accuracy", 0.5),
+            value=float(mean),
+            examples=64,
+            templates=templates,
+        )
+        keys[name] = store.key(name, model)
+        store.save(workdir, keys[name], Record(score, 1.0, "abc"))
+    store.write_index(workdir, keys, {"model": model, "suite": "toy"})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluations")
+    return (
+        evaluated(folder / "a", 0, "models/<i>a</i>"),
+        evaluated(folder / "b", 1, "models/b"),
+    )
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as found:
+        yield found
+
+
+def drawn(shown, panel, number=0):
+    return shown.evaluate(
+        "([name, number]) => { const {x, y, z, error_x} = document.querySelector("
+        "`[data-panel=${name}] .plot`).data[number]; return {x, y, z, error_x}; }",
+        [panel, number],
+    )
+
+
+def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(evaluation_page.evaluation(workdirs[0]), "utf-8")
+    score = next(
+        r.score for r in store.present(workdirs[0]) if r.score.dataset == "rte"
+    )
+    value = tables.value(score, "accuracy")
+    with browser.opened(chromium, path, 390) as shown:
+        assert "<i>a</i>" in shown.text_content("#answer .facts")
+        assert f"{value.value:.3f}" in shown.text_content("#values")
+        points = drawn(shown, "dots_held_in")
+        at = points["y"].index("rte (accuracy)")
+        assert points["x"][at] == pytest.approx(value.value)
+        high = points["x"][at] + points["error_x"]["array"][at]
+        assert high == pytest.approx(value.interval.high)
+        assert set(drawn(shown, "dots_held_in", 1)["x"]) == {0.5}
+        assert len(drawn(shown, "templates")["x"]) == 6
+        shown.click("#dots_held_in .legend button:has-text('chance')")
+        assert (
+            shown.evaluate("document.querySelector('#dots_held_in .plot').data.length")
+            == 1
+        )
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(evaluation_page.compared(*workdirs), "utf-8")
+    rows = {row[0]: row for row in compared(*workdirs).rows}
+    with browser.opened(chromium, path) as shown:
+        points = drawn(shown, "difference")
+        assert len(points["x"]) == len(DATASETS)
+        for name, x in zip(points["y"], points["x"], strict=True):
+            assert x == pytest.approx(rows[name.split(" ")[0]][4])
+        mean = rows["mean of held_in"]
+        assert f"a difference of {mean[4]:+.3f}" in shown.text_content(".answer")
+
+
+def test_a_merges_page_maps_layers_by_kind(chromium, tmp_path):
+    changes = [
+        LeafChange(f"l.{layer}.{kind}", (2, 5), "float32", layer, f"l.*.{kind}", 10,
+                   layer + 1, 0.1 * (layer + 1), 2.0, 0.3)
+        for layer in range(3)
+        for kind in ("q", "<b>up</b>")
+    ]  # fmt: skip
+    changes.append(LeafChange("emb", (4,), "float32", None, "emb", 4, 4, 1.0, 4.0, 0.9))
+    found = Inspection("merged", None, "base", changes, [])
+    path = tmp_path / "page.html"
+    path.write_text(merge_page.page(found), "utf-8")
+    with browser.opened(chromium, path) as shown:
+        heat = drawn(shown, "heat_kept")
+        assert heat["z"] == [[0.1, 0.2, 0.3]] * 2
+        assert "<b>up</b>" in shown.locator("#heat_kept .plot").text_content()
+        assert drawn(shown, "heat_relative")["z"][0] == pytest.approx([0.05, 0.1, 0.15])
+        assert drawn(shown, "outside")["x"] == [0.25]
+        assert drawn(shown, "by_layer_kept")["y"] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_merges_text_has_every_kind_the_most_moved_first():
+    changes = [
+        LeafChange("a", (4,), "float32", None, "a", 4, 1, 1.0, 10.0, 0.5),
+        LeafChange("b", (4,), "float32", None, "b", 4, 4, 3.0, 10.0, 2.0),
+    ]
+    text = merge_page.text(Inspection("merged", None, "base", changes, ["a note"]))
+    lines = text.splitlines()
+    assert "a note" in lines
+    # √(1 + 9) / √(100 + 100), and 5 of 8.
+    assert "62.5% differ" in text and "22.36% of its norm" in text
+    assert lines[-2].split()[0] == "b" and lines[-1].split()[0] == "a"
