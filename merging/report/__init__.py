@@ -5,9 +5,10 @@ The room is named as what it does: `merging.report(…)` is `merging.report.repo
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from merging.report import analyses
 from merging.report.summaries import summarise
 from merging.runtime import results, workdir
 from merging.runtime.naming import callable_as
@@ -21,6 +22,7 @@ def report(
     rows: Iterable[Row | str | os.PathLike],
     out: str | os.PathLike,
     configs: Mapping[str, object] | None = None,
+    analysed: Iterable[tuple[str, Sequence[analyses.Found]]] = (),
 ) -> Path:
     """Write the whole report and return the path of its index.html.
 
@@ -33,6 +35,8 @@ def report(
       out: the folder.
       configs: config hash → values of the runs that the rows come from, to be shown;
         those of the workdirs without it.
+      analysed: (what was done, its rows) of analyses: geometry, saturation, laws; each
+        becomes a section of the page.
 
     Raises:
       UserError: no rows, rows that can't be read or do not belong together
@@ -61,6 +65,7 @@ def report(
         judging.verdict_table(judged),
     ]
     drawn = figures.draw(grid)
+    more = analyses.sections(analysed)
     files = {
         f"tables/{table.name}.csv": table.csv()
         for table in [*others, *(t for found in behind.values() for t in found)]
@@ -69,7 +74,7 @@ def report(
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
-    text = page.page(grid, judged, drawn, behind, configs=configs)
+    text = page.page(grid, judged, drawn, behind, more, configs)
     return _publish(Path(out), files, text)
 
 

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 
-from merging.report import looks, panels, points, tables
+from merging.report import analyses, looks, panels, points, tables
 from merging.report.answer import answer
 from merging.report.document import (
     Control,
@@ -92,6 +92,7 @@ def document(
             "K": looks.ordered(grid.counts),
             "size": looks.ordered(list(grid.sizes)),
             "base": looks.bases(),
+            "ordinal": looks.ordered(range(analyses.ORDINALS)),
         },
         labels=_labels(grid),
         positions={

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+# Milliseconds: a busy machine takes its time, and a page that hangs is still found.
+PATIENCE = 180_000
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -31,6 +33,7 @@ def opened(browser, path, width=1400, scheme="light"):
         viewport={"width": width, "height": 900}, color_scheme=scheme
     )
     page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     page.asked, page.errors = [], []
     page.on("request", lambda request: page.asked.append(request.url))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
