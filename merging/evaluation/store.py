@@ -77,14 +77,14 @@ def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> N
 
 
 def described(workdir: Path) -> dict[str, Any]:
-    """Return what the workdir's index says of its evaluation: the model, the suite.
+    """Return what the workdir's index says of its evaluation: `model` and `suite`.
 
     Raises:
       UserError: it holds no finished evaluation.
     """
     present(workdir)
     found = json.loads((workdir / FOLDER / INDEX).read_text())
-    return {key: value for key, value in found.items() if key != "tasks"}
+    return {key: str(found.get(key, "unknown")) for key in ("model", "suite")}
 
 
 def present(workdir: Path) -> list[Record]:

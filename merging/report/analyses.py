@@ -185,6 +185,8 @@ def _law(rows: Sequence[Found]) -> list[Panel]:
             lines,
             lambda row: row.at,
             axes,
+            mode=lambda label: "lines" if label.startswith("law") else "markers",
+            group=lambda label: label.partition(", ")[2],
         )
         tests = dict.fromkeys(
             row.of[1]
@@ -210,7 +212,7 @@ def _law(rows: Sequence[Found]) -> list[Panel]:
                 lines,
                 lambda row: row.at,
                 axes,
-                joined=False,
+                mode=lambda label: "markers",
             )
     return panels
 
@@ -229,20 +231,32 @@ def _lines(
     lines: Mapping[str, Sequence[Found]],
     place: Callable[[Found], float | None],
     axes: tuple[str, str],
-    joined: bool = True,
+    mode: Callable[[str], str] = lambda label: "lines+markers",
+    group: Callable[[str], str] = lambda label: label,
 ) -> list[Panel]:
-    """A figure of named lines; none where no row has a value."""
+    """A figure of named lines; none where no row has a value.
+
+    Args:
+      name, title, caption: the panel's.
+      lines: label → rows.
+      place: a row's x.
+      axes: their titles.
+      mode: a label's, as Plotly has it.
+      group: labels of one group look alike.
+    """
     known = {
         label: sorted((r for r in rows if r.value is not None), key=place)
         for label, rows in lines.items()
     }
     known = {label: rows for label, rows in known.items() if rows}
     traces = []
-    for number, (label, rows) in enumerate(known.items()):
-        ordinal = round(number * (ORDINALS - 1) / max(len(known) - 1, 1))
+    groups = list(dict.fromkeys(map(group, known)))
+    for label, rows in known.items():
+        number = groups.index(group(label))
+        ordinal = round(number * (ORDINALS - 1) / max(len(groups) - 1, 1))
         trace: dict[str, Any] = {
             "type": "scatter",
-            "mode": "lines+markers" if joined else "markers",
+            "mode": mode(label),
             "name": label.replace("_", " "),
             "look": ["ordinal", str(ordinal)],
             "x": [place(row) for row in rows],
@@ -262,7 +276,10 @@ def _lines(
                 "arrayminus": [row.value - row.low for row in rows],
             }
         traces.append(trace)
+    places = sorted({x for trace in traces for x in trace["x"]})
     layout = {"xaxis": {"title": axes[0]}, "yaxis": {"title": axes[1]}}
+    if len(places) <= 12:
+        layout["xaxis"] |= {"tickvals": places, "ticktext": [f"{x:g}" for x in places]}
     return [Panel(name, title, caption, _plot(traces, layout))] if traces else []
 
 

@@ -88,11 +88,15 @@ def _held_out(grid: Grid) -> str:
     if not found.count:
         return ""
     if found.low > 1:
-        reading = "better than its unmerged base in every run"
+        reading = "better than its unmerged base"
     elif found.high < 1:
-        reading = "worse than its unmerged base in every run"
+        reading = "worse than its unmerged base"
     else:
         reading = "no clear difference from not merging"
+    if found.count < 2:
+        reading += ", as far as one run can tell"
+    elif not reading.startswith("no"):
+        reading += " in every run"
     return (
         f"On held-out tasks, which no expert was trained on, a merge of "
         f"{_named(K)} at {size} scores {_shown(found)} times its base: "

@@ -6,6 +6,7 @@ the scripts as JSON, and nothing in the page is loaded from anywhere.
 """
 
 import base64
+import contextlib
 import gzip
 import importlib.metadata
 import json
@@ -184,8 +185,11 @@ def columnar(table: Table) -> dict[str, Any]:
 
 def versions() -> str:
     """The versions of what draws a page and its figures."""
-    names = ("merging", "plotly", "matplotlib", "scipy")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    found = []
+    for name in ("merging", "plotly", "matplotlib", "scipy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
 
 
 def _rounded(value: Any) -> Any:

@@ -183,7 +183,7 @@ def _options(words: Mapping[str, str]) -> list[tuple[str, str, str]]:
 def _labels(grid: Grid) -> dict[str, dict[str, str]]:
     methods = (*grid.methods, points.ALL_METHODS, *BASELINES)
     return {
-        "size": {size: f"{size} ({human(n)})" for size, n in grid.sizes.items()},
+        "size": {size: _sized(size, n) for size, n in grid.sizes.items()},
         "base": BASE_NAMES,
         "method": {method: label(method) for method in methods},
         "K": {str(K): f"K = {K}" for K in grid.counts},
@@ -199,7 +199,7 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
     ]
     held_in = {r.dataset for r in grid.rows if r.split == "held_in"}
     held_out = {r.dataset for r in grid.rows if r.split == "held_out"}
-    sizes = (f"{s} ({human(n)})" for s, n in grid.sizes.items())
+    sizes = (_sized(size, count) for size, count in grid.sizes.items())
     return [
         ("sizes", ", ".join(sizes)),
         ("bases", ", ".join(base.upper() for base in grid.bases)),
@@ -213,6 +213,10 @@ def _facts(grid: Grid) -> list[tuple[str, str]]:
             f"{len(held_out)} held-out",
         ),
     ]
+
+
+def _sized(size: str, count: int) -> str:
+    return size if size == human(count) else f"{size} ({human(count)})"
 
 
 def _provenance(

@@ -59,6 +59,9 @@ def test_a_panel_holds_the_rows_in_order():
         "observed, N = 1000",
         "law, N = 1000",
     ]
+    observed, fitted = fit.spec["traces"]
+    assert (observed["mode"], fitted["mode"]) == ("markers", "lines")
+    assert observed["look"] == fitted["look"]
     assert fit.spec["traces"][1]["error_y"]["array"] == [1 - 0.55, 1 - 0.275]
     assert [t["y"] for t in held_out.spec["traces"]] == [[0.12], [0.13]]
 

@@ -27,6 +27,13 @@ def test_one_size_is_answered_with_the_best_and_the_weakest_method(run):
     assert "the best method is" in answer(grid)[1]
 
 
+def test_one_run_claims_no_more_than_one_run(run):
+    grid = summarise(run(("1x",), ("it",), ("average",), (2,), seeds=1))
+    experts, held_out = answer(grid)
+    assert "(one run)" in experts
+    assert "better than its unmerged base, as far as one run can tell" in held_out
+
+
 def test_a_run_without_merges_is_answered_so(model):
     flat = [lambda d: 0.5] * 3
     grid = summarise(model("1x", "pt", "base", (), 0, *flat))

@@ -54,7 +54,7 @@ function xAxis(dimension, rows, spec) {
   const range = log ? [Math.log10(low) - margin, Math.log10(high) + margin]
     : [low - margin, high + margin];
   return {
-    place, shift: (x, by) => (log ? x * 10 ** (0.03 * by) : x + 0.1 * by),
+    place, shift: (x, by) => (log ? x * 10 ** (0.03 * by) : x + 0.016 * (high - low || 1) * by),
     axis: { type: log ? "log" : "linear", tickvals: at, ticktext: text, range },
   };
 }
