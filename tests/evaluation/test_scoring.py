@@ -292,10 +292,15 @@ def test_a_row_is_held_against_another_evaluation(made, tmp_path):
             assert row.normalised == pytest.approx(row.value / base[row.dataset])
 
 
-def test_two_evaluations_are_compared_on_the_same_examples(made, capsys):
+def test_two_evaluations_are_compared_on_the_same_examples(made, capsys, tmp_path):
     a, b = made / "scores_a", made / "scores_b"
-    assert main(["evaluate", "--compare", str(a), str(b)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out = ["--out", str(tmp_path)]
+    assert main(["evaluate", "--compare", str(a), str(b), *out]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"Report: {tmp_path / 'index.html'}"
+    assert f"({a})" in (tmp_path / "index.html").read_text("utf-8")
+    # A model's own page lies in its workdir.
+    assert "copa (accuracy)" in (a / "report" / "index.html").read_text("utf-8")
     found = {line.split()[0]: line.split() for line in lines[3:]}
     assert set(found) == {*DATASETS, "mean"}
     for name in DATASETS:

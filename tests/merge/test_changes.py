@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from merging.checkpoints import open_checkpoint
+from merging.cli.main import main
 from merging.merge import changes, merge_checkpoints
 from merging.runtime.errors import UserError
 
@@ -50,7 +51,7 @@ def test_norms_and_counts_are_numpys_in_parts_of_any_size(pair, monkeypatch, par
     assert lines == ["new: not in the base", "gone: only in the base"]
 
 
-def test_an_inspected_merge_tells_its_manifest_and_its_sparsity(tmp_path):
+def test_an_inspected_merge_tells_its_manifest_and_its_sparsity(tmp_path, capsys):
     draw = np.random.default_rng(1)
     weights = [draw.normal(size=1000).astype(np.float32) for _ in range(3)]
     places = [write(tmp_path / f"m{i}", w=weights[i]) for i in range(3)]
@@ -61,6 +62,11 @@ def test_an_inspected_merge_tells_its_manifest_and_its_sparsity(tmp_path):
     assert found.record["settings"]["method"] == "ties(density=0.3)"
     # One expert, trimmed to 30 %: the 700th smallest and all above it are kept.
     assert [change.changed for change in found.changes] == [301]
+    page = tmp_path / "page"
+    assert main(["inspect", out, "--out", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "Method: ties(density=0.3)" in printed and "30.1% differ" in printed
+    assert "30.1% differ" in (page / "index.html").read_text("utf-8")
     other = changes.inspect(out, base=places[2])
     assert other.base == places[2] and other.changes[0].changed == 1000
     (tmp_path / "m0" / "model.safetensors").unlink()
