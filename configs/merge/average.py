@@ -5,8 +5,9 @@
 
 Every config of this folder has these settings, and differs in its method. Experts (and
 the base, where there is one) are safetensors or Orbax folders of one architecture; of
-Orbax, a CheckpointManager's RUN, a step RUN/100, or a part of a tree, PATH#params. One
-pass reads each input once. Cost: about the time to copy the inputs.
+Orbax, a CheckpointManager's RUN, a step RUN/100, or a part of a tree, PATH#params.
+Steps of any run are RUN@100,200, RUN@last:10 or RUN@* (merge/run). One pass reads each
+input once. Cost: about the time to copy the inputs.
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +17,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = ""  # folder of the model that the experts were fine-tuned from
     config.experts = ()  # their folders, separated by commas; NAME=FOLDER names one
+    config.schedule = (
+        ""  # weights along a run: uniform, ema, linear, minus_sqrt, lawa(k)
+    )
     config.output = ""  # the folder to make
     config.method = ConfigDict(dict(name="average", weights=None))
     # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.

@@ -14,6 +14,7 @@ from merging.checkpoints.formats import FORMATS, create, granularity, open_check
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.location import split
 from merging.checkpoints.names import require_tensor_names
+from merging.checkpoints.runs import RunStep, run_steps
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
 from merging.checkpoints.view import Origin, View
@@ -28,6 +29,7 @@ __all__ = [
     "MissingCheckpoint",
     "NotStored",
     "Origin",
+    "RunStep",
     "Source",
     "SourceFile",
     "View",
@@ -47,6 +49,7 @@ __all__ = [
     "require_free_output",
     "require_tensor_names",
     "restore",
+    "run_steps",
     "save",
     "split",
     "stored_head",

@@ -72,6 +72,7 @@ COMMAND = Command(
 
     Of Orbax, RUN (a CheckpointManager's folder) is its latest step, RUN/100 another,
     and PATH#params a part of a tree; of a training's state the params are taken.
+    RUN@100,200, RUN@last:10 and RUN@* are steps of a run of any trainer, in order.
 
     examples:
       merging merge --config merge/ties --config.base=BASE \\
@@ -80,6 +81,8 @@ COMMAND = Command(
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
       merging merge --config merge/mergekit \\
           --config.merge_yaml=mergekit.yml --config.output=MERGED
+      merging merge --config merge/run --config.experts=RUN@last:10 \\
+          --config.schedule=ema --config.output=MERGED
       merging merge --manifest MERGED/manifest.json --output AGAIN
       merging merge --manifest MERGED/manifest.json --output AGAIN \\
           --inputs base=BASE,EXPERT1=/elsewhere/EXPERT1

@@ -77,6 +77,7 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]
+    along = settings["schedule"]
     # Indented, so that no fence in it can end it.
     yaml = [f"    {line}" for line in (settings["merge_yaml"] or "").splitlines()]
     return "\n".join(
@@ -86,6 +87,7 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
             "",
             f"Merged by `{settings['method']}`"
             + (f" from the base `{base}`" if base else "")
+            + (f", by the schedule `{along}`" if along else "")
             + f", seed {settings['seed']}.",
             "",
             "| expert | checkpoint |",

@@ -20,6 +20,8 @@ BASE = "the base"
 _HEAD = "lm_head.weight"
 # A name that an expert may be given on the command line.
 _NAME = re.compile(r"[\w.+#-]+")
+# Steps of a run, as they are given, and one more.
+_STEPS, _STEP = re.compile(r"@\d+(,\d+)*$"), re.compile(r"\d+(#.*)?")
 
 
 class Inputs(NamedTuple):
@@ -125,12 +127,13 @@ def expert_names(uris: Sequence[str]) -> dict[str, str]:
     """Return {name: uri} of texts ``PATH``, named after its last folder, or NAME=PATH.
 
     What a name is does not depend on the other experts: random masks follow from it.
-    A checkpoint given twice is merged twice, the second time as ``NAME#2``.
+    A checkpoint given twice is merged twice, the second time as ``NAME#2``. Steps of a
+    run, ``RUN@last:10`` (see `checkpoints.runs`), come in their order, as ``RUN@100``.
 
     Raises:
       UserError: two different checkpoints have one name; says how to name them.
     """
-    given = [_named(text) for text in uris]
+    given = [pair for text in _joined(uris) for pair in _named(text)]
     names: dict[str, str] = {}
     for stem, uri in given:
         name, times = stem, 1
@@ -149,12 +152,26 @@ def expert_names(uris: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _named(text: str) -> tuple[str, str]:
-    """Return the name and the place of an expert as it is given."""
+def _joined(uris: Sequence[str | int]) -> list[str]:
+    """Return texts where a number after ``RUN@100`` is a further step of that run."""
+    texts: list[str] = []
+    for text in map(str, uris):
+        if texts and _STEPS.search(texts[-1]) and _STEP.fullmatch(text):
+            texts[-1] += f",{text}"
+        else:
+            texts.append(text)
+    return texts
+
+
+def _named(text: str) -> list[tuple[str, str]]:
+    """Return the names and the places of an expert, or a run's, as it is given."""
     name, equals, uri = text.partition("=")
-    if equals and uri and _NAME.fullmatch(name) and not os.path.exists(text):
-        return name, uri
-    return text.rstrip("/").rsplit("/", 1)[-1] or text, text
+    if not (equals and uri and _NAME.fullmatch(name)) or os.path.exists(text):
+        name, uri = "", text
+    steps = checkpoints.run_steps(uri)
+    if steps is None:
+        return [(name or uri.rstrip("/").rsplit("/", 1)[-1] or uri, uri)]
+    return [(f"{name}@{s.number}" if name else s.name, s.uri) for s in steps]
 
 
 def _telling_names(uris: Sequence[str]) -> list[str]:

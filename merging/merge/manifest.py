@@ -22,7 +22,7 @@ from merging.runtime.errors import UserError, nearest
 from merging.runtime.revision import git_revision
 
 NAME = "manifest.json"
-VERSION = 2
+VERSION = 3
 # Bytes that are read back at a time.
 PART = 2**23
 _SETTINGS: dict[str, Any] = {
@@ -30,6 +30,7 @@ _SETTINGS: dict[str, Any] = {
     "experts": dict,
     "method": str,
     "method_file": dict | None,
+    "schedule": str | None,  # for the reader: the method has its weights
     "leaf_rules": list,
     "seed": int,
     "dtype": str | None,

@@ -116,6 +116,7 @@ def _asked_by_yaml(settings: dict[str, Any]) -> _Asked:
         "experts": experts,
         "method": document.method,
         "method_file": None,
+        "schedule": None,
         "leaf_rules": [],
         "dtype": document.out_dtype or document.dtype,
     }

@@ -39,12 +39,20 @@ class ByLayer(NamedTuple):
         share = place - left
         return (1 - share) * self.values[left] + share * self.values[left + 1]
 
+    def __repr__(self) -> str:
+        return f"by_layer({', '.join(map(repr, self.values))})"
+
 
 class Spec(NamedTuple):
     """A method's name and its parameters, in which a `ByLayer` may stand."""
 
     name: str
     parameters: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return the text that `parse` reads."""
+        given = (f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{self.name}({', '.join(given)})"
 
     def method(self, depth: float) -> Method:
         """Return the method at a depth, from 0 to 1."""

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from merging import checkpoints, methods
-from merging.merge import card, job, manifest, mergekit, preparation
+from merging.merge import along_run, card, job, manifest, mergekit, preparation
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import config_keys, memory, processes
@@ -39,6 +39,7 @@ _KEYS = {
     "auxiliary_files": "",
 }
 _OWN = {"base": "", "rules": (), "dtype": "", "experts": tuple, "method": ConfigDict}
+_OWN["schedule"] = ""
 _YAML = {"merge_yaml": str}
 
 
@@ -48,6 +49,7 @@ def merge_checkpoints(
     method: Method | str,
     output: str | os.PathLike,
     *,
+    schedule: str | None = None,
     method_file: str | None = None,
     leaf_rules: Sequence[str] = (),
     seed: int = 0,
@@ -66,10 +68,13 @@ def merge_checkpoints(
     Args:
       base: folder of θ₀; None if the method needs none.
       experts: folders of θᵢ, or {name: folder}. Random masks depend on the names,
-        which are the folders' own; ``NAME=FOLDER`` gives another.
+        which are the folders' own; ``NAME=FOLDER`` gives another. ``RUN@last:10`` is
+        several, steps of a run in their order (see `merging.checkpoints.runs`).
       method: such as ``methods.ties(density=0.2)`` or ``"ties(density=0.2)"``.
       output: the folder to make. It appears when it is complete; one that this very
         merge has made is left as it is.
+      schedule: the weights of experts along a run, such as ``"ema"`` (see
+        `methods.run_weights`).
       method_file: a Python file of yours that registers methods; see
         `methods.register`. Then `method` may be "", if it registers one only.
       leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
@@ -93,8 +98,7 @@ def merge_checkpoints(
     """
     settings = {
         "base": None if base is None else os.fspath(base),
-        "experts": _as_text(experts),
-        "method": method,
+        **_scheduled(_as_text(experts), method, schedule, method_file),
         "method_file": method_file,
         "leaf_rules": leaf_rules,
         "seed": seed,
@@ -147,6 +151,17 @@ def _merge(output: str | Path, memory_budget: str | int, **settings: Any) -> Pat
             text = f"{output} has no config.json: there was none to copy"
             warnings.warn(f"{text} (auxiliary_files).", stacklevel=3)
     return Path(output)
+
+
+def _scheduled(
+    experts: Any, method: Method | str, schedule: str | None, file: str | None
+) -> dict[str, Any]:
+    """Return these settings, with the weights that the schedule gives."""
+    if schedule:
+        if file:  # its methods are to be known
+            methods.load_file(file)
+        experts, method = along_run.scheduled(experts, method, schedule)
+    return {"experts": experts, "method": method, "schedule": schedule}
 
 
 def _as_text(experts: Any) -> Any:
@@ -235,6 +250,8 @@ def run(config: Any, *, dry_run: bool = False) -> None:
         done = _is_done(prepared)
         if processes.is_first():
             summary = job.summary(prepared, prepared.partition())
+            if prepared.settings["schedule"]:
+                summary = f"{along_run.table(prepared.settings)}\n{summary}"
             print(f"It is merged already. {summary}" if done else summary)
         return
     arguments = _arguments(config)
@@ -280,10 +297,11 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
         method = values.pop("method")
         name, file = method.pop("name", ""), method.pop("file", "")
         settings = ", ".join(f"{k}={v!r}" for k, v in method.items())
+        text = f"{name}({settings})" if method else name
+        schedule = values.pop("schedule") or None
         arguments = {
             "base": values.pop("base") or None,
-            "experts": values.pop("experts"),
-            "method": f"{name}({settings})" if method else name,
+            **_scheduled(values.pop("experts"), text, schedule, file or None),
             "method_file": file or None,
             "leaf_rules": values.pop("rules"),
             "dtype": values.pop("dtype") or None,

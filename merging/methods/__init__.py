@@ -36,6 +36,7 @@ from merging.methods.registry import (
     names,
     register,
 )
+from merging.methods.schedules import run_weights
 from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "register",
     "rescale",
     "rht",
+    "run_weights",
     "task_arithmetic",
     "task_vectors",
     "ties",

@@ -1,0 +1,63 @@
+"""A merge along a run: its checkpoints' weights, from a schedule over their order.
+
+A schedule is a way to say weights. What is merged, and what the manifest records, are
+the checkpoints with their weights, so a repeated merge needs no schedule.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merging import methods
+from merging.merge import rules
+from merging.merge.inputs import expert_names
+from merging.methods import Method
+from merging.runtime import text
+from merging.runtime.errors import UserError
+
+
+def scheduled(
+    experts: Sequence[str] | Mapping[str, str], method: Method | str, schedule: str
+) -> tuple[dict[str, str], Method | str]:
+    """Return the experts by name, and the method with the schedule's weights for them.
+
+    An expert whose weight is 0, as LAWA's older ones, is left out and never read.
+
+    Args:
+      experts: in the order of their steps.
+      method: one that takes weights, and has none.
+      schedule: see `methods.run_weights`.
+
+    Raises:
+      UserError: no such schedule, or a method that has weights or takes none.
+    """
+    named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
+    every = methods.run_weights(schedule, len(named))
+    weights = {n: w for n, w in zip(named, every, strict=True) if w != 0}
+    kept = {name: named[name] for name in weights}
+    return kept, _with_weights(method, tuple(weights.values()))
+
+
+def table(settings: Mapping[str, Any]) -> str:
+    """Return each expert's weight, in the order of the steps, as a dry run prints it.
+
+    Args:
+      settings: a merge's, as its manifest has them.
+    """
+    weights = rules.parse(settings["method"]).parameters["weights"]
+    pairs = zip(settings["experts"].items(), weights, strict=True)
+    rows = [("expert", "weight", "checkpoint")]
+    rows += [(name, f"{weight:.6f}", uri) for (name, uri), weight in pairs]
+    return f"Weights by the schedule {settings['schedule']}:\n{text.table(rows)}"
+
+
+def _with_weights(method: Method | str, weights: tuple[float, ...]) -> Method | str:
+    twice = UserError("both weights and a schedule, which gives weights: choose one.")
+    if isinstance(method, Method):
+        if method.weights is not None:
+            raise twice
+        return dataclasses.replace(method, weights=weights)
+    spec = rules.parse(method)
+    if spec.parameters.get("weights") is not None:
+        raise twice
+    return str(spec._replace(parameters=spec.parameters | {"weights": weights}))
