@@ -76,11 +76,15 @@ setup(
             "playwright>=1.50",
             # Any bytes, config or file name that a stranger could give us.
             "hypothesis>=6.100",
+            "optuna>=4.4",
+            "cmaes>=0.11",
         ],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
         # What reads GGUF files (configs/convert/smollm2.py).
         "gguf": ["gguf>=0.17"],
+        # For `merging search`; cmaes is its sampler of that name.
+        "search": ["optuna>=4.4", "cmaes>=0.11"],
         # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
         "hub": ["datasets>=3"],
         "gpu": ["jax[cuda12]>=0.10"],

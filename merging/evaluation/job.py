@@ -131,7 +131,7 @@ def evaluate(
     model = _model(model)
     if isinstance(suite, str):
         suite = tasks.suite(suite, tokenizer=model.tokenizer)
-    _require_own_tokens(suite, model)
+    require_own_tokens(suite, model)
     place = None if workdir is None else Path(workdir)
     if place and not model.identity:
         raise UserError(
@@ -180,7 +180,8 @@ def _model(model: Any) -> Model:
     return Model(config, count, lambda dtype, mesh: (config, params))
 
 
-def _require_own_tokens(suite: tasks.Suite, model: Model) -> None:
+def require_own_tokens(suite: tasks.Suite, model: Model) -> None:
+    """Raise a UserError if a suite's tokens cannot be those of a model."""
     size, rows = len(suite.tokenizer), model.config.vocab_size
     if size > rows:
         where = suite.tokenizer_path or f"suite {suite.name}"

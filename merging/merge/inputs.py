@@ -19,7 +19,7 @@ BASE = "the base"
 # What Hugging Face's models call their output weights; not there where they are tied.
 _HEAD = "lm_head.weight"
 # A name that an expert may be given on the command line.
-_NAME = re.compile(r"[\w.+#-]+")
+_NAME = re.compile(r"[\w.+#@-]+")
 # Steps of a run, as they are given, and one more.
 _STEPS, _STEP = re.compile(r"@\d+(,\d+)*$"), re.compile(r"\d+(#.*)?")
 

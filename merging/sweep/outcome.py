@@ -1,0 +1,208 @@
+"""What a search found: on the test split, as a merge to run again, and as a picture."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merging.evaluation import DatasetScore, bootstrap, tables
+from merging.merge import merge_checkpoints
+from merging.report.searches import Point, search_figure
+from merging.runtime import storage, text
+from merging.sweep.resident import Resident
+from merging.sweep.scorers import Scorer, Settings
+from merging.sweep.trials import Recipe, Space, Trial
+
+BASE, GRID, BEST = "base", "task arithmetic, λ by the grid", "search"
+_CONFIG = '''"""{title}
+
+    merging merge --config {path} --config.output=MERGED
+
+{words}
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.base = {base!r}
+    config.experts = (
+{experts}    )
+    config.output = {output!r}
+    config.method = ConfigDict({method!r})
+    config.rules = {rules!r}
+    config.seed = {seed!r}
+    return config
+'''
+
+
+class Outcome(NamedTuple):
+    """A finished search.
+
+    Attributes:
+      space: that was searched.
+      trials: all, in their order.
+      grid: the line of task arithmetic's best λ; None without a base or a grid.
+      experts: their names.
+    """
+
+    space: Space
+    trials: Sequence[Trial]
+    grid: Mapping[str, Any] | None
+    experts: Sequence[str]
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the highest objective, the first of several."""
+        return max(self.trials, key=lambda trial: trial.value)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The best trial's merge."""
+        return self.space.recipe(self.best.point)
+
+
+def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
+    """Write and print all that a search found; return the merge's config.
+
+    Args:
+      outcome: of the search.
+      held: the models.
+      settings: of the search.
+    """
+    folder = settings.folder
+    path = _write_config(outcome, settings)
+    figure = search_figure(
+        [Point(t.number, t.point, t.value) for t in outcome.trials],
+        reference=outcome.grid and outcome.grid["value"],
+    )
+    for suffix in ("png", "svg"):
+        storage.write_bytes(folder / f"search.{suffix}", getattr(figure, suffix))
+    lines = _test(outcome, held, settings)
+    print(_table(lines))
+    print(f"Best, trial {outcome.best.number} of {len(outcome.trials)}: {path}")
+    if settings.merge:
+        merged = merge_checkpoints(
+            settings.base,
+            settings.experts,
+            outcome.recipe.method,
+            folder / "merged",
+            method_file=settings.method_file,
+            leaf_rules=outcome.recipe.rules,
+            seed=settings.seed,
+        )
+        print(f"Merged: {merged} (`merging verify {merged}` checks it)")
+    return path
+
+
+def _write_config(outcome: Outcome, settings: Settings) -> Path:
+    path, best, recipe = settings.folder / "best.py", outcome.best, outcome.recipe
+    method = {"name": recipe.method}
+    if settings.method_file:
+        method["file"] = str(Path(settings.method_file).absolute())
+    given = (f"{name}={uri}" for name, uri in settings.experts.items())
+    words = f"Of {len(outcome.trials)} trials, number {best.number} had the highest "
+    made = _CONFIG.format(
+        title="The best merge that a search found.",
+        path=path,
+        words=f"{words}objective on\nthe validation split, {best.value:.6f}.",
+        base=settings.base or "",
+        experts="".join(f"        {one!r},\n" for one in given),
+        output=str(settings.folder / "merged"),
+        method=method,
+        rules=recipe.rules,
+        seed=settings.seed,
+    )
+    return storage.write_bytes(path, made.encode())
+
+
+def _test(outcome: Outcome, held: Resident, settings: Settings) -> list[dict[str, Any]]:
+    """Return the lines of the test split; read from the workdir if they are there."""
+    path = settings.folder / "test.jsonl"
+    if path.exists():
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    scorer = Scorer(settings, held)
+    print("search: the test split", file=sys.stderr)
+    found: dict[str, list[DatasetScore]] = {}
+    if settings.base:
+        found[BASE] = scorer.scores(held.model(None), "test")
+    for name in outcome.experts:
+        found[f"expert {name}"] = scorer.scores(held.model(name), "test")
+    merges = {BEST: outcome.recipe}
+    if outcome.grid:
+        merges = {GRID: Recipe(outcome.grid["method"], ())} | merges
+    for name, recipe in merges.items():
+        params = held.merged(recipe, settings.seed)
+        found[name] = scorer.scores(params, "test")
+    lines = compared(found, settings.bootstrap)
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    storage.write_bytes(path, content.encode())
+    return lines
+
+
+def compared(
+    found: Mapping[str, Sequence[DatasetScore]], how: bootstrap.Options
+) -> list[dict[str, Any]]:
+    """Return a line for each model, and one for the search's gain on the grid.
+
+    Each has the mean of the datasets' values, and of their ratios to the best expert's
+    value (which is held fixed), with bootstrap intervals over the examples; the gain's
+    are paired.
+    """
+    names = [score.dataset for score in next(iter(found.values()))]
+    values = {
+        model: [tables.value(score, score.metric, how) for score in scores]
+        for model, scores in found.items()
+    }
+    experts = [of for model, of in values.items() if model.startswith("expert ")]
+    best = [max(of[i].value for of in experts) for i in range(len(names))]
+    drawn = {
+        model: {
+            "mean": _over(of, [1.0] * len(names)),
+            "ratio": _over(of, best),
+        }
+        for model, of in values.items()
+    }
+    lines = [
+        {
+            "model": model,
+            "split": "test",
+            **_shown(drawn[model], how.level),
+            "datasets": {n: v.value for n, v in zip(names, of, strict=True)},
+        }
+        for model, of in values.items()
+    ]
+    if GRID in drawn:
+        gain = {k: drawn[BEST][k] - drawn[GRID][k] for k in ("mean", "ratio")}
+        line = {"model": f"{BEST} − grid, paired", "split": "test"}
+        lines.append(line | _shown(gain, how.level))
+    return lines
+
+
+def _over(values: Sequence[tables.Value], divisors: Sequence[float]) -> np.ndarray:
+    """Return the mean of values over divisors that are not 0, and then resampled."""
+    rows = [
+        np.concatenate([[value.value], value.resampled]) / divisor
+        for value, divisor in zip(values, divisors, strict=True)
+        if divisor > 0
+    ]
+    return np.mean(rows, axis=0)
+
+
+def _shown(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, float]:
+    found = {}
+    for name, row in drawn.items():
+        low, high, _ = bootstrap.interval(row[1:], level)
+        found |= {name: float(row[0]), f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("test split", "mean", "from", "to", "ratio to best expert", "from", "to")]
+    keys = [f"{k}{end}" for k in ("mean", "ratio") for end in ("", "_low", "_high")]
+    rows += [(line["model"], *(f"{line[k]:.4f}" for k in keys)) for line in lines]
+    return text.table(rows, right=range(1, 7))

@@ -1,0 +1,149 @@
+"""A base and experts that stay in memory, merged and scored again and again.
+
+They are held as their checkpoints have them, so that a merge here has the bits of
+`merging merge` with the same text; λ, densities and weights are traced, so that a
+further trial compiles nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from merging import checkpoints, evaluation, models, tasks
+from merging.evaluation import DatasetScore, Requests
+from merging.evaluation.job import compile_cost
+from merging.merge import merge, rules
+from merging.merge.inputs import Inputs, open_inputs
+from merging.models import hf
+from merging.runtime import tree
+from merging.sweep.trials import Recipe
+
+Leaves = dict[str, jax.Array]
+
+
+class Resident:
+    """The models of a search, in memory from when they are first asked for.
+
+    Attributes:
+      inputs: the models' checkpoints.
+      decoder: what they are.
+
+    Args:
+      base: its checkpoint; None for a method that needs none.
+      experts: {name: checkpoint}, in the order of per-expert numbers.
+
+    Raises:
+      UserError: models that cannot be merged, or of no known family.
+    """
+
+    def __init__(self, base: str | None, experts: Mapping[str, str]):
+        self.inputs: Inputs = open_inputs(base, experts)
+        opened = hf.open_model(self.inputs.first.uri)
+        self._table, self._stacked = opened.leaves, opened.stacked
+        dtype = str(opened.leaves["embed"].dtype)
+        self.decoder = dataclasses.replace(
+            opened.config, dtype=dtype, param_dtype=dtype
+        )
+        self._experts = list(experts)
+
+    @functools.cached_property
+    def _base(self) -> Leaves | None:
+        return None if self.inputs.base is None else _read(self.inputs.base)
+
+    @functools.cached_property
+    def _models(self) -> dict[str, Leaves]:
+        return {name: _read(self.inputs.experts[name]) for name in self._experts}
+
+    def model(self, name: str | None) -> models.Params:
+        """Return the parameters of an expert; of the base for None."""
+        return self._params(self._base if name is None else self._models[name])
+
+    def merged(self, recipe: Recipe, seed: int) -> models.Params:
+        """Return the parameters of a merge.
+
+        Raises:
+          UserError: as `merging.merge`, or rules that match no leaf.
+        """
+        first = self._base or self._models[self._experts[0]]
+        floats = [p for p in first if tree.dtype_class(first[p]) == "float"]
+        chosen = rules.recipe(floats, recipe.method, recipe.rules)
+        found = dict(first)
+        for method in dict.fromkeys(m for m in chosen.values() if m is not None):
+            # A method finds what it must know over its own leaves, as streamed.
+            mine = [path for path, one in chosen.items() if one == method]
+            experts = {name: _part(of, mine) for name, of in self._models.items()}
+            base = _part(self._base, mine) if method.needs_base else None
+            found |= tree.flatten(merge(base, experts, method, seed=seed))
+        return self._params(found)
+
+    def _params(self, leaves: Leaves) -> models.Params:
+        """Return leaves of a checkpoint as the decoder's parameters."""
+        if self._stacked:
+            return tree.unflatten(leaves)
+        return tree.unflatten(
+            {
+                path: _gathered([leaves[name] for name in leaf.tensors], leaf.stacked)
+                if not leaf.transposed
+                else _transposed([leaves[n] for n in leaf.tensors], leaf.stacked)
+                for path, leaf in self._table.items()
+            }
+        )
+
+
+def _part(leaves: Leaves, paths: Iterable[str]) -> tree.Tree:
+    return tree.unflatten({path: leaves[path] for path in paths})
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gathered(tensors: Sequence[jax.Array], stacked: bool) -> jax.Array:
+    return jnp.stack(tensors) if stacked else tensors[0]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _transposed(tensors: Sequence[jax.Array], stacked: bool) -> jax.Array:
+    return _gathered([tensor.T for tensor in tensors], stacked)
+
+
+def _read(source: checkpoints.Source) -> Leaves:
+    """Return all leaves of a checkpoint, under their paths."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    paths = list(tree.flatten(source.abstract))
+    return source.read(paths, dict.fromkeys(paths, here))
+
+
+def score(
+    decoder: models.DecoderConfig,
+    params: models.Params,
+    requests: Requests,
+    batch_size: int,
+) -> list[DatasetScore]:
+    """Return what parameters score, by the one evaluator."""
+    bound = (functools.partial(call, params) for call in models.predictor(decoder))
+    return evaluation.evaluate(
+        requests,
+        models.Predictor(*bound),
+        batch_size=batch_size,
+        compile_cost=compile_cost(models.parameter_count(decoder)),
+    )
+
+
+def ask(
+    suite: tasks.Suite,
+    split: str,
+    datasets: Iterable[str],
+    decoder: models.DecoderConfig,
+    cache: Any,
+) -> Requests:
+    """Return a split's requests of some datasets, read once for all models."""
+    return evaluation.requests(
+        suite,
+        split,
+        datasets=list(datasets),
+        context=decoder.max_length,
+        vocab_size=decoder.vocab_size,
+        cache_dir=cache,
+    )
