@@ -24,9 +24,13 @@ def get_config() -> ConfigDict:
     config.groups = ()  # patterns of leaves' paths: REGEX or NAME=REGEX
     config.layer_ranges = 0  # or so many ranges of layers
 
-    config.suite = ConfigDict(dict(name="miniworld", world_seed=0, chat=False))
+    config.suite = ConfigDict(
+        dict(name="miniworld", world_seed=0, validation_examples=64, chat=False)
+    )
     config.tokenizer = ""  # folder of the models' tokenizer; their own
     config.datasets = ()  # to be good at; the suite's held-in ones
+    config.count = 0  # examples of each to choose by, the first; 0: all
+    config.test_count = 0  # and to test on in the end
     config.batch_size = 128
 
     config.sampler = "tpe"  # cmaes, grid or random

@@ -135,14 +135,19 @@ def ask(
     suite: tasks.Suite,
     split: str,
     datasets: Iterable[str],
+    count: int,
     decoder: models.DecoderConfig,
     cache: Any,
 ) -> Requests:
-    """Return a split's requests of some datasets, read once for all models."""
+    """Return a split's requests of some datasets, read once for all models.
+
+    Of each the first `count` examples, or all for 0.
+    """
     return evaluation.requests(
         suite,
         split,
         datasets=list(datasets),
+        count=count or None,
         context=decoder.max_length,
         vocab_size=decoder.vocab_size,
         cache_dir=cache,

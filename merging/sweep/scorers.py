@@ -34,6 +34,7 @@ class Settings:
       suite_settings: as `tasks.suite` takes them.
       tokenizer: folder of the models' tokenizer; "" for their own.
       datasets: that are scored; () for the suite's held-in ones.
+      counts: {split: the first examples of each dataset}; 0 for all.
       batch_size: rows of a call.
       seed: of random masks.
       bootstrap: of the intervals on the test split.
@@ -48,6 +49,7 @@ class Settings:
     suite_settings: dict[str, Any]
     tokenizer: str
     datasets: tuple[str, ...]
+    counts: dict[str, int]
     batch_size: int
     seed: int
     bootstrap: bootstrap.Options
@@ -60,7 +62,10 @@ class Settings:
 
     def suite_arguments(self, of: Resident) -> dict[str, Any]:
         """Return what `tasks.suite` is to be called with."""
-        return self.suite_settings | {"tokenizer": self.model(of).tokenizer}
+        given = dict(self.suite_settings)
+        if "only" in given:  # what is not asked for need not be there
+            given["only"] = given["only"] or self.datasets
+        return given | {"tokenizer": self.model(of).tokenizer}
 
     def with_datasets(self, of: Resident) -> "Settings":
         """Return them with the names of the datasets, in the suite's order.
@@ -116,8 +121,8 @@ class Scorer:
             settings, held = self._settings, self._models
             suite = tasks.suite(settings.suite, **settings.suite_arguments(held))
             self._asked[split] = resident.ask(
-                *(suite, split, settings.datasets, held.decoder),
-                settings.folder / "data",
+                *(suite, split, settings.datasets, settings.counts[split]),
+                *(held.decoder, settings.folder / "data"),
             )
         return self._asked[split]
 

@@ -58,6 +58,8 @@ _KEYS = {
     "suite": ConfigDict,
     "tokenizer": "",
     "datasets": (),
+    "count": 0,
+    "test_count": 0,
     "batch_size": 128,
     "sampler": "tpe",
     "trials": int,
@@ -66,7 +68,7 @@ _KEYS = {
     "search_seed": 0,
     "scales": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
     "seed": 0,
-    "bootstrap": bootstrap.DEFAULT._asdict(),
+    "bootstrap": {"resamples": 1000, "level": 0.95, "seed": 0},
     "workers": 1,
     "merge": False,
 }
@@ -159,6 +161,7 @@ def _read(config: Any, folder: Path) -> _Search:
         suite_settings=suite,
         tokenizer=config.tokenizer,
         datasets=tuple(config.datasets),
+        counts={"validation": config.count, "test": config.test_count},
         batch_size=config.batch_size,
         seed=config.seed,
         bootstrap=bootstrap.Options(**config.bootstrap),
@@ -179,6 +182,7 @@ def _check(config: ConfigDict) -> None:
     for key, least in (
         *(("trials", 1), ("batch", 1), ("points", 2), ("batch_size", 1)),
         *(("layer_ranges", 0), ("workers", 0), ("search_seed", 0)),
+        *(("count", 0), ("test_count", 0)),
     ):
         if config[key] < least:
             faults.append(f"{key} = {config[key]} must be {least} or more")

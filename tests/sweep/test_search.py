@@ -1,0 +1,374 @@
+"""A search from the command line: its trials, its stops, its best and its silence."""
+
+import json
+import random
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import scored_models
+
+import merging
+from merging import UserError, checkpoints, models
+from merging.cli.main import main
+from merging.merge import kernels, rules, verify
+from merging.models import hf
+from merging.models.hf.convert import convert
+from merging.runtime import tree
+from merging.sweep import resident, trials
+from merging.sweep.resident import Resident
+from merging.sweep.search import layer_groups
+from merging.sweep.trials import Lines, Recipe
+
+WORDS = "red blue green black ant bee cat dog is the of".split()
+BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json")
+TRIALS = 12
+
+
+def lines():
+    rng = random.Random(0)
+    for number in range(180):
+        dataset, among = ("hue", WORDS[:4]) if number % 2 else ("beast", WORDS[4:8])
+        text = f"the {' '.join(rng.choice(WORDS) for _ in range(4))} is"
+        yield {
+            "dataset": dataset,
+            "category": f"{dataset}s",
+            "split": "held_in",
+            "inputs": text,
+            "choices": rng.sample(among, 2),
+            "label": rng.randrange(2),
+            "part": ("train", "validation", "test")[number // 2 % 3],
+        }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with a suite of one's own, a base and three experts of it."""
+    folder = tmp_path_factory.mktemp("search")
+    made = list(lines())
+    suite = "".join(json.dumps(line) + "\n" for line in made)
+    (folder / "mine.jsonl").write_text(suite)
+    tokenizer = scored_models.byte_level([line["inputs"] for line in made], 280)
+    scored_models.write(folder / "base", tokenizer, width=16)
+    config, start = hf.load(folder / "base")
+    for number in (1, 2, 3):
+        other = models.init(config, number)
+        moved = jax.tree.map(lambda a, b: a + b, start, other)
+        checkpoints.save(folder / f"e{number}", moved)
+        for name in BESIDE:
+            shutil.copy(folder / "base" / name, folder / f"e{number}" / name)
+    return folder
+
+
+def arguments(place, workdir, **values):
+    given = {
+        "base": place / "base",
+        "experts": ",".join(str(place / f"e{n}") for n in (1, 2, 3)),
+        "trials": TRIALS,
+        "scales": "0.2,0.6",
+        "bootstrap.resamples": 20,
+    } | values
+    config = place / "mine.py"
+    if not config.exists():
+        folder = merging.runtime.config.shipped()["search/weights"].parent
+        config.write_text(
+            f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport weights\n"
+            "sys.path.pop(0)\n"
+            "def get_config():\n    config = weights.get_config()\n"
+            "    config.suite = type(config)({'name': 'jsonl', 'files':"
+            f" ({str(place / 'mine.jsonl')!r},)}})\n    return config\n"
+        )
+    return ["search", "--config", str(config), "--workdir", str(workdir)] + [
+        f"--config.{key}={value}" for key, value in given.items()
+    ]
+
+
+def records(workdir, name="trials"):
+    text = (workdir / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def found(workdir):
+    return [(r["number"], r["point"], r["value"]) for r in records(workdir)]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """Return the workdir of a finished search, and which splits were read when."""
+    workdir, asked = place / "whole", []
+    read = resident.ask
+
+    def noted(suite, split, *rest):
+        begun = (workdir / "trials.jsonl").exists()
+        asked.append((split, len(records(workdir)) if begun else 0))
+        return read(suite, split, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resident, "ask", noted)
+        assert main(arguments(place, workdir, merge="true")) == 0
+    return workdir, asked
+
+
+def test_the_test_split_is_not_read_before_the_last_trial(whole):
+    workdir, asked = whole
+    assert asked == [("validation", 0), ("test", TRIALS)]
+    assert len(records(workdir)) == TRIALS
+    models_tested = [line["model"] for line in records(workdir, "test")]
+    assert models_tested[:4] == ["base", "expert e1", "expert e2", "expert e3"]
+    assert models_tested[4:6] == ["task arithmetic, λ by the grid", "search"]
+
+
+def test_the_best_trial_is_a_merge_to_run_and_scores_what_its_line_says(place, whole):
+    workdir, _ = whole
+    best = max(records(workdir), key=lambda line: line["value"])
+    assert verify(str(workdir / "merged")) == []
+    again = place / "again"
+    argv = ["merge", "--config", str(workdir / "best.py")]
+    assert main([*argv, f"--config.output={again}"]) == 0
+    manifests = [
+        json.loads((p / "manifest.json").read_text())
+        for p in (workdir / "merged", again)
+    ]
+    assert manifests[0]["leaves"] == manifests[1]["leaves"]
+    assert manifests[0]["settings"]["method"] == best["method"]
+    suite = merging.tasks.suite(
+        "jsonl", files=(str(place / "mine.jsonl"),), tokenizer=str(place / "base")
+    )
+    scores = merging.evaluate(str(again), suite, split="validation")
+    assert {s.dataset: s.value for s in scores} == best["datasets"]
+
+
+def test_the_objective_is_the_mean_ratio_to_the_best_expert(whole):
+    workdir, _ = whole
+    experts = [r["datasets"] for r in records(workdir, "references") if r["model"]]
+    assert len(experts) == 3
+    for line in [*records(workdir), *records(workdir, "grid")]:
+        ratios = [v / max(e[d] for e in experts) for d, v in line["datasets"].items()]
+        assert line["value"] == pytest.approx(np.mean(ratios), abs=1e-12)
+
+
+def test_the_search_begins_at_the_grids_best_and_is_no_worse_on_validation(whole):
+    workdir, _ = whole
+    grid = max(records(workdir, "grid"), key=lambda line: line["value"])
+    first = records(workdir)[0]
+    assert set(first["point"].values()) == {grid["scale"]}
+    assert max(line["value"] for line in records(workdir)) >= grid["value"]
+
+
+def test_a_finished_search_is_told_again_and_nothing_is_done(
+    place, whole, monkeypatch, capsys
+):
+    workdir, _ = whole
+
+    def refuse(*_):
+        raise AssertionError("merged again")
+
+    monkeypatch.setattr(Resident, "merged", refuse)
+    before = (workdir / "trials.jsonl").read_bytes()
+    assert main(arguments(place, workdir, merge="true")) == 0
+    assert "Best, trial" in capsys.readouterr().out
+    assert (workdir / "trials.jsonl").read_bytes() == before
+
+
+def test_a_stopped_search_goes_on_with_the_trials_it_would_have_made(
+    place, tmp_path, monkeypatch
+):
+    values = {"sampler": "cmaes", "batch": 3}
+    straight, stopped, add = tmp_path / "straight", tmp_path / "stopped", Lines.add
+    assert main(arguments(place, straight, **values)) == 0
+
+    def killed(self, record):
+        if record.get("number") == 7:
+            raise KeyboardInterrupt
+        add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "add", killed)
+        assert main(arguments(place, stopped, **values)) == 130
+    assert len(records(stopped)) == 7
+    with open(stopped / "trials.jsonl", "ab") as file:
+        file.write(b'{"number": 7, "poi')  # torn by a kill
+    assert main(arguments(place, stopped, **values)) == 0
+    assert found(stopped) == found(straight)
+    assert len(found(stopped)) == TRIALS
+
+
+def test_another_trial_compiles_nothing(place):
+    held = Resident(
+        str(place / "base"), {f"e{n}": str(place / f"e{n}") for n in (1, 2, 3)}
+    )
+
+    def compiled(number):
+        weights = tuple(number / 10 + 0.1 * i for i in range(3))
+        for method in (
+            f"task_arithmetic(scale={number / 3!r}, weights={weights!r})",
+            f"ties(density={0.2 + number / 10!r}, scale={number!r})",
+            f"dare(density={0.2 + number / 10!r}, scale={number!r})",
+        ):
+            held.merged(Recipe(method, ()), 0)
+        return kernels.merge._cache_size()
+
+    first = compiled(1.0)
+    assert compiled(2.0) == first and compiled(3.0) == first
+
+
+RECIPES = [
+    Recipe("ties(density=0.3, scale=0.7)", ()),
+    Recipe(
+        "dare_ties(density=0.5, scale=1.5)",
+        (
+            "norm|embed => base",
+            "attn|query|key|value|output => task_arithmetic(scale=0.3)",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("layout", ["orbax", "safetensors"])
+def test_what_is_scored_has_the_bits_of_the_streamed_merge(place, tmp_path, layout):
+    names = ("base", "e1", "e2")
+    where = {name: str(place / name) for name in names}
+    if layout == "safetensors":
+        for name in names:
+            convert(where[name], str(tmp_path / name), format=layout)
+        where = {name: str(tmp_path / name) for name in names}
+    base = where.pop("base")
+    held = Resident(base, where)
+    for number, recipe in enumerate(RECIPES):
+        output = tmp_path / f"merged{number}"
+        merging.merge_checkpoints(
+            base, where, recipe.method, output, leaf_rules=recipe.rules, seed=3
+        )
+        _, expected = hf.load(output)
+        ours = tree.flatten(held.merged(recipe, 3))
+        for path, leaf in tree.flatten(expected).items():
+            np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
+
+
+SPEC = rules.parse("ties(zero='positive')")
+
+
+def test_a_point_is_a_merge_with_numbers_for_experts_and_groups():
+    space = trials.space(
+        SPEC,
+        {"weights": (0, 1), "scale": (0.5, 2), "density": (0.1, 0.9)},
+        ["qa", "nli"],
+        per_expert=("weights",),
+        per_group=("weights", "scale"),
+        groups={"mlp": "up|down"},
+    )
+    labels = [d.label for d in space.dimensions]
+    assert labels == [
+        *("weights[qa]{mlp}", "weights[nli]{mlp}"),
+        *("weights[qa]{others}", "weights[nli]{others}"),
+        *("scale{mlp}", "scale{others}", "density"),
+    ]
+    point = dict(zip(labels, (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8), strict=True))
+    assert space.recipe(point) == Recipe(
+        "ties(zero='positive', weights=(0.3, 0.4), scale=0.7, density=0.8)",
+        (
+            "up|down => ties(zero='positive', weights=(0.1, 0.2), scale=0.6,"
+            " density=0.8)",
+        ),
+    )
+
+
+def test_ranges_of_layers_are_patterns_of_their_leaves():
+    paths = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(11)]
+    groups = layer_groups([*paths, "model.embed_tokens.weight"], 3)
+    assert list(groups) == ["layers 0-2", "layers 3-6", "layers 7-10"]
+    chosen = rules.recipe(
+        paths, "average", [f"{g} => average(weights=(1, 2))" for g in groups.values()]
+    )
+    assert {m.weights for m in chosen.values()} == {(1.0, 2.0)}
+    first = rules.recipe(paths, "average", [f"{groups['layers 0-2']} => dare()"])
+    names = [m.name for m in first.values()]
+    assert names == ["dare"] * 3 + ["average"] * 8
+    with pytest.raises(UserError, match="the leaves' paths tell 0 layers apart"):
+        layer_groups(["layers/up", "embed"], 2)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random"])
+def test_trials_asked_again_are_the_same(sampler):
+    space = trials.space(
+        SPEC, {"scale": (0, 1), "density": (0.1, 1)}, ["a"], per_expert=()
+    )
+
+    def made(kept):
+        asked = []
+
+        def evaluate(new):
+            for number, point in new:
+                asked.append(number)
+                value = -((point["scale"] - 0.3) ** 2) - (point["density"] - 0.5) ** 2
+                yield {"number": number, "point": point, "value": value}
+
+        settings = dict(trials=30, batch=4, seed=1, points=3, begin=[])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            lines = [
+                trial.line
+                for trial in trials.search(
+                    space, evaluate, sampler=sampler, kept=kept, **settings
+                )
+            ]
+        return lines, asked
+
+    every, asked = made({})
+    assert asked == list(range(30))
+    again, asked = made({line["number"]: line for line in every[:18]})
+    assert again == every and asked == list(range(18, 30))
+    other = every[0] | {"point": {"scale": 0.5, "density": 0.5}}
+    with pytest.raises(UserError, match="trial 0 of this workdir is not what Optuna"):
+        made({0: other})
+
+
+def test_a_grid_holds_the_ends_of_every_range():
+    space = trials.space(SPEC, {"scale": (0, 1), "density": (0.2, 0.4)}, ["a"])
+    points = trials.grid(space, 3)
+    assert len(points) == 9
+    assert points[0] == {"scale": 0, "density": 0.2}
+    assert points[-1] == pytest.approx({"scale": 1, "density": 0.4})
+    with pytest.raises(UserError, match="has 1,000,000 trials"):
+        trials.grid(space, 1000)
+
+
+MISTAKES = [
+    ({"experts": ""}, "no experts"),
+    ({"trials": 0}, "trials = 0 must be 1 or more"),
+    ({"sampler": "tep"}, "unknown sampler 'tep': did you mean tpe"),
+    ({"method.name": "tises"}, "unknown method 'tises': did you mean ties"),
+    ({"method.name": "model_stock"}, "unknown parameter of model_stock 'weights'"),
+    ({"space.weights": "1,0"}, "space.weights = (1.0, 0.0) must be (low, high)"),
+    ({"per_expert": ""}, "weights are one for each expert"),
+    ({"per_expert": "weights,scale"}, "per_expert: scale has no range in space"),
+    ({"groups": "mlp"}, "per_group names no parameter"),
+    ({"per_group": "weights"}, "per_group needs groups of leaves"),
+    ({"per_group": "weights", "layer_ranges": 2}, "tell 0 layers apart"),
+    ({"per_group": "weights", "groups": "nowhere"}, "rules that match no leaf"),
+    ({"per_group": "weights", "groups": "a("}, "the pattern is malformed"),
+    ({"datasets": "heu"}, "did you mean hue"),
+    ({"base": ""}, "task_arithmetic: this needs the base"),
+    ({"base": "gone"}, "there is no checkpoint at gone"),
+    ({"bootstrap.resamples": 1}, "bootstrap needs 2 resamples"),
+    ({"seed": "x"}, "expected a whole number"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), MISTAKES)
+def test_what_cannot_be_searched_is_one_line_and_makes_nothing(
+    place, tmp_path, capsys, values, words
+):
+    workdir = tmp_path / "w"
+    assert main(arguments(place, workdir, **values)) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and len(error.splitlines()) == 1
+    assert not workdir.exists()
+
+
+def test_another_configs_workdir_is_refused(place, whole, capsys):
+    workdir, _ = whole
+    assert main(arguments(place, workdir, search_seed=1)) == 2
+    assert "holds the run of another config" in capsys.readouterr().err
