@@ -323,6 +323,7 @@ class Lines:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append one record, and see it stored."""
+        self.read.append(dict(record))
         with open(self._path, "ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()

@@ -19,7 +19,7 @@ from merging.models.hf.convert import convert
 from merging.runtime import tree
 from merging.sweep import resident, trials
 from merging.sweep.resident import Resident
-from merging.sweep.search import layer_groups
+from merging.sweep.search_config import layer_groups
 from merging.sweep.trials import Lines, Recipe
 
 WORDS = "red blue green black ant bee cat dog is the of".split()
