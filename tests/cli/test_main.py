@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+import merging
 from merging.cli import main as command_line
 from merging.runtime.errors import UserError
 
@@ -41,7 +42,8 @@ def sweep(monkeypatch):
 
     fake.sweep = run
     monkeypatch.setitem(sys.modules, "merging.sweep", fake)
-    monkeypatch.setattr("merging.sweep", fake, raising=False)
+    # Not setattr: what it would put back afterwards is the stand-in itself.
+    monkeypatch.setitem(vars(merging), "sweep", fake)
     return fake
 
 
