@@ -11,8 +11,10 @@ from merging.cli.command import (
 
 def _run(arguments: argparse.Namespace) -> int:
     config, workdir = config_and_workdir(arguments)
+    from merging.runtime import compilations
     from merging.sweep.search import search
 
+    compilations.keep()
     search(config, workdir)
     return 0
 
