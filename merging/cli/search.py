@@ -33,7 +33,8 @@ COMMAND = Command(
     expert's. The test split is read when the search is over: the best trial stands
     there beside the base, every expert, and task arithmetic with λ chosen by a grid on
     the same validation split. WORKDIR/best.py is the best trial as a config of `merging
-    merge`; --config.merge=true merges it, with a manifest, into WORKDIR/merged.
+    merge`; --config.merge=true merges it, with a manifest, into WORKDIR/merged_N.
+    With a larger --config.trials, the same search goes on.
     Needs Optuna: pip install 'merging[search]'.
 
     examples:

@@ -14,9 +14,10 @@ from merging.report.searches import Point, search_figure
 from merging.runtime import storage, text
 from merging.sweep.resident import Resident
 from merging.sweep.scorers import Scorer, Settings
-from merging.sweep.trials import Recipe, Space, Trial
+from merging.sweep.trials import Lines, Recipe, Space, Trial
 
 BASE, GRID, BEST = "base", "task arithmetic, λ by the grid", "search"
+_COLUMNS = [f"{k}{end}" for k in ("mean", "ratio") for end in ("", "_low", "_high")]
 _CONFIG = '''"""{title}
 
     merging merge --config {path} --config.output=MERGED
@@ -90,7 +91,7 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
             settings.base,
             settings.experts,
             outcome.recipe.method,
-            folder / "merged",
+            folder / f"merged_{outcome.best.number}",
             method_file=settings.method_file,
             leaf_rules=outcome.recipe.rules,
             seed=settings.seed,
@@ -112,7 +113,7 @@ def _write_config(outcome: Outcome, settings: Settings) -> Path:
         words=f"{words}objective on\nthe validation split, {best.value:.6f}.",
         base=settings.base or "",
         experts="".join(f"        {one!r},\n" for one in given),
-        output=str(settings.folder / "merged"),
+        output=str(settings.folder / f"merged_{best.number}"),
         method=method,
         rules=recipe.rules,
         seed=settings.seed,
@@ -123,8 +124,9 @@ def _write_config(outcome: Outcome, settings: Settings) -> Path:
 def _test(outcome: Outcome, held: Resident, settings: Settings) -> list[dict[str, Any]]:
     """Return the lines of the test split; read from the workdir if they are there."""
     path = settings.folder / "test.jsonl"
-    if path.exists():
-        return [json.loads(line) for line in path.read_text().splitlines()]
+    kept = Lines(path, "model", "merge", *_COLUMNS).read
+    if _plain(outcome.recipe) in [line["merge"] for line in kept]:
+        return kept
     scorer = Scorer(settings, held)
     print("search: the test split", file=sys.stderr)
     found: dict[str, list[DatasetScore]] = {}
@@ -139,9 +141,16 @@ def _test(outcome: Outcome, held: Resident, settings: Settings) -> list[dict[str
         params = held.merged(recipe, settings.seed)
         found[name] = scorer.scores(params, "test")
     lines = compared(found, settings.bootstrap)
+    for line in lines:
+        of = merges.get(line["model"])
+        line["merge"] = of and _plain(of)
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     storage.write_bytes(path, content.encode())
     return lines
+
+
+def _plain(recipe: Recipe) -> list:
+    return [recipe.method, list(recipe.rules)]
 
 
 def compared(
@@ -203,6 +212,5 @@ def _shown(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, float]:
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> str:
     rows = [("test split", "mean", "from", "to", "ratio to best expert", "from", "to")]
-    keys = [f"{k}{end}" for k in ("mean", "ratio") for end in ("", "_low", "_high")]
-    rows += [(line["model"], *(f"{line[k]:.4f}" for k in keys)) for line in lines]
+    rows += [(line["model"], *(f"{line[k]:.4f}" for k in _COLUMNS)) for line in lines]
     return text.table(rows, right=range(1, 7))

@@ -8,13 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from merging import methods, models, tasks
 from merging.evaluation import DatasetScore, Requests, bootstrap
 from merging.evaluation.job import Model, open_model, require_own_tokens
+from merging.runtime.errors import UserError
 from merging.runtime.revision import git_revision
 from merging.sweep import resident
 from merging.sweep.pool import ONE_THREAD, on_accelerator, share_compilations
@@ -159,9 +160,14 @@ class Scorers:
         )
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if isinstance(error, BrokenExecutor):
+            raise UserError(
+                "a worker process died. Most often memory ran out: run fewer at a time,"
+                " say --config.workers=1. Finished trials are kept."
+            ) from error
 
     def models(self, names: Iterable[str | None]) -> Iterator[dict[str, Any]]:
         """Yield the lines of experts, and of the base for None."""

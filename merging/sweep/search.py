@@ -7,7 +7,7 @@ WORKDIR/trials.jsonl       a line for each trial
 WORKDIR/test.jsonl         base, experts, the grid's and the search's best on the test
                            split, which is not read before the search is over
 WORKDIR/best.py            the best trial, a config of `merging merge`
-WORKDIR/merged/            its checkpoint, with a manifest, if asked for
+WORKDIR/merged_N/          its checkpoint, with a manifest, if asked for; N is the trial
 WORKDIR/search.png, .svg   the search's history, and a slice for each number
 WORKDIR/data/              the suite's rows; WORKDIR/compiled/ JAX's programs
 """
@@ -32,7 +32,7 @@ def search(config: Any, folder: Path | str) -> Path:
     """Search a method's coefficients, and report the best (see configs/search).
 
     Stopped at any moment and called again with the same config and folder, it goes on
-    with the trials that it would have made.
+    with the trials that it would have made; so it does with a larger number of trials.
 
     Args:
       config: such as `merging.runtime.config.load("search/weights")`.
@@ -71,7 +71,11 @@ def _search(asked: Asked, folder: Path) -> Outcome:
     count = config.trials
     if config.sampler == "grid":
         count = len(trials.grid(asked.space, config.points))
-    kept = [Lines(folder / f"{n}.jsonl") for n in ("references", "grid", "trials")]
+    kept = [
+        Lines(folder / "references.jsonl", "model", "datasets"),
+        Lines(folder / "grid.jsonl", "scale", "value", "method"),
+        Lines(folder / "trials.jsonl", "number", "point", "value"),
+    ]
     log = EventLog(folder / "events.jsonl")
     total = len(models) + len(scales) + count
     with (

@@ -20,7 +20,8 @@ from merging.sweep.resident import Resident
 from merging.sweep.scorers import Settings
 from merging.sweep.trials import Space
 
-_HOW = ("workers", "merge")  # do not change what is found
+# Do not change what a trial finds: with more trials, a search goes on.
+_HOW = ("workers", "merge", "trials")
 _KEYS = {
     "base": "",
     "experts": tuple,

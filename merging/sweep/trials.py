@@ -303,9 +303,13 @@ class Lines:
 
     Args:
       path: the file.
+      keys: that every record has.
+
+    Raises:
+      UserError: a line that is none.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *keys: str):
         self._path = path
         self.read: list[dict[str, Any]] = []
         text = path.read_bytes() if path.exists() else b""
@@ -315,7 +319,9 @@ class Lines:
         for number, line in enumerate(whole.splitlines()):
             try:
                 self.read.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
+                if not self.read[-1].keys() >= {*keys}:
+                    raise ValueError(line)
+            except (ValueError, TypeError, RecursionError):
                 raise UserError(
                     f"{path}:{number + 1} is no line of a search; choose another "
                     "--workdir."

@@ -123,14 +123,12 @@ def test_the_test_split_is_not_read_before_the_last_trial(whole):
 def test_the_best_trial_is_a_merge_to_run_and_scores_what_its_line_says(place, whole):
     workdir, _ = whole
     best = max(records(workdir), key=lambda line: line["value"])
-    assert verify(str(workdir / "merged")) == []
+    merged = workdir / f"merged_{best['number']}"
+    assert verify(str(merged)) == []
     again = place / "again"
     argv = ["merge", "--config", str(workdir / "best.py")]
     assert main([*argv, f"--config.output={again}"]) == 0
-    manifests = [
-        json.loads((p / "manifest.json").read_text())
-        for p in (workdir / "merged", again)
-    ]
+    manifests = [json.loads((p / "manifest.json").read_text()) for p in (merged, again)]
     assert manifests[0]["leaves"] == manifests[1]["leaves"]
     assert manifests[0]["settings"]["method"] == best["method"]
     suite = merging.tasks.suite(
@@ -193,6 +191,13 @@ def test_a_stopped_search_goes_on_with_the_trials_it_would_have_made(
     assert main(arguments(place, stopped, **values)) == 0
     assert found(stopped) == found(straight)
     assert len(found(stopped)) == TRIALS
+    more = values | {"trials": TRIALS + 3}
+    assert main(arguments(place, stopped, **more)) == 0
+    assert found(stopped)[:TRIALS] == found(straight)
+    assert [number for number, _, _ in found(stopped)] == list(range(TRIALS + 3))
+    best = max(records(stopped), key=lambda line: line["value"])
+    (tested,) = [t for t in records(stopped, "test") if t["model"] == "search"]
+    assert tested["merge"] == [best["method"], best["rules"]]
 
 
 def test_another_trial_compiles_nothing(place):
