@@ -37,7 +37,7 @@ def open_checkpoint(uri: str | os.PathLike) -> Source:
     """
     uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
     if "://" in uri:
-        _reach(epath.Path(uri))
+        reach(epath.Path(uri))
     found = locate(uri)
     if found.format == "safetensors":
         return safetensors.SafetensorsSource(found.uri)
@@ -104,8 +104,8 @@ def _only_writer(uri: str) -> Iterator[None]:
         yield
 
 
-def _reach(path: epath.Path) -> None:
-    """Refuse an object store that does not answer, whatever its library raises."""
+def reach(path: epath.Path) -> None:
+    """Raise a UserError if an object store does not answer, whatever that raises."""
     try:
         path.exists()
     except Exception as error:

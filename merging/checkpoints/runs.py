@@ -22,8 +22,9 @@ from etils import epath
 
 from merging.checkpoints import safetensors
 from merging.checkpoints.errors import MissingCheckpoint
-from merging.checkpoints.formats import open_checkpoint
+from merging.checkpoints.formats import open_checkpoint, reach
 from merging.checkpoints.location import is_committed, items, path_of
+from merging.runtime import storage
 from merging.runtime.errors import UserError, listed
 
 GRAMMAR = "RUN@100,200, RUN@100:300, RUN@last:10 or RUN@*"
@@ -57,7 +58,12 @@ def run_steps(text: str) -> list[RunStep] | None:
     Raises:
       UserError: no such run or step, or two folders of one number; says what there is.
     """
-    if "@" not in text and not _WILD.search(text) or path_of(text).exists():
+    text = storage.supported_path(text, "checkpoint", storage.REMOTE)
+    if "@" not in text and not _WILD.search(text):
+        return None
+    if "://" in text:
+        reach(path_of(text))
+    if path_of(text).exists():
         return None
     if found := _SELECTION.fullmatch(text):
         run, which, part = found["run"].rstrip("/"), found["which"], found["part"]

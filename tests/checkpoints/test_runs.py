@@ -129,6 +129,11 @@ def test_a_run_that_is_not_there_is_missing(tmp_path):
         run_steps(f"{tmp_path}/none@last:2")
 
 
+def test_a_scheme_that_is_not_read_is_refused():
+    with pytest.raises(UserError, match="hf:// is not supported here"):
+        run_steps("hf://run@last:2")
+
+
 def test_steps_of_two_kinds_or_of_one_number_are_refused(tmp_path):
     for name in ("checkpoint-1", "step_1", "step_01"):
         (tmp_path / name).mkdir()
