@@ -14,7 +14,8 @@ from merging.report.searches import Point, search_figure
 from merging.runtime import storage, text
 from merging.sweep.resident import Resident
 from merging.sweep.scorers import Scorer, Settings
-from merging.sweep.trials import Lines, Recipe, Space, Trial
+from merging.sweep.space import Recipe, Space
+from merging.sweep.trials import Lines, Trial
 
 BASE, GRID, BEST = "base", "task arithmetic, λ by the grid", "search"
 _COLUMNS = [f"{k}{end}" for k in ("mean", "ratio") for end in ("", "_low", "_high")]

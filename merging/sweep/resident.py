@@ -20,7 +20,7 @@ from merging.merge import merge, rules
 from merging.merge.inputs import Inputs, open_inputs
 from merging.models import hf
 from merging.runtime import tree
-from merging.sweep.trials import Recipe
+from merging.sweep.space import Recipe
 
 Leaves = dict[str, jax.Array]
 

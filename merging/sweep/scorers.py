@@ -20,7 +20,7 @@ from merging.runtime.revision import git_revision
 from merging.sweep import resident
 from merging.sweep.pool import ONE_THREAD, on_accelerator, share_compilations
 from merging.sweep.resident import Resident
-from merging.sweep.trials import Recipe
+from merging.sweep.space import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

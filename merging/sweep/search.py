@@ -25,7 +25,8 @@ from merging.sweep import search_config, trials
 from merging.sweep.outcome import Outcome, publish
 from merging.sweep.scorers import Scorers
 from merging.sweep.search_config import Asked
-from merging.sweep.trials import Lines, Recipe, Trial
+from merging.sweep.space import Recipe, grid_points, starts
+from merging.sweep.trials import Lines, Trial
 
 
 def search(config: Any, folder: Path | str) -> Path:
@@ -70,7 +71,7 @@ def _search(asked: Asked, folder: Path) -> Outcome:
     scales = config.scales if config.base else ()
     count = config.trials
     if config.sampler == "grid":
-        count = len(trials.grid(asked.space, config.points))
+        count = len(grid_points(asked.space, config.points))
     kept = [
         Lines(folder / "references.jsonl", "model", "datasets"),
         Lines(folder / "grid.jsonl", "scale", "value", "method"),
@@ -148,7 +149,7 @@ def _trials(
         batch=config.batch,
         seed=config.search_seed,
         points=config.points,
-        begin=trials.starts(space, asked.spec.parameters, grid and grid["scale"]),
+        begin=starts(space, asked.spec.parameters, grid and grid["scale"]),
         kept=finished,
     ):
         made.append(trial)

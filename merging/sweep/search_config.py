@@ -15,10 +15,11 @@ from merging.merge.inputs import expert_names
 from merging.merge.rules import Spec
 from merging.runtime import config_keys, storage, tree
 from merging.runtime.errors import UserError, nearest
+from merging.sweep import space as searched
 from merging.sweep import trials
 from merging.sweep.resident import Resident
 from merging.sweep.scorers import Settings
-from merging.sweep.trials import Space
+from merging.sweep.space import Space
 
 # Do not change what a trial finds: with more trials, a search goes on.
 _HOW = ("workers", "merge", "trials")
@@ -85,7 +86,7 @@ def read(config: Any, folder: Path) -> Asked:
     resident = Resident(config.base or None, experts)
     if methods.get(spec.name).needs_base and not config.base:
         raise UserError(f"{spec.name}: this needs the base; name it (base).")
-    space = trials.space(
+    space = searched.space(
         spec,
         config.space.to_dict(),
         list(experts),
@@ -94,6 +95,8 @@ def read(config: Any, folder: Path) -> Asked:
         groups=_groups(config, resident),
     )
     settings = _settings(config, experts, file, folder).with_datasets(resident)
+    if config.sampler == "grid":
+        searched.grid_points(space, config.points)  # or too many
     # Patterns that match no leaf, say.
     middle = {d.label: (d.low + d.high) / 2 for d in space.dimensions}
     leaves = resident.inputs.first_leaves

@@ -1,4 +1,4 @@
-"""What a search varies, and its trials: asked of Optuna, kept as lines, asked again.
+"""The trials of a search: asked of Optuna, kept as lines, asked again after a stop.
 
 The study lives in memory. After a stop it is asked for the same trials again, in the
 same order with the same seed, and told what their lines say: a search that was killed
@@ -6,183 +6,17 @@ goes on with the very trials that it would have made. Optuna's own storages woul
 less: they hold CMA-ES's state as a pickle, and know no order of asking.
 """
 
-import itertools
 import json
 import os
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merging import methods
-from merging.merge import rules
-from merging.merge.rules import Spec
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError
+from merging.sweep.space import Space, grid_points
 
 SAMPLERS = ("tpe", "cmaes", "grid", "random")
-_MOST_POINTS = 100_000  # of a grid
-_OTHERS = "others"  # the group of the leaves that no pattern matches
-
-
-class Dimension(NamedTuple):
-    """One number that is searched.
-
-    Attributes:
-      label: such as ``scale``, ``weights[qa]``, ``scale{mlp}``.
-      parameter: of the method.
-      expert: place of the expert whose number it is; None for all of them.
-      group: place of the leaves' group; None for all leaves.
-      low, high: its range.
-    """
-
-    label: str
-    parameter: str
-    expert: int | None
-    group: int | None
-    low: float
-    high: float
-
-
-class Recipe(NamedTuple):
-    """A merge as text: the method, and the rules that go before it."""
-
-    method: str
-    rules: tuple[str, ...]
-
-
-class Space(NamedTuple):
-    """The merges that a search chooses from.
-
-    Attributes:
-      spec: the method, with the parameters that stay as they are.
-      dimensions: what is searched.
-      patterns: of leaves' paths, one for each group that has numbers of its own.
-    """
-
-    spec: Spec
-    dimensions: tuple[Dimension, ...]
-    patterns: tuple[str, ...]
-
-    def recipe(self, point: Mapping[str, float]) -> Recipe:
-        """Return the merge at a point, {dimension's label: number}."""
-        groups = range(len(self.patterns) + 1)
-        *texts, others = (str(self._spec_of(group, point)) for group in groups)
-        pairs = zip(self.patterns, texts, strict=True)
-        lines = (f"{pattern} {rules.ARROW} {text}" for pattern, text in pairs)
-        return Recipe(others, tuple(lines))
-
-    def _spec_of(self, group: int, point: Mapping[str, float]) -> Spec:
-        found = dict(self.spec.parameters)
-        for one in self.dimensions:
-            if one.group not in (None, group):
-                continue
-            if one.expert is None:
-                found[one.parameter] = point[one.label]
-            else:
-                so_far = found.get(one.parameter) if one.expert else ()
-                found[one.parameter] = (*so_far, point[one.label])
-        return self.spec._replace(parameters=found)
-
-    def nearest_to(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the point where each parameter is as near to a value as it may be."""
-        return {
-            one.label: min(max(values[one.parameter], one.low), one.high)
-            for one in self.dimensions
-        }
-
-
-def space(
-    spec: Spec,
-    ranges: Mapping[str, Sequence[float]],
-    experts: Sequence[str],
-    *,
-    per_expert: Sequence[str] = (),
-    per_group: Sequence[str] = (),
-    groups: Mapping[str, str] = types.MappingProxyType({}),
-) -> Space:
-    """Return the space of a method's numbers within ranges.
-
-    Args:
-      spec: the method; of parameters that have ranges, where to begin.
-      ranges: {parameter: (low, high)}.
-      experts: their names, in order.
-      per_expert: parameters of which each expert has a number of its own.
-      per_group: parameters of which each group of leaves has.
-      groups: {name: pattern of leaves' paths}; what none matches is a further group.
-
-    Raises:
-      UserError: a parameter that the method does not have, an impossible range, or
-        numbers that the method refuses; all that is wrong is listed.
-    """
-    entry = next(e for e in methods.catalogue() if e.name == spec.name)
-    faults = [] if ranges else ["space names no parameter to search"]
-    for name, bounds in ranges.items():
-        if name not in entry.parameters:
-            raise nearest(f"parameter of {spec.name}", name, entry.parameters)
-        numbers = all(type(b) in (int, float) for b in bounds)
-        if len(bounds) != 2 or not numbers or not bounds[0] < bounds[1]:
-            faults.append(f"space.{name} = {tuple(bounds)} must be (low, high)")
-    for where, names in (("per_expert", per_expert), ("per_group", per_group)):
-        strange = [name for name in names if name not in ranges]
-        faults += [f"{where}: {name} has no range in space" for name in strange]
-    if per_group and not groups:
-        faults.append("per_group needs groups of leaves (groups, or layer_ranges)")
-    if groups and not per_group:
-        faults.append("groups of leaves, and per_group names no parameter for them")
-    if "weights" in ranges and "weights" not in per_expert:
-        faults.append("weights are one for each expert: name them in per_expert")
-    if faults:
-        raise UserError("this search cannot be run:\n" + "\n".join(faults))
-    fixed = {k: v for k, v in spec.parameters.items() if k not in ranges}
-    dimensions = tuple(
-        Dimension(
-            _label(name, expert, group, experts, groups),
-            *(name, expert, group, float(bounds[0]), float(bounds[1])),
-        )
-        for name, bounds in ranges.items()
-        for group in (range(len(groups) + 1) if name in per_group else (None,))
-        for expert in (range(len(experts)) if name in per_expert else (None,))
-    )
-    patterns = tuple(groups.values())
-    made = Space(spec._replace(parameters=fixed), dimensions, patterns)
-    for end in ("low", "high"):
-        at_end = made.recipe({d.label: getattr(d, end) for d in dimensions})
-        then = (rules.parse_rule(line).then for line in at_end.rules)
-        for one in (rules.parse(at_end.method), *then):
-            one.method(0.0)
-    return made
-
-
-def _label(name: str, expert: int | None, group: int | None, experts, groups) -> str:
-    own = "" if expert is None else f"[{experts[expert]}]"
-    of = "" if group is None else f"{{{(*groups, _OTHERS)[group]}}}"
-    return f"{name}{own}{of}"
-
-
-def starts(
-    found: Space, parameters: Mapping[str, Any], scale: float | None
-) -> list[dict[str, float]]:
-    """Return the points to begin with: the config's own numbers, and the grid's λ.
-
-    Args:
-      found: the space.
-      parameters: of the config's method.
-      scale: the λ that a grid chose for task arithmetic; None for none.
-    """
-    entry = next(e for e in methods.catalogue() if e.name == found.spec.name)
-    given = entry.parameters | dict(parameters)
-    searched = {one.parameter for one in found.dimensions}
-    own = {n: 1.0 if n == "weights" else given[n] for n in searched}
-    points = []
-    if all(type(value) in (int, float) for value in own.values()):
-        points.append(found.nearest_to(own))
-    if scale is not None and found.spec.name == "task_arithmetic":
-        there = {"scale": scale, "weights": 1.0}
-        if "scale" not in searched:
-            there["weights"] = scale / (given["scale"] or 1.0)
-        points.insert(0, found.nearest_to(there))
-    return [p for i, p in enumerate(points) if p not in points[:i]]
 
 
 class Trial(NamedTuple):
@@ -236,7 +70,7 @@ def search(
 
     study = _study(found, sampler, seed, batch)
     if sampler == "grid":
-        begin = grid(found, points)
+        begin = grid_points(found, points)
         trials = len(begin)
     for point in begin:
         study.enqueue_trial(dict(point))
@@ -257,26 +91,6 @@ def search(
                 )
             study.tell(trial, line["value"])
             yield Trial(trial.number, dict(trial.params), line["value"], dict(line))
-
-
-def grid(found: Space, points: int) -> list[dict[str, float]]:
-    """Return the points of a grid, both ends of every range among them.
-
-    Raises:
-      UserError: too many.
-    """
-    total = points ** len(found.dimensions)
-    if total > _MOST_POINTS:
-        raise UserError(
-            f"a grid of {points} points in {len(found.dimensions)} dimensions has "
-            f"{total:,} trials: search fewer, or by tpe or cmaes."
-        )
-    axes = [
-        [d.low + (d.high - d.low) * i / max(points - 1, 1) for i in range(points)]
-        for d in found.dimensions
-    ]
-    labels = [d.label for d in found.dimensions]
-    return [dict(zip(labels, p, strict=True)) for p in itertools.product(*axes)]
 
 
 def _study(found: Space, sampler: str, seed: int, batch: int) -> Any:

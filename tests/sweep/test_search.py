@@ -18,9 +18,11 @@ from merging.models import hf
 from merging.models.hf.convert import convert
 from merging.runtime import tree
 from merging.sweep import resident, trials
+from merging.sweep import space as searched
 from merging.sweep.resident import Resident
 from merging.sweep.search_config import layer_groups
-from merging.sweep.trials import Lines, Recipe
+from merging.sweep.space import Recipe
+from merging.sweep.trials import Lines
 
 WORDS = "red blue green black ant bee cat dog is the of".split()
 BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -260,7 +262,7 @@ SPEC = rules.parse("ties(zero='positive')")
 
 
 def test_a_point_is_a_merge_with_numbers_for_experts_and_groups():
-    space = trials.space(
+    space = searched.space(
         SPEC,
         {"weights": (0, 1), "scale": (0.5, 2), "density": (0.1, 0.9)},
         ["qa", "nli"],
@@ -301,7 +303,7 @@ def test_ranges_of_layers_are_patterns_of_their_leaves():
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random"])
 def test_trials_asked_again_are_the_same(sampler):
-    space = trials.space(
+    space = searched.space(
         SPEC, {"scale": (0, 1), "density": (0.1, 1)}, ["a"], per_expert=()
     )
 
@@ -335,13 +337,13 @@ def test_trials_asked_again_are_the_same(sampler):
 
 
 def test_a_grid_holds_the_ends_of_every_range():
-    space = trials.space(SPEC, {"scale": (0, 1), "density": (0.2, 0.4)}, ["a"])
-    points = trials.grid(space, 3)
+    space = searched.space(SPEC, {"scale": (0, 1), "density": (0.2, 0.4)}, ["a"])
+    points = searched.grid_points(space, 3)
     assert len(points) == 9
     assert points[0] == {"scale": 0, "density": 0.2}
     assert points[-1] == pytest.approx({"scale": 1, "density": 0.4})
     with pytest.raises(UserError, match="has 1,000,000 trials"):
-        trials.grid(space, 1000)
+        searched.grid_points(space, 1000)
 
 
 MISTAKES = [
@@ -358,6 +360,7 @@ MISTAKES = [
     ({"per_group": "weights", "layer_ranges": 2}, "tell 0 layers apart"),
     ({"per_group": "weights", "groups": "nowhere"}, "rules that match no leaf"),
     ({"per_group": "weights", "groups": "a("}, "the pattern is malformed"),
+    ({"sampler": "grid", "points": 1000}, "has 1,000,000,000 trials"),
     ({"datasets": "heu"}, "did you mean hue"),
     ({"base": ""}, "task_arithmetic: this needs the base"),
     ({"base": "gone"}, "there is no checkpoint at gone"),
