@@ -6,6 +6,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 from merging.cli import (
     convert,
     evaluate,
+    extract,
     inspect,
     merge,
     methods,
@@ -25,6 +26,7 @@ COMMANDS = {
     "inspect": inspect.COMMAND,
     "plan": plan.COMMAND,
     "convert": convert.COMMAND,
+    "extract": extract.COMMAND,
     "train": train.COMMAND,
     "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,

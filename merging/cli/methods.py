@@ -24,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         text = json.dumps(records, indent=2)
     else:
-        text = "\n\n".join(_method_text(record) for record in records)
+        text = "\n\n".join([*map(_method_text, records), _spaces_text()])
     print_for_a_pipe(text)
     return 0
 
@@ -40,6 +40,16 @@ def _method_text(record: dict) -> str:
     settings = ", ".join(f"{k}={v!r}" for k, v in record["parameters"].items())
     body = f"{record['definition']}\n{record['paper']}"
     return f"{record['name']}({settings})\n{textwrap.indent(body, '    ')}"
+
+
+def _spaces_text() -> str:
+    """Say what LoRA adapters can be merged in, by any of the methods."""
+    from merging.merge.spaces import SPACES
+
+    lines = ["LoRA adapters into an adapter, by any of these (--config.space):"]
+    for name, space in SPACES.items():
+        lines.append(f"    {name}: {(space.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
 
 
 COMMAND = Command(

@@ -84,9 +84,10 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         raise UserError("no experts: name at least one checkpoint to merge (experts).")
     given = list(experts)
     names = sorted(experts)
+    start = open_checkpoint(base) if base else None
     inputs = Inputs(
-        open_checkpoint(base) if base else None,
-        {name: open_checkpoint(experts[name]) for name in names},
+        start,
+        {name: open_checkpoint(experts[name], start) for name in names},
         tuple(given.index(name) for name in names),
     )
     inputs = inputs._replace(tied=_forget_tied_heads(inputs))

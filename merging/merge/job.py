@@ -1,13 +1,17 @@
 """One merge of checkpoints, from its plan to the published output."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from merging import checkpoints
-from merging.merge import blocks, manifest
+from merging.checkpoints import Writer
+from merging.checkpoints.safetensors_writer import SafetensorsWriter
+from merging.merge import blocks, manifest, spaces
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
@@ -34,6 +38,7 @@ class Job(NamedTuple):
       dtype: of the merged leaves; None is the first model's.
       shard_bytes: the most in one safetensors file.
       settings: what was asked for, as plain JSON; for the manifest.
+      adapter: what is made of the merged leaves, if not they themselves are the output.
     """
 
     inputs: Inputs
@@ -45,9 +50,10 @@ class Job(NamedTuple):
     dtype: np.dtype | None
     shard_bytes: int
     settings: Mapping[str, Any]
+    adapter: spaces.Output | None = None
 
     def abstract(self, cut: Partition) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the output's {path: shape and dtype}, in `Inputs.first`'s order."""
+        """Return the merged {path: shape and dtype}, in `Inputs.first`'s order."""
         dtypes = {i: kind.dtype for kind in cut.kinds for i in kind.leaves}
         place = {path: i for i, path in enumerate(cut.paths)}
         return {
@@ -86,7 +92,8 @@ def run(
         unfinished folder belongs to another merge.
     """
     cut = job.partition()
-    abstract = job.abstract(cut)
+    merged = job.abstract(cut)
+    abstract = merged if job.adapter is None else job.adapter.abstract(merged)
     described = processes.broadcast(
         lambda: manifest.describe_inputs(
             job.inputs.names, job.inputs.sources, job.output
@@ -103,10 +110,16 @@ def run(
         shard_bytes=job.shard_bytes,
         skeleton=job.inputs.first.skeleton,
     )
-    with begun as writer:
-        journal = Journal(writer.folder, fingerprint)
+    with begun as writer, _merged_into(job, merged, writer) as inner:
+        journal = Journal(inner.folder, fingerprint)
         try:
-            found = _merge(job, cut, abstract, writer, journal)
+            _merge(job, cut, inner, journal)
+            if job.adapter is not None:
+                job.adapter.write(merged, inner.read_into, writer)
+                processes.barrier("the adapter is made")
+            leaves = _my_leaves(abstract)
+            digests = manifest.digests(leaves, writer.read_into)
+            found = journal.keep_digests(digests)
             _require_unchanged(before, job)
             _require_expected(found, expected, writer.folder)
             record = _record(job, abstract, described, found)
@@ -116,8 +129,25 @@ def run(
             raise
 
 
-def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str]:
-    """Write all merged leaves; return their digests."""
+@contextlib.contextmanager
+def _merged_into(job: Job, merged, writer: Writer) -> Iterator[Writer]:
+    """Give what merged leaves are written to: the output, or a folder inside of it.
+
+    The folder goes when the output is published.
+    """
+    if job.adapter is None:
+        yield writer
+        return
+    place = os.path.join(writer.folder, "coordinates")
+    inner = SafetensorsWriter(place, merged, 5 * 10**9)
+    try:
+        yield inner
+    finally:
+        inner.close()
+
+
+def _merge(job: Job, cut: Partition, writer, journal) -> None:
+    """Write all merged leaves."""
     mine = set(cut.share(processes.index(), processes.count()))
     work = sum(cut.bytes_of(cut.blocks[i]) for i in mine)
     with Progress(work, "merge", check=preemption.raise_if_asked) as progress:
@@ -126,9 +156,6 @@ def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str
         _settle_majority(cut, writer, journal, mine)
         processes.barrier("the majority is applied")
         progress.note("checking what was written")
-        return journal.keep_digests(
-            manifest.digests(_my_leaves(abstract), writer.read_into)
-        )
 
 
 def _require_unchanged(before: list, job: Job) -> None:
@@ -180,7 +207,10 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
     progress.skip(sum(cut.bytes_of(cut.blocks[i]) for i in finished))
     if finished:
         progress.message(f"{len(finished)} of {len(mine)} blocks were finished before.")
-    if finished == mine:
+    # Statistics are found by all processes together, also by one that has no block.
+    left = np.array([len(mine - finished)])
+    processes.all_reduce([left])
+    if not left[0]:
         return
     has_base = job.inputs.base is not None
     pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from merging import checkpoints
-from merging.checkpoints import MissingCheckpoint, Source, open_checkpoint
+from merging.checkpoints import MissingCheckpoint, Source
 from merging.merge.inputs import Inputs
 from merging.runtime import tree
 from merging.runtime.errors import UserError, nearest
@@ -25,6 +25,7 @@ NAME = "manifest.json"
 VERSION = 3
 # Bytes that are read back at a time.
 PART = 2**23
+_MOST_SIGNS = 20
 _SETTINGS: dict[str, Any] = {
     "base": str | None,
     "experts": dict,
@@ -32,6 +33,7 @@ _SETTINGS: dict[str, Any] = {
     "method_file": dict | None,
     "schedule": str | None,  # for the reader: the method has its weights
     "leaf_rules": list,
+    "space": str,
     "seed": int,
     "dtype": str | None,
     "format": str,
@@ -196,7 +198,7 @@ def verify(output: str) -> list[str]:
     if not Path(output).exists():
         raise MissingCheckpoint(output)
     recorded = read(path)["leaves"]
-    source = open_checkpoint(output)
+    source = checkpoints.open_stored(output)
     leaves = tree.flatten(source.abstract)
     lines = [f"{p}: in the manifest, but not here" for p in recorded if p not in leaves]
     lines += [f"{p}: not in the manifest" for p in leaves if p not in recorded]
@@ -260,6 +262,9 @@ def _recorded(uri: str, output: str) -> str:
     An absolute one as it is, and a relative one from there, whatever folder the merge
     was started in: a folder of models and their merges can be moved as a whole.
     """
+    model, adapter = checkpoints.split_adapter(uri)
+    if adapter is not None:
+        return "+".join(_recorded(part, output) for part in (model, adapter))
     if "://" in uri or os.path.isabs(uri):
         return uri
     folder, name = os.path.split(uri.rstrip("/"))
@@ -269,6 +274,15 @@ def _recorded(uri: str, output: str) -> str:
 
 def _placed(uri: str, folder: str | Path) -> str:
     """Return where the path is that a manifest in a folder has."""
+    signs = [i for i, letter in enumerate(uri) if letter == "+"]
+    for sign in signs[:_MOST_SIGNS]:
+        both = (_joined(uri[:sign], folder), _joined(uri[sign + 1 :], folder))
+        if checkpoints.split_adapter("+".join(both)) == both:
+            return "+".join(both)
+    return _joined(uri, folder)
+
+
+def _joined(uri: str, folder: str | Path) -> str:
     if "://" in uri or os.path.isabs(uri):
         return uri
     return os.path.normpath(os.path.join(os.path.realpath(folder), uri))

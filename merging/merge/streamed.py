@@ -14,7 +14,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from merging import checkpoints, methods
-from merging.merge import along_run, card, job, manifest, mergekit, preparation
+from merging.merge import (
+    along_run,
+    card,
+    job,
+    manifest,
+    mergekit,
+    preparation,
+    spaces,
+)
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import config_keys, memory, processes
@@ -40,6 +48,7 @@ _KEYS = {
 }
 _OWN = {"base": "", "rules": (), "dtype": "", "experts": tuple, "method": ConfigDict}
 _OWN["schedule"] = ""
+_OWN |= {"space": spaces.WEIGHTS}
 _YAML = {"merge_yaml": str}
 
 
@@ -52,6 +61,7 @@ def merge_checkpoints(
     schedule: str | None = None,
     method_file: str | None = None,
     leaf_rules: Sequence[str] = (),
+    space: str = spaces.WEIGHTS,
     seed: int = 0,
     memory_budget: str | int = "1GB",
     dtype: str | None = None,
@@ -79,6 +89,8 @@ def merge_checkpoints(
         `methods.register`. Then `method` may be "", if it registers one only.
       leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
         leaf's path matches goes before `method` (see `merging.merge.rules`).
+      space: ``weights`` merges models, and adapters on their base; ``factors``,
+        ``core_space`` and ``knots`` merge LoRA adapters into an adapter.
       seed: of random masks. memory_budget: of all blocks in memory, such as ``"1GB"``.
       A method that sees whole
         matrices takes one of each model, should they need more.
@@ -101,6 +113,7 @@ def merge_checkpoints(
         **_scheduled(_as_text(experts), method, schedule, method_file),
         "method_file": method_file,
         "leaf_rules": leaf_rules,
+        "space": space,
         "seed": seed,
         "dtype": dtype,
         "format": format,
@@ -134,6 +147,7 @@ def merge_yaml(
         as `merge_checkpoints`.
     """
     settings = {
+        "space": spaces.WEIGHTS,
         "seed": seed,
         "format": format,
         "shard_size": shard_size,
@@ -292,7 +306,10 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
     if by_yaml:
         if not (yaml := values.pop("merge_yaml")):
             raise UserError("name the mergekit YAML (merge_yaml).")
-        arguments: dict[str, Any] = {"merge_yaml": mergekit.read(yaml)}
+        arguments: dict[str, Any] = {
+            "merge_yaml": mergekit.read(yaml),
+            "space": spaces.WEIGHTS,
+        }
     else:
         method = values.pop("method")
         name, file = method.pop("name", ""), method.pop("file", "")
@@ -304,6 +321,7 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
             **_scheduled(values.pop("experts"), text, schedule, file or None),
             "method_file": file or None,
             "leaf_rules": values.pop("rules"),
+            "space": values.pop("space"),
             "dtype": values.pop("dtype") or None,
         }
     return {

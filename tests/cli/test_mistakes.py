@@ -11,6 +11,9 @@ TRAIN = "train --config train/pretrain --workdir w"
 EVALUATE = "evaluate --config evaluate/miniworld --workdir w"
 SWEEP = "sweep --config scaling_curves/smoke --workdir w"
 
+LORA = "merge --config merge/ties --config.base=base --config.output=o --config.experts"
+EXTRACT = "extract --config extract/lora --config.model=e1 --config.output=o"
+
 MISTAKES = [
     # Commands and options.
     ("swep", "unknown command 'swep': did you mean sweep"),
@@ -183,6 +186,35 @@ MISTAKES = [
     (f"{TRAIN} --config.length=-1", "length = -1 must be 0"),
     (f"{TRAIN} --config.data.documents=0", "needs 1 or more: documents=0"),
     (f"{TRAIN} --config.data.world_seed=-1", "needs 0 or more: world_seed=-1"),
+    # Adapters.
+    ("merge --config merge/average --config.experts=qa --config.output=out", "BASE+qa"),
+    (f"{LORA}=other", "does not fit the base base: c.weight is not there"),
+    (f"{LORA}=qa,dora", "sets what changes the sum θ₀ + s·BA, and is not followed"),
+    (f"{LORA}=no_rank", "r must be a whole number from 1, not 0"),
+    (f"{LORA}=base+gone", "there is no checkpoint at base+gone"),
+    (
+        f"{LORA}=base+e1",
+        "e1 is no LoRA adapter, as PEFT saves one: it has no adapter_config",
+    ),
+    (f"{LORA}=qa --config.space=knot", "unknown space 'knot': did you mean knots"),
+    (f"{LORA}=qa,e1 --config.space=knots", "merges LoRA adapters, and e1 is none"),
+    (f"{LORA}=qa,strong --config.space=factors", "s = 3 in 'strong'"),
+    (f"{LORA}=qa --config.space=knots --config.format=orbax", "leave it out"),
+    ("extract --config extract/lora", "name the base, the model and the folder"),
+    (
+        f"{EXTRACT} --config.base=base --config.rank=0",
+        "give a rank, or the share of energy to keep",
+    ),
+    (
+        f"{EXTRACT} --config.base=base --config.energy=2.0",
+        "energy must be a share in [0, 1)",
+    ),
+    (
+        f"{EXTRACT} --config.base=base --config.leaves=zz",
+        "leaves: zz fits no matrix MODULE.weight",
+    ),
+    (f"{EXTRACT} --config.base=base --config.dtype=int8", "unknown dtype 'int8'"),
+    (f"{EXTRACT} --config.base=gone", "there is no checkpoint at gone"),
     # Evaluations.
     (EVALUATE, "no checkpoint to evaluate"),
     (f"{EVALUATE} --config.checkpoint=gone", "there is no checkpoint at gone"),

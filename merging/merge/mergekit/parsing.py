@@ -238,8 +238,6 @@ def _model(
         return None
     if not isinstance(value, str) or not value or not value.isprintable():
         wrong.add(f"{where}: a model's folder, not {shown(value)}")
-    elif "+" in value:
-        wrong.add(f"{where}: {cut(value)}: merge the LoRA into its model first")
     elif "@" in value:
         wrong.add(f"{where}: {cut(value)}: download the revision and name its folder")
     else:
