@@ -22,7 +22,7 @@ from merging.runtime.errors import UserError, nearest
 from merging.runtime.revision import git_revision
 
 NAME = "manifest.json"
-VERSION = 3
+VERSION = 4
 # Bytes that are read back at a time.
 PART = 2**23
 _MOST_SIGNS = 20
