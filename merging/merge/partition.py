@@ -244,13 +244,18 @@ def reduction_passes(method: Method) -> int:
     return sum(passes[type(r)](r) for r in method.reductions if type(r) in passes)
 
 
+def is_stacked(path: str) -> bool:
+    """Return whether a leaf's first axis goes over the layers (`layers/mlp/up`)."""
+    return _STACKED.search(path) is not None
+
+
 def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
     """Return (rows, columns) of a leaf's matrices, or None if it is no matrix.
 
     A leaf of more axes is a batch of matrices; one that is stacked by layers
     (`layers/mlp/up`, but not `layers.0.mlp.up`) has an axis for them in front.
     """
-    own = shape[1:] if _STACKED.search(path) else shape
+    own = shape[1:] if is_stacked(path) else shape
     return tuple(own[-2:]) if len(own) >= 2 and math.prod(shape) else None
 
 
