@@ -27,8 +27,10 @@ from merging.runtime.errors import UserError
 
 # Elements that are summed in one matrix product; a multiple of ROW.
 PIECE = 16 * ROW
-# Largest block; larger ones gain nothing. Blocks at least, so that processes share.
-LARGEST, FEWEST = 2**22, 64
+# Largest block: what it is turned into stays in a cache, and in memory that the
+# allocator uses again (a pass took 10 s with 2**18, 37 s with 2**21). Blocks at least,
+# so that processes share.
+LARGEST, FEWEST = 2**18, 64
 # Bytes per element and vector of what a block is turned into; and of masks, likewise.
 DELTA, MASK = 4, 1
 
