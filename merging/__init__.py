@@ -13,6 +13,7 @@ from merging.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from merging import (
+        analysis,
         checkpoints,
         evaluation,
         merge,
@@ -37,11 +38,12 @@ _FUNCTIONS = {
     "train": ("merging.training.job", "run"),
 }
 # Rooms; `merge`, `report` and `sweep` are functions, too: merging.merge(…).
-_ROOMS = ("checkpoints", "evaluation", "merge", "methods", "models", "report")
-_ROOMS += ("sweep", "tasks")
+_ROOMS = ("analysis", "checkpoints", "evaluation", "merge", "methods", "models")
+_ROOMS += ("report", "sweep", "tasks")
 
 __all__ = [
     "UserError",
+    "analysis",
     "checkpoints",
     "evaluate",
     "evaluation",

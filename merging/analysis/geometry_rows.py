@@ -24,8 +24,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from merging.analysis import gram
-from merging.analysis.geometry import Geometry, Group
 from merging.analysis.rows import Row
+from merging.analysis.task_vectors import Geometry, Group
 
 
 def rows(found: Geometry, level: tuple[str, ...] = ("model", "layer", "kind")):

@@ -2,7 +2,8 @@
 
 WORKDIR/unfinished/
   of.json         what the results depend on: inputs' digests, settings
-  answers.jsonl   thresholds' counts, as `merge.passes` asks for them
+  answers.0.jsonl thresholds' counts, as `merge.passes` asks for them
+  spectra.I.jsonl a line for each matrix that process I has decomposed
   totals.npz      totals over the blocks that earlier runs finished
   totals.I.npz    those of process I of this run
 
@@ -25,7 +26,7 @@ from merging.analysis.totals import Totals
 from merging.runtime import processes, storage
 
 FOLDER = "unfinished"
-_OF, _ANSWERS, _BEFORE = "of.json", "answers.jsonl", "totals.npz"
+_OF, _ANSWERS, _BEFORE = "of.json", "answers", "totals.npz"
 
 
 class Kept:
@@ -42,7 +43,7 @@ class Kept:
         self._lock = threading.Lock()
         self._before: tuple[np.ndarray, np.ndarray] | None = None
         processes.broadcast(lambda: self._begin(json.loads(json.dumps(of))))
-        lines = processes.broadcast(lambda: _lines(self._folder / _ANSWERS))
+        lines = processes.broadcast(lambda: self.records(_ANSWERS))
         self._answers = {line["name"]: line for line in lines}
 
     def answers(self, name: str, asked: Mapping[int, Any]) -> dict[int, Any] | None:
@@ -58,8 +59,7 @@ class Kept:
         """Write down what was asked in one turn, and its answers."""
         if asked and processes.is_first():
             record = {"name": name, "asked": asked, "answers": answers}
-            with self._lock, open(self._folder / _ANSWERS, "a") as file:
-                file.write("\n" + json.dumps(record))  # after what a kill left
+            self.keep_record(_ANSWERS, record)
 
     def resume(self, like: Totals) -> set[int]:
         """Return the blocks that earlier runs finished; keep their totals for `join`.
@@ -99,6 +99,17 @@ class Kept:
             name = f"totals.{processes.index()}.npz"
             self._write(name, totals.sums, totals.counts, blocks)
 
+    def records(self, name: str) -> list[Any]:
+        """Return what all processes kept under a name, in this run and before."""
+        paths = sorted(self._folder.glob(f"{name}.*.jsonl"))
+        return [line for path in paths for line in _lines(path)]
+
+    def keep_record(self, name: str, record: Any) -> None:
+        """Write down a record, plain JSON, under a name."""
+        path = self._folder / f"{name}.{processes.index()}.jsonl"
+        with self._lock, open(path, "a") as file:
+            file.write("\n" + json.dumps(record))  # after what a kill left
+
     def forget(self) -> None:
         """Remove everything: the results are published."""
         if processes.is_first():
@@ -131,6 +142,13 @@ class Unkept:
     def keep_answers(self, name: str, asked: Any, answers: Any) -> None:
         """Keep nothing."""
 
+    def records(self, name: str) -> list[Any]:
+        """Know nothing."""
+        return []
+
+    def keep_record(self, name: str, record: Any) -> None:
+        """Keep nothing."""
+
     def resume(self, like: Totals) -> set[int]:
         """Have nothing to go on from."""
         return set()
@@ -155,9 +173,9 @@ def _load(path: Path, like: Totals) -> dict[str, np.ndarray] | None:
 
 
 def _lines(path: Path) -> list[Any]:
-    """Return a file's whole lines; none if there is no file."""
+    """Return a file's whole lines."""
     found = []
-    for line in path.read_text().split("\n") if path.exists() else ():
+    for line in path.read_text().split("\n"):
         try:
             found.append(json.loads(line))
         except ValueError:  # empty, or cut short

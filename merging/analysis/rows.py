@@ -3,8 +3,8 @@
 A file is {"version", "analysis", "settings", "inputs", "rows", …}; a row is
 
   quantity  what it is, such as "cosine" (each analysis lists its own)
-  by        of which part: "model", "layer", "kind" (of matrix), "unit" (one of a layer),
-            or "" where it is no part of a model
+  by        of which part: "model", "layer", "kind" (of matrix), "unit" (one of a
+            layer), or "" where it is no part of a model
   layer     the layer's number, or null
   kind      the leaf's path without the layer's number, or ""
   of        names of what it is about: experts, merged models, datasets, in order

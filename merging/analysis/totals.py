@@ -1,10 +1,10 @@
 """Sums and counts over pieces of task vectors, exact in any order.
 
 A piece is [n, m]: m ≤ `units.PIECE` neighbours of n vectors, of which the first K are
-task vectors and the rest merged ones. Its dot products are taken in float64 by one
-matrix product of fixed shape, so they are the same whatever block the piece came in; the
-pieces' products are added exactly (`methods.reductions.add_exactly`), so their total is
-the same whatever order they came in. Counts are integers, from packed bits.
+task vectors and the rest merged ones. Its dot products are taken in float64 by matrix
+products of a fixed shape, so they are the same whatever block the piece came in; those
+of pieces are added exactly (`methods.reductions.add_exactly`), so their total is the
+same whatever order they came in. Counts are integers, from packed bits.
 """
 
 from collections.abc import Sequence

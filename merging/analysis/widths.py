@@ -65,7 +65,7 @@ def widths(
     sums = np.zeros((3, 2, count))
     each = -(-draws // orders)
     # Each order is one observation where there are several; each draw where not.
-    for number in range(orders):
+    for _ in range(orders):
         order = rng.permutation(count) if orders > 1 else np.arange(count)
         own = np.zeros((3, 2, count))
         for start in range(0, each, CHUNK):
@@ -122,4 +122,6 @@ def orthonormal_ellipsoid(count: int) -> float:
 
     √2 Γ((K + 1) / 2) / Γ(K / 2).
     """
-    return math.sqrt(2) * math.exp(math.lgamma((count + 1) / 2) - math.lgamma(count / 2))
+    return math.sqrt(2) * math.exp(
+        math.lgamma((count + 1) / 2) - math.lgamma(count / 2)
+    )

@@ -4,6 +4,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 """
 
 from merging.cli import (
+    analyze,
     convert,
     evaluate,
     inspect,
@@ -30,6 +31,7 @@ COMMANDS = {
     "sweep": sweep.COMMAND,
     "search": search.COMMAND,
     "status": status.COMMAND,
+    "analyze": analyze.COMMAND,
     "report": report.COMMAND,
     "tasks": tasks.COMMAND,
     "methods": methods.COMMAND,
