@@ -168,8 +168,6 @@ def held_out(
         error = abs(predicted - mean) / abs(mean) if mean else float("inf")
         covered = None if math.isnan(low) else low <= mean <= high
         found.append(
-            Prediction(
-                N, k, mean, len(values), predicted, low, high, error, covered
-            )
+            Prediction(N, k, mean, len(values), predicted, low, high, error, covered)
         )
     return sure, found

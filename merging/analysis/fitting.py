@@ -10,8 +10,8 @@ and the size of a saturating law, or a CSV's own):
   observed, fitted of = (group, N): at = k, the mean, and the law with its interval
   held_out_observed, held_out_predicted
                    of = (group, the test, N): at = k, with the interval of such a mean
-  held_out_error   of = (group, the test): the mean of |predicted − observed| / |observed|
-  held_out_covered of = (group, the test): the share of intervals that hold the observed
+  held_out_error   of = (group, the test): mean of |predicted − observed| / |observed|
+  held_out_covered of = (group, the test): share of intervals that hold the observed
 """
 
 import statistics

@@ -140,7 +140,9 @@ def _parsed(path: Path, reader: csv.DictReader) -> Groups:
         except ValueError:
             N = math.nan
         if not (0 < N < math.inf and 0 < k < math.inf and math.isfinite(value)):
-            raise UserError(f"{path}:{number}: N, k and loss must be numbers, N, k > 0.")
+            raise UserError(
+                f"{path}:{number}: N, k and loss must be numbers, N, k > 0."
+            )
         group = cells.get("group", "")[:100] or path.stem
         one = Observation(N, k, value, cells.get("seed", ""), cells.get("subset", ""))
         found.setdefault(group, []).append(one)
