@@ -248,10 +248,15 @@ def _check(values: Mapping[str, Any]) -> Any:
 
 def summary(made: Sequence[rows.Row]) -> str:
     """Return the model's numbers as a table."""
-    lines: list[tuple[object, ...]] = [("quantity", "of", "at", "value")]
+    return as_table([row for row in made if row.by == "model"])
+
+
+def as_table(made: Sequence[rows.Row]) -> str:
+    """Return rows as a table."""
+    lines: list[tuple[object, ...]] = [("quantity", "of", "at", "value", "from", "to")]
     for row in made:
-        if row.by == "model" and row.value is not None:
-            of = ", ".join(row.of) if len(row.of) <= 2 else f"{len(row.of)} experts"
-            at = "" if row.at is None else f"{row.at:g}"
-            lines.append((row.quantity, of, at, f"{row.value:.4g}"))
+        of = ", ".join(row.of) if len(row.of) <= 2 else f"{len(row.of)} experts"
+        numbers = (row.at, row.value, row.low, row.high)
+        cells = ("" if x is None else f"{x:.4g}" for x in numbers)
+        lines.append((row.quantity, of, *cells))
     return text.table(lines)
