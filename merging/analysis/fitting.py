@@ -62,10 +62,10 @@ def run(config: Any, workdir: Path) -> None:
     )
     made: list[Row] = []
     drawn: list[Figure] = []
-    refused = {}
+    refused: dict[str, str] = {}
     for number_, (group, observed) in enumerate(sorted(groups.items())):
         try:
-            found, figure = _fitted(group, observed, values, number_)
+            found, figure = _fitted(group, observed, values, number_, refused)
         except UserError as error:
             refused[group] = str(error)
             continue
@@ -98,9 +98,13 @@ def _check(values: Mapping[str, Any]) -> None:
 
 
 def _fitted(
-    group: str, observed: Sequence[Observation], values: Mapping[str, Any], number_: int
+    group: str,
+    observed: Sequence[Observation],
+    values: Mapping[str, Any],
+    number_: int,
+    refused: dict[str, str],
 ) -> tuple[list[Row], Figure]:
-    """Return a group's rows and its figure."""
+    """Return a group's rows and its figure; tests that can't be go to `refused`."""
     form, weights = values["form"], values["weights"]
     how = {key: values[key] for key in ("resamples", "level", "seed")}
     sure = bootstrap(observed, form, weights, **how)
@@ -114,13 +118,15 @@ def _fitted(
         if not limit or len(seen) == len(observed):
             continue
         test = f"fitted on {name} <= {limit:g}"
-        _, tests[test] = held_out(
-            observed,
-            lambda one, key=key, limit=limit: getattr(one, key) <= limit,
-            form,
-            weights,
-            **how,
-        )
+
+        def is_seen(one: Observation, key: str = key, limit: float = limit) -> bool:
+            return getattr(one, key) <= limit
+
+        try:
+            _, tests[test] = held_out(observed, is_seen, form, weights, **how)
+        except UserError as error:
+            refused[f"{group}, {test}"] = str(error)
+            continue
         made += _test_rows(group, test, tests[test])
     return made, _figure(group, observed, sure, tests, number_)
 

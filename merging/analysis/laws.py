@@ -182,6 +182,10 @@ def _shape(observed: Sequence[Observation], form: str) -> _Shape:
             f"{len(places)} different (N, k) do not tell the {numbers} numbers of the "
             f"{form} law: give rows of more sizes or of more K."
         )
+    if form == MERGING and len(sizes) == 2:
+        raise UserError(
+            "two sizes do not tell L*, B and β apart: give rows of one, or of three."
+        )
     least, most = min(counts), max(counts)
     if form == SATURATING:
         return _saturating(least, most)

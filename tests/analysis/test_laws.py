@@ -120,6 +120,8 @@ def test_too_few_rows_are_refused():
         laws.fit(table((2, 4)))
     with pytest.raises(UserError, match="4 different .* 6 numbers"):
         laws.fit(grid(counts=(1, 2), sizes=(1e5, 1e6)))
+    with pytest.raises(UserError, match="two sizes do not tell"):
+        laws.fit(grid(sizes=(1e5, 1e6)))
     with pytest.raises(UserError, match="of one N"):
         laws.fit(grid(), laws.SATURATING)
     with pytest.raises(UserError, match="nothing to predict"):
