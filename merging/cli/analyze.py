@@ -12,7 +12,9 @@ from merging.cli.command import (
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging.analysis import running
+    from merging.runtime import compilations
 
+    compilations.keep()
     config, workdir = config_and_workdir(arguments)
     running.run(config, workdir)
     return 0
@@ -35,6 +37,11 @@ COMMAND = Command(
     examples:
       merging analyze --config analyze/geometry --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.merged=MERGED --workdir geometry
+      merging analyze --config analyze/saturation:miniworld --config.base=BASE \\
+          --config.experts=sentiment=EXPERT1,paraphrase=EXPERT2 --workdir saturation
+      merging analyze --config analyze/connectivity --config.base=BASE \\
+          --config.experts=sentiment=EXPERT1,paraphrase=EXPERT2 \\
+          --config.merged=MERGED --workdir connectivity
     """,
     _options,
     _run,

@@ -49,6 +49,7 @@ def command(folders, analysis, workdir, **values):
     return ["analyze", "--config", f"analyze/{analysis}", *flags, "--workdir", workdir]
 
 
+@pytest.mark.long
 def test_the_connectivity_of_models(folders, tmp_path, capsys):
     argv = command(
         folders,
