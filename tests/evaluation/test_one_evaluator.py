@@ -92,7 +92,9 @@ def test_the_right_answers_likelihood_is_the_same_on_every_way(
     # Texts are generated for ropes: its answers are not scored.
     assert set(step["targets"]) == set(DATASETS) - {"ropes"}
     for name, (log_p, tokens) in step["targets"].items():
-        assert (rows[name].target_log_p, rows[name].target_tokens) == (log_p, tokens)
+        assert rows[name].target_tokens == tokens
+        # Batches of another shape round otherwise.
+        assert rows[name].target_log_p == pytest.approx(log_p, rel=1e-5)
     assert rows["ropes"].target_log_p is rows["ropes"].cross_entropy is None
 
 
