@@ -30,6 +30,7 @@ from merging.merge.inputs import (
     open_inputs,
     require_mergeable,
 )
+from merging.merge.partition import Partition
 from merging.runtime import config_keys, memory, processes, storage, text, tree
 from merging.runtime.errors import UserError
 from merging.runtime.tree import Tree
@@ -136,7 +137,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             return
         partition, every = units.cut(inputs.abstracts, only, budget)
         place.claim(workdir, values)
-        kept = Kept(workdir, of)
+        kept = Kept(workdir, of | {"blocks": block_digest(partition)})
         found = task_vectors.measure(
             inputs,
             experts,
@@ -193,6 +194,11 @@ def identity(inputs: Inputs, values: Mapping[str, Any]) -> dict[str, Any]:
         "versions": manifest.versions(),
         "x64": bool(jax.config.jax_enable_x64),
     }
+
+
+def block_digest(partition: Partition) -> str:
+    """Return a hash of where the blocks are cut: what a block's number means."""
+    return storage.digest(repr(partition.blocks))
 
 
 def is_done(workdir: Path, analysis: str, of: Mapping[str, Any]) -> bool:

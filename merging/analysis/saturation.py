@@ -102,14 +102,15 @@ def run(config: Any, workdir: Path) -> None:
         of = describing.identity(inputs, values)
         if describing.is_done(workdir, "saturation", of):
             return
-        units.cut(inputs.abstracts, lambda path: True, budget)
+        partition, _ = units.cut(inputs.abstracts, lambda path: True, budget)
         models, judges = None, {}
         if values["suite"].get("name"):
             uris = {name: inputs.experts[name].uri for name in experts}
             models = judged.load(values["base"], uris, values["dtype"])
             judges = _judges(values, models, workdir / "data")
         place.claim(workdir, values)
-        kept = Kept(workdir, of)
+        blocks = describing.block_digest(partition)
+        kept = Kept(workdir, of | {"blocks": blocks})
         found = task_vectors.measure(inputs, experts, budget=budget, kept=kept)
         made = list(width_rows(found, values))
         if models is not None:

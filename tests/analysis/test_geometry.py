@@ -135,6 +135,28 @@ def test_a_stopped_pass_goes_on_to_the_same_bits(
     assert "blocks were finished" not in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_stopped_command_goes_on_under_another_budget(
+    found, folders, inputs, tmp_path, monkeypatch
+):
+    command = ["analyze", "--config", "analyze/geometry", *flags(folders)]
+    command += ["--workdir", str(tmp_path / "out"), "--config.densities="]
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Preempted("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(preemption, "raise_if_asked", stop)
+        patched.setattr(preemption, "end", lambda *_: None)
+        assert main([*command, "--config.memory_budget=5MB"]) == 75
+    assert (tmp_path / "out" / "unfinished" / "totals.0.npz").exists()
+    assert main(command) == 0  # blocks are cut elsewhere now
+    record = rows.read(tmp_path / "out", "geometry")
+    np.testing.assert_array_equal(record["groups"][0]["gram"], found.model.gram)
+
+
 def test_two_processes_give_the_rows_of_one(found, folders, tmp_path):
     command = [sys.executable, "-m", "merging", "analyze"]
     command += ["--config", "analyze/geometry", *flags(folders)]
