@@ -157,6 +157,7 @@ def test_a_stopped_command_goes_on_under_another_budget(
     np.testing.assert_array_equal(record["groups"][0]["gram"], found.model.gram)
 
 
+@pytest.mark.long
 def test_two_processes_give_the_rows_of_one(found, folders, tmp_path):
     command = [sys.executable, "-m", "merging", "analyze"]
     command += ["--config", "analyze/geometry", *flags(folders)]
