@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging.methods import Layout, Method, Sums, Threshold
+from merging.methods import Layout, Matrices, Method, Sums, Threshold
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
 from merging.runtime.numerics import Index
@@ -40,6 +40,8 @@ SCRATCH = 16
 PACKED_ROW, PACKED_LEAF, PACKED_BLOCK = 128, 2**20, 2**24
 # A leaf that holds a layer after the other is named after `layers`, without a number.
 _STACKED = re.compile(r"(?:^|[./])(?:layers|blocks)[./](?!\d)")
+# Tables of a vocabulary, and PyTorch's weights, have their inputs last.
+_INPUTS_LAST = re.compile(r"\.weight$|embed|(?:^|[./])(?:lm_)?head(?:[./]|$)")
 
 
 class Piece(NamedTuple):
@@ -89,7 +91,7 @@ class Block(NamedTuple):
       pieces: each begins a row; of a block in its own shape, the one leaf.
       columns: of a row; a leaf's last dimension if its rows must stay whole.
       whole: whether its leaf's reductions can be found in this block alone.
-      matrix: (rows, columns) of the matrices it holds whole, if the method wants them.
+      matrix: how the matrices lie that it holds whole, if the method wants them.
       shape: of a block in a leaf's own shape; None if it is rows.
     """
 
@@ -97,7 +99,7 @@ class Block(NamedTuple):
     pieces: tuple[Piece, ...]
     columns: int
     whole: bool = False
-    matrix: tuple[int, int] | None = None
+    matrix: Matrices | None = None
     shape: tuple[int, ...] | None = None
 
     @property
@@ -249,14 +251,17 @@ def is_stacked(path: str) -> bool:
     return _STACKED.search(path) is not None
 
 
-def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return (rows, columns) of a leaf's matrices, or None if it is no matrix.
+def matrices(path: str, shape: tuple[int, ...]) -> Matrices | None:
+    """Return how a leaf stores its matrices, or None if it is no matrix.
 
     A leaf of more axes is a batch of matrices; one that is stacked by layers
-    (`layers/mlp/up`, but not `layers.0.mlp.up`) has an axis for them in front.
+    (`layers/mlp/up`, but not `layers.0.mlp.up`) has an axis for them in front. Which of
+    a matrix's axes is that of the inputs goes by the leaf's name, too.
     """
     own = shape[1:] if is_stacked(path) else shape
-    return tuple(own[-2:]) if len(own) >= 2 and math.prod(shape) else None
+    if len(own) < 2 or not math.prod(shape):
+        return None
+    return Matrices(*own[-2:], inputs_first=not _INPUTS_LAST.search(path))
 
 
 def partition(
@@ -344,7 +349,7 @@ def in_memory_blocks(
             pack.append(i)
             continue
         wants = method.granularity == "matrix"
-        matrix = matrix_shape(paths[i], leaf.shape) if wants else None
+        matrix = matrices(paths[i], leaf.shape) if wants else None
         piece, last = Piece(i, 0, leaf.size), leaf.shape[-1] if leaf.ndim else 1
         blocks.append(
             Block(places[i], (piece,), max(last, 1), True, matrix, tuple(leaf.shape))
@@ -420,7 +425,7 @@ class _Cutter:
                 continue
             matrix = None
             if self._granularity == "matrix":
-                matrix = matrix_shape(self._cut.paths[leaf], shape)
+                matrix = matrices(self._cut.paths[leaf], shape)
             apart = self._granularity in ("row", "tensor") or matrix
             if apart or self._leafwise:
                 blocks += self._alone(leaf, shape, size, matrix)
@@ -440,7 +445,7 @@ class _Cutter:
         """Return a leaf's own blocks: one, if its reductions can be found in it."""
         columns = ROW if self._granularity == "element" else (*shape, 1)[len(shape) - 1]
         if matrix:
-            unit = math.prod(matrix)
+            unit = matrix.rows * matrix.columns
         elif self._granularity == "tensor":
             unit = size
         else:

@@ -9,6 +9,7 @@ from merging.methods import combiners, reductions
 from merging.methods.combiners import combiner, elect_sign
 from merging.methods.method import (
     GRANULARITIES,
+    Matrices,
     Method,
     compose,
     count_kept,
@@ -21,7 +22,6 @@ from merging.methods.presets import (
     average,
     dare,
     dare_ties,
-    iso_c,
     model_stock,
     rht,
     task_arithmetic,
@@ -37,6 +37,7 @@ from merging.methods.registry import (
     register,
 )
 from merging.methods.schedules import run_weights
+from merging.methods.spectral import iso_c, iso_cts, tsv_m, wudi
 from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "CountQuery",
     "Entry",
     "Layout",
+    "Matrices",
     "Method",
     "Sums",
     "Threshold",
@@ -61,6 +63,7 @@ __all__ = [
     "elect_sign",
     "get",
     "iso_c",
+    "iso_cts",
     "load_file",
     "magnitude_keys",
     "merge_block",
@@ -76,4 +79,6 @@ __all__ = [
     "ties",
     "transform_block",
     "trim",
+    "tsv_m",
+    "wudi",
 ]

@@ -50,14 +50,17 @@ class Combiner(Protocol):
 class Combined:
     """A combiner that is given as functions; see `combiner`."""
 
-    function: Callable[[Sequence[Array], Weights, Any], Array]
+    function: Callable[..., Array]
     granularity: str = "element"
     terms: Terms | None = None
     finish: Callable[[np.ndarray], Any] | None = None
     refuse: Callable[[Sequence[float]], None] | None = None
+    parameters: tuple[tuple[str, Any], ...] = ()
 
     def __repr__(self) -> str:
-        return f"combiner({self.function.__module__}.{self.function.__qualname__})"
+        own = "".join(f", {name}={value!r}" for name, value in self.parameters)
+        called = f"{self.function.__module__}.{self.function.__qualname__}"
+        return f"combiner({called}{own})"
 
     def check(self, weights):
         """Refuse what the method's author refuses."""
@@ -74,15 +77,16 @@ class Combined:
 
     def combine(self, values, weights, state):
         """Call the author's function."""
-        return self.function(values, weights, state)
+        return self.function(values, weights, state, **dict(self.parameters))
 
 
 def combiner(
-    function: Callable[[Sequence[Array], Weights, Any], Array],
+    function: Callable[..., Array],
     granularity: str = "element",
     terms: Terms | None = None,
     state: Callable[[np.ndarray], Any] | None = None,
     refuse: Callable[[Sequence[float]], None] | None = None,
+    **parameters: Any,
 ) -> Combined:
     """Return a combiner made of pure functions: all that a new method has to bring.
 
@@ -94,18 +98,22 @@ def combiner(
         transformed task vectors (models, where the method has no scale), float32;
         `weights` K numbers or None for all 1. With granularity ``element`` the blocks
         are arbitrary pieces, and the function must be elementwise; with ``row`` their
-        last axis is a whole row of a leaf; with ``matrix`` they are [m, rows, columns],
-        whole matrices, or of at most two axes for what is no matrix.
+        last axis is a whole row of a leaf; with ``matrix`` they are whole matrices,
+        [m, outputs, inputs] however the leaf stores them (`method.Matrices`), or of at
+        most two axes for what is no matrix.
       granularity: ``element``, ``row``, ``matrix`` or ``tensor``.
       terms: ``(values, weights) -> terms``, elementwise, if sums over each leaf are
         needed, e.g. `reductions.gram_terms`; rows then stay whole.
       state: makes, of float64 sums [leaves, T], arrays with an entry for each leaf; the
         function is given them broadcast against the blocks.
       refuse: raises a UserError for weights that cannot be used.
+      **parameters: numbers or words that the function takes by name; a program is
+        compiled for each value.
     """
     if terms is not None and granularity == "element":
         granularity = "row"
-    return Combined(function, granularity, terms, state, refuse)
+    own = tuple(sorted(parameters.items()))
+    return Combined(function, granularity, terms, state, refuse, own)
 
 
 def refuse_sum_of_zero(weights: Sequence[float]) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,30 @@ from merging.runtime.numerics import Index
 # How finely a leaf may be cut into blocks, the finest first: anywhere; between rows (of
 # its last axis); between 2-D matrices (a stacked leaf is a batch of them); nowhere.
 GRANULARITIES = ("element", "row", "matrix", "tensor")
+
+
+class Matrices(NamedTuple):
+    """How a leaf stores its matrices, row after row and one after the other.
+
+    Attributes:
+      rows: of each.
+      columns: of each.
+      inputs_first: whether the rows are a linear map's inputs (y = x W, as Flax has
+        it), and not its outputs (y = x Wᵀ, as PyTorch has it).
+    """
+
+    rows: int
+    columns: int
+    inputs_first: bool = False
+
+    def taken_from(self, block: Array) -> Array:
+        """Return a block's matrices, [m, outputs, inputs]."""
+        found = block.reshape(-1, self.rows, self.columns)
+        return found.mT if self.inputs_first else found
+
+    def stored(self, matrices: Array) -> Array:
+        """Return [m, outputs, inputs] as the leaf stores them."""
+        return matrices.mT if self.inputs_first else matrices
 
 
 @partial(
@@ -187,7 +211,7 @@ def merge_block(
     combined: Any,
     index: Index,
     dtype: jnp.dtype,
-    matrix: tuple[int, int] | None = None,
+    matrix: Matrices | None = None,
 ) -> Array:
     """Merge one block: float32 (or float64) arithmetic, one rounding, to `dtype`.
 
@@ -199,13 +223,15 @@ def merge_block(
       combined: the combiner's state, likewise.
       index: each element's index in its leaf.
       dtype: of the result.
-      matrix: (rows, columns) of the matrices that the block holds whole, for a combiner
-        of that granularity; None otherwise, and for what is no matrix.
+      matrix: how the matrices lie that the block holds whole, for a combiner of that
+        granularity; None otherwise, and for what is no matrix.
     """
     values = task_vectors(method, base, experts, states, index)
     if matrix is not None:
-        values = [value.reshape(-1, *matrix) for value in values]
+        values = [matrix.taken_from(value) for value in values]
     merged = method.combiner.combine(values, method.weights, combined)
+    if matrix is not None:
+        merged = matrix.stored(merged)
     merged = merged.reshape(experts[0].shape)
     if method.needs_base:
         merged = base.astype(merged.dtype) + numerics.scaled(merged, method.scale)

@@ -189,7 +189,7 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
         [jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states.transforms
     ]
     combined = jax.tree.map(lambda x: x[0], job.states.combined)
-    matrix = (4, 6) if method.granularity == "matrix" else None
+    matrix = job.cut.blocks[0].matrix
     strides = (block_shape[-1], 1) if len(block_shape) > 1 else (1,)
     merge_block = jax.jit(methods.merge_block, static_argnums=(6, 7))
     for size in (1, 50) if method.granularity == "element" else (1, 3, 5):
