@@ -5,8 +5,21 @@ too. A method is composed of task-vector transforms (`trim`, `drop`, `rescale`) 
 combiner (`elect_sign`, `combiners.mean`, `combiners.sum`, or `combiner` of your own).
 """
 
+# First, as methods are listed in the order in which they are registered.
+from merging.methods.presets import (
+    average,
+    dare,
+    dare_ties,
+    model_stock,
+    rht,
+    task_arithmetic,
+    ties,
+)
+
+# isort: split
 from merging.methods import combiners, reductions
 from merging.methods.combiners import combiner, elect_sign
+from merging.methods.masks import consensus_ta, emr
 from merging.methods.method import (
     GRANULARITIES,
     Matrices,
@@ -17,15 +30,6 @@ from merging.methods.method import (
     merge_block,
     task_vectors,
     transform_block,
-)
-from merging.methods.presets import (
-    average,
-    dare,
-    dare_ties,
-    model_stock,
-    rht,
-    task_arithmetic,
-    ties,
 )
 from merging.methods.reductions import CountQuery, Layout, Sums, Threshold, Votes
 from merging.methods.registry import (
@@ -56,11 +60,13 @@ __all__ = [
     "combiner",
     "combiners",
     "compose",
+    "consensus_ta",
     "count_kept",
     "dare",
     "dare_ties",
     "drop",
     "elect_sign",
+    "emr",
     "get",
     "iso_c",
     "iso_cts",

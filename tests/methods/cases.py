@@ -33,6 +33,11 @@ CASES = {
     ],
     "dare_linear@mergekit": [{"density": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "dare_ties@mergekit": [{"density": 0.5}, {"density": 0.6, "normalize": True}],
+    "consensus_ta": [
+        {},
+        {"mask_scale": 0.9, "agree": 1, "scale": 0.7, "weights": (1.0, -0.5, 2.0)},
+    ],
+    "emr": [{}],
     "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "iso_cts": [{}, {"common": 0.3, "weights": (1.0, 0.5, 2.0)}],
     "tsv_m": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],

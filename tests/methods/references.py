@@ -244,11 +244,35 @@ def model_stock(base, experts, seed, scale):
     return _add(base, merged, scale)
 
 
+def consensus_ta(base, experts, seed, weights, scale, mask_scale, agree):
+    del seed
+    deltas, merged = _deltas(base, experts), {}
+    for path in base:
+        own = np.array([w * d[path] for w, d in zip(weights, deltas, strict=True)])
+        total = own.sum(axis=0)
+        masks = np.abs(own) > mask_scale * np.abs(total - own)
+        merged[path] = np.where(masks.sum(axis=0) >= agree, total, 0)
+    return _add(base, merged, scale)
+
+
+def emr(base, experts, seed, scale):
+    del seed
+    merged = {}
+    for path in base:
+        own = np.array([e[path] - base[path] for e in experts.values()])
+        sign = np.where(own.sum(axis=0) > 0, 1, -1)
+        merged[path] = sign * np.where(own * sign > 0, abs(own), 0).max(axis=0)
+    return _add(base, merged, scale)
+
+
 def by_matrix(base, experts, weights, merge_matrices):
     """Merge every matrix, [outputs, inputs], by a function; average what is none."""
     merged = {}
     for path in base:
-        deltas = [w * (e[path] - base[path]) for w, e in zip(weights, experts.values())]
+        deltas = [
+            w * (e[path] - base[path])
+            for w, e in zip(weights, experts.values(), strict=True)
+        ]
         shape = deltas[0].shape
         if len(shape) - path.startswith("layers/") < 2 or not deltas[0].size:
             merged[path] = sum(deltas) / sum(weights)
@@ -256,7 +280,7 @@ def by_matrix(base, experts, weights, merge_matrices):
         turned = "embed" not in path
         stacks = [d.reshape(-1, *shape[-2:]) for d in deltas]
         found = []
-        for matrices in zip(*stacks):
+        for matrices in zip(*stacks, strict=True):
             one = merge_matrices([m.T if turned else m for m in matrices])
             found.append(one.T if turned else one)
         merged[path] = np.array(found).reshape(shape)
@@ -296,7 +320,7 @@ def iso_cts(base, experts, seed, weights, scale, common):
         us, ss, vs = [u], [s], [v]
         for matrix in matrices:
             parts = svd(matrix - u @ u.T @ matrix)
-            for into, part in zip((us, ss, vs), parts):
+            for into, part in zip((us, ss, vs), parts, strict=True):
                 into.append(part[..., :each])
         left, right = polar(np.hstack(us)), polar(np.hstack(vs))
         return np.concatenate(ss).mean() * left @ right.T
@@ -309,7 +333,9 @@ def tsv_m(base, experts, seed, weights, scale):
 
     def reassembled(matrices):
         rank = max(min(matrices[0].shape) // len(matrices), 1)
-        u, s, v = ([x[..., :rank] for x in of] for of in zip(*map(svd, matrices)))
+        u, s, v = (
+            [x[..., :rank] for x in of] for of in zip(*map(svd, matrices), strict=True)
+        )
         diagonal = np.diag(np.concatenate(s))
         return polar(np.hstack(u)) @ diagonal @ polar(np.hstack(v)).T
 
