@@ -60,12 +60,16 @@ class Kind(NamedTuple):
       leaves: their places among the partition's leaves.
       read: the dtypes as stored, one for each model that is read, in order.
       dtype: of the result.
+      statistics: the dtypes of each expert's, as stored; none where there are none.
+      ratio: the most of their numbers for one element.
     """
 
     method: Method | None
     leaves: tuple[int, ...]
     read: tuple[np.dtype, ...]
     dtype: np.dtype
+    statistics: tuple[np.dtype, ...] = ()
+    ratio: float = 0.0
 
     @property
     def working(self) -> np.dtype:
@@ -80,7 +84,14 @@ class Kind(NamedTuple):
     def bytes_in_memory(self, workers: int) -> int:
         """Return the memory that one element of each block in flight takes."""
         inputs = sum(d.itemsize for d in self.read)
+        inputs += math.ceil(self.ratio * sum(d.itemsize for d in self.statistics))
         return (workers + 1) * inputs + workers * (self.dtype.itemsize + SCRATCH)
+
+    def statistics_of(self, block: "Block") -> int:
+        """Return how many numbers of each expert's statistics belong to a block."""
+        if not self.statistics:
+            return 0
+        return self.method.statistics.size(block.size, block.matrix)
 
 
 class Block(NamedTuple):
@@ -211,13 +222,20 @@ class Partition(NamedTuple):
 
     def bytes_of(self, block: Block) -> int:
         """Return the bytes that are read and written for a block."""
-        return block.elements * self.kinds[block.kind].bytes_per_element
+        return block.elements * self.kinds[block.kind].bytes_per_element + self._told(
+            block
+        )
+
+    def _told(self, block: Block) -> int:
+        """Return the bytes of a block's statistics."""
+        kind = self.kinds[block.kind]
+        return kind.statistics_of(block) * sum(d.itemsize for d in kind.statistics)
 
     def read_for(self, block: Block) -> int:
         """Return the bytes that are read for a block, in all passes over it."""
         kind = self.kinds[block.kind]
         each = sum(d.itemsize for d in kind.read)
-        return block.elements * each * self.passes_over(block)
+        return block.elements * each * self.passes_over(block) + self._told(block)
 
     def written_for(self, block: Block) -> int:
         """Return the bytes that are written for a block."""
@@ -272,6 +290,7 @@ def partition(
     dtype: np.dtype | None = None,
     first: int = 0,
     granularity: Callable[[str], int] = lambda path: 1,
+    statistics: Mapping[str, tuple[np.dtype, ...]] = {},  # noqa: B006
 ) -> Partition:
     """Cut the leaves of a streamed merge into blocks.
 
@@ -283,6 +302,7 @@ def partition(
       dtype: of the merged leaves; by default as in the model that has the say.
       first: which model that is; the base if there is one.
       granularity: elements that the writer wants to get together, for each path.
+      statistics: the dtypes of every expert's, for each path that has some.
 
     Raises:
       UserError: the budget is too small for one row or one chunk of a leaf.
@@ -296,12 +316,20 @@ def partition(
         method = recipe[path] if floating else None
         kept = floating and method is None
         target = np.dtype(dtype) if dtype is not None and floating else read[first]
-        key = (method, read[:1] if kept else read, target)
+        told = () if method is None else statistics.get(path, ())
+        key = (method, read[:1] if kept else read, target, told)
         kinds.setdefault(key, []).append(i)
+
+    def names(of: Sequence[int]) -> set[str]:
+        return {paths[i] for i in of}
+
     found = Partition(
         paths,
         tuple(tuple(like[path].shape) for path in paths),
-        tuple(Kind(m, tuple(of), r, d) for (m, r, d), of in kinds.items()),
+        tuple(
+            Kind(m, tuple(of), r, d, t, _ratio(m, t, names(of), like))
+            for (m, r, d, t), of in kinds.items()
+        ),
         (),
     )
     total = sum(math.prod(shape) for shape in found.shapes)
@@ -311,6 +339,19 @@ def partition(
         largest = budget // kind.bytes_in_memory(1)
         blocks += _Cutter(found, number, capacity, largest, granularity).blocks()
     return found._replace(blocks=tuple(blocks))
+
+
+def _ratio(
+    method: Method | None, told: tuple, paths: set[str], leaves: Mapping[str, Any]
+) -> float:
+    """Return the most numbers of an expert's statistics for an element of a leaf."""
+    if not told:
+        return 0.0
+    sizes = {path: max(math.prod(leaves[path].shape), 1) for path in paths}
+    return max(
+        method.statistics.size(size, matrices(path, leaves[path].shape)) / size
+        for path, size in sizes.items()
+    )
 
 
 def in_memory_blocks(

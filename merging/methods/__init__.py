@@ -19,10 +19,10 @@ from merging.methods.presets import (
 # isort: split
 from merging.methods import combiners, reductions
 from merging.methods.combiners import combiner, elect_sign
+from merging.methods.data_driven import fisher, regmean
 from merging.methods.masks import consensus_ta, emr
 from merging.methods.method import (
     GRANULARITIES,
-    Matrices,
     Method,
     compose,
     count_kept,
@@ -42,15 +42,19 @@ from merging.methods.registry import (
 )
 from merging.methods.schedules import run_weights
 from merging.methods.spectral import iso_c, iso_cts, tsv_m, wudi
+from merging.methods.statistics import FISHER, GRAM, Matrices, Statistics
 from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
+    "FISHER",
+    "GRAM",
     "GRANULARITIES",
     "CountQuery",
     "Entry",
     "Layout",
     "Matrices",
     "Method",
+    "Statistics",
     "Sums",
     "Threshold",
     "Transform",
@@ -67,6 +71,7 @@ __all__ = [
     "drop",
     "elect_sign",
     "emr",
+    "fisher",
     "get",
     "iso_c",
     "iso_cts",
@@ -77,6 +82,7 @@ __all__ = [
     "names",
     "reductions",
     "register",
+    "regmean",
     "rescale",
     "rht",
     "run_weights",

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from merging.methods.reductions import Layout, Sums, Terms, Votes
+from merging.methods.statistics import OF, Statistics
 from merging.runtime import numerics
 from merging.runtime.errors import UserError, nearest
 
@@ -56,6 +57,7 @@ class Combined:
     finish: Callable[[np.ndarray], Any] | None = None
     refuse: Callable[[Sequence[float]], None] | None = None
     parameters: tuple[tuple[str, Any], ...] = ()
+    statistics: Statistics | None = None
 
     def __repr__(self) -> str:
         own = "".join(f", {name}={value!r}" for name, value in self.parameters)
@@ -75,9 +77,10 @@ class Combined:
         """Return what the author makes of the sums."""
         return () if self.terms is None else self.finish(found)
 
-    def combine(self, values, weights, state):
+    def combine(self, values, weights, state, *statistics):
         """Call the author's function."""
-        return self.function(values, weights, state, **dict(self.parameters))
+        own = dict(self.parameters)
+        return self.function(values, weights, state, *statistics, **own)
 
 
 def combiner(
@@ -86,6 +89,7 @@ def combiner(
     terms: Terms | None = None,
     state: Callable[[np.ndarray], Any] | None = None,
     refuse: Callable[[Sequence[float]], None] | None = None,
+    statistics: Statistics | None = None,
     **parameters: Any,
 ) -> Combined:
     """Return a combiner made of pure functions: all that a new method has to bring.
@@ -107,13 +111,20 @@ def combiner(
       state: makes, of float64 sums [leaves, T], arrays with an entry for each leaf; the
         function is given them broadcast against the blocks.
       refuse: raises a UserError for weights that cannot be used.
+      statistics: what must be known of each expert beside its weights, such as
+        `methods.FISHER`. The function is then given a list of K arrays as its fourth
+        argument, of the blocks' shape or [m, inputs, inputs]; None for leaves without.
       **parameters: numbers or words that the function takes by name; a program is
         compiled for each value.
     """
     if terms is not None and granularity == "element":
         granularity = "row"
+    if statistics is not None and statistics.of not in OF:
+        raise nearest("kind of statistics", statistics.of, OF)
+    if statistics is not None and statistics.of == "inputs":
+        granularity = "matrix"
     own = tuple(sorted(parameters.items()))
-    return Combined(function, granularity, terms, state, refuse, own)
+    return Combined(function, granularity, terms, state, refuse, own, statistics)
 
 
 def refuse_sum_of_zero(weights: Sequence[float]) -> None:

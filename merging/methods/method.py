@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax import Array
 
 from merging.methods.combiners import Combiner
 from merging.methods.reductions import Reduction, Threshold
+from merging.methods.statistics import Matrices, Statistics
 from merging.methods.transforms import Transform, number
 from merging.runtime import numerics
 from merging.runtime.errors import UserError
@@ -26,30 +27,6 @@ from merging.runtime.numerics import Index
 # How finely a leaf may be cut into blocks, the finest first: anywhere; between rows (of
 # its last axis); between 2-D matrices (a stacked leaf is a batch of them); nowhere.
 GRANULARITIES = ("element", "row", "matrix", "tensor")
-
-
-class Matrices(NamedTuple):
-    """How a leaf stores its matrices, row after row and one after the other.
-
-    Attributes:
-      rows: of each.
-      columns: of each.
-      inputs_first: whether the rows are a linear map's inputs (y = x W, as Flax has
-        it), and not its outputs (y = x Wᵀ, as PyTorch has it).
-    """
-
-    rows: int
-    columns: int
-    inputs_first: bool = False
-
-    def taken_from(self, block: Array) -> Array:
-        """Return a block's matrices, [m, outputs, inputs]."""
-        found = block.reshape(-1, self.rows, self.columns)
-        return found.mT if self.inputs_first else found
-
-    def stored(self, matrices: Array) -> Array:
-        """Return [m, outputs, inputs] as the leaf stores them."""
-        return matrices.mT if self.inputs_first else matrices
 
 
 @partial(
@@ -91,6 +68,11 @@ class Method:
         """What its parts ask for, in order."""
         asked = (part.reduction() for part in (*self.transforms, self.combiner))
         return tuple(reduction for reduction in asked if reduction is not None)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What it must be told of each expert beside the weights, if anything."""
+        return getattr(self.combiner, "statistics", None)
 
     @property
     def ranks_model(self) -> bool:
@@ -212,6 +194,7 @@ def merge_block(
     index: Index,
     dtype: jnp.dtype,
     matrix: Matrices | None = None,
+    statistics: Sequence[Array] | None = None,
 ) -> Array:
     """Merge one block: float32 (or float64) arithmetic, one rounding, to `dtype`.
 
@@ -225,11 +208,16 @@ def merge_block(
       dtype: of the result.
       matrix: how the matrices lie that the block holds whole, for a combiner of that
         granularity; None otherwise, and for what is no matrix.
+      statistics: of each expert, for a method that wants some; None where there are
+        none for this leaf.
     """
     values = task_vectors(method, base, experts, states, index)
     if matrix is not None:
         values = [matrix.taken_from(value) for value in values]
-    merged = method.combiner.combine(values, method.weights, combined)
+    told = ()
+    if method.statistics is not None:
+        told = (_told(method.statistics, statistics, matrix, values[0].dtype),)
+    merged = method.combiner.combine(values, method.weights, combined, *told)
     if matrix is not None:
         merged = matrix.stored(merged)
     merged = merged.reshape(experts[0].shape)
@@ -263,6 +251,23 @@ def magnitude_keys(transforms, base, expert, states, index, key_dtype) -> Array:
     """Return the magnitude keys of one expert's block after some transforms."""
     delta = transform_block(transforms, base, expert, states, index)
     return numerics.magnitude_keys(delta, key_dtype)
+
+
+def _told(
+    wanted: Statistics,
+    given: Sequence[Array] | None,
+    matrix: Matrices | None,
+    dtype: jnp.dtype,
+) -> list[Array] | None:
+    """Return statistics as the combiner wants them."""
+    if given is None:
+        return None
+    given = [array.astype(dtype) for array in given]
+    if matrix is None:
+        return given
+    if wanted.of == "element":
+        return [matrix.taken_from(array) for array in given]
+    return [array.reshape(-1, matrix.inputs, matrix.inputs) for array in given]
 
 
 def _per_expert(transform: Transform) -> dict[str, tuple]:

@@ -33,6 +33,8 @@ CASES = {
     ],
     "dare_linear@mergekit": [{"density": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "dare_ties@mergekit": [{"density": 0.5}, {"density": 0.6, "normalize": True}],
+    "fisher": [{}, {"floor": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "regmean": [{}, {"off_diagonal": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "consensus_ta": [
         {},
         {"mask_scale": 0.9, "agree": 1, "scale": 0.7, "weights": (1.0, -0.5, 2.0)},

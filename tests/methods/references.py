@@ -244,6 +244,41 @@ def model_stock(base, experts, seed, scale):
     return _add(base, merged, scale)
 
 
+def fisher(base, experts, seed, weights, floor, statistics):
+    del base, seed
+    names, merged = list(experts), {}
+    for path in experts[names[0]]:
+        shares = [
+            w * np.maximum(statistics[n][path], floor)
+            for w, n in zip(weights, names, strict=True)
+        ]
+        top = sum(s * experts[n][path] for s, n in zip(shares, names, strict=True))
+        merged[path] = top / sum(shares)
+    return merged
+
+
+def regmean(base, experts, seed, weights, off_diagonal, statistics):
+    del base
+    merged = average(None, experts, seed, weights)
+    for path in next(iter(statistics.values())):
+        shape = merged[path].shape
+        stack = merged[path].reshape(-1, *shape[-2:]).copy()
+        for i in range(len(stack)):
+            total, right = 0.0, 0.0
+            for w, name in zip(weights, experts, strict=True):
+                gram = statistics[name][path]
+                n = gram.shape[-1]
+                gram = gram.reshape(-1, n, n)[i]
+                gram = w * np.where(np.eye(n), gram, off_diagonal * gram)
+                total = total + gram
+                right = right + gram @ experts[name][path].reshape(stack.shape)[i]
+            live = np.diag(total) > 0
+            solved = np.linalg.solve(total[live][:, live], right[live])
+            stack[i][live] = solved
+        merged[path] = stack.reshape(shape)
+    return merged
+
+
 def consensus_ta(base, experts, seed, weights, scale, mask_scale, agree):
     del seed
     deltas, merged = _deltas(base, experts), {}
