@@ -131,7 +131,7 @@ def test_gram_matrices_are_of_the_inputs_of_every_linear_map(sums, params, monke
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory):
-    """{name: folder} of two Llamas, as our decoder has them and as Hugging Face does."""
+    """{name: folder} of two Llamas, in our layout and in Hugging Face's."""
     root = tmp_path_factory.mktemp("experts")
     tokenizer = scored_models.byte_level(["a few words and a few more"], WORDS)
     ours, theirs = {}, {}
