@@ -6,12 +6,12 @@
 What a line holds: `merging/tasks/jsonl/__init__.py`.
 """
 
-import miniworld
+import expert
 from ml_collections import ConfigDict
 
 
 def get_config(what: str = "multitask") -> ConfigDict:
-    config = miniworld.get_config(what)
+    config = expert.get_config(what)
     config.suite = "jsonl"
     config.data = ConfigDict(dict(files=("",), tokenizer="", chat=False))
     return config

@@ -33,7 +33,7 @@ COMMAND = Command(
     it at any time; the same command continues.
 
     examples:
-      merging collect --config collect/miniworld:sentiment \\
+      merging collect --config collect/expert:sentiment \\
           --config.checkpoint=sentiment/checkpoint --workdir sentiment/statistics
       merging merge --config merge/fisher --config.output=MERGED \\
           --config.experts=sentiment=sentiment/checkpoint,nli=nli/checkpoint \\
@@ -43,5 +43,5 @@ COMMAND = Command(
     _run,
     resumable=True,
     configs=("collect",),
-    example="collect/miniworld:sentiment",
+    example="collect/expert:sentiment",
 )

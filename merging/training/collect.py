@@ -67,13 +67,13 @@ class _State(NamedTuple):
 
 
 def run(config: Any, folder: Path | str) -> Path:
-    """Gather what the config says (see configs/collect/miniworld.py).
+    """Gather what the config says (see configs/collect/expert.py).
 
     Called by every process of a job. Stopped at any moment and called again with the
     same config and folder, on any number of devices and processes, it goes on.
 
     Args:
-      config: such as `merging.runtime.config.load("configs/collect/miniworld.py")`.
+      config: such as `merging.runtime.config.load("configs/collect/expert.py")`.
       folder: the workdir.
 
     Returns:
@@ -89,7 +89,7 @@ def run(config: Any, folder: Path | str) -> Path:
         config,
         _KEYS,
         "merging collect",
-        "collect/miniworld",
+        "collect/expert",
         remote=("checkpoint",),
     )
     processes.initialize(folder / "logs")

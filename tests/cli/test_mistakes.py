@@ -12,7 +12,7 @@ EVALUATE = "evaluate --config evaluate/miniworld --workdir w"
 SWEEP = "sweep --config scaling_curves/smoke --workdir w"
 
 FISHER = "merge --config merge/fisher --config.experts=e1,e2 --config.output=out"
-COLLECT = "collect --config collect/miniworld:sentiment --workdir w"
+COLLECT = "collect --config collect/expert:sentiment --workdir w"
 
 MISTAKES = [
     # Commands and options.

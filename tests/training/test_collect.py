@@ -155,7 +155,7 @@ def asked(monkeypatch):
 
     def config(checkpoint, **values):
         values = {"examples": "20", "batch_size": "8", "save_every": "8", **values}
-        spec = "configs/collect/miniworld.py:sentiment"
+        spec = "configs/collect/expert.py:sentiment"
         return configs.load(spec, {"checkpoint": checkpoint, **values})
 
     return config

@@ -1,6 +1,6 @@
 """Statistics of an expert on the category it was tuned on, such as sentiment.
 
-    merging collect --config configs/collect/miniworld.py:sentiment \\
+    merging collect --config configs/collect/expert.py:sentiment \\
         --config.checkpoint=sentiment/checkpoint --workdir sentiment/statistics
 
 256 examples of its training data: the diagonal Fisher information (a gradient for each
