@@ -12,9 +12,9 @@ from merging.runtime.errors import UserError
 
 
 def wanted(methods: Iterable[Method | None]) -> list[Statistics]:
-    """Return the kinds that some methods want, each once."""
-    kinds = (method.statistics for method in methods if method is not None)
-    return list(dict.fromkeys(kind for kind in kinds if kind is not None))
+    """Return the kinds that some methods want, each once, in the order of names."""
+    kinds = {method.statistics for method in methods if method is not None}
+    return sorted(kinds - {None})
 
 
 def require(

@@ -83,6 +83,9 @@ def test_agrees_with_the_float64_reference(name, parameters):
         ("ties", {"density": 1.0}),
         ("dare_ties", {"density": 1.0}),
         ("rht", {"density": 1.0}),
+        ("emr", {}),
+        ("fisher", {}),
+        ("regmean", {}),
         ("task_arithmetic", {"scale": 1.0, "weights": (0.25, 0.5, 0.25)}),
     ],
 )
