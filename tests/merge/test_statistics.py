@@ -157,3 +157,21 @@ def test_blocks_leave_room_for_them(family, told):
     cuts = cut("regmean()", told[0])
     (block,) = (b for b in cuts.blocks if cuts.paths[b.pieces[0].leaf] == LAYER)
     assert cuts.kinds[block.kind].statistics_of(block) == 130 * 130
+
+
+def test_a_stack_is_cut_between_matrices_each_with_its_own_gram_matrix(tmp_path):
+    rng, path = np.random.default_rng(0), "layers.up.kernel"
+    experts, grams, places = {}, {}, {}
+    for name in "ab":
+        experts[name] = {path: rng.normal(size=(6, 40, 30)).astype(np.float32)}
+        inputs = rng.normal(size=(6, 80, 40)).astype(np.float32)
+        grams[name] = {path: inputs.swapaxes(1, 2) @ inputs}
+        models.save(tmp_path / "told" / name, grams[name])
+        places[name] = models.save(tmp_path / name, experts[name])
+    told = {name: str(tmp_path / "told" / name) for name in grams}
+    settings = {"memory_budget": "500kB", "statistics": told}
+    output = tmp_path / "out"
+    output = merge_checkpoints(None, places, "regmean()", output, **settings)
+    expected = merge(None, experts, methods.regmean(), statistics=grams)
+    found = load_file(output / "model.safetensors")
+    assert models.bits(found) == models.bits(expected)

@@ -165,6 +165,7 @@ def leaves(folder):
     return tree.flatten(checkpoints.restore(folder))
 
 
+@pytest.mark.long
 def test_both_layouts_have_their_own_names_and_merge_alike(experts, asked, tmp_path):
     merged = {}
     for layout, models_of in zip(("ours", "theirs"), experts, strict=True):
