@@ -139,7 +139,7 @@ def test_blocks_leave_room_for_them(family, told):
     _, experts = family
     config = {"seed": 0, "format": None, "shard_size": "5GB", "dtype": None}
     config |= {"base": None, "experts": experts, "method_file": None, "leaf_rules": ()}
-    config |= {"auxiliary_files": None}
+    config |= {"auxiliary_files": None, "schedule": None}
 
     def cut(method, statistics):
         prepared, _ = streamed.preparation.prepare(
