@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     )
     config.output = ""  # the folder to make
     config.method = ConfigDict(dict(name="average", weights=None))
+    config.statistics = ()  # NAME=FOLDER of each expert, for methods that want some
     # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.
     config.rules = ()
     # weights merges models, and adapters on their base; factors, core_space and knots

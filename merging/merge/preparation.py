@@ -10,7 +10,7 @@ import numpy as np
 
 from merging import checkpoints, methods
 from merging.checkpoints import adapter_config
-from merging.merge import card, job, manifest, mergekit, rules, spaces
+from merging.merge import card, job, manifest, mergekit, rules, spaces, statistics
 from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.methods import Method
 from merging.runtime import storage, tree
@@ -104,7 +104,13 @@ def _asked(settings: dict[str, Any]) -> _Asked:
         return _asked_as_adapters(settings, named, method, own)
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
-    recorded = _recorded(settings, named, method, own)
+    told = settings["statistics"]
+    told = dict(told) if isinstance(told, Mapping) else expert_names(told)
+    statistics.require(recipe.values(), named, told)
+    kinds = statistics.wanted(recipe.values())
+    opened = {kind: statistics.open_statistics(kind, told) for kind in kinds}
+    inputs = inputs._replace(statistics=opened)
+    recorded = _recorded(settings, named, told, method, own)
     return _Asked(inputs, recipe, recorded, dtype)
 
 
@@ -119,20 +125,27 @@ def _asked_as_adapters(
         settings["space"], settings["base"], named
     )
     recipe = _recipe(inputs, method, settings["leaf_rules"])
+    if settings["statistics"] or statistics.wanted(recipe.values()):
+        raise UserError(
+            f"space {settings['space']}: statistics are of a model's own weights; "
+            "merge by them with space=weights, or choose another method."
+        )
     dtype = _dtype(settings["dtype"])
     made = spaces.Output(space, given, dtype, settings["base"])
-    recorded = _recorded(settings, named, method, own)
+    recorded = _recorded(settings, named, {}, method, own)
     return _Asked(inputs, recipe, recorded, None, adapter=made)
 
 
 def _recorded(
     settings: dict[str, Any],
     named: Mapping[str, str],
+    told: Mapping[str, str],
     method: Method | str,
     own: dict[str, str] | None,
 ) -> dict[str, Any]:
     """Return the settings for the manifest."""
     return settings | {
+        "statistics": dict(told),
         "experts": dict(named),
         "method": method if isinstance(method, str) else repr(method),
         "method_file": own,
@@ -156,6 +169,7 @@ def _asked_by_yaml(settings: dict[str, Any]) -> _Asked:
         "method_file": None,
         "schedule": None,
         "leaf_rules": [],
+        "statistics": {},
         "dtype": document.out_dtype or document.dtype,
     }
     return _Asked(

@@ -46,9 +46,16 @@ _KEYS = {
     "shard_size": "5GB",
     "auxiliary_files": "",
 }
-_OWN = {"base": "", "rules": (), "dtype": "", "experts": tuple, "method": ConfigDict}
-_OWN["schedule"] = ""
-_OWN |= {"space": spaces.WEIGHTS}
+_OWN = {
+    "base": "",
+    "experts": tuple,
+    "method": ConfigDict,
+    "statistics": (),
+    "rules": (),
+    "space": spaces.WEIGHTS,
+    "dtype": "",
+    "schedule": "",
+}
 _YAML = {"merge_yaml": str}
 
 
@@ -60,6 +67,7 @@ def merge_checkpoints(
     *,
     schedule: str | None = None,
     method_file: str | None = None,
+    statistics: Sequence[str] | Mapping[str, str | os.PathLike] = (),
     leaf_rules: Sequence[str] = (),
     space: str = spaces.WEIGHTS,
     seed: int = 0,
@@ -87,6 +95,8 @@ def merge_checkpoints(
         `methods.run_weights`).
       method_file: a Python file of yours that registers methods; see
         `methods.register`. Then `method` may be "", if it registers one only.
+      statistics: {expert's name: folder}, or ``NAME=FOLDER``, of what `merging
+        collect` gathered, for a method that wants some (`methods.fisher`).
       leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
         leaf's path matches goes before `method` (see `merging.merge.rules`).
       space: ``weights`` merges models, and adapters on their base; ``factors``,
@@ -112,6 +122,7 @@ def merge_checkpoints(
         "base": None if base is None else os.fspath(base),
         **_scheduled(_as_text(experts), method, schedule, method_file),
         "method_file": method_file,
+        "statistics": _as_text(statistics),
         "leaf_rules": leaf_rules,
         "space": space,
         "seed": seed,
@@ -180,7 +191,7 @@ def _scheduled(
 
 def _as_text(experts: Any) -> Any:
     if isinstance(experts, str):
-        raise UserError("experts must be several folders, not one text.")
+        raise UserError("experts and statistics must be several folders, not one text.")
     if isinstance(experts, Mapping):
         return {name: os.fspath(folder) for name, folder in experts.items()}
     return [os.fspath(folder) for folder in experts]
@@ -197,7 +208,7 @@ def _is_done(prepared: job.Job) -> bool:
         inputs = prepared.inputs
         if manifest.is_of(prepared.output, prepared.settings, inputs):
             return True
-        given = [source.uri for source in inputs.sources]
+        given = [source.uri for source in inputs.everything.values()]
         checkpoints.require_free_output(prepared.output, given)
         return False
 
@@ -234,7 +245,7 @@ def repeat(
         settings["method_file"] = own["path"]
     prepared, extra = preparation.prepare(output, memory_budget, **settings)
     opened = prepared.inputs
-    found = manifest.describe_inputs(opened.names, opened.sources, output)
+    found = manifest.describe_inputs(opened.everything, output)
     if len(found) != len(record["inputs"]):
         raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
     changed = [
@@ -244,7 +255,7 @@ def repeat(
     ]
     if changed:
         raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
-    given = [source.uri for source in opened.sources]
+    given = [source.uri for source in opened.everything.values()]
     processes.broadcast(lambda: checkpoints.require_free_output(output, given))
     expected = {p: leaf["sha256"] for p, leaf in record["leaves"].items()}
     job.run(prepared, extra, expected)
@@ -301,7 +312,7 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
         _KEYS | (_YAML if by_yaml else _OWN),
         "merging merge",
         "merge/mergekit" if by_yaml else "merge/ties",
-        remote=() if by_yaml else ("base", "experts"),
+        remote=() if by_yaml else ("base", "experts", "statistics"),
     ).to_dict()
     if by_yaml:
         if not (yaml := values.pop("merge_yaml")):
@@ -320,6 +331,7 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
             "base": values.pop("base") or None,
             **_scheduled(values.pop("experts"), text, schedule, file or None),
             "method_file": file or None,
+            "statistics": values.pop("statistics"),
             "leaf_rules": values.pop("rules"),
             "space": values.pop("space"),
             "dtype": values.pop("dtype") or None,

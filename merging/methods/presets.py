@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from merging.methods import combiners
-from merging.methods.combiners import add, weighted
+from merging.methods.combiners import add
 from merging.methods.method import Method, compose
 from merging.methods.reductions import gram_matrices, gram_terms
 from merging.methods.registry import register
@@ -166,40 +165,6 @@ def _interpolated(values: Sequence[Array], weights: object, ratio: Array) -> Arr
     return numerics.product(
         mean, jnp.broadcast_to(ratio, mean.shape).astype(mean.dtype)
     )
-
-
-@register(
-    "Marczak et al. 2025, arXiv 2502.04959",
-    "θ = θ₀ + λ U σ̄ Vᵀ of each matrix of Σ wᵢΔᵢ = U Σ Vᵀ, σ̄ the mean singular value",
-)
-def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
-    """Isotropic merging in the common subspace: all singular values become their mean.
-
-    What is no matrix (norms, biases) is averaged, as its authors have it.
-    """
-    combiner = combiners.combiner(
-        _isotropic, granularity="matrix", refuse=combiners.refuse_sum_of_zero
-    )
-    return compose("iso_c", combiner=combiner, scale=scale, weights=weights)
-
-
-def _isotropic(
-    values: Sequence[Array], weights: Sequence[Array] | None, state: object
-) -> Array:
-    total = add(weighted(values, weights))
-    if total.ndim < 3:
-        divisor = len(values) if weights is None else add(weights)
-        return numerics.divided(total, divisor)
-
-    def flattened(matrix: Array) -> Array:
-        left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
-        pieces = numerics.piece_sums(spectrum)
-        mean = numerics.divided(numerics.piece_sums(pieces)[0], spectrum.size)
-        product = jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-        return numerics.scaled(product, mean)
-
-    # One matrix after the other, so that a batch of any size gives the same bits.
-    return jax.lax.map(flattened, total)
 
 
 # The rules of mergekit 0.1.5, so that who comes from there finds the same numbers

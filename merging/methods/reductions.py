@@ -136,7 +136,7 @@ class Sums:
         """Return empty totals for so many experts: int64 [leaves, T, bins]."""
         values = [jax.ShapeDtypeStruct((1,), jnp.float32)] * experts
         terms = len(jax.eval_shape(self.terms, values, weights))
-        return np.zeros((len(layout.paths), terms, _bins(layout.wide)), np.int64)
+        return exact_totals((len(layout.paths), terms), layout.wide)
 
     def update(self, values: Sequence[Array], weights: Sequence[Array] | None) -> Array:
         """Return the partial sums of a block's rows: [T, ..., pieces of a row]."""
@@ -145,16 +145,11 @@ class Sums:
     def combine(self, totals: np.ndarray, partial: np.ndarray, leaf: int) -> None:
         """Add some rows' partial sums [T, n] to a leaf's totals, in place."""
         for term, values in enumerate(partial):
-            _add_exactly(totals[leaf, term], values)
+            add_exactly(totals[leaf, term], values)
 
     def finish(self, totals: np.ndarray, wide: bool) -> np.ndarray:
         """Return the sums: float64 [leaves, T]."""
-        unit = 1 << _bias(wide)
-        sums = [
-            [sum(int(n) << _STEP * b for b, n in enumerate(bins)) / unit for bins in of]
-            for of in totals
-        ]
-        return np.array(sums, np.float64).reshape(totals.shape[:2])
+        return exact_sums(totals, wide)
 
 
 Reduction = Threshold | Votes | Sums
@@ -173,7 +168,33 @@ def _bins(wide: bool) -> int:
     return (_bias(wide) + (1024 if wide else 128)) // _STEP + 1
 
 
-def _add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
+def exact_totals(shape: tuple[int, ...], wide: bool) -> np.ndarray:
+    """Return empty totals, which add up exactly in any order: int64 [*shape, bins].
+
+    Args:
+      shape: one total for each entry.
+      wide: whether float64 values are to be added; otherwise float32.
+    """
+    return np.zeros((*shape, _bins(wide)), np.int64)
+
+
+def exact_sums(totals: np.ndarray, wide: bool) -> np.ndarray:
+    """Return what exact totals [..., bins] stand for, rounded once: float64 [...]."""
+    unit = 1 << _bias(wide)
+    sums = [
+        sum(int(n) << _STEP * int(b) for b, n in zip(*_nonzero(bins), strict=True))
+        / unit
+        for bins in totals.reshape(-1, totals.shape[-1])
+    ]
+    return np.array(sums, np.float64).reshape(totals.shape[:-1])
+
+
+def _nonzero(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    places = np.flatnonzero(bins)
+    return places, bins[places]
+
+
+def add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
     """Add finite floats to int64 bins, of which number b counts 2**(8 b - bias).
 
     A float64 of 53 bits goes in as two numbers, its upper 27 bits and the rest.

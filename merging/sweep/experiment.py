@@ -225,7 +225,11 @@ def _check_names(experiment: Experiment) -> None:
             raise nearest("method", method, methods.names())
     for method in experiment.methods:
         for parameters in experiment.candidates(method):
-            methods.get(method, **parameters)
+            if methods.get(method, **parameters).statistics is not None:
+                raise UserError(
+                    f"{method} merges by statistics, which a sweep does not gather: "
+                    "use `merging collect` and `merging merge`."
+                )
 
 
 def _check_numbers(experiment: Experiment) -> None:

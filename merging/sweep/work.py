@@ -24,7 +24,6 @@ from merging.training.job import Training, fit
 
 KEPT = 2e9  # bytes of parameters kept in memory for the next steps
 Tick = Callable[..., None]
-Scores = dict[str, float]
 _restored: collections.OrderedDict[str, models.Params] = collections.OrderedDict()
 
 
@@ -77,7 +76,7 @@ def _data(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
 def _load(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
     config = experiment.decoder(step.settings["size"])
     params = restore(experiment, store, step)
-    return {"test": _score(config, experiment, store, step, params, "test")}
+    return _tested(config, experiment, store, step, params)
 
 
 def _train(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
@@ -114,17 +113,19 @@ def _train(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
         ),
         keep_best=False,
     )
-    score = functools.partial(_score, decoder, experiment, store, step)
+    tested = functools.partial(_tested, decoder, experiment, store, step)
     output = {
         "steps": int(trained.steps),
         "loss": float(np.mean(trained.losses[-100:])),
-        "test": score(trained.params, "test"),
-    }
+    } | tested(trained.params)
     if hparams.validate_every:
-        best = score(trained.best, "test")
-        output |= {"best_step": trained.best_step, "best_test": best}
+        best = {f"best_{key}": of for key, of in tested(trained.best).items()}
+        output |= {"best_step": trained.best_step} | best
     if step.kind == "expert":
-        output["validation"] = score(trained.params, "validation")
+        wanted = step.settings["evaluates"]
+        output["validation"] = scoring.scores(
+            experiment, decoder, trained.params, "validation", wanted, store.data
+        )
     shutil.rmtree(folder / "training", ignore_errors=True)
     return output
 
@@ -153,10 +154,7 @@ def _merge(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
     return {
         "parameters": _described(candidates, best),
         "validation": tried,
-        "test": scoring.scores(
-            experiment, config, params, "test", everything, store.data
-        ),
-    }
+    } | scoring.tested(experiment, config, params, everything, store.data)
 
 
 def _merges(
@@ -213,16 +211,15 @@ def _restore(experiment: Experiment, store: Store, step: Step) -> models.Params:
     return jax.block_until_ready(params)
 
 
-def _score(
+def _tested(
     decoder: models.DecoderConfig,
     experiment: Experiment,
     store: Store,
     step: Step,
     params: models.Params,
-    split: str,
-) -> Scores:
+) -> dict[str, dict]:
     wanted = step.settings["evaluates"]
-    return scoring.scores(experiment, decoder, params, split, wanted, store.data)
+    return scoring.tested(experiment, decoder, params, wanted, store.data)
 
 
 def _examples(experiment: Experiment, store: Store, what: str, split: str):

@@ -20,7 +20,6 @@ CASES = {
     "dare_ties": [{}, {"density": 0.6, "trim_density": 0.3, "zero": "positive"}],
     "rht": [{}, {"density": 0.3, "weights": (1.0, 0.5, 2.0)}],
     "model_stock": [{}, {"scale": 0.5}],
-    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "linear@mergekit": [{"weights": (1.0, 0.5, 2.0)}],
     "task_arithmetic@mergekit": [
         {},
@@ -34,6 +33,17 @@ CASES = {
     ],
     "dare_linear@mergekit": [{"density": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "dare_ties@mergekit": [{"density": 0.5}, {"density": 0.6, "normalize": True}],
+    "fisher": [{}, {"floor": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "regmean": [{}, {"off_diagonal": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "consensus_ta": [
+        {},
+        {"mask_scale": 0.9, "agree": 1, "scale": 0.7, "weights": (1.0, -0.5, 2.0)},
+    ],
+    "emr": [{}],
+    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "iso_cts": [{}, {"common": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "tsv_m": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "wudi": [{"steps": 5, "learning_rate": 1e-3}],
 }
 ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
 IDS = [
