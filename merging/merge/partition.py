@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from merging.methods import Layout, Method, Sums, Threshold
+from merging.methods.reductions import Reduction
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
 from merging.runtime.numerics import Index
@@ -240,8 +241,16 @@ def reduction_passes(method: Method) -> int:
     A window of magnitudes that misses the threshold costs another. Exact ties cost two
     more: how many there are, and where the last one that is kept lies. Votes cost none.
     """
-    passes = {Threshold: lambda r: 3 if r.ties == "exact" else 1, Sums: lambda r: 1}
-    return sum(passes[type(r)](r) for r in method.reductions if type(r) in passes)
+    own = [part.reduction() for part in (*method.transforms, method.combiner)]
+    # The searches of one selection go on together; what they rank is not sampled.
+    together = [max(map(_passes, s.thresholds)) for s in method.combiner.selections]
+    return sum(map(_passes, own)) + sum(together)
+
+
+def _passes(reduction: Reduction | None) -> int:
+    if isinstance(reduction, Threshold):
+        return 1 + 2 * (reduction.ties == "exact") + reduction.nonzero
+    return int(isinstance(reduction, Sums))
 
 
 def is_stacked(path: str) -> bool:

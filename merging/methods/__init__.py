@@ -6,10 +6,11 @@ combiner (`elect_sign`, `combiners.mean`, `combiners.sum`, or `combiner` of your
 """
 
 from merging.methods import combiners, reductions
-from merging.methods.combiners import combiner, elect_sign
+from merging.methods.combiners import Selection, combiner, elect_sign
 from merging.methods.method import (
     GRANULARITIES,
     Method,
+    alone,
     compose,
     count_kept,
     magnitude_keys,
@@ -45,10 +46,12 @@ __all__ = [
     "Entry",
     "Layout",
     "Method",
+    "Selection",
     "Sums",
     "Threshold",
     "Transform",
     "Votes",
+    "alone",
     "average",
     "catalogue",
     "combiner",

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging.methods.reductions import Layout, Sums, Terms, Votes
+from merging.methods.reductions import Layout, Sums, Terms, Threshold, Votes
 from merging.runtime import numerics
 from merging.runtime.errors import UserError, nearest
+from merging.runtime.numerics import Index
 
 Weights = Sequence[Array] | None
 
@@ -28,9 +29,14 @@ class Combiner(Protocol):
 
     Attributes:
       granularity: how finely a leaf may be cut into blocks; see `method.GRANULARITIES`.
+      selections: what is done before, to all task vectors together.
+      takes: how many experts it merges, and the name of a method for other numbers;
+        None is any.
     """
 
     granularity: str
+    selections: "tuple[Selection, ...]"
+    takes: tuple[int, str] | None
 
     def check(self, weights: Sequence[float]) -> None:
         """Raise a UserError if these weights cannot be combined with."""
@@ -45,6 +51,40 @@ class Combiner(Protocol):
         """Combine K blocks of one shape."""
 
 
+class Selection(Protocol):
+    """What is done to all K task vectors together, by a ranking of a score of them.
+
+    A frozen dataclass, as a combiner is.
+
+    Attributes:
+      granularity: as a combiner's: of the score, too.
+      thresholds: the rules that are found of the score, of each leaf by itself.
+    """
+
+    granularity: str
+    thresholds: tuple[Threshold, ...]
+
+    def score(
+        self, values: Sequence[Array], weights: Weights, base: Array | None
+    ) -> Array:
+        """Return the score of each element, ≥ 0."""
+
+    def state(
+        self, layout: Layout, found: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> Any:
+        """Return the state of what each of the thresholds is; see `Transform`."""
+
+    def apply(
+        self,
+        values: Sequence[Array],
+        weights: Weights,
+        base: Array | None,
+        index: Index,
+        state: Any,
+    ) -> list[Array]:
+        """Return the K blocks that go on."""
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True, repr=False)
 class Combined:
@@ -55,6 +95,8 @@ class Combined:
     terms: Terms | None = None
     finish: Callable[[np.ndarray], Any] | None = None
     refuse: Callable[[Sequence[float]], None] | None = None
+    selections: tuple[Selection, ...] = ()
+    takes: tuple[int, str] | None = None
 
     def __repr__(self) -> str:
         return f"combiner({self.function.__module__}.{self.function.__qualname__})"
@@ -83,6 +125,8 @@ def combiner(
     terms: Terms | None = None,
     state: Callable[[np.ndarray], Any] | None = None,
     refuse: Callable[[Sequence[float]], None] | None = None,
+    selections: Sequence[Selection] = (),
+    takes: tuple[int, str] | None = None,
 ) -> Combined:
     """Return a combiner made of pure functions: all that a new method has to bring.
 
@@ -102,10 +146,15 @@ def combiner(
       state: makes, of float64 sums [leaves, T], arrays with an entry for each leaf; the
         function is given them broadcast against the blocks.
       refuse: raises a UserError for weights that cannot be used.
+      selections: done to the task vectors before, one after the other.
+      takes: how many experts it merges, and the name of a method that merges another
+        number of them; None is any number.
     """
     if terms is not None and granularity == "element":
         granularity = "row"
-    return Combined(function, granularity, terms, state, refuse)
+    return Combined(
+        function, granularity, terms, state, refuse, tuple(selections), takes
+    )
 
 
 def refuse_sum_of_zero(weights: Sequence[float]) -> None:
@@ -140,6 +189,8 @@ class ElectSign:
     reduce: str
     divisor: str
     granularity = "element"
+    selections = ()
+    takes = None
 
     def check(self, weights):
         """Refuse negative weights, but where they turn an expert's vote around."""
