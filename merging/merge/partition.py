@@ -247,7 +247,9 @@ def reduction_passes(method: Method) -> int:
     return sum(map(_passes, own)) + sum(together)
 
 
-def _passes(reduction: Reduction | None) -> int:
+def _passes(reduction: Reduction | tuple[Reduction, ...] | None) -> int:
+    if isinstance(reduction, tuple):  # they are found together
+        return max(map(_passes, reduction))
     if isinstance(reduction, Threshold):
         return 1 + 2 * (reduction.ties == "exact") + reduction.nonzero
     return int(isinstance(reduction, Sums))

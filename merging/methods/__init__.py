@@ -5,8 +5,9 @@ too. A method is composed of task-vector transforms (`trim`, `drop`, `rescale`) 
 combiner (`elect_sign`, `combiners.mean`, `combiners.sum`, or `combiner` of your own).
 """
 
-from merging.methods import combiners, reductions
+from merging.methods import combiners, mergekit, reductions
 from merging.methods.combiners import Selection, combiner, elect_sign
+from merging.methods.consensus import ram, ramplus_tl, sce
 from merging.methods.method import (
     GRANULARITIES,
     Method,
@@ -18,12 +19,12 @@ from merging.methods.method import (
     task_vectors,
     transform_block,
 )
+from merging.methods.pairs import arcee_fusion, nearswap, passthrough
 from merging.methods.presets import (
     average,
     dare,
     dare_ties,
     iso_c,
-    model_stock,
     rht,
     task_arithmetic,
     ties,
@@ -38,12 +39,16 @@ from merging.methods.registry import (
     register,
 )
 from merging.methods.schedules import run_weights
+from merging.methods.sparse import breadcrumbs, breadcrumbs_ties, della, della_linear
+from merging.methods.sparsification import band, magprune, match_norm
+from merging.methods.spherical import karcher, multislerp, nuslerp, slerp
+from merging.methods.stock import model_stock
 from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
-    "GRANULARITIES",
     "CountQuery",
     "Entry",
+    "GRANULARITIES",
     "Layout",
     "Method",
     "Selection",
@@ -52,7 +57,11 @@ __all__ = [
     "Transform",
     "Votes",
     "alone",
+    "arcee_fusion",
     "average",
+    "band",
+    "breadcrumbs",
+    "breadcrumbs_ties",
     "catalogue",
     "combiner",
     "combiners",
@@ -60,20 +69,34 @@ __all__ = [
     "count_kept",
     "dare",
     "dare_ties",
+    "della",
+    "della_linear",
     "drop",
     "elect_sign",
     "get",
     "iso_c",
+    "karcher",
     "load_file",
     "magnitude_keys",
+    "magprune",
+    "match_norm",
+    "mergekit",
     "merge_block",
     "model_stock",
+    "multislerp",
     "names",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "ram",
+    "ramplus_tl",
     "reductions",
     "register",
     "rescale",
     "rht",
     "run_weights",
+    "sce",
+    "slerp",
     "task_arithmetic",
     "task_vectors",
     "ties",

@@ -44,7 +44,7 @@ class Combiner(Protocol):
     def reduction(self) -> Votes | Sums | None:
         """Return what must be found of all transformed task vectors before."""
 
-    def state(self, layout: Layout, found: Any) -> Any:
+    def state(self, layout: Layout, found: Any, weights: Sequence[float] | None) -> Any:
         """Return the state, arrays with an entry for each leaf, of what was found."""
 
     def combine(self, values: Sequence[Array], weights: Weights, state: Any) -> Array:
@@ -110,7 +110,7 @@ class Combined:
         """Ask for the terms' sums, if there are terms."""
         return None if self.terms is None else Sums(self.terms, repr(self))
 
-    def state(self, layout, found):
+    def state(self, layout, found, weights):
         """Return what the author makes of the sums."""
         return () if self.terms is None else self.finish(found)
 
@@ -203,7 +203,7 @@ class ElectSign:
         """Ask for the model's majority, if an element without a sign takes it."""
         return Votes(self) if self.zero == "majority" else None
 
-    def state(self, layout, found):
+    def state(self, layout, found, weights):
         """Return, for each leaf, whether an element with no sign of its own is +."""
         positive = True if found is None else found
         return np.full(len(layout.paths), positive)
@@ -238,9 +238,14 @@ def mean() -> Combined:
     return combiner(_mean, refuse=refuse_sum_of_zero)
 
 
-def sum() -> Combined:  # noqa: A001 (the field's word; used as `combiners.sum`)
-    """Return the weighted sum, Σ wᵢΔᵢ (Ilharco et al. 2023); any weights will do."""
-    return combiner(_sum)
+def sum(  # noqa: A001 (the field's word; used as `combiners.sum`)
+    takes: tuple[int, str] | None = None, selections: Sequence[Selection] = ()
+) -> Combined:
+    """Return the weighted sum, Σ wᵢΔᵢ (Ilharco et al. 2023); any weights will do.
+
+    `takes` and `selections` are as in `combiner`.
+    """
+    return combiner(_sum, takes=takes, selections=selections)
 
 
 def elect_sign(

@@ -71,7 +71,8 @@ class Method:
         for selection in self.combiner.selections:
             asked += selection.thresholds
         asked.append(self.combiner.reduction())
-        return tuple(reduction for reduction in asked if reduction is not None)
+        listed = [one if isinstance(one, tuple) else (one,) for one in asked]
+        return tuple(one for of in listed for one in of if one is not None)
 
     @property
     def ranks_model(self) -> bool:

@@ -129,8 +129,11 @@ def load_file(path: str | Path) -> tuple[str, list[str]]:
 
 
 def names() -> list[str]:
-    """Return the methods' names, in the order of `merging methods`."""
-    return list(_ENTRIES)
+    """Return the methods' names, in the order of `merging methods`.
+
+    By letter, and those with mergekit's rules last.
+    """
+    return sorted(_ENTRIES, key=lambda name: ("@" in name, name))
 
 
 def get(name: str, **parameters: Any) -> Method:
@@ -154,4 +157,4 @@ def get(name: str, **parameters: Any) -> Method:
 
 def catalogue() -> list[Entry]:
     """Return a record of every method."""
-    return list(_ENTRIES.values())
+    return [_ENTRIES[name] for name in names()]
