@@ -36,6 +36,7 @@ from merging.methods.registry import (
     get,
     load_file,
     names,
+    parameters,
     register,
 )
 from merging.methods.schedules import run_weights
@@ -87,6 +88,7 @@ __all__ = [
     "names",
     "nearswap",
     "nuslerp",
+    "parameters",
     "passthrough",
     "ram",
     "ramplus_tl",

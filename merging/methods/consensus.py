@@ -56,11 +56,13 @@ class Varying:
         return (Threshold(rank, "tensor", "exact", nonzero=True),)
 
     def score(self, values, weights, base):
-        """Return the variance over the experts."""
-        mean = numerics.divided(add(values), len(values))
-        off = [value - mean for value in values]
-        squares = add([numerics.product(x, x) for x in off])
-        return numerics.divided(squares, len(values))
+        """Return K³ times the variance over K experts.
+
+        As Σ (K xᵢ − Σ xⱼ)²: a mean would round, and make unequal what ties.
+        """
+        total, count = add(values), float(len(values))
+        off = [numerics.scaled(value, count) - total for value in values]
+        return add([numerics.product(x, x) for x in off])
 
     def state(self, layout: Layout, found: Sequence[tuple[np.ndarray, np.ndarray]]):
         """Return the threshold and the cutoff of each leaf."""

@@ -58,6 +58,11 @@ class Method:
         return self.scale is not None
 
     @property
+    def takes(self) -> int | None:
+        """How many experts it merges; None is any number."""
+        return self.combiner.takes and self.combiner.takes[0]
+
+    @property
     def granularity(self) -> str:
         """The coarsest of its parts' granularities."""
         combiner = self.combiner

@@ -136,6 +136,17 @@ def names() -> list[str]:
     return sorted(_ENTRIES, key=lambda name: ("@" in name, name))
 
 
+def parameters(name: str) -> dict[str, Any]:
+    """Return a method's parameters, with their defaults.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if name not in _ENTRIES:
+        raise nearest("method", name, _ENTRIES)
+    return dict(_ENTRIES[name].parameters)
+
+
 def get(name: str, **parameters: Any) -> Method:
     """Return the method of that name.
 

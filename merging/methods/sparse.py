@@ -78,7 +78,7 @@ def della(
 
 @register(
     "Deep et al. 2024, arXiv 2406.11617, without election",
-    "keep Δᵢ with chance p = density ± epsilon by rank in the row, over p; θ₀ + λ Σ wᵢΔ̂ᵢ",
+    "keep Δᵢ with chance p = density ± epsilon by rank in the row, over p; add",
 )
 def della_linear(
     density: Fraction = 0.7,

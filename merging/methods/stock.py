@@ -25,8 +25,8 @@ def model_stock(scale: float = 1.0, scope: str = "tensor") -> Method:
 
     cos is the mean of the pairwise cosines of the experts' task vectors on a leaf (or
     on each ``row`` of one, by `scope`); the cosines of a vector that is zero there
-    count as 0. A leaf whose t has no value (the denominator is 0) keeps the base, as in mergekit
-    0.1.5. One expert has t = 1.
+    count as 0. A leaf whose t has no value (the denominator is 0) keeps the base, as in
+    mergekit 0.1.5. One expert has t = 1.
     """
     if scope not in ("tensor", "row"):
         raise nearest("scope", scope, ("tensor", "row"))
