@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import mergekit_files as files
+import mergekit_others
 from mergekit_files import Yaml
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear")
@@ -33,6 +34,14 @@ class Case(NamedTuple):
     reference: Yaml | None = None
 
     @property
+    def random(self) -> bool:
+        """Whether chance decides what is kept."""
+        of_chance = "dare" in self.method or "della" in self.method
+        return (
+            of_chance and "density 0" not in self.name and "density 1" not in self.name
+        )
+
+    @property
     def narrow(self) -> str | None:
         """The dtype that mergekit computes in, if it is narrower than float32."""
         dtype = self.yaml.get("dtype") or self.family
@@ -50,11 +59,13 @@ def cases() -> Iterator[Case]:
     yield _case("dare_ties", "normalize", files.plain("dare_ties", normalize=True))
     for name, yaml in files.passed().items():
         yield _case("passthrough", name, yaml)
+    for method, name, yaml in mergekit_others.files():
+        yield _case(method, name, yaml)
 
 
 def _case(method: str, name: str, yaml: Yaml) -> Case:
     family = yaml.pop("family", "float32")
-    if method not in ("linear", "passthrough"):
+    if method not in ("linear", "passthrough", "karcher"):
         yaml.setdefault("base_model", "base")
     case = Case(
         f"{method}, {name}",

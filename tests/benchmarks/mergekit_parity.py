@@ -188,7 +188,7 @@ def _compared(case: Case, models: Path, folder: Path, number: int) -> dict[str, 
     if configs[0] != configs[1]:
         return {"verdict": "DIFFERS", "note": f"config {configs[0]} and {configs[1]}"}
     originals = [_load(models / name) for name in NAMES]
-    if "dare" in case.method and "density 0" not in case.name:
+    if case.random:
         return _alike(case, theirs, ours, originals[0])
     if case.reference is None:
         return _equal(case, theirs, ours, originals)
@@ -235,6 +235,8 @@ def _beyond(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
 def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
     """Return where an expert's magnitude is the trim's threshold."""
     start, *experts = (_wide(of[_original(case, path)]) for of in originals)
+    if case.method == "arcee_fusion":
+        return _near_quantiles(start, experts[0])
     found = np.zeros(start.shape, bool)
     if case.method != "ties" or case.densities is None:
         return found
@@ -243,6 +245,21 @@ def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
         k = max(1, int(density * size.size))
         found |= size == np.sort(size.reshape(-1))[::-1][k - 1]
     return found
+
+
+def _near_quantiles(start: np.ndarray, expert: np.ndarray) -> np.ndarray:
+    """Return where an importance is within 2 % of the least that is kept.
+
+    mergekit takes the divergence of rows that are nearly equal as a sum of logarithms
+    of float32 probabilities, of which about two digits are left.
+    """
+    p, q = (np.exp(np.atleast_2d(x)) for x in (expert, start))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    divergence = (p * np.log(p / q)).sum(-1, keepdims=True)
+    importance = np.abs(np.atleast_2d(expert - start)) * divergence
+    low, middle, high = np.quantile(importance, (0.25, 0.5, 0.75), method="lower")
+    least = middle + 1.5 * (high - low)
+    return (np.abs(importance / least - 1) < 0.02).reshape(start.shape)
 
 
 def _original(case: Case, path: str) -> str:
