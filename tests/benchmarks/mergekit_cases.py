@@ -37,9 +37,8 @@ class Case(NamedTuple):
     def random(self) -> bool:
         """Whether chance decides what is kept."""
         of_chance = "dare" in self.method or "della" in self.method
-        return (
-            of_chance and "density 0" not in self.name and "density 1" not in self.name
-        )
+        settled = "density 0" in self.name or "density 1" in self.name
+        return of_chance and not settled
 
     @property
     def narrow(self) -> str | None:
@@ -77,9 +76,12 @@ def _case(method: str, name: str, yaml: Yaml) -> Case:
     )
     for key in ("densities", "layers"):
         case.yaml.pop(key, None)
-    if case.narrow is None:
+    if case.narrow is None and method != "arcee_fusion":
         return case
-    once = {"dtype": "float32", "out_dtype": case.yaml.get("out_dtype", case.narrow)}
+    # Of the divergence of rows that are nearly equal, float32 leaves mergekit a digit.
+    dtype = "float64" if method == "arcee_fusion" else "float32"
+    last = case.narrow or "float32"
+    once = {"dtype": dtype, "out_dtype": case.yaml.get("out_dtype", last)}
     return case._replace(reference=case.yaml | once)
 
 

@@ -84,7 +84,10 @@ def files() -> Iterator[tuple[str, str, Yaml]]:
                 yield method, "no base", {**found, "base_model": None}
         one, two, shared = next(iter(named.values()))
         plain = _file(one, two, shared)
-        yield method, "bfloat16", {**plain, "dtype": None, "family": "bfloat16"}
+        # Arcee Fusion's mask is float32 there, and so is what it merges.
+        narrow = {"out_dtype": "bfloat16"} if method == "arcee_fusion" else {}
+        narrow |= {"dtype": None, "family": "bfloat16"}
+        yield method, "bfloat16", {**plain, **narrow}
         yield method, "tied", {**plain, "family": "tied"}
         yield method, "slices", _sliced(one, two, shared)
 

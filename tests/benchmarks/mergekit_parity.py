@@ -74,7 +74,7 @@ def main() -> int:
         _write(folder / f"{number}.yml", case, workdir / "models" / case.family)
         if case.reference is not None:
             once = case._replace(yaml=case.reference)
-            models = workdir / "models" / (case.narrow or "")
+            models = workdir / "models" / (case.narrow or case.family)
             _write(folder / f"{number}.once.yml", once, models)
     written = _theirs(environment, folder)
     refusals = [written[str(number)] for number in range(len(chosen))]
@@ -193,7 +193,7 @@ def _compared(case: Case, models: Path, folder: Path, number: int) -> dict[str, 
     if case.reference is None:
         return _equal(case, theirs, ours, originals)
     once = _load(folder / f"{number}.once.theirs")
-    narrow = _np(case.narrow or "")
+    narrow = _np(case.narrow or "float32")
     read = [{p: x.astype(narrow) for p, x in leaves.items()} for leaves in originals]
     row = _equal(case, once, ours, read)
     total = sum(leaf.size for leaf in ours.values())
@@ -248,18 +248,14 @@ def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
 
 
 def _near_quantiles(start: np.ndarray, expert: np.ndarray) -> np.ndarray:
-    """Return where an importance is within 2 % of the least that is kept.
-
-    mergekit takes the divergence of rows that are nearly equal as a sum of logarithms
-    of float32 probabilities, of which about two digits are left.
-    """
+    """Return where an importance is within 0.2 % of the least that is kept."""
     p, q = (np.exp(np.atleast_2d(x)) for x in (expert, start))
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     divergence = (p * np.log(p / q)).sum(-1, keepdims=True)
     importance = np.abs(np.atleast_2d(expert - start)) * divergence
     low, middle, high = np.quantile(importance, (0.25, 0.5, 0.75), method="lower")
     least = middle + 1.5 * (high - low)
-    return (np.abs(importance / least - 1) < 0.02).reshape(start.shape)
+    return (np.abs(importance / least - 1) < 0.002).reshape(start.shape)
 
 
 def _original(case: Case, path: str) -> str:

@@ -21,22 +21,21 @@ CASES = {
     "dare_ties": [{}, {"density": 0.6, "trim_density": 0.3, "zero": "positive"}],
     "rht": [{}, {"density": 0.3, "weights": (1.0, 0.5, 2.0)}],
     "model_stock": [{}, {"scale": 0.5, "scope": "row"}],
-    "slerp": [{"t": 0.3}, {"t": 0.7, "scale": 0.5}],
+    "slerp": [{"t": 0.3}],
     "nuslerp": [
-        {"weights": (1.0, 0.5), "scale": 1.0},
         {"weights": (1.0, 0.5), "along": "row"},
         {"along": "column", "scale": 0.5},
     ],
-    "multislerp": [{}, {"weights": (1.0, 0.5, 2.0), "scale": 0.5}],
-    "karcher": [{}, {"weights": (1.0, 0.5, 2.0), "scale": 0.5}],
+    "multislerp": [{"weights": (1.0, 0.5, 2.0)}],
+    "karcher": [{"weights": (1.0, 0.5, 2.0), "scale": 0.5}],
     "passthrough": [{}],
-    "nearswap": [{}, {"t": 0.01, "scale": 0.5}],
+    "nearswap": [{"t": 0.01, "scale": 0.5}],
     "arcee_fusion": [{}],
-    "breadcrumbs": [{}, {"density": 0.4, "gamma": 0.1, "scope": "tensor"}],
+    "breadcrumbs": [{"density": 0.4, "gamma": 0.1, "scope": "tensor"}],
     "breadcrumbs_ties": [{"density": 0.4, "gamma": 0.1}],
     "della": [{"density": 0.5, "epsilon": 0.2}],
     "della_linear": [{"weights": (1.0, -0.5, 2.0)}],
-    "sce": [{"density": 0.5}, {"density": 1.0}],
+    "sce": [{"density": 0.5}],
     "ram": [{"epsilon": 0.015}],
     "ramplus_tl": [{"epsilon": 0.03, "r": 0.5, "alpha": 2.0}],
     "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
@@ -58,8 +57,19 @@ CASES = {
     "della@mergekit": [{"density": 0.5}],
     "della_linear@mergekit": [{"density": 0.5, "weights": (1.0, -0.5, 2.0)}],
     "sce@mergekit": [{"density": 0.5}],
-    "model_stock@mergekit": [{}, {"filter_wise": True}],
+    "model_stock@mergekit": [{}],
 }
+# Held against the reference only.
+MORE = [
+    ("slerp", {"t": 0.7, "scale": 0.5}),
+    ("nuslerp", {"weights": (1.0, 0.5), "scale": 1.0}),
+    ("multislerp", {"normalize": False, "scale": 1.0}),
+    ("karcher", {}),
+    ("nearswap", {}),
+    ("breadcrumbs", {}),
+    ("sce", {"density": 1.0}),
+    ("model_stock@mergekit", {"filter_wise": True}),
+]
 ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
 IDS = [
     name + "".join(f"-{key}={value}" for key, value in parameters.items())
@@ -74,9 +84,9 @@ SHAPES = {
 }
 
 
-def shapes_for(parameters):
-    """Return `SHAPES`, or fewer for ranking in rows, where every leaf is compiled."""
-    if parameters.get("scope") != "row":
+def shapes_for(name, parameters):
+    """Return `SHAPES`, or fewer where leaves are not packed and each is compiled."""
+    if methods.get(name, **parameters).granularity == "element":
         return SHAPES
     return {path: SHAPES[path] for path in ("layers/attention", "scalar")}
 
