@@ -26,6 +26,7 @@ class Entry(NamedTuple):
       paper: where it comes from.
       definition: in a line.
       build: makes the method of its parameters.
+      evidence: what is known of its worth, in a few words.
     """
 
     name: str
@@ -33,13 +34,14 @@ class Entry(NamedTuple):
     paper: str
     definition: str
     build: Callable[..., Method]
+    evidence: str = ""
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
 def register(
-    paper: str = "", definition: str = "", name: str = ""
+    paper: str = "", definition: str = "", name: str = "", evidence: str = ""
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
     """Return a decorator that adds a method, by the function that builds it.
 
@@ -47,6 +49,7 @@ def register(
       paper: where it comes from.
       definition: what it does, in a line; the function's docstring's first by default.
       name: the function's own by default.
+      evidence: what is known of its worth, in a few words.
 
     Raises:
       UserError: another function has the name, or a parameter has no default.
@@ -74,6 +77,7 @@ def register(
             paper,
             definition or first,
             build,
+            evidence,
         )
         known = _ENTRIES.get(entry.name)
         if known is not None and known.build.__module__ != build.__module__:

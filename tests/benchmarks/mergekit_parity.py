@@ -55,7 +55,7 @@ def main() -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--mergekit", type=Path, help="a virtual environment with it")
-    parser.add_argument("--only", default="", help="cases whose names hold this")
+    parser.add_argument("--only", default="", help="cases whose names match this")
     parser.add_argument("--random", type=int, default=0, help="so many random files")
     parser.add_argument("--seed", type=int, default=0, help="of the random files")
     options = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> int:
     folder = workdir / f"run{int(time.time())}"
     random = mergekit_random.cases(options.seed, options.random)
     listed = random if options.random else cases()
-    chosen = [case for case in listed if options.only in case.name]
+    chosen = [case for case in listed if re.search(options.only, case.name)]
     for number, case in enumerate(chosen):
         _write(folder / f"{number}.yml", case, workdir / "models" / case.family)
         if case.reference is not None:

@@ -77,7 +77,7 @@ def family(tmp_path):
 def test_it_goes_through_memory_and_the_command_line_and_into_the_manifest(
     mine, family, tmp_path, capsys
 ):
-    config = "configs/merge/own.py"
+    config = "configs/merge/method.py"
     folders = {name: str(tmp_path / name) for name in family}
     base = folders.pop("base")
     command = ["merge", "--config", config, f"--config.method.file={mine}"]
