@@ -12,7 +12,7 @@ from merging.methods.combiners import add
 from merging.methods.method import Method, compose
 from merging.methods.reductions import Layout, Sums, Threshold, kept_count
 from merging.methods.registry import register
-from merging.methods.transforms import cutoff_of, number
+from merging.methods.transforms import cutoff_of, fraction, number
 from merging.runtime import numerics
 from merging.runtime.errors import UserError
 
@@ -32,13 +32,12 @@ def sce(density: float = 0.1, scale: float = 1.0) -> Method:
     return compose("sce", combiner=Sce(kept_share(density)), scale=scale)
 
 
-def kept_share(density: float) -> float:
-    """Return a fraction kept as a float in [0, 1], or raise a UserError."""
-    if not 0 <= number("density", density) <= 1:
-        raise UserError(
-            f"density must be in [0, 1] (the fraction kept), not {density!r}."
-        )
-    return float(density)
+def kept_share(density: float, nothing: bool = False) -> float:
+    """Return a fraction kept, one for all experts; see `transforms.fraction`."""
+    found = fraction("density", density, nothing)
+    if isinstance(found, tuple):
+        raise UserError(f"density must be one number for all experts, not {density!r}.")
+    return found
 
 
 @jax.tree_util.register_static

@@ -219,7 +219,7 @@ def della_linear_mergekit(
 )
 def sce_mergekit(density: float = 1.0) -> Method:
     """SCE with mergekit's floors, which small task vectors stay below."""
-    combiner = Sce(kept_share(density), least=1e-6)
+    combiner = Sce(kept_share(density, nothing=True), least=1e-6)
     return compose("sce@mergekit", combiner=combiner, scale=1.0)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
 from merging.runtime import config_keys
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 from merging.sweep import pretrained_bases
 
 BASES = ("pt", "it")
@@ -225,7 +225,13 @@ def _check_names(experiment: Experiment) -> None:
             raise nearest("method", method, methods.names())
     for method in experiment.methods:
         for parameters in experiment.candidates(method):
-            methods.get(method, **parameters)
+            takes = methods.get(method, **parameters).takes
+            others = [n for n in experiment.experts_merged if takes not in (None, n)]
+            if others:
+                raise UserError(
+                    f"{method} merges {takes} experts, and experts_merged holds "
+                    f"{listed(map(str, others), mark=', ')}."
+                )
 
 
 def _check_numbers(experiment: Experiment) -> None:
