@@ -141,7 +141,7 @@ def reduced(
     """
     index = numerics.element_index(experts[0].shape, strides, offset)
     values = methods.task_vectors(method, base, experts, states, index, selected)
-    if getattr(reduction, "original", False):
+    if isinstance(reduction, methods.Sums) and reduction.original:
         bare = methods.alone(method, ())
         none = [()] * len(experts)
         values = methods.task_vectors(bare, base, experts, none, index) + values
