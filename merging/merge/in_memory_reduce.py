@@ -145,7 +145,7 @@ class InMemoryAnswers:
             yield row, found
 
     def _keys(self, stage: Stage, number: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (leaf, keys) of each leaf on the host; those last asked for are kept."""
+        """Yield (leaf, keys) of each leaf on the host; the last asked for are kept."""
         ranked = (stage.name, *stage.experts(number))
         if self._kept[0] != ranked:
             dtype = jnp.dtype(self._layout.key_dtype)
