@@ -125,7 +125,7 @@ def mesh_of(*shape):
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases.KINDS)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_bases_buffers_are_reused(name, sharded):
     sharding = NamedSharding(mesh_of(8), P("x")) if sharded else None
@@ -142,7 +142,7 @@ def test_the_bases_buffers_are_reused(name, sharded):
         assert shard.unsafe_buffer_pointer() == where[path]
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases.KINDS)
 def test_without_donation_everything_is_kept(name):
     shapes = {"a": (64, 8), "b": (8, 3)}
     base, experts = cases.models(cases.experts_for(name), shapes=shapes)

@@ -70,6 +70,8 @@ MORE = [
     ("sce", {"density": 1.0}),
     ("model_stock@mergekit", {"filter_wise": True}),
 ]
+# One of each kind of what the engine does: for what is the engine's and no method's.
+KINDS = ("average", "ties", "dare_ties", "rht", "model_stock", "iso_c", "sce", "slerp")
 ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
 IDS = [
     name + "".join(f"-{key}={value}" for key, value in parameters.items())

@@ -251,7 +251,7 @@ def test_float64_stays_float64_where_x64_is_on(name, parameters):
         assert_agrees(merged, reference, rounding(roundings(name), dtype=np.float64))
 
 
-@pytest.mark.parametrize("density", [1e-9, 1 / 63, 0.5, 62 / 63, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("density", [1e-9, 1 / 63, 1 - 1e-12, 1.0])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tiny_leaves_and_densities_at_the_edges(name, density):
     shapes = {"one": (1,), "two": (2,), "sixty_three": (63,)}
