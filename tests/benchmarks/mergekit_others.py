@@ -49,7 +49,7 @@ _FILES: dict[str, dict[str, tuple[Yaml | None, Yaml | None, Yaml]]] = {
         "plain": (_BAND, _W, {}),
         "rescale, normalize": (_BAND, _BAND, {"rescale": True, "normalize": True}),
     },
-    "ties": {"rescale": (_BAND, _W, {"rescale": True})},
+    "ties": {"rescale": ({"weight": 0.6, "density": 0.4}, _W, {"rescale": True})},
     "della": {
         "plain": (_CHANCE, _CHANCE, {}),
         "density 1": (_W, _W, {}),

@@ -238,6 +238,10 @@ def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
     if case.method == "arcee_fusion":
         return _near_quantiles(start, experts[0])
     found = np.zeros(start.shape, bool)
+    if case.method.startswith("breadcrumbs"):
+        for model, expert in zip(case.yaml.get("models", ()), experts, strict=False):
+            found |= _at_band(np.abs(expert - start), model["parameters"])
+        return found
     if case.method != "ties" or case.densities is None:
         return found
     for expert, density in zip(experts, case.densities, strict=True):
@@ -245,6 +249,16 @@ def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
         k = max(1, int(density * size.size))
         found |= size == np.sort(size.reshape(-1))[::-1][k - 1]
     return found
+
+
+def _at_band(size: np.ndarray, numbers: dict[str, float]) -> np.ndarray:
+    """Return where a magnitude is one of those beside the ends of a band."""
+    size = size.astype(np.float32)
+    ordered = np.sort(size.reshape(-1))[::-1]
+    kept = int(numbers.get("density", 1.0) * size.size)
+    above = min(int(numbers.get("gamma", 0.01) * size.size), size.size - kept)
+    ends = [above - 1, above, above + kept - 1, above + kept]
+    return np.isin(size, [ordered[i] for i in ends if 0 <= i < size.size])
 
 
 def _near_quantiles(start: np.ndarray, expert: np.ndarray) -> np.ndarray:
