@@ -84,8 +84,9 @@ def files() -> Iterator[tuple[str, str, Yaml]]:
                 yield method, "no base", {**found, "base_model": None}
         one, two, shared = next(iter(named.values()))
         plain = _file(one, two, shared)
-        # Arcee Fusion's mask is float32 there, and so is what it merges.
-        narrow = {"out_dtype": "bfloat16"} if method == "arcee_fusion" else {}
+        # There some of their factors are float32, and so is what they merge.
+        wide = method in ("arcee_fusion", "ramplus_tl")
+        narrow = {"out_dtype": "bfloat16"} if wide else {}
         narrow |= {"dtype": None, "family": "bfloat16"}
         yield method, "bfloat16", {**plain, **narrow}
         yield method, "tied", {**plain, "family": "tied"}
