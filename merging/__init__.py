@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from merging.evaluation.job import evaluate
     from merging.merge import merge_checkpoints
     from merging.planning import plan
+    from merging.training.collect import run as collect
     from merging.training.job import run as train
 
 # What this page promises beside its rooms: {name: (its module, its name there)}.
 _FUNCTIONS = {
+    "collect": ("merging.training.collect", "run"),
     "evaluate": ("merging.evaluation.job", "evaluate"),
     "merge_checkpoints": ("merging.merge", "merge_checkpoints"),
     "open_checkpoint": ("merging.checkpoints", "open_checkpoint"),
@@ -45,6 +47,7 @@ __all__ = [
     "UserError",
     "analysis",
     "checkpoints",
+    "collect",
     "evaluate",
     "evaluation",
     "merge",

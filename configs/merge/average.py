@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     )
     config.output = ""  # the folder to make
     config.method = ConfigDict(dict(name="average", weights=None))
+    config.statistics = ()  # NAME=FOLDER of each expert, for methods that want some
     # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.
     config.rules = ()
     config.seed = 0

@@ -5,6 +5,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 
 from merging.cli import (
     analyze,
+    collect,
     convert,
     evaluate,
     fit,
@@ -28,6 +29,7 @@ COMMANDS = {
     "plan": plan.COMMAND,
     "convert": convert.COMMAND,
     "train": train.COMMAND,
+    "collect": collect.COMMAND,
     "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,
     "search": search.COMMAND,

@@ -11,6 +11,8 @@ import jax
 from merging import checkpoints
 from merging.checkpoints import Source, open_checkpoint
 from merging.merge import checks
+from merging.merge.statistics import label
+from merging.methods import Statistics
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 
@@ -32,12 +34,14 @@ class Inputs(NamedTuple):
       experts: by name, sorted: sums then round alike whatever order they came in.
       order: the place of each in the order they were given.
       tied: output weights that repeat the embedding were left out of them.
+      statistics: of each kind that is wanted, those of each expert.
     """
 
     base: Source | None
     experts: dict[str, Source]
     order: tuple[int, ...]
     tied: bool = False
+    statistics: Mapping[Statistics, Mapping[str, Source]] = {}
 
     @property
     def sources(self) -> list[Source]:
@@ -66,6 +70,16 @@ class Inputs(NamedTuple):
     def names(self) -> list[str]:
         """What to call them in messages."""
         return [*([BASE] if self.base else []), *self.experts]
+
+    @property
+    def everything(self) -> dict[str, Source]:
+        """All that is read, as it is called: the models, then the statistics."""
+        models = dict(zip(self.names, self.sources, strict=True))
+        return models | {
+            label(kind, name): source
+            for kind, of in self.statistics.items()
+            for name, source in of.items()
+        }
 
     @property
     def abstracts(self) -> list[dict[str, jax.ShapeDtypeStruct]]:

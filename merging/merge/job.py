@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from merging import checkpoints
-from merging.merge import blocks, manifest
+from merging.merge import blocks, manifest, statistics
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
@@ -15,7 +15,7 @@ from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States, find_states
 from merging.methods import Method
-from merging.runtime import preemption, processes, storage, text
+from merging.runtime import preemption, processes, storage, text, tree
 from merging.runtime.errors import UserError, listed
 from merging.runtime.progress import Progress
 
@@ -66,7 +66,26 @@ class Job(NamedTuple):
             dtype=self.dtype,
             first=self.inputs.place_of_first,
             granularity=granularity.__getitem__,
+            statistics=self._statistics(),
         )
+
+    def _statistics(self) -> dict[str, tuple[np.dtype, ...]]:
+        """Return the dtypes of the experts' statistics of each leaf that has some.
+
+        Raises:
+          UserError: some are missing, or of another shape.
+        """
+        found = {}
+        for kind, sources in self.inputs.statistics.items():
+            given = {name: tree.flatten(s.abstract) for name, s in sources.items()}
+            leaves = {
+                path: leaf
+                for path, leaf in self.inputs.first_leaves.items()
+                if (of := self.recipe.get(path)) is not None and of.statistics == kind
+            }
+            for path in statistics.covered(kind, leaves, given):
+                found[path] = tuple(tree.dtype(of[path]) for of in given.values())
+        return found
 
 
 def run(
@@ -88,11 +107,9 @@ def run(
     cut = job.partition()
     abstract = job.abstract(cut)
     described = processes.broadcast(
-        lambda: manifest.describe_inputs(
-            job.inputs.names, job.inputs.sources, job.output
-        )
+        lambda: manifest.describe_inputs(job.inputs.everything, job.output)
     )
-    before = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
+    before = processes.broadcast(lambda: manifest.stamps(job.inputs.everything))
     fingerprint = _fingerprint(job, cut, described)
     # Where the files are may be said otherwise the next time.
     fingerprint[STAMPS] = [when for _, *when in before]
@@ -133,7 +150,7 @@ def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str
 
 def _require_unchanged(before: list, job: Job) -> None:
     """Raise if an input was written to while it was merged."""
-    now = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
+    now = processes.broadcast(lambda: manifest.stamps(job.inputs.everything))
     changed = [file for file, *_ in set(map(tuple, now)) - set(map(tuple, before))]
     if changed:
         raise UserError(
@@ -183,7 +200,8 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
     if finished == mine:
         return
     has_base = job.inputs.base is not None
-    pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget)
+    told = {kind: list(of.values()) for kind, of in job.inputs.statistics.items()}
+    pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget, told)
     names = job.inputs.names
     passes = Passes(cut, pipeline, names, journal, mine, progress)
     try:

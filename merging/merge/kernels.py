@@ -42,6 +42,7 @@ def _merge(
     dtype,
     matrix=None,
     sharding=None,
+    statistics=None,
 ) -> Array:
     """Return the merged block; NaN wherever any input is NaN or infinite.
 
@@ -56,21 +57,27 @@ def _merge(
       dtype: of the result.
       matrix: see `methods.merge_block`.
       sharding: of the result, for a leaf that lies on a mesh.
+      statistics: of each expert, if the method wants some and the leaf has them.
     """
     gathers = matrix is not None and sharding is not None
     if gathers:
         # A decomposition needs all of a matrix, and is the same program everywhere.
         whole = NamedSharding(sharding.mesh, PartitionSpec())
-        base, experts = lax.with_sharding_constraint((base, experts), whole)
+        base, experts, statistics = lax.with_sharding_constraint(
+            (base, experts, statistics), whole
+        )
     index = numerics.element_index(experts[0].shape, strides, offset)
     merged = methods.merge_block(
-        method, base, experts, states, combined, index, dtype, matrix
+        method, base, experts, states, combined, index, dtype, matrix, statistics
     )
     # x − x is 0 for a finite x and NaN for any other.
     inputs = [base, *experts] if method.needs_base else experts
     working = numerics.working_dtype(*(x.dtype for x in inputs))
     widened = [x.astype(working) for x in inputs]
     merged = jnp.where(sum((x - x) for x in widened) == 0, merged, jnp.nan)
+    if statistics is not None:
+        known = jnp.array([jnp.isfinite(array).all() for array in statistics])
+        merged = jnp.where(known.all(), merged, jnp.nan)
     if gathers:
         merged = lax.with_sharding_constraint(merged, whole)
     if sharding is None:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ PART = 2**23
 _SETTINGS: dict[str, Any] = {
     "base": str | None,
     "experts": dict,
+    "statistics": dict,
     "method": str,
     "method_file": dict | None,
     "schedule": str | None,  # for the reader: the method has its weights
@@ -42,18 +43,15 @@ _SETTINGS: dict[str, Any] = {
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 
 
-def describe_inputs(
-    names: Sequence[str], sources: Sequence[Source], output: str
-) -> list[dict]:
+def describe_inputs(sources: Mapping[str, Source], output: str) -> list[dict]:
     """Return each input's name, place and files, with their sizes and digests.
 
     Args:
-      names: the inputs'.
-      sources: the inputs.
+      sources: the inputs by name.
       output: the folder that the manifest will be in.
     """
     with ThreadPoolExecutor(4) as threads:
-        files = list(threads.map(lambda source: source.files(), sources))
+        files = list(threads.map(lambda source: source.files(), sources.values()))
     return [
         {
             "name": name,
@@ -61,7 +59,7 @@ def describe_inputs(
             "format": source.format,
             "files": [file._asdict() for file in found],
         }
-        for name, source, found in zip(names, sources, files, strict=True)
+        for (name, source), found in zip(sources.items(), files, strict=True)
     ]
 
 
@@ -80,10 +78,10 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     wanted = json.loads(json.dumps(settings))
     if record["settings"] != wanted:
         return False
-    if record["inputs"] != describe_inputs(inputs.names, inputs.sources, output):
+    if record["inputs"] != describe_inputs(inputs.everything, output):
         return False
     made = path.stat().st_mtime_ns
-    return all(changed <= made for _, _, changed in stamps(inputs.sources))
+    return all(changed <= made for _, _, changed in stamps(inputs.everything))
 
 
 def in_place(
@@ -94,17 +92,22 @@ def in_place(
     Args:
       settings: the manifest's.
       folder: that it is in.
-      inputs: where models are now, by the experts' names; the base is ``base``.
+      inputs: where models are now, by the experts' names; the base is ``base``, and
+        the statistics of an expert ``statistics.NAME``.
 
     Raises:
       UserError: a name that no model has.
     """
     names = [*settings["experts"], *(["base"] if settings["base"] else [])]
+    names += [f"statistics.{name}" for name in settings["statistics"]]
     for name in inputs.keys() - set(names):
         raise nearest("input", name, names)
     place = functools.partial(_placed, folder=folder)
     found = _with_paths(settings, place)
     found["experts"] |= {n: p for n, p in inputs.items() if n in found["experts"]}
+    for name in found["statistics"].keys():
+        now = inputs.get(f"statistics.{name}", found["statistics"][name])
+        found["statistics"][name] = now
     if settings["base"]:
         found["base"] = inputs.get("base", found["base"])
     return found
@@ -125,12 +128,13 @@ def _with_paths(
         **settings,
         "base": base and place(base),
         "experts": {name: place(uri) for name, uri in experts.items()},
+        "statistics": {n: place(uri) for n, uri in settings["statistics"].items()},
         "auxiliary_files": place(chosen) if is_folder else chosen,
         "method_file": own and own | {"path": place(own["path"])},
     }
 
 
-def stamps(sources: Sequence[Source]) -> list[list]:
+def stamps(sources: Mapping[str, Source]) -> list[list]:
     """Return [file, what its storage says of its last change] of all inputs.
 
     Digests of places tell checkpoints apart without reading them; that a file did not
@@ -138,7 +142,7 @@ def stamps(sources: Sequence[Source]) -> list[list]:
     """
     return [
         [str(path), *checkpoints.changed_at(path)]
-        for source in sources
+        for source in sources.values()
         for path in source.paths().values()
     ]
 
@@ -243,6 +247,7 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"settings {sorted(settings)}")
     wrong = [k for k, of in _SETTINGS.items() if not isinstance(settings[k], of)]
     words = [*settings["experts"].values(), *settings["leaf_rules"]]
+    words += settings["statistics"].values()
     own = settings["method_file"]
     words += [] if own is None else [own["path"], own["sha256"]]
     if wrong or not all(isinstance(word, str) for word in words):

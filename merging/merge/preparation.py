@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging import checkpoints, methods
-from merging.merge import card, job, manifest, mergekit, rules
+from merging.merge import card, job, manifest, mergekit, rules, statistics
 from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.methods import Method
 from merging.runtime import storage, tree
@@ -93,7 +93,14 @@ def _asked(settings: dict[str, Any]) -> _Asked:
     method, own = _own_method(method, settings["method_file"])
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
+    told = settings["statistics"]
+    told = dict(told) if isinstance(told, Mapping) else expert_names(told)
+    statistics.require(recipe.values(), named, told)
+    kinds = statistics.wanted(recipe.values())
+    opened = {kind: statistics.open_statistics(kind, told) for kind in kinds}
+    inputs = inputs._replace(statistics=opened)
     recorded = settings | {
+        "statistics": told,
         "experts": named,
         "method": method if isinstance(method, str) else repr(method),
         "method_file": own,
@@ -118,6 +125,7 @@ def _asked_by_yaml(settings: dict[str, Any]) -> _Asked:
         "method_file": None,
         "schedule": None,
         "leaf_rules": [],
+        "statistics": {},
         "dtype": document.out_dtype or document.dtype,
     }
     return _Asked(

@@ -5,9 +5,22 @@ too. A method is composed of task-vector transforms (`trim`, `drop`, `rescale`) 
 combiner (`elect_sign`, `combiners.mean`, `combiners.sum`, or `combiner` of your own).
 """
 
+# First, as methods are listed in the order in which they are registered.
+from merging.methods.presets import (
+    average,
+    dare,
+    dare_ties,
+    rht,
+    task_arithmetic,
+    ties,
+)
+
+# isort: split
 from merging.methods import combiners, mergekit, reductions
 from merging.methods.combiners import Selection, combiner, elect_sign
 from merging.methods.consensus import ram, ramplus_tl, sce
+from merging.methods.data_driven import fisher, regmean
+from merging.methods.masks import consensus_ta, emr
 from merging.methods.method import (
     GRANULARITIES,
     Method,
@@ -20,15 +33,6 @@ from merging.methods.method import (
     transform_block,
 )
 from merging.methods.pairs import arcee_fusion, nearswap, passthrough
-from merging.methods.presets import (
-    average,
-    dare,
-    dare_ties,
-    iso_c,
-    rht,
-    task_arithmetic,
-    ties,
-)
 from merging.methods.reductions import CountQuery, Layout, Sums, Threshold, Votes
 from merging.methods.registry import (
     Entry,
@@ -42,17 +46,23 @@ from merging.methods.registry import (
 from merging.methods.schedules import run_weights
 from merging.methods.sparse import breadcrumbs, breadcrumbs_ties, della, della_linear
 from merging.methods.sparsification import band, magprune, match_norm
+from merging.methods.spectral import iso_c, iso_cts, tsv_m, wudi
 from merging.methods.spherical import karcher, multislerp, nuslerp, slerp
+from merging.methods.statistics import FISHER, GRAM, Matrices, Statistics
 from merging.methods.stock import model_stock
 from merging.methods.transforms import Transform, drop, rescale, trim
 
 __all__ = [
+    "FISHER",
+    "GRAM",
     "CountQuery",
     "Entry",
     "GRANULARITIES",
     "Layout",
+    "Matrices",
     "Method",
     "Selection",
+    "Statistics",
     "Sums",
     "Threshold",
     "Transform",
@@ -67,6 +77,7 @@ __all__ = [
     "combiner",
     "combiners",
     "compose",
+    "consensus_ta",
     "count_kept",
     "dare",
     "dare_ties",
@@ -74,9 +85,12 @@ __all__ = [
     "della_linear",
     "drop",
     "elect_sign",
+    "emr",
+    "fisher",
     "get",
     "iso_c",
     "karcher",
+    "iso_cts",
     "load_file",
     "magnitude_keys",
     "magprune",
@@ -94,6 +108,7 @@ __all__ = [
     "ramplus_tl",
     "reductions",
     "register",
+    "regmean",
     "rescale",
     "rht",
     "run_weights",
@@ -104,4 +119,6 @@ __all__ = [
     "ties",
     "transform_block",
     "trim",
+    "tsv_m",
+    "wudi",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from merging.methods.reductions import Layout, Sums, Terms, Threshold, Votes
+from merging.methods.statistics import OF, Statistics
 from merging.runtime import numerics
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.numerics import Index
@@ -90,16 +91,20 @@ class Selection(Protocol):
 class Combined:
     """A combiner that is given as functions; see `combiner`."""
 
-    function: Callable[[Sequence[Array], Weights, Any], Array]
+    function: Callable[..., Array]
     granularity: str = "element"
     terms: Terms | None = None
     finish: Callable[[np.ndarray], Any] | None = None
     refuse: Callable[[Sequence[float]], None] | None = None
     selections: tuple[Selection, ...] = ()
     takes: tuple[int, str] | None = None
+    parameters: tuple[tuple[str, Any], ...] = ()
+    statistics: Statistics | None = None
 
     def __repr__(self) -> str:
-        return f"combiner({self.function.__module__}.{self.function.__qualname__})"
+        own = "".join(f", {name}={value!r}" for name, value in self.parameters)
+        called = f"{self.function.__module__}.{self.function.__qualname__}"
+        return f"combiner({called}{own})"
 
     def check(self, weights):
         """Refuse what the method's author refuses."""
@@ -114,19 +119,22 @@ class Combined:
         """Return what the author makes of the sums."""
         return () if self.terms is None else self.finish(found)
 
-    def combine(self, values, weights, state):
+    def combine(self, values, weights, state, *statistics):
         """Call the author's function."""
-        return self.function(values, weights, state)
+        own = dict(self.parameters)
+        return self.function(values, weights, state, *statistics, **own)
 
 
 def combiner(
-    function: Callable[[Sequence[Array], Weights, Any], Array],
+    function: Callable[..., Array],
     granularity: str = "element",
     terms: Terms | None = None,
     state: Callable[[np.ndarray], Any] | None = None,
     refuse: Callable[[Sequence[float]], None] | None = None,
     selections: Sequence[Selection] = (),
     takes: tuple[int, str] | None = None,
+    statistics: Statistics | None = None,
+    **parameters: Any,
 ) -> Combined:
     """Return a combiner made of pure functions: all that a new method has to bring.
 
@@ -138,8 +146,9 @@ def combiner(
         transformed task vectors (models, where the method has no scale), float32;
         `weights` K numbers or None for all 1. With granularity ``element`` the blocks
         are arbitrary pieces, and the function must be elementwise; with ``row`` their
-        last axis is a whole row of a leaf; with ``matrix`` they are [m, rows, columns],
-        whole matrices, or of at most two axes for what is no matrix.
+        last axis is a whole row of a leaf; with ``matrix`` they are whole matrices,
+        [m, outputs, inputs] however the leaf stores them (`method.Matrices`), or of at
+        most two axes for what is no matrix.
       granularity: ``element``, ``row``, ``matrix`` or ``tensor``.
       terms: ``(values, weights) -> terms``, elementwise, if sums over each leaf are
         needed, e.g. `reductions.gram_terms`; rows then stay whole.
@@ -149,11 +158,28 @@ def combiner(
       selections: done to the task vectors before, one after the other.
       takes: how many experts it merges, and the name of a method that merges another
         number of them; None is any number.
+      statistics: what must be known of each expert beside its weights, such as
+        `methods.FISHER`. The function is then given a list of K arrays as its fourth
+        argument, of the blocks' shape or [m, inputs, inputs]; None for leaves without.
+      **parameters: numbers or words that the function takes by name; a program is
+        compiled for each value.
     """
     if terms is not None and granularity == "element":
         granularity = "row"
+    if statistics is not None and statistics.of not in OF:
+        raise nearest("kind of statistics", statistics.of, OF)
+    if statistics is not None and statistics.of == "inputs":
+        granularity = "matrix"
     return Combined(
-        function, granularity, terms, state, refuse, tuple(selections), takes
+        function,
+        granularity,
+        terms,
+        state,
+        refuse,
+        tuple(selections),
+        takes,
+        tuple(sorted(parameters.items())),
+        statistics,
     )
 
 

@@ -19,6 +19,7 @@ from jax import Array
 from merging.methods import combiners
 from merging.methods.combiners import Combiner, Selection
 from merging.methods.reductions import Reduction, Threshold
+from merging.methods.statistics import Matrices, Statistics
 from merging.methods.transforms import Transform, number
 from merging.runtime import numerics
 from merging.runtime.errors import UserError
@@ -78,6 +79,11 @@ class Method:
         asked.append(self.combiner.reduction())
         listed = [one if isinstance(one, tuple) else (one,) for one in asked]
         return tuple(one for of in listed for one in of if one is not None)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What it must be told of each expert beside the weights, if anything."""
+        return getattr(self.combiner, "statistics", None)
 
     @property
     def ranks_model(self) -> bool:
@@ -218,7 +224,8 @@ def merge_block(
     combined: Any,
     index: Index,
     dtype: jnp.dtype,
-    matrix: tuple[int, int] | None = None,
+    matrix: Matrices | None = None,
+    statistics: Sequence[Array] | None = None,
 ) -> Array:
     """Merge one block: float32 (or float64) arithmetic, one rounding, to `dtype`.
 
@@ -231,16 +238,23 @@ def merge_block(
         its own.
       index: each element's index in its leaf.
       dtype: of the result.
-      matrix: (rows, columns) of the matrices that the block holds whole, for a combiner
-        of that granularity; None otherwise, and for what is no matrix.
+      matrix: how the matrices lie that the block holds whole, for a combiner of that
+        granularity; None otherwise, and for what is no matrix.
+      statistics: of each expert, for a method that wants some; None where there are
+        none for this leaf.
     """
     selected = ()
     if method.combiner.selections:
         selected, combined = combined
     values = task_vectors(method, base, experts, states, index, selected)
     if matrix is not None:
-        values = [value.reshape(-1, *matrix) for value in values]
-    merged = method.combiner.combine(values, method.weights, combined)
+        values = [matrix.taken_from(value) for value in values]
+    told = ()
+    if method.statistics is not None:
+        told = (_told(method.statistics, statistics, matrix, values[0].dtype),)
+    merged = method.combiner.combine(values, method.weights, combined, *told)
+    if matrix is not None:
+        merged = matrix.stored(merged)
     merged = merged.reshape(experts[0].shape)
     if method.needs_base:
         merged = base.astype(merged.dtype) + numerics.scaled(merged, method.scale)
@@ -293,6 +307,23 @@ def count_kept(keys: Array, index: Index, threshold: Array, cutoff: Index) -> Ar
         here = Index(*(w if w is None else w[i] for w in cutoff))
         counts.append(numerics.count(numerics.kept(keys, index, threshold[i], here)))
     return jnp.stack(counts)
+
+
+def _told(
+    wanted: Statistics,
+    given: Sequence[Array] | None,
+    matrix: Matrices | None,
+    dtype: jnp.dtype,
+) -> list[Array] | None:
+    """Return statistics as the combiner wants them."""
+    if given is None:
+        return None
+    given = [array.astype(dtype) for array in given]
+    if matrix is None:
+        return given
+    if wanted.of == "element":
+        return [matrix.taken_from(array) for array in given]
+    return [array.reshape(-1, matrix.inputs, matrix.inputs) for array in given]
 
 
 def _per_expert(transform: Transform) -> dict[str, tuple]:

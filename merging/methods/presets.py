@@ -2,16 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
 from merging.methods import combiners
-from merging.methods.combiners import add, weighted
 from merging.methods.method import Method, compose
 from merging.methods.registry import register
 from merging.methods.transforms import Fraction, drop, rescale, trim
-from merging.runtime import numerics
 
 Weights = Sequence[float] | None
 
@@ -133,38 +127,3 @@ def rht(density: Fraction = 0.7, scale: float = 1.0, weights: Weights = None) ->
         scale=scale,
         weights=weights,
     )
-
-
-@register(
-    "Marczak et al. 2025, arXiv 2502.04959",
-    "θ = θ₀ + λ U σ̄ Vᵀ of each matrix of Σ wᵢΔᵢ = U Σ Vᵀ, σ̄ the mean singular value",
-    evidence="no reliable gain on LLMs (arXiv 2511.21437)",
-)
-def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
-    """Isotropic merging in the common subspace: all singular values become their mean.
-
-    What is no matrix (norms, biases) is averaged, as its authors have it.
-    """
-    combiner = combiners.combiner(
-        _isotropic, granularity="matrix", refuse=combiners.refuse_sum_of_zero
-    )
-    return compose("iso_c", combiner=combiner, scale=scale, weights=weights)
-
-
-def _isotropic(
-    values: Sequence[Array], weights: Sequence[Array] | None, state: object
-) -> Array:
-    total = add(weighted(values, weights))
-    if total.ndim < 3:
-        divisor = len(values) if weights is None else add(weights)
-        return numerics.divided(total, divisor)
-
-    def flattened(matrix: Array) -> Array:
-        left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
-        pieces = numerics.piece_sums(spectrum)
-        mean = numerics.divided(numerics.piece_sums(pieces)[0], spectrum.size)
-        product = jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-        return numerics.scaled(product, mean)
-
-    # One matrix after the other, so that a batch of any size gives the same bits.
-    return jax.lax.map(flattened, total)

@@ -11,6 +11,9 @@ TRAIN = "train --config train/pretrain --workdir w"
 EVALUATE = "evaluate --config evaluate/miniworld --workdir w"
 SWEEP = "sweep --config scaling_curves/smoke --workdir w"
 
+FISHER = "merge --config merge/fisher --config.experts=e1,e2 --config.output=out"
+COLLECT = "collect --config collect/expert:sentiment --workdir w"
+
 MISTAKES = [
     # Commands and options.
     ("swep", "unknown command 'swep': did you mean sweep"),
@@ -33,6 +36,23 @@ MISTAKES = [
     ("inspect base --base lora", "share no leaf of one shape"),
     ("inspect base --out gs://b/x", "argument --out: path gs://b/x"),
     ("train", "required: --config"),
+    ("collect", "required: --config"),
+    (COLLECT, "name the checkpoint to gather statistics of"),
+    (f"{COLLECT} --config.checkpoint=e1 --config.statistics=grams", "mean gram"),
+    (f"{COLLECT} --config.checkpoint=gone", "there is no checkpoint at gone"),
+    (f"{COLLECT} --config.checkpoint=e1", "e1 holds no config.json"),
+    (FISHER, "fisher needs statistics of every expert, and there are none of e1, e2"),
+    (f"{FISHER} --config.statistics=e1=e1", "there are none of e2: gather them by"),
+    (f"{FISHER} --config.statistics=e1=e1,e2=gone", "no checkpoint at gone"),
+    (f"{FISHER} --config.statistics=e1=e1,e2=e2,e3=e1", "e3, which is no expert"),
+    (f"{FISHER} --config.method.floor=-1", "floor must be positive, not -1"),
+    (f"{TIES} --config.statistics=e1=e1", "no method uses them: leave them out"),
+    (f"{SWEEP} --config.methods=average,regmean", "which a sweep does not gather"),
+    (
+        "plan --config plan/palm_64b --topology v5p:4x4x8 --count "
+        "--config.method.name=fisher",
+        "fisher",
+    ),
     ("sweep --config scaling_curves/smoke --shard 3/3", "the first is 0/4"),
     ("sweep --config scaling_curves/smoke --runner ray", "invalid choice: 'ray'"),
     (f"{SWEEP} --workdir v", "--workdir: give an option once"),

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from methods import cases
+from statistics_of import statistics_of
 
 from merging import methods
 from merging.merge import (
@@ -134,7 +135,9 @@ def test_the_bases_buffers_are_reused(name, sharded):
     base = jax.tree.map(lambda x: jax.device_put(x, sharding), base)
     where = {p: x.addressable_shards[0].data.unsafe_buffer_pointer() for p, x in
              base.items()}  # fmt: skip
-    merged = merge(base, experts, methods.get(name), donate=True)
+    method = methods.get(name)
+    told = statistics_of(method, experts)
+    merged = merge(base, experts, method, donate=True, statistics=told)
     assert all(x.is_deleted() for x in base.values())
     assert not any(x.is_deleted() for e in experts.values() for x in e.values())
     for path, leaf in merged.items():
@@ -147,7 +150,9 @@ def test_without_donation_everything_is_kept(name):
     shapes = {"a": (64, 8), "b": (8, 3)}
     base, experts = cases.models(cases.experts_for(name), shapes=shapes)
     before = cases.bits(base)
-    merge(base, experts, methods.get(name), donate=False)
+    method = methods.get(name)
+    told = statistics_of(method, experts)
+    merge(base, experts, method, donate=False, statistics=told)
     assert cases.bits(base) == before
 
 
@@ -340,8 +345,9 @@ def test_float64_elsewhere_changes_no_bit_of_float32(name):
     weighted = "weights" in methods.parameters(name)
     weights = {"weights": (0.1, 0.1, 1.1)[-count:]}
     method = methods.get(name, **(weights if weighted else {}))
-    narrow = merge(models[0], experts, method)["w"]
+    told = statistics_of(method, experts)
+    narrow = merge(models[0], experts, method, statistics=told)["w"]
     with jax.enable_x64(True):
-        wide = merge(models[0], experts, method)["w"]
+        wide = merge(models[0], experts, method, statistics=told)["w"]
         assert wide.dtype == jnp.float32
         assert np.asarray(wide).tobytes() == np.asarray(narrow).tobytes()

@@ -38,7 +38,6 @@ CASES = {
     "sce": [{"density": 0.5}],
     "ram": [{"epsilon": 0.015}],
     "ramplus_tl": [{"epsilon": 0.03, "r": 0.5, "alpha": 2.0}],
-    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
     "linear@mergekit": [{"weights": (1.0, 0.5, 2.0)}],
     "task_arithmetic@mergekit": [
         {},
@@ -58,6 +57,17 @@ CASES = {
     "della_linear@mergekit": [{"density": 0.5, "weights": (1.0, -0.5, 2.0)}],
     "sce@mergekit": [{"density": 0.5}],
     "model_stock@mergekit": [{}],
+    "fisher": [{}, {"floor": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "regmean": [{}, {"off_diagonal": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "consensus_ta": [
+        {},
+        {"mask_scale": 0.9, "agree": 1, "scale": 0.7, "weights": (1.0, -0.5, 2.0)},
+    ],
+    "emr": [{}],
+    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "iso_cts": [{}, {"common": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "tsv_m": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "wudi": [{"steps": 5, "learning_rate": 1e-3}],
 }
 # Held against the reference only.
 MORE = [

@@ -275,20 +275,158 @@ def _rows(x):
     return x.reshape(-1, x.shape[-1] if x.ndim else 1)
 
 
-def iso_c(base, experts, seed, weights, scale):
+def fisher(base, experts, seed, weights, floor, statistics):
+    del base, seed
+    names, merged = list(experts), {}
+    for path in experts[names[0]]:
+        shares = [
+            w * np.maximum(statistics[n][path], floor)
+            for w, n in zip(weights, names, strict=True)
+        ]
+        top = sum(s * experts[n][path] for s, n in zip(shares, names, strict=True))
+        merged[path] = top / sum(shares)
+    return merged
+
+
+def regmean(base, experts, seed, weights, off_diagonal, statistics):
+    del base
+    merged = average(None, experts, seed, weights)
+    for path in next(iter(statistics.values())):
+        shape = merged[path].shape
+        stack = merged[path].reshape(-1, *shape[-2:]).copy()
+        for i in range(len(stack)):
+            total, right = 0.0, 0.0
+            for w, name in zip(weights, experts, strict=True):
+                gram = statistics[name][path]
+                n = gram.shape[-1]
+                gram = gram.reshape(-1, n, n)[i]
+                gram = w * np.where(np.eye(n), gram, off_diagonal * gram)
+                total = total + gram
+                right = right + gram @ experts[name][path].reshape(stack.shape)[i]
+            live = np.diag(total) > 0
+            solved = np.linalg.solve(total[live][:, live], right[live])
+            stack[i][live] = solved
+        merged[path] = stack.reshape(shape)
+    return merged
+
+
+def consensus_ta(base, experts, seed, weights, scale, mask_scale, agree):
+    del seed
+    deltas, merged = _deltas(base, experts), {}
+    for path in base:
+        own = np.array([w * d[path] for w, d in zip(weights, deltas, strict=True)])
+        total = own.sum(axis=0)
+        masks = np.abs(own) > mask_scale * np.abs(total - own)
+        merged[path] = np.where(masks.sum(axis=0) >= agree, total, 0)
+    return _add(base, merged, scale)
+
+
+def emr(base, experts, seed, scale):
     del seed
     merged = {}
-    for path, total in _weighted_sum(_deltas(base, experts), weights).items():
-        stacked = total.ndim - path.startswith("layers/")
-        if stacked < 2 or not total.size:
-            merged[path] = total / sum(weights)
+    for path in base:
+        own = np.array([e[path] - base[path] for e in experts.values()])
+        sign = np.where(own.sum(axis=0) > 0, 1, -1)
+        merged[path] = sign * np.where(own * sign > 0, abs(own), 0).max(axis=0)
+    return _add(base, merged, scale)
+
+
+def by_matrix(base, experts, weights, merge_matrices):
+    """Merge every matrix, [outputs, inputs], by a function; average what is none."""
+    merged = {}
+    for path in base:
+        deltas = [
+            w * (e[path] - base[path])
+            for w, e in zip(weights, experts.values(), strict=True)
+        ]
+        shape = deltas[0].shape
+        if len(shape) - path.startswith("layers/") < 2 or not deltas[0].size:
+            merged[path] = sum(deltas) / sum(weights)
             continue
-        matrices = total.reshape(-1, *total.shape[-2:])
-        flat = []
+        turned = "embed" not in path
+        stacks = [d.reshape(-1, *shape[-2:]) for d in deltas]
+        found = []
+        for matrices in zip(*stacks, strict=True):
+            one = merge_matrices([m.T if turned else m for m in matrices])
+            found.append(one.T if turned else one)
+        merged[path] = np.array(found).reshape(shape)
+    return merged
+
+
+def svd(matrix):
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    return u, s, v.T
+
+
+def polar(matrix):
+    """The pseudo-inverse's way: A (AᵀA)^(-1/2), zero where A has no directions."""
+    u, s, v = svd(matrix)
+    real = s > 1e-9 * s.max(initial=0)
+    return u[:, real] @ v[:, real].T
+
+
+def iso_c(base, experts, seed, weights, scale):
+    del seed
+
+    def flattened(matrices):
+        u, s, v = svd(sum(matrices))
+        return s.mean() * u @ v.T
+
+    return _add(base, by_matrix(base, experts, weights, flattened), scale)
+
+
+def iso_cts(base, experts, seed, weights, scale, common):
+    del seed
+
+    def flattened(matrices):
+        n, count = min(matrices[0].shape), len(matrices)
+        each = min(round((n - int(n * common)) / count), n // count)
+        k = n - each * count
+        u, s, v = (x[..., :k] for x in svd(sum(matrices)))
+        us, ss, vs = [u], [s], [v]
         for matrix in matrices:
-            u, s, v = np.linalg.svd(matrix, full_matrices=False)
-            flat.append(s.mean() * u @ v)
-        merged[path] = np.array(flat).reshape(total.shape)
+            parts = svd(matrix - u @ u.T @ matrix)
+            for into, part in zip((us, ss, vs), parts, strict=True):
+                into.append(part[..., :each])
+        left, right = polar(np.hstack(us)), polar(np.hstack(vs))
+        return np.concatenate(ss).mean() * left @ right.T
+
+    return _add(base, by_matrix(base, experts, weights, flattened), scale)
+
+
+def tsv_m(base, experts, seed, weights, scale):
+    del seed
+
+    def reassembled(matrices):
+        rank = max(min(matrices[0].shape) // len(matrices), 1)
+        u, s, v = (
+            [x[..., :rank] for x in of] for of in zip(*map(svd, matrices), strict=True)
+        )
+        diagonal = np.diag(np.concatenate(s))
+        return polar(np.hstack(u)) @ diagonal @ polar(np.hstack(v)).T
+
+    return _add(base, by_matrix(base, experts, weights, reassembled), scale)
+
+
+def wudi(base, experts, seed, scale, steps, learning_rate):
+    """Adam as PyTorch has it, on the gradient of the loss as it is written."""
+    del seed
+
+    def descended(matrices):
+        tau = sum(matrices)
+        mean, square = np.zeros_like(tau), np.zeros_like(tau)
+        for step in range(1, steps + 1):
+            gradient = np.zeros_like(tau)
+            for m in matrices:
+                if m.any():
+                    gradient += 2 * (tau - m) @ m.T @ m / (m * m).sum()
+            mean = 0.9 * mean + 0.1 * gradient
+            square = 0.999 * square + 0.001 * gradient**2
+            root = np.sqrt(square / (1 - 0.999**step))
+            tau = tau - learning_rate * mean / (1 - 0.9**step) / (root + 1e-8)
+        return tau
+
+    merged = by_matrix(base, experts, (1.0,) * len(experts), descended)
     return _add(base, merged, scale)
 
 

@@ -8,10 +8,12 @@ import pytest
 import references
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from statistics_of import statistics_of
 from tolerance import rounding
 
+import merging
 from merging import UserError, methods
-from merging.merge import memory, merge, partition
+from merging.merge import memory, partition
 from merging.runtime import numerics, tree
 
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
@@ -26,10 +28,18 @@ def some_models(name, **settings):
     return cases.models(cases.experts_for(name), **settings)
 
 
+def merge(base, experts, method, **options):
+    """Merge, with statistics of the experts if the method wants some."""
+    told = statistics_of(method, experts)
+    return merging.merge(base, experts, method, statistics=told, **options)
+
+
 def expected(name, parameters, base, experts, seed=0):
     full = {**methods.parameters(name), **parameters}
     if full.get("weights", ()) is None:
         full["weights"] = (1.0,) * len(experts)
+    if told := statistics_of(methods.get(name, **parameters), experts):
+        full["statistics"] = {n: cases.as_float64(of) for n, of in told.items()}
     experts64 = {n: cases.as_float64(e) for n, e in experts.items()}
     return getattr(references, name.replace("@", "_"))(
         base=cases.as_float64(base), experts=experts64, seed=seed, **full
@@ -77,6 +87,9 @@ def test_agrees_with_the_float64_reference(name, parameters):
         ("ties", {"density": 1.0}),
         ("dare_ties", {"density": 1.0}),
         ("rht", {"density": 1.0}),
+        ("emr", {}),
+        ("fisher", {}),
+        ("regmean", {}),
         ("task_arithmetic", {"scale": 1.0, "weights": (0.25, 0.5, 0.25)}),
     ],
 )
@@ -185,7 +198,7 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
     method = methods.get(name, **parameters)
     shape, least, block_shape = CUTS[method.granularity]
     base, experts = some_models(name, shapes={"w": shape})
-    job = memory._prepare(base, experts, method, 0)
+    job = memory._prepare(base, experts, method, 0, statistics_of(method, experts))
     whole = np.asarray(merge(base, experts, method, donate=False)["w"])
     models = [
         np.asarray(p["w"]) for p in (base, *(experts[n] for n in sorted(experts)))
@@ -194,7 +207,7 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
         [jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states.transforms
     ]
     combined = jax.tree.map(lambda x: x[0], job.states.combined)
-    matrix = (4, 6) if method.granularity == "matrix" else None
+    matrix = job.cut.blocks[0].matrix
     strides = (block_shape[-1], 1) if len(block_shape) > 1 else (1,)
     merge_block = jax.jit(methods.merge_block, static_argnums=(6, 7))
     for size in (1, 50) if method.granularity == "element" else (1, 3, 5):
@@ -202,6 +215,11 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
         for start in range(0, whole.size, size * least):
             piece = slice(start, min(start + size * least, whole.size))
             cut = [m.reshape(-1)[piece].reshape(block_shape) for m in models]
+            told = job.told[0]
+            if method.statistics == methods.FISHER:
+                told = [x.reshape(-1)[piece].reshape(block_shape) for x in told]
+            elif told is not None:
+                told = [x[piece.start // least : piece.stop // least] for x in told]
             index = numerics.element_index(
                 cut[0].shape, strides, numerics.as_index(start, whole.size)
             )
@@ -214,6 +232,7 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
                 index,
                 jnp.float32,
                 matrix,
+                told,
             )
             parts.append(merged.ravel())
         np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
