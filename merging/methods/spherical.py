@@ -149,7 +149,8 @@ def nuslerp(
     Args:
       weights: of the two.
       along: what is a vector: a whole leaf (``tensor``), each ``row`` of it (its last
-        axis), or each ``column`` of its matrices; what is no matrix is one vector.
+        axis), or each ``column`` of its matrices [outputs, inputs]; what is no matrix
+        is one vector.
       scale: λ, to interpolate the task vectors; None interpolates the models.
 
     Raises:

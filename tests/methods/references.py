@@ -487,13 +487,18 @@ def _row(path, x):
 
 
 def _column(path, x):
+    """Of [outputs, inputs]: a row as it is stored, but for embeddings."""
     if x.ndim - path.startswith("layers/") < 2:
         return x.reshape(1, -1)
+    if "embed" not in path:
+        return _rows(x)
     return np.swapaxes(x, -1, -2).reshape(-1, x.shape[-2])
 
 
 def _unsplit(path, done, shape, split):
     if split is not _column or len(shape) - path.startswith("layers/") < 2:
+        return done.reshape(shape)
+    if "embed" not in path:
         return done.reshape(shape)
     return np.swapaxes(done.reshape(*shape[:-2], shape[-1], shape[-2]), -1, -2)
 
