@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from merging.methods import Layout, Matrices, Method, Sums, Threshold
+from merging.methods.reductions import Reduction
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
 from merging.runtime.numerics import Index
@@ -260,8 +261,20 @@ def reduction_passes(method: Method) -> int:
     A window of magnitudes that misses the threshold costs another. Exact ties cost two
     more: how many there are, and where the last one that is kept lies. Votes cost none.
     """
-    passes = {Threshold: lambda r: 3 if r.ties == "exact" else 1, Sums: lambda r: 1}
-    return sum(passes[type(r)](r) for r in method.reductions if type(r) in passes)
+    own = [part.reduction() for part in (*method.transforms, method.combiner)]
+    selections = method.combiner.selections
+    own += [selection.thresholds for selection in selections]  # found together
+    # Scores of whole rows are not sampled before; six passes were seen in all.
+    blind = sum(5 for selection in selections if selection.granularity != "element")
+    return sum(map(_passes, own)) + blind
+
+
+def _passes(reduction: Reduction | tuple[Reduction, ...] | None) -> int:
+    if isinstance(reduction, tuple):  # they are found together
+        return max(map(_passes, reduction))
+    if isinstance(reduction, Threshold):
+        return 1 + 2 * (reduction.ties == "exact") + reduction.nonzero
+    return int(isinstance(reduction, Sums))
 
 
 def is_stacked(path: str) -> bool:

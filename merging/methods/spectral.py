@@ -30,6 +30,7 @@ _ADAM = 0.9, 0.999, 1e-8  # PyTorch's defaults, which WUDI's authors leave alone
 @register(
     "Marczak et al. 2025, arXiv 2502.04959",
     "θ = θ₀ + λ U σ̄ Vᵀ of each matrix of Σ wᵢΔᵢ = U Σ Vᵀ, σ̄ the mean singular value",
+    evidence="no reliable gain on LLMs (arXiv 2511.21437)",
 )
 def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
     """Isotropic merging in the common subspace: all singular values become their mean.

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
 from merging.runtime import config_keys
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 from merging.sweep import pretrained_bases
 
 BASES = ("pt", "it")
@@ -123,7 +123,7 @@ class Experiment:
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Return a method's parameters where no candidate says otherwise."""
-        return next(e.parameters for e in methods.catalogue() if e.name == method)
+        return methods.parameters(method)
 
     def candidates(self, method: str) -> list[dict[str, float]]:
         """Return the parameters of a method to choose from on validation."""
@@ -225,7 +225,15 @@ def _check_names(experiment: Experiment) -> None:
             raise nearest("method", method, methods.names())
     for method in experiment.methods:
         for parameters in experiment.candidates(method):
-            if methods.get(method, **parameters).statistics is not None:
+            built = methods.get(method, **parameters)
+            takes = built.takes
+            others = [n for n in experiment.experts_merged if takes not in (None, n)]
+            if others:
+                raise UserError(
+                    f"{method} merges {takes} experts, and experts_merged holds "
+                    f"{listed(map(str, others), mark=', ')}."
+                )
+            if built.statistics is not None:
                 raise UserError(
                     f"{method} merges by statistics, which a sweep does not gather: "
                     "use `merging collect` and `merging merge`."

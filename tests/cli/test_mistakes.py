@@ -158,7 +158,7 @@ MISTAKES = [
         "l.0.lora_A: in 'lora', but not in 'e1'; l.1.lora_A",
     ),
     (
-        "merge --config merge/own --config.base=base --config.experts=e1"
+        "merge --config merge/method --config.base=base --config.experts=e1"
         " --config.output=out",
         "unknown method ''",
     ),

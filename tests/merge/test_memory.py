@@ -126,12 +126,12 @@ def mesh_of(*shape):
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases.KINDS)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_bases_buffers_are_reused(name, sharded):
     sharding = NamedSharding(mesh_of(8), P("x")) if sharded else None
     shapes = {"a": (64, 8), "b": (8, 3)}
-    base, experts = cases.models(shapes=shapes)
+    base, experts = cases.models(cases.experts_for(name), shapes=shapes)
     base = jax.tree.map(lambda x: jax.device_put(x, sharding), base)
     where = {p: x.addressable_shards[0].data.unsafe_buffer_pointer() for p, x in
              base.items()}  # fmt: skip
@@ -145,9 +145,10 @@ def test_the_bases_buffers_are_reused(name, sharded):
         assert shard.unsafe_buffer_pointer() == where[path]
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases.KINDS)
 def test_without_donation_everything_is_kept(name):
-    base, experts = cases.models()
+    shapes = {"a": (64, 8), "b": (8, 3)}
+    base, experts = cases.models(cases.experts_for(name), shapes=shapes)
     before = cases.bits(base)
     method = methods.get(name)
     told = statistics_of(method, experts)
@@ -339,11 +340,11 @@ def test_dtypes_that_would_be_merged_in_another_are_refused(dtype):
 def test_float64_elsewhere_changes_no_bit_of_float32(name):
     rng = np.random.default_rng(5)
     models = [{"w": rng.normal(size=(6, 50)).astype(np.float32)} for _ in range(4)]
-    experts = dict(zip("abc", models[1:], strict=True))
-    weighted = "weights" in next(
-        e.parameters for e in methods.catalogue() if e.name == name
-    )
-    method = methods.get(name, **({"weights": (0.1, 0.1, 1.1)} if weighted else {}))
+    count = cases.experts_for(name)
+    experts = dict(zip("abc"[:count], models[1:], strict=False))
+    weighted = "weights" in methods.parameters(name)
+    weights = {"weights": (0.1, 0.1, 1.1)[-count:]}
+    method = methods.get(name, **(weights if weighted else {}))
     told = statistics_of(method, experts)
     narrow = merge(models[0], experts, method, statistics=told)["w"]
     with jax.enable_x64(True):

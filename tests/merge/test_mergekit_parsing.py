@@ -101,7 +101,7 @@ slices:
     ("text", "words"),
     [
         ("merge_method: [ties]", "merge_method a list of 1 is not followed"),
-        ("merge_method: slerp", "'slerp' is not followed here; linear, task_"),
+        ("merge_method: lerp", "'lerp' is not followed here; linear, slerp, "),
         ("models: []", "names no merge_method"),
         ("base_model: a\nexperts: [{source_model: b}]", "mixture of experts"),
         ("- 1", "holds no keys"),

@@ -277,6 +277,7 @@ def settings(**changes: str):
         ({"bases": "pt,itt"}, "base"),
         ({"suite": "miniwrld"}, "miniworld"),
         ({"experts_merged": "2,9"}, "9"),
+        ({"experts_merged": "2,3", "methods": "slerp"}, "slerp merges 2 .* holds 3"),
         ({"methods": ""}, "methods"),
         ({"densities.ties": "1.5"}, "density"),
         ({"seeds": "0"}, "seeds"),
