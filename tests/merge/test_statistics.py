@@ -143,7 +143,12 @@ def test_blocks_leave_room_for_them(family, told):
 
     def cut(method, statistics):
         prepared, _ = streamed.preparation.prepare(
-            "out", "2MB", method=method, statistics=statistics, **config
+            "out",
+            "2MB",
+            method=method,
+            statistics=statistics,
+            space="weights",
+            **config,
         )
         return prepared.partition()
 
