@@ -1,0 +1,41 @@
+"""The documentation: pip install '.[docs]' && sphinx-build -W docs build/docs."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from generated import fill
+
+project = "merging"
+author = "The merging authors"
+html_title = "merging"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+# Notebooks are stored with their outputs: running them takes minutes.
+nb_execution_mode = "off"
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+# The docstrings' `code` is code.
+default_role = "literal"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+
+html_theme = "sphinx_book_theme"
+html_theme_options = {
+    "home_page_in_toc": True,
+    "show_toc_level": 2,
+    "use_fullscreen_button": False,
+}
+html_show_copyright = False
+
+
+def setup(app):
+    """Fill the pages' `<!-- generated: … -->` lines when they are read."""
+    app.connect("source-read", lambda app, page, source: fill(source))
