@@ -80,6 +80,8 @@ setup(
             "optuna>=4.4",
             "cmaes>=0.11",
         ],
+        # These pages (docs/): sphinx-build -W docs build/docs.
+        "docs": ["sphinx>=8", "myst-nb>=1.3", "sphinx-book-theme>=1.1"],
         # PyTorch and transformers are what family_parity.py compares with.
         "bench": ["pytest>=8", "pytest-xdist>=3.6", "torch>=2.4", "transformers>=5"],
         # What reads GGUF files (configs/convert/smollm2.py).

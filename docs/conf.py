@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from generated import fill
+from sphinx.application import Sphinx
 
 project = "merging"
 author = "The merging authors"
@@ -36,6 +37,6 @@ html_theme_options = {
 html_show_copyright = False
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     """Fill the pages' `<!-- generated: … -->` lines when they are read."""
     app.connect("source-read", lambda app, page, source: fill(source))
