@@ -20,7 +20,7 @@ extensions = [
 ]
 # Notebooks are stored with their outputs: running them takes minutes.
 nb_execution_mode = "off"
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # The docstrings' `code` is code.
 default_role = "literal"
@@ -33,6 +33,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "show_toc_level": 2,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # a second search field
 }
 html_show_copyright = False
 

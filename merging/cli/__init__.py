@@ -6,6 +6,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 from merging.cli import (
     analyze,
     collect,
+    completion,
     convert,
     evaluate,
     extract,
@@ -41,4 +42,5 @@ COMMANDS = {
     "report": report.COMMAND,
     "tasks": tasks.COMMAND,
     "methods": methods.COMMAND,
+    "completion": completion.COMMAND,
 }

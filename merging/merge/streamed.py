@@ -101,9 +101,9 @@ def merge_checkpoints(
         leaf's path matches goes before `method` (see `merging.merge.rules`).
       space: ``weights`` merges models, and adapters on their base; ``factors``,
         ``core_space`` and ``knots`` merge LoRA adapters into an adapter.
-      seed: of random masks. memory_budget: of all blocks in memory, such as ``"1GB"``.
-      A method that sees whole
-        matrices takes one of each model, should they need more.
+      seed: of random masks.
+      memory_budget: of all blocks in memory, such as ``"1GB"``. A method that sees
+        whole matrices takes one of each model, should they need more.
       dtype: of the merged leaves; the base's if None, or the first expert's where there
         is no base.
       format: ``safetensors`` or ``orbax``; likewise.

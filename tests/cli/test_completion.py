@@ -1,0 +1,77 @@
+"""What `merging completion` prints makes bash offer what there is."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from merging.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shell") / "completion.bash"
+    found = subprocess.run(
+        [sys.executable, "-m", "merging", "completion", "bash"],
+        capture_output=True,
+        check=True,
+    )
+    path.write_bytes(found.stdout)
+    return path
+
+
+def offered(script, *words):
+    """Return what bash offers for the last of a line's words, cut as bash cuts them."""
+    line = f"COMP_WORDS=(merging {' '.join(map(repr, words))}); COMP_CWORD={len(words)}"
+    program = f'source {script}; {line}; _merging; echo "${{COMPREPLY[@]}}"'
+    found = subprocess.run(
+        ["bash", "-c", program], capture_output=True, check=True, text=True
+    )
+    return found.stdout.split()
+
+
+def test_the_first_word_is_a_command(script):
+    assert offered(script, "") == [*COMMANDS, "--help"]
+    assert offered(script, "me") == ["merge", "methods"]
+
+
+def test_configs_go_by_the_names_that_the_command_takes(script):
+    assert offered(script, "merge", "--config", "merge/t") == [
+        "merge/task_arithmetic",
+        "merge/ties",
+    ]
+    assert offered(script, "sweep", "--config", "=", "scaling_curves/s") == [
+        "scaling_curves/smoke"
+    ]
+    assert "smollm2/miniworld" in offered(script, "sweep", "--config", "=")
+    assert offered(script, "merge", "--config", "train/") == []
+
+
+def test_options_and_keys_are_those_of_the_command(script):
+    assert offered(script, "merge", "--dr") == ["--dry_run"]
+    assert offered(script, "merge", "--config.me") == [
+        "--config.memory_budget=",
+        "--config.method.density=",
+        "--config.method.name=",
+        "--config.method.scale=",
+        "--config.method.weights=",
+    ]
+    assert offered(script, "verify", "--config") == []
+
+
+def test_values_are_left_to_the_shell(script):
+    assert offered(script, "merge", "--config.base", "=", "BA") == []
+
+
+def test_the_script_passes_shellcheck(script):
+    program = shutil.which("shellcheck", path=f"{sys.prefix}/bin:{os.environ['PATH']}")
+    assert program, "shellcheck comes with the extra `test`"
+    found = subprocess.run([program, script], capture_output=True, text=True)
+    assert not found.stdout
+
+
+def test_another_shell_is_a_mistake(capsys):
+    assert main.main(["completion", "tcsh"]) == 2
+    assert "invalid choice: 'tcsh'" in capsys.readouterr().err
