@@ -6,8 +6,11 @@ test has not, such as `# needs: a network`. A block whose first line is a file's
 """
 
 import ast
+import doctest
+import inspect
 import json
 import os
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -30,6 +33,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS, NAMED = re.compile(r"# needs: \S"), re.compile(r"# (\w+\.(?:py|yml|jsonl))")
 # The page whose every command is run, from top to bottom, on tiny checkpoints.
 RUN = ROOT / "docs" / "merge.md"
+RUN_BY_TEST_PUBLIC_API = {"evaluate", "merge", "plan", "report", "sweep", "train"}
 PROGRAMS = {"pip", "export", "pytest", "sbatch", "hf"}
 
 
@@ -166,8 +170,6 @@ def test_the_commands_of_the_merge_page_run_as_written(place, capsys):
 
 def without_long_work(monkeypatch):
     """Have `evaluate` and `plan` look at their arguments only; merges are merged."""
-    import inspect
-
     for name in ("evaluate", "plan"):
         signature = inspect.signature(getattr(merging, name))
 
@@ -193,6 +195,20 @@ def test_the_python_of_the_pages_runs_and_prints_what_it_says(
     assert not said or capsys.readouterr().out.splitlines() == said
     if get_config := names.get("get_config"):
         assert get_config()
+
+
+def test_the_python_api_has_what_its_page_lists_and_the_examples_run():
+    page = (ROOT / "docs" / "api.md").read_text()
+    names = re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE)
+    assert len(names) > 30
+    for name in names:
+        value = pkgutil.resolve_name(name)
+        assert value.__doc__, name
+        if name.rpartition(".")[2] in RUN_BY_TEST_PUBLIC_API:
+            continue
+        finder = doctest.DocTestFinder(recurse=False)
+        for example in finder.find(value, name):
+            assert doctest.DocTestRunner().run(example).failed == 0, name
 
 
 def texts_of_the_program():
