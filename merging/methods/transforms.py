@@ -29,13 +29,11 @@ TIES = ("keep_all", "exact")
 
 
 class Transform(Protocol):
-    """What `Method` needs of a transform.
+    """What `Method` needs of a transform."""
 
-    Attributes:
-      granularity: how finely a leaf may be cut into blocks; see `method.GRANULARITIES`.
-    """
-
-    granularity: str
+    @property
+    def granularity(self) -> str:
+        """How finely a leaf may be cut into blocks; see `method.GRANULARITIES`."""
 
     def reduction(self) -> Reduction | tuple[Threshold, ...] | None:
         """Return what must be found of each expert's Δ before."""

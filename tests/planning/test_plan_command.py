@@ -210,11 +210,15 @@ def test_what_another_process_compiles_stands_in_the_place_of_the_counts(
     )
 
 
-def test_the_readmes_figures_are_those_that_the_command_prints(capsys):
-    readme = Path("README.md").read_text()
-    assert "merging plan --config plan/palm_64b --topology v5p:4x4x8 --count" in readme
+def test_the_figures_of_the_pages_are_those_that_the_command_prints(capsys):
     _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--count", "--json")
-    found = json.loads(out)
+    for page in ("README.md", "docs/plan.md"):
+        hold(Path(page).read_text(), json.loads(out))
+
+
+def hold(page, found):
+    """Hold a page's figures against a plan."""
+    assert "merging plan --config plan/palm_64b --topology v5p:4x4x8 --count" in page
     for estimate in found["estimates"]:
         memory = estimate["bytes_per_device"]
         cells = [
@@ -225,7 +229,7 @@ def test_the_readmes_figures_are_those_that_the_command_prints(capsys):
         ]
         (row,) = [
             line
-            for line in readme.splitlines()
+            for line in page.splitlines()
             if line.startswith(f"| {estimate['name']}")
         ]
         assert [cell.strip() for cell in row.split("|")[2:-1]] == cells, row
@@ -237,7 +241,7 @@ def test_the_readmes_figures_are_those_that_the_command_prints(capsys):
     }
     hours = {name: rendering.number(value) for name, value in parts.items()}
     total = rendering.number(found["grid"]["chip_hours"])
-    said = " ".join(readme.split())
+    said = " ".join(page.split())
     assert (
         f"takes {total} chip-hours: training {hours['training']}, merging "
         f"{hours['merging']}, evaluation {hours['evaluation']}." in said
