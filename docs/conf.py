@@ -1,5 +1,6 @@
 """The documentation: pip install '.[docs]' && sphinx-build -W docs build/docs."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -41,3 +42,13 @@ html_show_copyright = False
 def setup(app: Sphinx) -> None:
     """Fill the pages' `<!-- generated: … -->` lines when they are read."""
     app.connect("source-read", lambda app, page, source: fill(source))
+    app.connect("autodoc-process-docstring", _keep_bars)
+
+
+def _keep_bars(app, what, name, value, options, lines: list[str]) -> None:
+    """Have the |Δ| of a docstring be a magnitude, and no reference of Sphinx's."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(`+[^`]*`+)", line)
+            parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+            lines[i] = "".join(parts)
