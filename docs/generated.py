@@ -19,13 +19,8 @@ from merging.runtime import config
 
 _MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
-# What `merging methods --json` says of a method -> the heading of its column.
-_COLUMNS = {
-    "definition": "what it computes",
-    "cost": "cost",
-    "evidence": "what is known of it",
-    "paper": "from",
-}
+# What `merging methods --json` says of a method, beside its formula.
+_MORE = {"cost": "Cost", "evidence": "Known"}
 
 
 def fill(source: list[str]) -> None:
@@ -82,16 +77,21 @@ def _records() -> list[dict]:
 
 
 def _table(records: list[dict]) -> str:
-    columns = [key for key in _COLUMNS if any(r.get(key) for r in records)]
-    head = ["method and its defaults", *(_COLUMNS[key] for key in columns)]
-    rows = [head, ["---"] * len(head)]
+    rows = [["method and its defaults", "what it computes", "from"], ["---"] * 3]
     for record in records:
         settings = ", ".join(f"{k}={v!r}" for k, v in record["parameters"].items())
-        cells = [str(record.get(key) or "") for key in columns]
-        cells = [_ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", c) for c in cells]
-        rows.append([f"**{record['name']}** `({settings})`", *cells])
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        about = [record["definition"]]
+        about += [f"*{_MORE[k]}:* {record[k]}" for k in _MORE if record.get(k)]
+        name = f"**{record['name']}** `({settings})`"
+        rows.append([name, "<br>".join(about), record["paper"]])
+    escaped = [[_cell(text) for text in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def _cell(text: str) -> str:
+    """Return a text as a cell of a table, with links to the papers."""
+    linked = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+    return linked.replace("|", "\\|")
 
 
 def _printed(*argv: str) -> str:

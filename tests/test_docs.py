@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import merging
-from merging import checkpoints
+from merging import checkpoints, methods
 from merging.cli import main as command_line
 from merging.methods import registry
 from merging.runtime import config
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS, NAMED = re.compile(r"# needs: \S"), re.compile(r"# (\w+\.(?:py|yml|jsonl))")
+MARK = r"<!-- generated: (\w+) -->"
 # The page whose every command is run, from top to bottom, on tiny checkpoints.
 RUN = ROOT / "docs" / "merge.md"
 RUN_BY_TEST_PUBLIC_API = {"evaluate", "merge", "plan", "report", "sweep", "train"}
@@ -209,6 +211,19 @@ def test_the_python_api_has_what_its_page_lists_and_the_examples_run():
         finder = doctest.DocTestFinder(recurse=False)
         for example in finder.find(value, name):
             assert doctest.DocTestRunner().run(example).failed == 0, name
+
+
+def test_the_generated_tables_hold_every_method_command_and_config():
+    made = runpy.run_path(str(ROOT / "docs" / "generated.py"))["GENERATORS"]
+    tables = made["method_table"]() + made["preset_table"]()
+    for entry in methods.catalogue():
+        assert f"| **{entry.name}** `(" in tables, entry.name
+        assert all(f"{key}=" in tables for key in entry.parameters)
+    assert "autofunction:: merging.methods.presets.ties\n" in made["method_pages"]()
+    named = re.findall(r"^\| `(.+?)` \|", made["configs"](), re.MULTILINE)
+    assert named == list(config.shipped())
+    marks = [m for page in PAGES for m in re.findall(MARK, page.read_text())]
+    assert marks and set(marks) == set(made)
 
 
 def texts_of_the_program():
