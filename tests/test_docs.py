@@ -147,7 +147,8 @@ def write_checkpoints(folder):
         (folder / name).mkdir()
         save_file(tiny_arrays(seed), folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(json.dumps({"model_type": "tiny"}))
-    for seed, run in enumerate(("BASE_RUN/100", "SFT_RUN/300", "CODE_RUN/200")):
+    runs = ("BASE_RUN/100", "SFT_RUN/300", "CODE_RUN/200", "LONG_RUN/1", "LONG_RUN/2")
+    for seed, run in enumerate(runs):
         arrays = {"w": np.full((4, 4), seed, np.float32)}
         checkpoints.save(folder / run, {"params": arrays, "step": np.ones(1, np.int32)})
 
