@@ -38,9 +38,8 @@ def test_the_first_word_is_a_command(script):
 
 
 def test_configs_go_by_the_names_that_the_command_takes(script):
-    assert offered(script, "merge", "--config", "merge/t") == [
-        "merge/task_arithmetic",
-        "merge/ties",
+    assert offered(script, "merge", "--config", "merge/tas") == [
+        "merge/task_arithmetic"
     ]
     assert offered(script, "sweep", "--config", "=", "scaling_curves/s") == [
         "scaling_curves/smoke"
