@@ -7,6 +7,7 @@ from merging.cli.command import (
     Command,
     config_and_workdir,
     takes_config_and_workdir,
+    takes_processes,
 )
 
 
@@ -37,9 +38,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runner",
         choices=("inline", "local"),
-        help="where steps run: one at a time in this process, with all its devices, or"
-        " in a process for each core (what fits the models)",
+        help="where steps run: one at a time, on all devices of this process and any"
+        " others of its job (--config.mesh), or in a process for each core (what fits"
+        " the models)",
     )
+    takes_processes(parser)
 
 
 def _shard(text: str) -> tuple[int, int]:
