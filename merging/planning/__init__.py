@@ -141,7 +141,8 @@ def _estimates(
         return found
     leaves = sharding_layout(about.decoder, target.mesh)
     if "merge" in parts and about.method is not None:
-        found.append(memory_merge.estimate(about.method, about.experts, leaves, target))
+        what = about.method, about.experts, leaves, target
+        found.append(memory_merge.estimate(*what, keeps_base=about.grid is not None))
     if "scoring" in parts:
         found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
     if "training" in parts:

@@ -129,7 +129,7 @@ class _Clock:
     def estimate(self, name: str, experts: Sequence[str]) -> CostEstimate:
         """Return one merge, of models that are in memory."""
         method = methods.get(name)
-        return memory_merge.estimate(method, experts, self.leaves, self._target)
+        return memory_merge.estimate(method, experts, self.leaves, self._target, True)
 
     def merge(self, step: Step) -> _Timed:
         """Return the time of a merge step's trials, its models in memory already."""

@@ -45,7 +45,7 @@ def chosen(experiment: Experiment) -> tuple[str, int]:
     """Return the runner, and how many processes it runs: the config's, or what fits."""
     large = bool(experiment.pretrained_bases) or on_accelerator()
     meshed = any(size != 1 for name, size in experiment.mesh.items() if name != "data")
-    together = processes.process_id()[1] > 1
+    together = jax.distributed.is_initialized() or processes.process_id()[1] > 1
     fits = "inline" if large or meshed or together else "local"
     runner = experiment.runner or fits
     if runner == "inline":

@@ -158,6 +158,7 @@ def start(workdir: Path, folder: Path, processes: int, devices: int) -> list:
     return together.start(command, processes, together.environment(devices))
 
 
+@pytest.mark.long
 def test_it_goes_on_on_two_processes_and_other_devices_to_the_same_rows(
     finished, folder, tmp_path
 ):
