@@ -301,7 +301,7 @@ def test_a_grid_says_which_of_its_steps_do_not_fit():
     assert steps[1:] == ["1b: a training step", merge, "8b: scoring", steps[-1]]
     assert steps[-1] == "8b: a training step"
     # Base, experts and result of 8.6 billion in bfloat16 over four chips; and scratch.
-    assert "50.5 GB of a chip's 16 GB" in found["notes"][2]
+    assert "50.6 GB of a chip's 16 GB" in found["notes"][2]
     found = planning.plan(small_grid(), "v5p:4x4x8", compile=False, parts=["grid"])
     assert found["notes"] == []
 
