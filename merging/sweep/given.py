@@ -139,7 +139,7 @@ def require_like(path: str, base: str) -> None:
         )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # processes must all ask, or none
 def digest(path: str, described: str = "") -> str:
     """Return a hash of what a checkpoint is; see `families.identity`.
 

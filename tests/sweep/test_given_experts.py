@@ -74,7 +74,8 @@ def flags(folder: Path, **changes: str) -> dict[str, str]:
         "data.files": str(folder / "dev.jsonl"),
         "methods": "average,ties",
         "scales.ties": "0.5,1.0",
-        "densities.ties": "0.3,0.6",
+        "densities.ties": "0.3",
+        "experts_merged": "3",
         "keep_merges": "true",
     }
     chosen |= {f"mesh.{axis}": str(size) for axis, size in MESH.items()}
@@ -100,7 +101,7 @@ def finished(folder, tmp_path_factory) -> Path:
 def test_one_command_scores_and_merges_what_is_there_and_trains_nothing(finished):
     rows = results.read(finished)
     assert {r.method for r in rows} == {"base", "expert", "average", "ties"}
-    assert {r.K for r in rows if r.method == "ties"} == {2, 3}
+    assert {r.K for r in rows if r.method == "ties"} == {3}
     assert {r.size for r in rows} == {"12.1K"}
     merged = [r for r in rows if r.method == "ties" and r.merged]
     assert merged and all(r.value_of_expert is not None for r in merged)
@@ -183,6 +184,10 @@ def test_it_goes_on_on_two_processes_and_other_devices_to_the_same_rows(
     for key in one:
         assert one[key].parameters == two[key].parameters
         assert one[key].value == pytest.approx(two[key].value, abs=1e-5)
+
+
+def test_merges_are_of_two_experts_then_four_and_of_all_by_default(folder):
+    assert read(own_models(folder, experts_merged="()")).experts_merged == (2, 3)
 
 
 def test_an_expert_may_be_trained_where_none_is_given(folder):
