@@ -96,25 +96,9 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
         remote=("pretrained_bases", "given_experts"),
     ).to_dict()
     values.pop("plan")
-    values["sizes"] = values["sizes"] or tuple(
-        map(given.size, values["pretrained_bases"])
-    )
-    if not values["sizes"]:
-        raise UserError(
-            "sizes is empty; name at least one, or the base to start from: "
-            "--config.pretrained_bases=BASE."
-        )
+    _name_sizes(values)
     values["pretrained_bases"] = bases = _given_bases(values)
-    data = values.pop("data")
-    name = values.pop("suite")
-    if planned and values["family"] in models.FAMILIES:
-        ids = range(values["vocab_size"] or _DEFAULT_VOCABULARY)
-        suite = Unread(name, tasks.datasets(name, **data), ids)
-    else:
-        for path in bases.values():
-            given.require_folder(path)
-            data["tokenizer"] = data.get("tokenizer") or path
-        suite = tasks.suite(name, **data)
+    suite = values["suite"] = _suite(values, planned)
     kinds = {"size": values["sizes"], "base": values["bases"]}
     kinds["category"] = suite.categories
     experts = given.table(values["given_experts"], "given_experts", kinds)
@@ -123,7 +107,7 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
     for phase in PHASES:
         if values[phase] is not None:
             values[phase] = config_keys.section(Phase, values[phase], phase)
-    experiment = Experiment(suite=suite, **values)
+    experiment = Experiment(**values)
     ours = experiment.family in models.FAMILIES
     if bases and not (ours or experiment.param_dtype) and experiment.trains():
         # What was learned, in full.
@@ -134,6 +118,29 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
     _check_numbers(experiment)
     _check_experts(experiment, planned)
     return experiment
+
+
+def _name_sizes(values: dict[str, Any]) -> None:
+    """Name the sizes, where the config does not, after the given bases' parameters."""
+    if not values["sizes"]:
+        values["sizes"] = tuple(map(given.size, values["pretrained_bases"]))
+    if not values["sizes"]:
+        raise UserError(
+            "sizes is empty; name at least one, or the base to start from: "
+            "--config.pretrained_bases=BASE."
+        )
+
+
+def _suite(values: dict[str, Any], planned: bool) -> Any:
+    """Return the suite, in the tokens of the first given base; its data is taken out."""
+    name, data = values["suite"], values.pop("data")
+    if planned and values["family"] in models.FAMILIES:
+        ids = range(values["vocab_size"] or _DEFAULT_VOCABULARY)
+        return Unread(name, tasks.datasets(name, **data), ids)
+    for path in values["pretrained_bases"].values():
+        given.require_folder(path)
+        data["tokenizer"] = data.get("tokenizer") or path
+    return tasks.suite(name, **data)
 
 
 def _counts(suite: tasks.Suite) -> tuple[int, ...]:
