@@ -132,7 +132,7 @@ def _name_sizes(values: dict[str, Any]) -> None:
 
 
 def _suite(values: dict[str, Any], planned: bool) -> Any:
-    """Return the suite, in the tokens of the first given base; its data is taken out."""
+    """Return the suite, in the tokens of the first given base; takes out its data."""
     name, data = values["suite"], values.pop("data")
     if planned and values["family"] in models.FAMILIES:
         ids = range(values["vocab_size"] or _DEFAULT_VOCABULARY)
