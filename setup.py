@@ -64,6 +64,7 @@ setup(
         "sacrebleu>=2.4",
         "pyyaml>=6",
         "safetensors>=0.5",
+        "threadpoolctl>=3",
     ],
     extras_require={
         "test": [

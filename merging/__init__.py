@@ -13,6 +13,7 @@ from merging.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from merging import (
+        analysis,
         checkpoints,
         evaluation,
         merge,
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from merging.evaluation.job import evaluate
     from merging.merge import merge_checkpoints
     from merging.planning import plan
+    from merging.training.collect import run as collect
     from merging.training.job import run as train
 
 # What this page promises beside its rooms: {name: (its module, its name there)}.
 _FUNCTIONS = {
+    "collect": ("merging.training.collect", "run"),
     "evaluate": ("merging.evaluation.job", "evaluate"),
     "merge_checkpoints": ("merging.merge", "merge_checkpoints"),
     "open_checkpoint": ("merging.checkpoints", "open_checkpoint"),
@@ -37,12 +40,14 @@ _FUNCTIONS = {
     "train": ("merging.training.job", "run"),
 }
 # Rooms; `merge`, `report` and `sweep` are functions, too: merging.merge(…).
-_ROOMS = ("checkpoints", "evaluation", "merge", "methods", "models", "report")
-_ROOMS += ("sweep", "tasks")
+_ROOMS = ("analysis", "checkpoints", "evaluation", "merge", "methods", "models")
+_ROOMS += ("report", "sweep", "tasks")
 
 __all__ = [
     "UserError",
+    "analysis",
     "checkpoints",
+    "collect",
     "evaluate",
     "evaluation",
     "merge",

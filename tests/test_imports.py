@@ -17,7 +17,7 @@ LAYERS = {
     1: "methods checkpoints models",
     2: "merge tasks",
     3: "evaluation training",
-    4: "sweep planning report",
+    4: "sweep analysis planning report",
     5: "cli __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

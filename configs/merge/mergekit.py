@@ -3,10 +3,10 @@
     merging merge --config merge/mergekit \\
         --config.merge_yaml=FILE.yml --config.output=MERGED
 
-The file names the models (folders), the method (linear, task_arithmetic, ties,
-dare_linear, dare_ties or passthrough) and the dtypes; models or slices; weights,
-densities and the rest as numbers, gradients and filters. What is not followed is
-refused by name. Cost: one pass, and more for the trim of a tensor larger than a block.
+The file names the models (folders), one of mergekit's twenty methods and the dtypes;
+models or slices; weights, densities and the rest as numbers, gradients and filters.
+What is not followed is refused by name. Cost: one pass over tensors that fit into a
+block, and as many as `merging methods` says over larger ones.
 """
 
 from ml_collections import ConfigDict

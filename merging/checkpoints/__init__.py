@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from merging.checkpoints.adapter import Adapter, is_adapter
 from merging.checkpoints.auxiliary import auxiliary_files, read_auxiliary_files
 from merging.checkpoints.digests import changed_at, content
 from merging.checkpoints.errors import (
@@ -10,9 +11,16 @@ from merging.checkpoints.errors import (
     MissingCheckpoint,
     NotStored,
 )
-from merging.checkpoints.formats import FORMATS, create, granularity, open_checkpoint
+from merging.checkpoints.formats import (
+    FORMATS,
+    PEFT,
+    create,
+    granularity,
+    open_checkpoint,
+    open_stored,
+)
 from merging.checkpoints.gguf import is_gguf
-from merging.checkpoints.location import split
+from merging.checkpoints.location import split, split_adapter
 from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.runs import RunStep, run_steps
 from merging.checkpoints.source import Source, SourceFile
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "PEFT",
+    "Adapter",
     "CorruptCheckpoint",
     "MissingCheckpoint",
     "NotStored",
@@ -41,9 +51,11 @@ __all__ = [
     "exists",
     "forget_head",
     "granularity",
+    "is_adapter",
     "is_gguf",
     "open_checkpoint",
     "open_saved",
+    "open_stored",
     "read_auxiliary_files",
     "repeats_embedding",
     "require_free_output",
@@ -52,6 +64,7 @@ __all__ = [
     "run_steps",
     "save",
     "split",
+    "split_adapter",
     "stored_head",
 ]
 

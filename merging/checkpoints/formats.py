@@ -13,22 +13,31 @@ import jax
 from etils import epath
 
 from merging.checkpoints import errors, safetensors
-from merging.checkpoints.location import locate
+from merging.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, no_base
+from merging.checkpoints.adapter_source import AdapterSource
+from merging.checkpoints.location import locate, split_adapter
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
 from merging.runtime import locks, processes, storage
 from merging.runtime.errors import UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
+# What an adapter is written as; no model is.
+PEFT = "peft"
 
 
-def open_checkpoint(uri: str | os.PathLike) -> Source:
+def open_checkpoint(
+    uri: str | os.PathLike, base: Source | None = None, *, rounded: bool = False
+) -> Source:
     """Open a checkpoint, whatever its format, and read its abstract tree.
 
     Args:
       uri: a folder, the folder of a CheckpointManager or a step of it, or a part of a
         tree, as `RUN/100#params` (see `merging.checkpoints.location`). Of a training's
-        state, the parameters are taken, and a warning says what is left out.
+        state, the parameters are taken, and a warning says what is left out. A model
+        with a LoRA adapter on it is `BASE+ADAPTER`.
+      base: what an adapter that is named alone lies on.
+      rounded: give leaves that an adapter changes in the base's dtype, not in float32.
 
     Raises:
       MissingCheckpoint: nothing has that name.
@@ -38,12 +47,26 @@ def open_checkpoint(uri: str | os.PathLike) -> Source:
     uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
     if "://" in uri:
         reach(epath.Path(uri))
+    model, adapter = split_adapter(uri)
+    if adapter is not None:
+        base = open_checkpoint(model)
+        added = Adapter(storage.supported_path(adapter, "adapter", storage.REMOTE))
+        return AdapterSource(added, base, uri, rounded=rounded, with_base=True)
+    if is_adapter(uri):
+        if base is None:
+            raise no_base(uri)
+        return AdapterSource(Adapter(uri), base, rounded=rounded)
     found = locate(uri)
     if found.format == "safetensors":
         return safetensors.SafetensorsSource(found.uri)
     from merging.checkpoints.orbax_source import OrbaxSource
 
     return OrbaxSource(found)
+
+
+def open_stored(uri: str) -> Source:
+    """Open what a folder itself stores: of an adapter without its base, A and B."""
+    return Adapter(uri).tensors if is_adapter(uri) else open_checkpoint(uri)
 
 
 @contextlib.contextmanager
@@ -62,7 +85,7 @@ def create(
 
     Args:
       uri: what it will be called.
-      format: `orbax` or `safetensors`.
+      format: `orbax` or `safetensors`; or `peft`, one file as PEFT names it.
       abstract: {path: shape and dtype}, in the order to store them.
       shard_bytes: the most in one safetensors file.
       skeleton: the tree that Orbax stores (see `Source`); nested dicts if None.
@@ -71,14 +94,15 @@ def create(
       UserError: an unknown format, no space, another layout has been begun there, or
         another program is writing it, or has written it.
     """
-    if format not in FORMATS:
+    if format not in (*FORMATS, PEFT):
         raise nearest("format", format, FORMATS)
     with contextlib.ExitStack() as stack:
         processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
-        if format == "safetensors":
+        if format != "orbax":
             from merging.checkpoints.safetensors_writer import SafetensorsWriter
 
-            writer: Writer = SafetensorsWriter(uri, abstract, shard_bytes)
+            one = WEIGHTS if format == PEFT else None
+            writer: Writer = SafetensorsWriter(uri, abstract, shard_bytes, one)
         else:
             from merging.checkpoints.orbax_writer import OrbaxWriter
 

@@ -4,6 +4,7 @@
     RUN           the folder of a CheckpointManager: its latest step
     RUN/100       one of its steps
     PATH#params   a part of an Orbax tree, by the keys that lead to it
+    BASE+ADAPTER  a model, as any of these, with a LoRA adapter on it (a folder of PEFT)
 
 Nothing is taken for a checkpoint because of its name alone, and what is not understood
 is answered with what was found and what would be taken.
@@ -28,6 +29,7 @@ PARTIAL, UNFINISHED = ".partial", "layout.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 _MSGPACK = re.compile(r"checkpoint(_\d+)?|.*\.msgpack")
 _SHOWN, _LOOKED_AT = 5, 200
+_MOST_SIGNS = 20
 
 
 class Location(NamedTuple):
@@ -95,6 +97,23 @@ def split(uri: str | os.PathLike) -> tuple[str, str]:
     return name, subtree.strip("/")
 
 
+def split_adapter(uri: str | os.PathLike) -> tuple[str, str | None]:
+    """Return the model and the adapter of `BASE+ADAPTER`; None if none is named.
+
+    A `+` in a name that exists is a part of the name.
+    """
+    text = os.fspath(uri)
+    if "+" not in text or path_of(split(text)[0]).exists():
+        return text, None
+    places = [i for i, letter in enumerate(text) if letter == "+"]
+    for place in reversed(places[:_MOST_SIGNS]):
+        model, adapter = text[:place], text[place + 1 :]
+        there = model and adapter and path_of(adapter).exists()
+        if there and path_of(split(model)[0]).exists():
+            return model, adapter
+    return text, None
+
+
 def folders_of(uri: str | os.PathLike) -> tuple[epath.Path, ...]:
     """Return where the config and tokenizer files are that go with a path.
 
@@ -104,7 +123,7 @@ def folders_of(uri: str | os.PathLike) -> tuple[epath.Path, ...]:
     Raises:
       MissingCheckpoint: nothing has that name.
     """
-    folder = path_of(split(uri)[0])
+    folder = path_of(split(split_adapter(uri)[0])[0])
     if not folder.exists():
         raise MissingCheckpoint(uri)
     if not folder.is_dir():

@@ -4,7 +4,6 @@ Nothing is mapped into memory: ranges are read straight into the caller's buffer
 that what is in memory is what was asked for, on any file system.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from merging.checkpoints import files
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.errors import CorruptCheckpoint, MissingCheckpoint
 from merging.checkpoints.json_scanner import Scanner
-from merging.checkpoints.source import SourceFile, sampled_digest
+from merging.checkpoints.source import SourceFile, read_leaves, sampled_digest
 from merging.runtime.errors import UserError, listed, nearest
 
 SINGLE = "model.safetensors"
@@ -25,8 +24,6 @@ SUFFIX = ".safetensors"
 LARGEST_INDEX = 100_000_000
 # A message lists so many offenders, a line each.
 _MOST, _LINE = 50, "\n  "
-# Bytes of whole rows that are read at a time for a part of a leaf.
-_PART = 2**23
 
 
 class _Where(NamedTuple):
@@ -80,45 +77,7 @@ class SafetensorsSource:
         shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     ) -> dict[str, jax.Array]:
         """Return ``{path: array}``; each device's part is read for it alone."""
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        found = {}
-        for path in paths:
-            if path not in self._leaves:
-                raise nearest(f"leaf of {self.uri}", path, self._leaves)
-            tensor = self._leaves[path].tensor
-
-            def part(index, path=path, tensor=tensor):
-                return self._part(path, tensor.shape, tensor.dtype, index)
-
-            sharding = (shardings or {}).get(path, here)
-            found[path] = jax.make_array_from_callback(tensor.shape, sharding, part)
-        return found
-
-    def _part(
-        self,
-        path: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        index: tuple[slice, ...],
-    ) -> np.ndarray:
-        """Return a box of a leaf, of which some rows are read at a time."""
-        if not shape:
-            shape, index = (1,), (slice(None),)
-            return self._part(path, shape, dtype, index).reshape(())
-        (first, last, _), *others = (
-            place.indices(size) for place, size in zip(index, shape, strict=True)
-        )
-        found = np.empty((last - first, *(b - a for a, b, _ in others)), dtype)
-        row = math.prod(shape[1:])
-        step = max(_PART // max(row * dtype.itemsize, 1), 1)
-        buffer = np.empty(min(step, last - first) * row, dtype)
-        for at in range(first, last, step):
-            stop = min(at + step, last)
-            rows = buffer[: (stop - at) * row]
-            self.read_into(path, at * row, rows)
-            rows = rows.reshape(stop - at, *shape[1:])
-            found[at - first : stop - first] = rows[(slice(None), *index[1:])]
-        return found
+        return read_leaves(self, paths, shardings)
 
     def files(self) -> list[SourceFile]:
         """Return the weight files with sizes and sampled digests."""

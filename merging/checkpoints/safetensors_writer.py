@@ -39,25 +39,30 @@ class SafetensorsWriter:
       uri: the folder that it will be.
       abstract: {path: shape and dtype}, in the order to store them.
       shard_bytes: the most data in one file; a larger leaf has a file of its own.
+      one: the name of the one file, whatever its size; None names them as models are.
 
     Raises:
       UserError: the disk is full, or the folder holds another layout.
     """
 
     def __init__(
-        self, uri: str, abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
+        self,
+        uri: str,
+        abstract: Mapping[str, jax.ShapeDtypeStruct],
+        shard_bytes: int,
+        one: str | None = None,
     ):
         # Without a slash, or the unfinished one would lie in the finished one.
         self.uri = os.fspath(uri).rstrip("/")
         self.folder = self.uri + PARTIAL
         require_tensor_names(abstract)
-        shards = _shards(abstract, shard_bytes)
+        shards = [list(abstract)] if one else _shards(abstract, shard_bytes)
         self._index: dict[str, Any] = {}
         self._places: dict[str, tuple[Path, int]] = {}
         self._dtypes = {path: np.dtype(leaf.dtype) for path, leaf in abstract.items()}
         begun: dict[Path, tuple[bytes, int]] = {}
         for number, paths in enumerate(shards):
-            name = _file_name(number, len(shards))
+            name = one or _file_name(number, len(shards))
             first, starts = headers.build({p: abstract[p] for p in paths})
             file = Path(self.folder) / name
             sizes = [_bytes(abstract[p]) for p in paths]

@@ -1,6 +1,7 @@
 """A checkpoint as something to read from: its abstract tree, then any part of it."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -8,9 +9,14 @@ import jax
 import numpy as np
 from etils import epath
 
+from merging.runtime import tree
+from merging.runtime.errors import nearest
+
 # A digest reads so many places of a file, and so much at each.
 _PLACES, _SAMPLE = 16, 2**16
 _SMALL = 2**21
+# Bytes of whole rows that are read at a time for a part of a leaf.
+_PART = 2**23
 
 
 class SourceFile(NamedTuple):
@@ -56,6 +62,59 @@ class Source(Protocol):
 
     def paths(self) -> dict[str, epath.Path]:
         """Return where its files are, by the names that `files` has for them."""
+
+
+def read_leaves(
+    source: Source,
+    paths: Iterable[str],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, jax.Array]:
+    """Return ``{path: array}`` by a source's `read_into`.
+
+    Each device's part is read for it alone; all of a leaf, for the first device, where
+    no sharding is given.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    leaves = tree.flatten(source.abstract)
+    found = {}
+    for path in paths:
+        if path not in leaves:
+            raise nearest(f"leaf of {source.uri}", path, leaves)
+        leaf = leaves[path]
+
+        def part(index, path=path, leaf=leaf):
+            return _box(source, path, leaf.shape, np.dtype(leaf.dtype), index)
+
+        sharding = (shardings or {}).get(path, here)
+        found[path] = jax.make_array_from_callback(leaf.shape, sharding, part)
+    return found
+
+
+def _box(
+    source: Source,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """Return a box of a leaf, of which some rows are read at a time."""
+    if not shape:
+        shape, index = (1,), (slice(None),)
+        return _box(source, path, shape, dtype, index).reshape(())
+    (first, last, _), *others = (
+        place.indices(size) for place, size in zip(index, shape, strict=True)
+    )
+    found = np.empty((last - first, *(b - a for a, b, _ in others)), dtype)
+    row = math.prod(shape[1:])
+    step = max(_PART // max(row * dtype.itemsize, 1), 1)
+    buffer = np.empty(min(step, last - first) * row, dtype)
+    for at in range(first, last, step):
+        stop = min(at + step, last)
+        rows = buffer[: (stop - at) * row]
+        source.read_into(path, at * row, rows)
+        rows = rows.reshape(stop - at, *shape[1:])
+        found[at - first : stop - first] = rows[(slice(None), *index[1:])]
+    return found
 
 
 def sampled_digest(size: int, header: bytes, read: Callable[[int, int], bytes]) -> str:

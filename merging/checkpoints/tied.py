@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from merging.checkpoints.adapter_source import AdapterSource
 from merging.checkpoints.safetensors import SafetensorsSource
 from merging.checkpoints.source import Source
 
@@ -51,7 +52,7 @@ def forget_head(source: Source) -> None:
 
 def _only(source: Source, names: tuple[str, ...]) -> str | None:
     """Return the one path that has, or ends with, one of these names."""
-    if not isinstance(source, SafetensorsSource):
+    if not isinstance(source, (SafetensorsSource, AdapterSource)):
         return None
     endings = tuple(f".{name}" for name in names)
     found = [p for p in source.abstract if p in names or p.endswith(endings)]

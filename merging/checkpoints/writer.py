@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from merging.checkpoints.location import split
+from merging.checkpoints.location import split, split_adapter
 from merging.runtime import storage
 from merging.runtime.errors import UserError
 
@@ -59,7 +59,8 @@ def require_free_output(output: str, inputs: Sequence[str]) -> None:
             f"the output {output} exists, and is not what this very command makes; "
             "choose another name."
         )
-    for uri in inputs:
+    parts = [part for uri in inputs for part in split_adapter(uri) if part]
+    for uri in parts:
         where = Path(os.path.realpath(split(uri)[0]))
         if "://" not in uri and (path == where or where in path.parents):
             raise UserError(

@@ -4,8 +4,12 @@ A command imports what it needs when it runs: help must not wait for JAX.
 """
 
 from merging.cli import (
+    analyze,
+    collect,
     convert,
     evaluate,
+    extract,
+    fit,
     inspect,
     merge,
     methods,
@@ -25,11 +29,15 @@ COMMANDS = {
     "inspect": inspect.COMMAND,
     "plan": plan.COMMAND,
     "convert": convert.COMMAND,
+    "extract": extract.COMMAND,
     "train": train.COMMAND,
+    "collect": collect.COMMAND,
     "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,
     "search": search.COMMAND,
     "status": status.COMMAND,
+    "analyze": analyze.COMMAND,
+    "fit": fit.COMMAND,
     "report": report.COMMAND,
     "tasks": tasks.COMMAND,
     "methods": methods.COMMAND,

@@ -74,11 +74,16 @@ COMMAND = Command(
     and PATH#params a part of a tree; of a training's state the params are taken.
     RUN@100,200, RUN@last:10 and RUN@* are steps of a run of any trainer, in order.
 
+    A LoRA adapter, as PEFT saves it, is an expert on the base beside it, or a model as
+    BASE+ADAPTER; --config.space (below) merges adapters into an adapter.
+
     examples:
       merging merge --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
       merging merge --config merge/ties --config.base=BASE \\
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
+      merging merge --config merge/core_space \\
+          --config.experts=ADAPTER1,ADAPTER2 --config.output=ADAPTER
       merging merge --config merge/mergekit \\
           --config.merge_yaml=mergekit.yml --config.output=MERGED
       merging merge --config merge/run --config.experts=RUN@last:10 \\

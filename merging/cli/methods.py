@@ -9,22 +9,31 @@ from merging.cli.command import Command, print_for_a_pipe
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging import methods
+    from merging.merge.costs import cost
 
     if arguments.file:
         methods.load_file(arguments.file)
-    records = [
-        {
-            "name": record.name,
-            "parameters": dict(record.parameters),
-            "definition": record.definition,
-            "paper": record.paper,
-        }
-        for record in methods.catalogue()
-    ]
+    records = []
+    for entry in methods.catalogue():
+        method = entry.build()
+        costs = cost(method)
+        records.append(
+            {
+                "name": entry.name,
+                "parameters": dict(entry.parameters),
+                "definition": entry.definition,
+                "paper": entry.paper,
+                "experts": method.takes,
+                "needs_base": method.needs_base,
+                "cost": str(costs),
+                **costs._asdict(),
+                "evidence": entry.evidence,
+            }
+        )
     if arguments.json:
         text = json.dumps(records, indent=2)
     else:
-        text = "\n\n".join(_method_text(record) for record in records)
+        text = "\n\n".join([*map(_method_text, records), _spaces_text()])
     print_for_a_pipe(text)
     return 0
 
@@ -38,15 +47,34 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _method_text(record: dict) -> str:
     settings = ", ".join(f"{k}={v!r}" for k, v in record["parameters"].items())
-    body = f"{record['definition']}\n{record['paper']}"
+    many = {None: "", 1: ", of one expert", 2: ", of two experts"}[record["experts"]]
+    lines = [
+        record["definition"],
+        record["paper"],
+        f"{record['cost']}{many}{'' if record['needs_base'] else ', without a base'}",
+        record["evidence"],
+    ]
+    body = "\n".join(filter(None, lines))
     return f"{record['name']}({settings})\n{textwrap.indent(body, '    ')}"
 
 
+def _spaces_text() -> str:
+    """Say what LoRA adapters can be merged in, by any of the methods."""
+    from merging.merge.spaces import SPACES
+
+    lines = ["LoRA adapters into an adapter, by any of these (--config.space):"]
+    for name, space in SPACES.items():
+        lines.append(f"    {name}: {(space.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
 COMMAND = Command(
-    "list every merge method with its parameters, defaults and paper",
+    "list every merge method with its parameters, paper, cost and evidence",
     """\
     List every merge method: its parameters with defaults, its definition in a
-    line, and its paper.
+    line, its paper, the passes that it takes over the inputs (and memory beyond
+    the budget), how many experts it merges if not any number, and what is known
+    of its worth.
 
     examples:
       merging methods

@@ -86,6 +86,8 @@ def _row(
         wall_seconds=record.seconds,
         git_revision=record.git_revision,
         config_hash=config_hash,
+        target_log_p=score.log_p,
+        target_tokens=score.tokens,
     )
 
 

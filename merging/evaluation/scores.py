@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -25,6 +26,9 @@ class TemplateScore:
       values: {metric: value in 0..1}, the dataset's own metric first.
       counts: {metric: float32 [N, k]}, what each example adds (see
         `tasks.metrics.METRICS`).
+      log_p: sum of the right answers' log-likelihoods, in nats; None where texts are
+        generated, for then no answer is scored.
+      tokens: of these answers.
     """
 
     examples: int
@@ -32,6 +36,8 @@ class TemplateScore:
     answers: str
     values: Mapping[str, float]
     counts: Mapping[str, np.ndarray]
+    log_p: float | None = None
+    tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +51,7 @@ class DatasetScore:
       truncated: prompts that lost their beginning to the context, under all templates.
       templates: {name of the prompt template: its score}.
       padding: share of the slots without a token, in the batches of its rows.
+      log_p, tokens: sums over the prompt templates, as of a `TemplateScore`.
     """
 
     dataset: str
@@ -57,6 +64,8 @@ class DatasetScore:
     truncated: int = 0
     templates: Mapping[str, TemplateScore] = dataclasses.field(default_factory=dict)
     padding: float = 0.0
+    log_p: float | None = None
+    tokens: int | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -113,6 +122,7 @@ def evaluate(
     ):
         templates = {one.eval_set.prompt: _score(one, made) for one, made in group}
         each = templates.values()
+        scored = all(score.log_p is not None for score in each)
         score = DatasetScore(
             *(of.name, of.category, of.split, of.metric, of.chance),
             value=statistics.fmean(score.values[of.metric] for score in each),
@@ -120,6 +130,8 @@ def evaluate(
             truncated=sum(score.truncated for score in each),
             templates=templates,
             padding=batches.padding,
+            log_p=sum(score.log_p for score in each) if scored else None,
+            tokens=sum(score.tokens for score in each) if scored else None,
         )
         found.append(score)
     return found
@@ -135,5 +147,19 @@ def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
         values[metric] = how.value(table.sum(axis=0), len(table))
         counts[metric] = table.astype(np.float32)
     return TemplateScore(
-        *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts)
+        *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts),
+        *_right_answers(one, prediction),
     )
+
+
+def _right_answers(
+    one: TemplateRequests, prediction: Prediction
+) -> tuple[float, int] | tuple[None, None]:
+    """Return the sum of log p over the right answers, and their tokens."""
+    if not one.eval_set.ranked:
+        return None, None
+    right = np.array([target[1] for target in one.eval_set.targets], bool)
+    tokens = sum(target[3] for target in one.eval_set.targets if target[1])
+    log_p = float(np.asarray(prediction.outputs, np.float64)[right].sum())
+    # A broken model's NaN is no number to keep.
+    return (log_p, int(tokens)) if math.isfinite(log_p) else (None, None)

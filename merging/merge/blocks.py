@@ -23,6 +23,7 @@ from merging.merge.kernels import Gathered
 from merging.merge.partition import Block, Kind, Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States
+from merging.merge.statistics import label
 from merging.methods import Method, Votes
 
 
@@ -52,7 +53,8 @@ class BlockMerger:
 
     def run(self, numbers: Sequence[int], advance: Callable[[int, str], None]) -> None:
         """Merge these blocks of the partition."""
-        for block in self._pipeline.each(numbers, self._models, self._merge):
+        blocks = self._pipeline.each(numbers, self._models, self._merge, told=True)
+        for block in blocks:
             path = self._cut.paths[block.pieces[0].leaf]
             advance(self._cut.bytes_of(block), path)
 
@@ -93,6 +95,7 @@ class BlockMerger:
                 strides=block.strides,
                 dtype=dtype,
                 matrix=block.matrix,
+                statistics=self._pipeline.on_devices(block, loaded.statistics),
             )
             merged = np.asarray(merged)
             self._require_finite(loaded, merged)
@@ -149,7 +152,21 @@ class BlockMerger:
         names = [self._names[i] for i in self._models(kind)]
         models = zip(names, loaded.models, strict=True)
         inputs = [(leaf, n) for n, array in models for leaf in self._bad(loaded, array)]
+        inputs += self._bad_statistics(loaded)
         checks.refuse_nonfinite(inputs, self._bad(loaded, merged), merged.dtype)
+
+    def _bad_statistics(self, loaded: Loaded) -> list[tuple[str, str]]:
+        """Return (leaf, what they are called) of statistics that are not finite."""
+        kind = self._cut.kinds[loaded.block.kind]
+        if loaded.statistics is None:
+            return []
+        experts = [name for name in self._names if name != BASE]
+        paths = [self._cut.paths[piece.leaf] for piece in loaded.block.pieces]
+        return [
+            (", ".join(paths), label(kind.method.statistics, name))
+            for name, array in zip(experts, loaded.statistics, strict=True)
+            if kernels.nonfinite(array)
+        ]
 
     def _bad(self, loaded: Loaded, array: np.ndarray) -> list[str]:
         """Return the leaves of a block that are not finite in an array of it."""

@@ -41,7 +41,7 @@ def auxiliary_files(
     """
     uri = donor or _place(inputs, chosen)
     files = checkpoints.read_auxiliary_files(uri)
-    if chosen is not None and not files:
+    if chosen is not None and not files and target != checkpoints.PEFT:
         raise UserError(
             f"auxiliary_files {uri}: it holds no config and no tokenizer to copy."
         )
@@ -68,11 +68,13 @@ def _place(inputs: Inputs, chosen: str | None) -> str:
 
 def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     """Return a model card in the Hugging Face hub's convention."""
-    base = inputs.base.uri if inputs.base else None
+    base = inputs.base.uri if inputs.base and settings["base"] else None
     experts = {name: source.uri for name, source in inputs.experts.items()}
     models = [*([base] if base else []), *experts.values()]
+    space = settings["space"]
     # Which library opens it: transformers reads no Orbax.
-    library = ["library_name: transformers"] if target == "safetensors" else []
+    names = {"safetensors": "transformers", checkpoints.PEFT: "peft"}
+    library = [f"library_name: {names[target]}"] if target in names else []
     front = ["---", *library, "tags:", "- merge", "- model-merging"]
     front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
@@ -86,6 +88,7 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
             "# Merged model",
             "",
             f"Merged by `{settings['method']}`"
+            + (f" in the space `{space}`" if space != "weights" else "")
             + (f" from the base `{base}`" if base else "")
             + (f", by the schedule `{along}`" if along else "")
             + f", seed {settings['seed']}.",

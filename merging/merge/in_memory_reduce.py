@@ -6,7 +6,6 @@ as counting. Elsewhere, and for leaves that are cut over devices, each query is 
 reduction on the devices and stores nothing.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from jax import Array
 from merging.merge import kernels, search
 from merging.merge.partition import Block, Piece, RowMetadata
 from merging.merge.reduce import Stage
-from merging.methods import CountQuery, Layout, Method, Sums, Threshold, Votes
+from merging.methods import CountQuery, Layout, Sums, Threshold, Votes
 from merging.runtime import numerics, processes
 from merging.runtime.sharding import to_host
 
@@ -60,28 +59,28 @@ class InMemoryAnswers:
         self._kept: tuple[Any, list[tuple[Piece, np.ndarray]]] = (None, [])
 
     def selected(
-        self, stage: Stage, expert: int, wanted: Threshold
+        self, stage: Stage, number: int, wanted: Threshold
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the rule at once if all keys are on the host."""
         if not all(self._on_host):
             return None
         keys = [np.zeros(0, self._layout.key_dtype)] * len(self._layout.paths)
-        for leaf, part in self._keys(stage, expert):
+        for leaf, part in self._keys(stage, number):
             keys[leaf] = part
         return search.selected(self._layout, wanted, keys)
 
-    def sample(self, stage: Stage, expert: int) -> None:
+    def sample(self, stage: Stage, number: int) -> None:
         """Return nothing: a sample would take as long as a count."""
 
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
     ) -> dict[int, np.ndarray]:
-        """Answer each expert's query."""
-        return {e: self._count(stage, e, query) for e, query in queries.items()}
+        """Answer each search's query."""
+        return {i: self._count(stage, i, query) for i, query in queries.items()}
 
     def sums(self, stage: Stage, reduction: Sums, experts: Sequence[int]) -> np.ndarray:
         """Return the sums over each leaf: float64 [leaves, T]."""
-        method = at_stage(stage, experts)
+        method = stage.method(experts)
         totals = reduction.init(self._layout, len(experts), method.weights)
         spread = False
         for b, block in enumerate(self._blocks):
@@ -110,23 +109,17 @@ class InMemoryAnswers:
 
     def _reduced(self, stage: Stage, reduction: Any, b: int, experts) -> Array:
         """Return what a block adds to a reduction over some experts."""
-        method = at_stage(stage, experts)
-        block, metadata = self._blocks[b], self._metadata[b]
         return kernels.reduced(
             reduction,
-            method,
-            self._base[b] if method.needs_base else None,
-            [self._experts[i][b] for i in experts],
-            [[metadata.spread(state) for state in stage.states[i]] for i in experts],
-            metadata.offset,
-            strides=block.strides,
+            *self._inputs(stage, experts, b),
+            strides=self._blocks[b].strides,
         )
 
-    def _count(self, stage: Stage, expert: int, query: CountQuery) -> np.ndarray:
+    def _count(self, stage: Stage, number: int, query: CountQuery) -> np.ndarray:
         # The devices are set to work before the host is.
-        waiting = list(self._counts_on_devices(stage, expert, query))
+        waiting = list(self._counts_on_devices(stage, number, query))
         counts = np.zeros(query.threshold.shape, np.int64)
-        for leaf, keys in self._keys(stage, expert):
+        for leaf, keys in self._keys(stage, number):
             row = leaf if len(query.threshold) > 1 else 0
             counts[row] += _kept(keys, query, row)
         for row, parts in waiting:
@@ -135,7 +128,7 @@ class InMemoryAnswers:
         return counts
 
     def _counts_on_devices(
-        self, stage: Stage, expert: int, query: CountQuery
+        self, stage: Stage, number: int, query: CountQuery
     ) -> Iterator[tuple[int, Array]]:
         """Yield (row of the query, counts that are not waited for yet)."""
         for b, block in enumerate(self._blocks):
@@ -152,42 +145,44 @@ class InMemoryAnswers:
             if query.cutoff is not None:
                 cutoff = query.cutoff[row]
             found = kernels.count(
-                *self._inputs(stage, expert, b),
+                *self._ranked(stage, number, b),
                 threshold.astype(self._layout.key_dtype),
                 numerics.as_index(cutoff, size),
                 strides=block.strides,
             )
             yield row, found
 
-    def _keys(self, stage: Stage, expert: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (leaf, keys) of each leaf on the host; those of one stage are kept."""
-        if self._kept[0] != (stage.name, expert):
+    def _keys(self, stage: Stage, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (leaf, keys) of each leaf on the host; the last asked for are kept."""
+        ranked = (stage.name, *stage.experts(number))
+        if self._kept[0] != ranked:
             dtype = jnp.dtype(self._layout.key_dtype)
             found = []
             for b, block in enumerate(self._blocks):
                 if self._on_host[b]:
-                    inputs = self._inputs(stage, expert, b)
+                    inputs = self._ranked(stage, number, b)
                     keys = kernels.keys(*inputs, strides=block.strides, dtype=dtype)
                     found += block.parts(np.asarray(keys))
-            self._kept = (stage.name, expert), found
+            self._kept = ranked, found
         for piece, part in self._kept[1]:
             yield self._place[piece.leaf], part
 
-    def _inputs(self, stage: Stage, expert: int, b: int) -> tuple:
-        """Return what the kernels for one expert take of a block."""
-        metadata = self._metadata[b]
-        states = [metadata.spread(state) for state in stage.states[expert]]
-        arrays = self._base[b], self._experts[expert][b]
-        return stage.before[expert], *arrays, states, metadata.offset
+    def _ranked(self, stage: Stage, number: int, b: int) -> tuple:
+        """Return what the kernels of a search take of a block."""
+        method, *rest = self._inputs(stage, stage.experts(number), b)
+        return method, stage.selection, *rest
 
-
-def at_stage(stage: Stage, experts: Sequence[int]) -> Method:
-    """Return the method whose task vectors are those of some experts at a stage."""
-    method = dataclasses.replace(stage.group.method, name="")
-    if len(experts) == len(stage.before):
-        return method
-    (one,) = experts
-    return dataclasses.replace(method, transforms=stage.before[one], weights=None)
+    def _inputs(self, stage: Stage, experts: Sequence[int], b: int) -> tuple:
+        """Return what the kernels for some experts take of a block."""
+        method, metadata = stage.method(experts), self._metadata[b]
+        return (
+            method,
+            self._base[b] if method.needs_base else None,
+            [self._experts[i][b] for i in experts],
+            [[metadata.spread(state) for state in stage.states[i]] for i in experts],
+            [metadata.spread(state) for state in stage.selected],
+            metadata.offset,
+        )
 
 
 def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:

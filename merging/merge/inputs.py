@@ -11,6 +11,8 @@ import jax
 from merging import checkpoints
 from merging.checkpoints import Source, open_checkpoint
 from merging.merge import checks
+from merging.merge.statistics import label
+from merging.methods import Statistics
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 
@@ -32,12 +34,14 @@ class Inputs(NamedTuple):
       experts: by name, sorted: sums then round alike whatever order they came in.
       order: the place of each in the order they were given.
       tied: output weights that repeat the embedding were left out of them.
+      statistics: of each kind that is wanted, those of each expert.
     """
 
     base: Source | None
     experts: dict[str, Source]
     order: tuple[int, ...]
     tied: bool = False
+    statistics: Mapping[Statistics, Mapping[str, Source]] = {}
 
     @property
     def sources(self) -> list[Source]:
@@ -68,6 +72,16 @@ class Inputs(NamedTuple):
         return [*([BASE] if self.base else []), *self.experts]
 
     @property
+    def everything(self) -> dict[str, Source]:
+        """All that is read, as it is called: the models, then the statistics."""
+        models = dict(zip(self.names, self.sources, strict=True))
+        return models | {
+            label(kind, name): source
+            for kind, of in self.statistics.items()
+            for name, source in of.items()
+        }
+
+    @property
     def abstracts(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """{path: shape and dtype} of each."""
         return [tree.flatten(source.abstract) for source in self.sources]
@@ -84,9 +98,10 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
         raise UserError("no experts: name at least one checkpoint to merge (experts).")
     given = list(experts)
     names = sorted(experts)
+    start = open_checkpoint(base) if base else None
     inputs = Inputs(
-        open_checkpoint(base) if base else None,
-        {name: open_checkpoint(experts[name]) for name in names},
+        start,
+        {name: open_checkpoint(experts[name], start) for name in names},
         tuple(given.index(name) for name in names),
     )
     inputs = inputs._replace(tied=_forget_tied_heads(inputs))

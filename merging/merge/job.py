@@ -1,13 +1,17 @@
 """One merge of checkpoints, from its plan to the published output."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from merging import checkpoints
-from merging.merge import blocks, manifest
+from merging.checkpoints import Writer
+from merging.checkpoints.safetensors_writer import SafetensorsWriter
+from merging.merge import blocks, manifest, spaces, statistics
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
@@ -15,7 +19,7 @@ from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States, find_states
 from merging.methods import Method
-from merging.runtime import preemption, processes, storage, text
+from merging.runtime import preemption, processes, storage, text, tree
 from merging.runtime.errors import UserError, listed
 from merging.runtime.progress import Progress
 
@@ -34,6 +38,7 @@ class Job(NamedTuple):
       dtype: of the merged leaves; None is the first model's.
       shard_bytes: the most in one safetensors file.
       settings: what was asked for, as plain JSON; for the manifest.
+      adapter: what is made of the merged leaves, if not they themselves are the output.
     """
 
     inputs: Inputs
@@ -45,9 +50,10 @@ class Job(NamedTuple):
     dtype: np.dtype | None
     shard_bytes: int
     settings: Mapping[str, Any]
+    adapter: spaces.Output | None = None
 
     def abstract(self, cut: Partition) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the output's {path: shape and dtype}, in `Inputs.first`'s order."""
+        """Return the merged {path: shape and dtype}, in `Inputs.first`'s order."""
         dtypes = {i: kind.dtype for kind in cut.kinds for i in kind.leaves}
         place = {path: i for i, path in enumerate(cut.paths)}
         return {
@@ -66,7 +72,26 @@ class Job(NamedTuple):
             dtype=self.dtype,
             first=self.inputs.place_of_first,
             granularity=granularity.__getitem__,
+            statistics=self._statistics(),
         )
+
+    def _statistics(self) -> dict[str, tuple[np.dtype, ...]]:
+        """Return the dtypes of the experts' statistics of each leaf that has some.
+
+        Raises:
+          UserError: some are missing, or of another shape.
+        """
+        found = {}
+        for kind, sources in self.inputs.statistics.items():
+            given = {name: tree.flatten(s.abstract) for name, s in sources.items()}
+            leaves = {
+                path: leaf
+                for path, leaf in self.inputs.first_leaves.items()
+                if (of := self.recipe.get(path)) is not None and of.statistics == kind
+            }
+            for path in statistics.covered(kind, leaves, given):
+                found[path] = tuple(tree.dtype(of[path]) for of in given.values())
+        return found
 
 
 def run(
@@ -86,13 +111,12 @@ def run(
         unfinished folder belongs to another merge.
     """
     cut = job.partition()
-    abstract = job.abstract(cut)
+    merged = job.abstract(cut)
+    abstract = merged if job.adapter is None else job.adapter.abstract(merged)
     described = processes.broadcast(
-        lambda: manifest.describe_inputs(
-            job.inputs.names, job.inputs.sources, job.output
-        )
+        lambda: manifest.describe_inputs(job.inputs.everything, job.output)
     )
-    before = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
+    before = processes.broadcast(lambda: manifest.stamps(job.inputs.everything))
     fingerprint = _fingerprint(job, cut, described)
     # Where the files are may be said otherwise the next time.
     fingerprint[STAMPS] = [when for _, *when in before]
@@ -103,10 +127,16 @@ def run(
         shard_bytes=job.shard_bytes,
         skeleton=job.inputs.first.skeleton,
     )
-    with begun as writer:
-        journal = Journal(writer.folder, fingerprint)
+    with begun as writer, _merged_into(job, merged, writer) as inner:
+        journal = Journal(inner.folder, fingerprint)
         try:
-            found = _merge(job, cut, abstract, writer, journal)
+            _merge(job, cut, inner, journal)
+            if job.adapter is not None:
+                job.adapter.write(merged, inner.read_into, writer)
+                processes.barrier("the adapter is made")
+            leaves = _my_leaves(abstract)
+            digests = manifest.digests(leaves, writer.read_into)
+            found = journal.keep_digests(digests)
             _require_unchanged(before, job)
             _require_expected(found, expected, writer.folder)
             record = _record(job, abstract, described, found)
@@ -116,8 +146,25 @@ def run(
             raise
 
 
-def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str]:
-    """Write all merged leaves; return their digests."""
+@contextlib.contextmanager
+def _merged_into(job: Job, merged, writer: Writer) -> Iterator[Writer]:
+    """Give what merged leaves are written to: the output, or a folder inside of it.
+
+    The folder goes when the output is published.
+    """
+    if job.adapter is None:
+        yield writer
+        return
+    place = os.path.join(writer.folder, "coordinates")
+    inner = SafetensorsWriter(place, merged, 5 * 10**9)
+    try:
+        yield inner
+    finally:
+        inner.close()
+
+
+def _merge(job: Job, cut: Partition, writer, journal) -> None:
+    """Write all merged leaves."""
     mine = set(cut.share(processes.index(), processes.count()))
     work = sum(cut.bytes_of(cut.blocks[i]) for i in mine)
     with Progress(work, "merge", check=preemption.raise_if_asked) as progress:
@@ -126,14 +173,11 @@ def _merge(job: Job, cut: Partition, abstract, writer, journal) -> dict[str, str
         _settle_majority(cut, writer, journal, mine)
         processes.barrier("the majority is applied")
         progress.note("checking what was written")
-        return journal.keep_digests(
-            manifest.digests(_my_leaves(abstract), writer.read_into)
-        )
 
 
 def _require_unchanged(before: list, job: Job) -> None:
     """Raise if an input was written to while it was merged."""
-    now = processes.broadcast(lambda: manifest.stamps(job.inputs.sources))
+    now = processes.broadcast(lambda: manifest.stamps(job.inputs.everything))
     changed = [file for file, *_ in set(map(tuple, now)) - set(map(tuple, before))]
     if changed:
         raise UserError(
@@ -180,10 +224,14 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
     progress.skip(sum(cut.bytes_of(cut.blocks[i]) for i in finished))
     if finished:
         progress.message(f"{len(finished)} of {len(mine)} blocks were finished before.")
-    if finished == mine:
+    # Statistics are found by all processes together, also by one that has no block.
+    left = np.array([len(mine - finished)])
+    processes.all_reduce([left])
+    if not left[0]:
         return
     has_base = job.inputs.base is not None
-    pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget)
+    told = {kind: list(of.values()) for kind, of in job.inputs.statistics.items()}
+    pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget, told)
     names = job.inputs.names
     passes = Passes(cut, pipeline, names, journal, mine, progress)
     try:

@@ -42,6 +42,7 @@ def _merge(
     dtype,
     matrix=None,
     sharding=None,
+    statistics=None,
 ) -> Array:
     """Return the merged block; NaN wherever any input is NaN or infinite.
 
@@ -56,21 +57,27 @@ def _merge(
       dtype: of the result.
       matrix: see `methods.merge_block`.
       sharding: of the result, for a leaf that lies on a mesh.
+      statistics: of each expert, if the method wants some and the leaf has them.
     """
     gathers = matrix is not None and sharding is not None
     if gathers:
         # A decomposition needs all of a matrix, and is the same program everywhere.
         whole = NamedSharding(sharding.mesh, PartitionSpec())
-        base, experts = lax.with_sharding_constraint((base, experts), whole)
+        base, experts, statistics = lax.with_sharding_constraint(
+            (base, experts, statistics), whole
+        )
     index = numerics.element_index(experts[0].shape, strides, offset)
     merged = methods.merge_block(
-        method, base, experts, states, combined, index, dtype, matrix
+        method, base, experts, states, combined, index, dtype, matrix, statistics
     )
     # x − x is 0 for a finite x and NaN for any other.
     inputs = [base, *experts] if method.needs_base else experts
     working = numerics.working_dtype(*(x.dtype for x in inputs))
     widened = [x.astype(working) for x in inputs]
     merged = jnp.where(sum((x - x) for x in widened) == 0, merged, jnp.nan)
+    if statistics is not None:
+        known = jnp.array([jnp.isfinite(array).all() for array in statistics])
+        merged = jnp.where(known.all(), merged, jnp.nan)
     if gathers:
         merged = lax.with_sharding_constraint(merged, whole)
     if sharding is None:
@@ -132,7 +139,9 @@ def unpacked(packed: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarra
 
 
 @partial(jax.jit, static_argnames="strides")
-def reduced(reduction, method, base, experts, states, offset, *, strides) -> Array:
+def reduced(
+    reduction, method, base, experts, states, selected, offset, *, strides
+) -> Array:
     """Return what a block adds to a reduction of `Votes` or `Sums`.
 
     Args:
@@ -141,48 +150,83 @@ def reduced(reduction, method, base, experts, states, offset, *, strides) -> Arr
       base: the block of θ₀, or None.
       experts: of each expert that is asked about.
       states: [expert][transform].
+      selected: of the selections that were made.
       offset: as in `merge`.
       strides: likewise.
     """
     index = numerics.element_index(experts[0].shape, strides, offset)
-    values = methods.task_vectors(method, base, experts, states, index)
+    values = methods.task_vectors(method, base, experts, states, index, selected)
+    if isinstance(reduction, methods.Sums) and reduction.original:
+        bare = methods.alone(method, ())
+        none = [()] * len(experts)
+        values = methods.task_vectors(bare, base, experts, none, index) + values
     return reduction.update(values, method.weights)
 
 
 @partial(jax.jit, static_argnames=("strides", "dtype"))
-def keys(transforms, base, expert, states, offset, *, strides, dtype) -> Array:
-    """Return the magnitude keys of one expert's Δ after some transforms."""
-    index = numerics.element_index(expert.shape, strides, offset)
-    return methods.magnitude_keys(transforms, base, expert, states, index, dtype)
+def keys(
+    method, selection, base, experts, states, selected, offset, *, strides, dtype
+) -> Array:
+    """Return the magnitude keys of one expert's Δ, or of a selection's score."""
+    index = numerics.element_index(experts[0].shape, strides, offset)
+    return methods.magnitude_keys(
+        method, selection, base, experts, states, selected, index, dtype
+    )
 
 
 @partial(jax.jit, static_argnames="strides")
-def count(transforms, base, expert, states, offset, threshold, cutoff, *, strides):
-    """Return how many of one expert's Δ each trial would keep (`count_kept`)."""
-    index = numerics.element_index(expert.shape, strides, offset)
-    return methods.count_kept(
-        transforms, base, expert, states, index, threshold, cutoff
-    )
+def count(
+    method,
+    selection,
+    base,
+    experts,
+    states,
+    selected,
+    offset,
+    threshold,
+    cutoff,
+    *,
+    strides,
+):
+    """Return how many of those magnitudes each trial would keep (`count_kept`)."""
+    index = numerics.element_index(experts[0].shape, strides, offset)
+    inputs = method, selection, base, experts, states, selected
+    found = methods.magnitude_keys(*inputs, index, threshold.dtype)
+    return methods.count_kept(found, index, threshold, cutoff)
 
 
 @partial(jax.jit, static_argnames=("strides", "dtype"))
 def windowed(
-    transforms, base, expert, states, offset, low, bins, *, strides, dtype
+    method,
+    selection,
+    base,
+    experts,
+    states,
+    selected,
+    offset,
+    low,
+    bins,
+    *,
+    strides,
+    dtype,
 ) -> Array:
     """Return, as uint8, where each magnitude key lies: ABOVE a window, INSIDE, or 0.
 
     Args:
-      transforms: of one expert, before the one that asks.
+      method: to the transforms before the one that asks.
+      selection: that ranks a score, or None.
       base: the block of θ₀.
-      expert: of the expert.
+      experts: of each expert that is looked at.
       states: of the transforms.
+      selected: of the selections that were made.
       offset: as in `merge`.
       low: the window's first key.
       bins: its width.
       strides: as in `merge`.
       dtype: of keys.
     """
-    found = keys(transforms, base, expert, states, offset, strides=strides, dtype=dtype)
+    inputs = method, selection, base, experts, states, selected, offset
+    found = keys(*inputs, strides=strides, dtype=dtype)
     # What lies below the window wraps around to the far end.
     inside = (found - low) < bins
     above = jnp.where(found >= low, jnp.uint8(ABOVE), jnp.uint8(0))

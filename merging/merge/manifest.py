@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,26 @@ from typing import Any
 import numpy as np
 
 from merging import checkpoints
-from merging.checkpoints import MissingCheckpoint, Source, open_checkpoint
+from merging.checkpoints import MissingCheckpoint, Source
 from merging.merge.inputs import Inputs
 from merging.runtime import tree
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.revision import git_revision
 
 NAME = "manifest.json"
-VERSION = 3
+VERSION = 4
 # Bytes that are read back at a time.
 PART = 2**23
+_MOST_SIGNS = 20
 _SETTINGS: dict[str, Any] = {
     "base": str | None,
     "experts": dict,
+    "statistics": dict,
     "method": str,
     "method_file": dict | None,
     "schedule": str | None,  # for the reader: the method has its weights
     "leaf_rules": list,
+    "space": str,
     "seed": int,
     "dtype": str | None,
     "format": str,
@@ -42,18 +45,15 @@ _SETTINGS: dict[str, Any] = {
 _PACKAGES = ("merging", "jax", "jaxlib", "numpy", "orbax-checkpoint", "safetensors")
 
 
-def describe_inputs(
-    names: Sequence[str], sources: Sequence[Source], output: str
-) -> list[dict]:
+def describe_inputs(sources: Mapping[str, Source], output: str) -> list[dict]:
     """Return each input's name, place and files, with their sizes and digests.
 
     Args:
-      names: the inputs'.
-      sources: the inputs.
+      sources: the inputs by name.
       output: the folder that the manifest will be in.
     """
     with ThreadPoolExecutor(4) as threads:
-        files = list(threads.map(lambda source: source.files(), sources))
+        files = list(threads.map(lambda source: source.files(), sources.values()))
     return [
         {
             "name": name,
@@ -61,7 +61,7 @@ def describe_inputs(
             "format": source.format,
             "files": [file._asdict() for file in found],
         }
-        for name, source, found in zip(names, sources, files, strict=True)
+        for (name, source), found in zip(sources.items(), files, strict=True)
     ]
 
 
@@ -80,10 +80,10 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     wanted = json.loads(json.dumps(settings))
     if record["settings"] != wanted:
         return False
-    if record["inputs"] != describe_inputs(inputs.names, inputs.sources, output):
+    if record["inputs"] != describe_inputs(inputs.everything, output):
         return False
     made = path.stat().st_mtime_ns
-    return all(changed <= made for _, _, changed in stamps(inputs.sources))
+    return all(changed <= made for _, _, changed in stamps(inputs.everything))
 
 
 def in_place(
@@ -94,17 +94,22 @@ def in_place(
     Args:
       settings: the manifest's.
       folder: that it is in.
-      inputs: where models are now, by the experts' names; the base is ``base``.
+      inputs: where models are now, by the experts' names; the base is ``base``, and
+        the statistics of an expert ``statistics.NAME``.
 
     Raises:
       UserError: a name that no model has.
     """
     names = [*settings["experts"], *(["base"] if settings["base"] else [])]
+    names += [f"statistics.{name}" for name in settings["statistics"]]
     for name in inputs.keys() - set(names):
         raise nearest("input", name, names)
     place = functools.partial(_placed, folder=folder)
     found = _with_paths(settings, place)
     found["experts"] |= {n: p for n, p in inputs.items() if n in found["experts"]}
+    for name in found["statistics"].keys():
+        now = inputs.get(f"statistics.{name}", found["statistics"][name])
+        found["statistics"][name] = now
     if settings["base"]:
         found["base"] = inputs.get("base", found["base"])
     return found
@@ -125,12 +130,13 @@ def _with_paths(
         **settings,
         "base": base and place(base),
         "experts": {name: place(uri) for name, uri in experts.items()},
+        "statistics": {n: place(uri) for n, uri in settings["statistics"].items()},
         "auxiliary_files": place(chosen) if is_folder else chosen,
         "method_file": own and own | {"path": place(own["path"])},
     }
 
 
-def stamps(sources: Sequence[Source]) -> list[list]:
+def stamps(sources: Mapping[str, Source]) -> list[list]:
     """Return [file, what its storage says of its last change] of all inputs.
 
     Digests of places tell checkpoints apart without reading them; that a file did not
@@ -138,7 +144,7 @@ def stamps(sources: Sequence[Source]) -> list[list]:
     """
     return [
         [str(path), *checkpoints.changed_at(path)]
-        for source in sources
+        for source in sources.values()
         for path in source.paths().values()
     ]
 
@@ -196,7 +202,7 @@ def verify(output: str) -> list[str]:
     if not Path(output).exists():
         raise MissingCheckpoint(output)
     recorded = read(path)["leaves"]
-    source = open_checkpoint(output)
+    source = checkpoints.open_stored(output)
     leaves = tree.flatten(source.abstract)
     lines = [f"{p}: in the manifest, but not here" for p in recorded if p not in leaves]
     lines += [f"{p}: not in the manifest" for p in leaves if p not in recorded]
@@ -243,6 +249,7 @@ def _require_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"settings {sorted(settings)}")
     wrong = [k for k, of in _SETTINGS.items() if not isinstance(settings[k], of)]
     words = [*settings["experts"].values(), *settings["leaf_rules"]]
+    words += settings["statistics"].values()
     own = settings["method_file"]
     words += [] if own is None else [own["path"], own["sha256"]]
     if wrong or not all(isinstance(word, str) for word in words):
@@ -260,6 +267,9 @@ def _recorded(uri: str, output: str) -> str:
     An absolute one as it is, and a relative one from there, whatever folder the merge
     was started in: a folder of models and their merges can be moved as a whole.
     """
+    model, adapter = checkpoints.split_adapter(uri)
+    if adapter is not None:
+        return "+".join(_recorded(part, output) for part in (model, adapter))
     if "://" in uri or os.path.isabs(uri):
         return uri
     folder, name = os.path.split(uri.rstrip("/"))
@@ -269,6 +279,15 @@ def _recorded(uri: str, output: str) -> str:
 
 def _placed(uri: str, folder: str | Path) -> str:
     """Return where the path is that a manifest in a folder has."""
+    signs = [i for i, letter in enumerate(uri) if letter == "+"]
+    for sign in signs[:_MOST_SIGNS]:
+        both = (_joined(uri[:sign], folder), _joined(uri[sign + 1 :], folder))
+        if checkpoints.split_adapter("+".join(both)) == both:
+            return "+".join(both)
+    return _joined(uri, folder)
+
+
+def _joined(uri: str, folder: str | Path) -> str:
     if "://" in uri or os.path.isabs(uri):
         return uri
     return os.path.normpath(os.path.join(os.path.realpath(folder), uri))

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from merging.merge import checks, kernels, packing
+from merging.merge import statistics as further
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.partition import Partition, RowMetadata, in_memory_blocks
 from merging.merge.reduce import LeafGroup, States, find_states
-from merging.methods import Layout, Method
+from merging.methods import Layout, Method, Statistics
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
 from merging.runtime.tree import Tree
@@ -35,6 +36,7 @@ def merge(
     *,
     seed: int = 0,
     donate: bool = False,
+    statistics: Mapping[str, Tree] | None = None,
 ) -> dict[str, Any]:
     """Merge experts that share a base: θ = θ₀ + λ · combine(θᵢ − θ₀).
 
@@ -49,6 +51,8 @@ def merge(
       method: such as ``methods.ties(density=0.2)``.
       seed: of random masks.
       donate: write over the base's buffers, which are deleted.
+      statistics: of each expert by name, nested dicts with the leaves' names, for a
+        method that wants some (`methods.fisher`, `methods.regmean`).
 
     Returns:
       The merged parameters, with the base's structure, dtypes and shardings; without
@@ -56,8 +60,8 @@ def merge(
 
     Raises:
       UserError: no experts, a wrong number of weights, models that differ in leaves or
-        integer values, a NaN or Inf in an input, a result beyond its dtype's range;
-        each lists every offender.
+        integer values, a NaN or Inf in an input, a result beyond its dtype's range,
+        statistics that are missing or fit no leaf; each lists every offender.
 
     >>> import jax.numpy as jnp, merging
     >>> base = {"w": jnp.zeros(3)}
@@ -66,7 +70,7 @@ def merge(
     >>> merging.merge(base, experts, merging.methods.task_arithmetic(0.5))["w"].tolist()
     [2.0, 0.5, 0.0]
     """
-    job = _prepare(base, experts, method, seed)
+    job = _prepare(base, experts, method, seed, statistics)
     return _apply(job, method.scale, donate=donate and base is not None)
 
 
@@ -118,6 +122,8 @@ class _Job(NamedTuple):
       base: θ₀, an array for each block, or Nones if it is not read.
       experts: θᵢ likewise.
       states: of the method's parts.
+      told: of each block its experts' statistics, or None.
+      statistics: {what to call an expert's: its arrays by path}.
     """
 
     method: Method
@@ -130,6 +136,8 @@ class _Job(NamedTuple):
     base: list[Array | None]
     experts: list[list[Array]]
     states: States
+    told: list[list[Array] | None]
+    statistics: dict[str, dict[str, Any]]
 
     @property
     def like(self) -> list[Array]:
@@ -137,9 +145,18 @@ class _Job(NamedTuple):
         return self.leaves[self.first]
 
 
-def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> _Job:
+def _prepare(
+    base: Tree | None,
+    experts: Experts,
+    method: Method,
+    seed: int,
+    statistics: Mapping[str, Tree] | None = None,
+) -> _Job:
     """Check the inputs, lay them out in blocks, and find the method's states."""
     given, method = _check_arguments(base, experts, method)
+    statistics = {} if statistics is None else statistics
+    further.require([method], given, statistics)
+    known = {name: tree.flatten(statistics[name]) for name in sorted(statistics)}
     first = "base" if base is not None else f"expert {next(iter(given))}"
     experts = {name: given[name] for name in sorted(given)}
     models = {} if base is None else {"base": base}
@@ -172,10 +189,48 @@ def _prepare(base: Tree | None, experts: Experts, method: Method, seed: int) -> 
     group = LeafGroup("", method, layout, every, tuple(range(len(cut.blocks))))
     answers = InMemoryAnswers(cut.blocks, metadata, start, ready, layout, every)
     states = find_states(group, list(experts), seed, answers)
-    paths = list(template)
+    told, named = _told(method, cut, like, known)
     return _Job(
-        method, paths, copied, cut, metadata, leaves, first, start, ready, states
+        *(method, list(template), copied, cut, metadata, leaves, first),
+        *(start, ready, states, told, named),
     )
+
+
+def _told(
+    method: Method, cut: Partition, like: list[Array], known: dict[str, dict[str, Any]]
+) -> tuple[list[list[Array] | None], dict[str, dict[str, Any]]]:
+    """Return each block's statistics, where its leaf is; and all, as they are called.
+
+    Raises:
+      UserError: some are missing, or of another shape.
+    """
+    if (kind := method.statistics) is None:
+        return [None] * len(cut.blocks), {}
+    shapes = dict(zip(cut.paths, like, strict=True))
+    covered = further.covered(kind, shapes, known)
+    placed = [
+        [
+            _beside(_on_device(of[path]), leaf, kind) if path in covered else None
+            for path, leaf in shapes.items()
+        ]
+        for of in known.values()
+    ]
+    told = [
+        [packing.pack(cut, block, of) for of in placed]
+        if cut.paths[block.pieces[0].leaf] in covered
+        else None
+        for block in cut.blocks
+    ]
+    named = {further.label(kind, name): of for name, of in known.items()}
+    return told, named
+
+
+def _beside(array: Array, leaf: Array, kind: Statistics) -> Array:
+    """Return statistics on the devices of their leaf, laid out as it is if they can."""
+    sharding = leaf.sharding
+    if kind.of != "element" and isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.device_put(array, sharding)
 
 
 def _apply(
@@ -222,6 +277,7 @@ def _apply(
             dtype=like.dtype,
             matrix=block.matrix,
             sharding=like.sharding if on_mesh else None,
+            statistics=job.told[b],
         )
         finite.append(numerics.all_finite(result))
         parts = packing.unpack(job.cut, block, result, old)
@@ -315,9 +371,14 @@ def _refuse(job: _Job, finite, sound, merged: list[Array], donated: bool) -> Non
                 fine = base_ok if gone else numerics.all_finite(leaves[leaf])
                 if not fine:
                     wrong.append((path, name))
+            wrong += [
+                (path, name)
+                for name, of in job.statistics.items()
+                if path in of and not numerics.all_finite(jnp.asarray(of[path]))
+            ]
             if not numerics.all_finite(merged[leaf]):
                 beyond.append(path)
-    order = list(job.leaves)
+    order = [*job.leaves, *job.statistics]
     wrong.sort(key=lambda found: order.index(found[1]))
     dtypes = {merged[job.cut.paths.index(path)].dtype for path in beyond}
     checks.refuse_nonfinite(wrong, beyond, ", ".join(map(str, dtypes)))

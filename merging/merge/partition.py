@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging.methods import Layout, Method, Sums, Threshold
+from merging.methods import Layout, Matrices, Method, Sums, Threshold
+from merging.methods.reductions import Reduction
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
 from merging.runtime.numerics import Index
@@ -40,6 +41,8 @@ SCRATCH = 16
 PACKED_ROW, PACKED_LEAF, PACKED_BLOCK = 128, 2**20, 2**24
 # A leaf that holds a layer after the other is named after `layers`, without a number.
 _STACKED = re.compile(r"(?:^|[./])(?:layers|blocks)[./](?!\d)")
+# Tables of a vocabulary, and PyTorch's weights, have their inputs last.
+_INPUTS_LAST = re.compile(r"\.weight$|embed|(?:^|[./])(?:lm_)?head(?:[./]|$)")
 
 
 class Piece(NamedTuple):
@@ -58,12 +61,16 @@ class Kind(NamedTuple):
       leaves: their places among the partition's leaves.
       read: the dtypes as stored, one for each model that is read, in order.
       dtype: of the result.
+      statistics: the dtypes of each expert's, as stored; none where there are none.
+      ratio: the most of their numbers for one element.
     """
 
     method: Method | None
     leaves: tuple[int, ...]
     read: tuple[np.dtype, ...]
     dtype: np.dtype
+    statistics: tuple[np.dtype, ...] = ()
+    ratio: float = 0.0
 
     @property
     def working(self) -> np.dtype:
@@ -78,7 +85,14 @@ class Kind(NamedTuple):
     def bytes_in_memory(self, workers: int) -> int:
         """Return the memory that one element of each block in flight takes."""
         inputs = sum(d.itemsize for d in self.read)
+        inputs += math.ceil(self.ratio * sum(d.itemsize for d in self.statistics))
         return (workers + 1) * inputs + workers * (self.dtype.itemsize + SCRATCH)
+
+    def statistics_of(self, block: "Block") -> int:
+        """Return how many numbers of each expert's statistics belong to a block."""
+        if not self.statistics:
+            return 0
+        return self.method.statistics.size(block.size, block.matrix)
 
 
 class Block(NamedTuple):
@@ -89,7 +103,7 @@ class Block(NamedTuple):
       pieces: each begins a row; of a block in its own shape, the one leaf.
       columns: of a row; a leaf's last dimension if its rows must stay whole.
       whole: whether its leaf's reductions can be found in this block alone.
-      matrix: (rows, columns) of the matrices it holds whole, if the method wants them.
+      matrix: how the matrices lie that it holds whole, if the method wants them.
       shape: of a block in a leaf's own shape; None if it is rows.
     """
 
@@ -97,7 +111,7 @@ class Block(NamedTuple):
     pieces: tuple[Piece, ...]
     columns: int
     whole: bool = False
-    matrix: tuple[int, int] | None = None
+    matrix: Matrices | None = None
     shape: tuple[int, ...] | None = None
 
     @property
@@ -209,13 +223,20 @@ class Partition(NamedTuple):
 
     def bytes_of(self, block: Block) -> int:
         """Return the bytes that are read and written for a block."""
-        return block.elements * self.kinds[block.kind].bytes_per_element
+        return block.elements * self.kinds[block.kind].bytes_per_element + self._told(
+            block
+        )
+
+    def _told(self, block: Block) -> int:
+        """Return the bytes of a block's statistics."""
+        kind = self.kinds[block.kind]
+        return kind.statistics_of(block) * sum(d.itemsize for d in kind.statistics)
 
     def read_for(self, block: Block) -> int:
         """Return the bytes that are read for a block, in all passes over it."""
         kind = self.kinds[block.kind]
         each = sum(d.itemsize for d in kind.read)
-        return block.elements * each * self.passes_over(block)
+        return block.elements * each * self.passes_over(block) + self._told(block)
 
     def written_for(self, block: Block) -> int:
         """Return the bytes that are written for a block."""
@@ -240,18 +261,38 @@ def reduction_passes(method: Method) -> int:
     A window of magnitudes that misses the threshold costs another. Exact ties cost two
     more: how many there are, and where the last one that is kept lies. Votes cost none.
     """
-    passes = {Threshold: lambda r: 3 if r.ties == "exact" else 1, Sums: lambda r: 1}
-    return sum(passes[type(r)](r) for r in method.reductions if type(r) in passes)
+    own = [part.reduction() for part in (*method.transforms, method.combiner)]
+    selections = method.combiner.selections
+    own += [selection.thresholds for selection in selections]  # found together
+    # Scores of whole rows are not sampled before; six passes were seen in all.
+    blind = sum(5 for selection in selections if selection.granularity != "element")
+    return sum(map(_passes, own)) + blind
 
 
-def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return (rows, columns) of a leaf's matrices, or None if it is no matrix.
+def _passes(reduction: Reduction | tuple[Reduction, ...] | None) -> int:
+    if isinstance(reduction, tuple):  # they are found together
+        return max(map(_passes, reduction))
+    if isinstance(reduction, Threshold):
+        return 1 + 2 * (reduction.ties == "exact") + reduction.nonzero
+    return int(isinstance(reduction, Sums))
+
+
+def is_stacked(path: str) -> bool:
+    """Return whether a leaf's first axis goes over the layers (`layers/mlp/up`)."""
+    return _STACKED.search(path) is not None
+
+
+def matrices(path: str, shape: tuple[int, ...]) -> Matrices | None:
+    """Return how a leaf stores its matrices, or None if it is no matrix.
 
     A leaf of more axes is a batch of matrices; one that is stacked by layers
-    (`layers/mlp/up`, but not `layers.0.mlp.up`) has an axis for them in front.
+    (`layers/mlp/up`, but not `layers.0.mlp.up`) has an axis for them in front. Which of
+    a matrix's axes is that of the inputs goes by the leaf's name, too.
     """
-    own = shape[1:] if _STACKED.search(path) else shape
-    return tuple(own[-2:]) if len(own) >= 2 and math.prod(shape) else None
+    own = shape[1:] if is_stacked(path) else shape
+    if len(own) < 2 or not math.prod(shape):
+        return None
+    return Matrices(*own[-2:], inputs_first=not _INPUTS_LAST.search(path))
 
 
 def partition(
@@ -262,6 +303,7 @@ def partition(
     dtype: np.dtype | None = None,
     first: int = 0,
     granularity: Callable[[str], int] = lambda path: 1,
+    statistics: Mapping[str, tuple[np.dtype, ...]] = {},  # noqa: B006
 ) -> Partition:
     """Cut the leaves of a streamed merge into blocks.
 
@@ -273,6 +315,7 @@ def partition(
       dtype: of the merged leaves; by default as in the model that has the say.
       first: which model that is; the base if there is one.
       granularity: elements that the writer wants to get together, for each path.
+      statistics: the dtypes of every expert's, for each path that has some.
 
     Raises:
       UserError: the budget is too small for one row or one chunk of a leaf.
@@ -286,12 +329,20 @@ def partition(
         method = recipe[path] if floating else None
         kept = floating and method is None
         target = np.dtype(dtype) if dtype is not None and floating else read[first]
-        key = (method, read[:1] if kept else read, target)
+        told = () if method is None else statistics.get(path, ())
+        key = (method, read[:1] if kept else read, target, told)
         kinds.setdefault(key, []).append(i)
+
+    def names(of: Sequence[int]) -> set[str]:
+        return {paths[i] for i in of}
+
     found = Partition(
         paths,
         tuple(tuple(like[path].shape) for path in paths),
-        tuple(Kind(m, tuple(of), r, d) for (m, r, d), of in kinds.items()),
+        tuple(
+            Kind(m, tuple(of), r, d, t, _ratio(m, t, names(of), like))
+            for (m, r, d, t), of in kinds.items()
+        ),
         (),
     )
     total = sum(math.prod(shape) for shape in found.shapes)
@@ -301,6 +352,19 @@ def partition(
         largest = budget // kind.bytes_in_memory(1)
         blocks += _Cutter(found, number, capacity, largest, granularity).blocks()
     return found._replace(blocks=tuple(blocks))
+
+
+def _ratio(
+    method: Method | None, told: tuple, paths: set[str], leaves: Mapping[str, Any]
+) -> float:
+    """Return the most numbers of an expert's statistics for an element of a leaf."""
+    if not told:
+        return 0.0
+    sizes = {path: max(math.prod(leaves[path].shape), 1) for path in paths}
+    return max(
+        method.statistics.size(size, matrices(path, leaves[path].shape)) / size
+        for path, size in sizes.items()
+    )
 
 
 def in_memory_blocks(
@@ -339,7 +403,7 @@ def in_memory_blocks(
             pack.append(i)
             continue
         wants = method.granularity == "matrix"
-        matrix = matrix_shape(paths[i], leaf.shape) if wants else None
+        matrix = matrices(paths[i], leaf.shape) if wants else None
         piece, last = Piece(i, 0, leaf.size), leaf.shape[-1] if leaf.ndim else 1
         blocks.append(
             Block(places[i], (piece,), max(last, 1), True, matrix, tuple(leaf.shape))
@@ -415,7 +479,7 @@ class _Cutter:
                 continue
             matrix = None
             if self._granularity == "matrix":
-                matrix = matrix_shape(self._cut.paths[leaf], shape)
+                matrix = matrices(self._cut.paths[leaf], shape)
             apart = self._granularity in ("row", "tensor") or matrix
             if apart or self._leafwise:
                 blocks += self._alone(leaf, shape, size, matrix)
@@ -435,7 +499,7 @@ class _Cutter:
         """Return a leaf's own blocks: one, if its reductions can be found in it."""
         columns = ROW if self._granularity == "element" else (*shape, 1)[len(shape) - 1]
         if matrix:
-            unit = math.prod(matrix)
+            unit = matrix.rows * matrix.columns
         elif self._granularity == "tensor":
             unit = size
         else:

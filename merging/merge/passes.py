@@ -14,13 +14,13 @@ import numpy as np
 
 from merging.merge import checks, kernels
 from merging.merge.histogram import Histogram
-from merging.merge.in_memory_reduce import InMemoryAnswers, at_stage
+from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.journal import Journal
 from merging.merge.kernels import Gathered
 from merging.merge.partition import ROW, Block, Partition, Piece, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
-from merging.methods import CountQuery, Sums, Threshold, Votes
+from merging.methods import CountQuery, Method, Selection, Sums, Threshold, Votes
 from merging.runtime import processes
 from merging.runtime.progress import Progress
 
@@ -57,40 +57,44 @@ class Passes:
         self._sample: tuple[str, _Sample] | None = None
         self._lock = threading.Lock()
 
-    def selected(self, stage: Stage, expert: int, wanted: Threshold) -> None:
+    def selected(self, stage: Stage, search: int, wanted: Threshold) -> None:
         """Return nothing: no process holds all keys."""
 
     def sample(
-        self, stage: Stage, expert: int
+        self, stage: Stage, search: int
     ) -> Callable[[int, int], np.ndarray] | None:
-        """Return the function that gives sampled keys of a leaf."""
+        """Return the function that gives sampled keys of a leaf.
+
+        None where a score needs whole rows.
+        """
+        if not _elementwise(stage):
+            return None
         if self._sample is None or self._sample[0] != stage.name:
             self._sample = stage.name, _Sample(self._cut, self._pipeline, stage)
-        return self._sample[1].of(expert)
+        return self._sample[1].of(search)
 
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
     ) -> dict[int, np.ndarray]:
         """Answer from the journal or the last passes, or make one for the rest."""
         name = f"{stage.name}/{turn}"
-        asked = {expert: _plain(query) for expert, query in queries.items()}
+        asked = {i: _plain(query) for i, query in queries.items()}
         if (kept := self._journal.answers(name, asked)) is not None:
-            return {e: np.array(kept[e], np.int64) for e in queries}
+            return {i: np.array(kept[i], np.int64) for i in queries}
         known = self._histograms
         missing = {
-            expert: query
-            for expert, query in queries.items()
-            if (stage.name, expert) not in known
-            or not known[stage.name, expert].answers(query)
+            i: query
+            for i, query in queries.items()
+            if (stage.name, i) not in known or not known[stage.name, i].answers(query)
         }
         if missing:
             made = self._counted(stage, missing)
-            known |= {(stage.name, expert): one for expert, one in made.items()}
+            known |= {(stage.name, i): one for i, one in made.items()}
         replies = {
-            expert: known[stage.name, expert].answer(query, processes.all_reduce)
-            for expert, query in queries.items()
+            i: known[stage.name, i].answer(query, processes.all_reduce)
+            for i, query in queries.items()
         }
-        plain = {expert: reply.tolist() for expert, reply in replies.items()}
+        plain = {i: reply.tolist() for i, reply in replies.items()}
         self._journal.keep_answers(name, asked, plain)
         return replies
 
@@ -102,7 +106,7 @@ class Passes:
         if (kept := self._journal.answers(name, asked)) is not None:
             return np.array(kept[experts[0]], np.float64).reshape(len(layout.paths), -1)
         place = {leaf: i for i, leaf in enumerate(stage.group.leaves)}
-        method = at_stage(stage, experts)
+        method = stage.method(experts)
         models = self._models(stage, experts)
         totals = reduction.init(layout, len(experts), method.weights)
 
@@ -115,6 +119,7 @@ class Passes:
                 arrays[0],
                 arrays[1:],
                 [put.spread(stage.states[i]) for i in experts],
+                put.spread(stage.selected),
                 put.offset,
                 strides=loaded.block.strides,
             )
@@ -167,11 +172,11 @@ class Passes:
         group = stage.group
         units = sum(len(query.threshold) for query in queries.values())
         made = {
-            expert: Histogram(query, units, group.layout.key_dtype)
-            for expert, query in queries.items()
+            i: Histogram(query, units, group.layout.key_dtype)
+            for i, query in queries.items()
         }
         place = {leaf: i for i, leaf in enumerate(group.leaves)}
-        order = sorted(made)
+        everyone = sorted({e for i in made for e in stage.experts(i)})
 
         def asked(number: int) -> bool:
             leaves = [place[piece.leaf] for piece in self._cut.blocks[number].pieces]
@@ -182,16 +187,22 @@ class Passes:
 
         def count(loaded: Loaded) -> None:
             put = self._put(group, loaded)
-            for i, expert in enumerate(order):
-                one = _Expert(stage, expert, put, i - len(order))
-                histogram = made[expert]
-                if window := histogram.window():
+            seen: dict[tuple[int, ...], np.ndarray] = {}
+            # Searches of one expert are neighbours, and its keys are computed once.
+            for i in sorted(made, key=lambda i: (stage.experts(i), i)):
+                histogram = made[i]
+                one = _Ranked(stage, i, put, everyone)
+                window = histogram.window()
+                if window and _elementwise(stage):
                     histogram.add_windowed(*one.windowed(window))
                     continue
-                for piece, part in loaded.block.parts(one.keys()):
+                ranked = tuple(stage.experts(i))
+                if ranked not in seen:
+                    seen = {ranked: one.keys()}
+                for piece, part in loaded.block.parts(seen[ranked]):
                     histogram.add(place[piece.leaf], piece.start, part)
 
-        models = self._models(stage, order)
+        models = self._models(stage, everyone)
         numbers = [number for number in group.blocks if asked(number)]
         self._read(numbers, models, count, "counting magnitudes")
         for histogram in made.values():
@@ -255,36 +266,36 @@ def _put(pipeline: Pipeline, loaded: Loaded, metadata: RowMetadata) -> _Put:
     return _Put(loaded, metadata, models, offset, place)
 
 
-class _Expert(NamedTuple):
-    """One expert's part of a block, at a stage.
+class _Ranked(NamedTuple):
+    """What a search looks at in a block.
 
     Attributes:
       stage: where it is looked at.
-      expert: its number.
+      search: its number.
       put: the block.
-      place: of its array among the block's models, from the end.
+      read: the experts whose arrays come last among the block's models.
     """
 
     stage: Stage
-    expert: int
+    search: int
     put: _Put
-    place: int
+    read: Sequence[int]
 
     def keys(self) -> np.ndarray:
         """Return the magnitude keys [rows, columns]."""
         arrays = self._arrays(self.put.models)
-        states = self.put.spread(self.stage.states[self.expert])
+        states = self.put.place(self._states())
         return np.asarray(self._keys(arrays, states, self.put.offset))
 
     def windowed(self, window: tuple[int, int]) -> tuple[np.ndarray | int, int]:
         """Return the keys in a window (or their number), and how many lie above."""
         dtype, metadata = self.stage.group.layout.key_dtype, self.put.metadata
-        states = [metadata.spread(s) for s in self.stage.states[self.expert]]
+        states = self._states()
         low, bins = (dtype.type(number) for number in window)
         codes = kernels.windowed(
-            self.stage.before[self.expert],
+            *self._what(),
             *self._arrays(self.put.models),
-            self.put.place(states),
+            *self.put.place(states),
             self.put.offset,
             low,
             bins,
@@ -299,22 +310,31 @@ class _Expert(NamedTuple):
         if not len(positions):
             return np.zeros(0, dtype), above
         few = Gathered(metadata, positions, self.put.loaded.block.columns)
-        arrays = [
-            None if array is None else few.elements(array)
-            for array in self._arrays(self.put.loaded.models)
-        ]
+        arrays = jax.tree.map(few.elements, self._arrays(self.put.loaded.models))
         return few.only(self._keys(arrays, few.rows(states), few.offset)), above
 
+    def _what(self) -> tuple[Method, Selection | None]:
+        experts = self.stage.experts(self.search)
+        return self.stage.method(experts), self.stage.selection
+
     def _arrays(self, models: Sequence[Any]) -> list[Any]:
-        """Return the base's array, or None, and the expert's."""
+        """Return the base's array, or None, and those of the experts."""
         needs_base = self.stage.group.method.needs_base
-        return [models[0] if needs_base else None, models[self.place]]
+        last = models[len(models) - len(self.read) :]
+        mine = [last[self.read.index(i)] for i in self.stage.experts(self.search)]
+        return [models[0] if needs_base else None, mine]
+
+    def _states(self) -> list[Any]:
+        """Return the states of transforms and selections, as columns."""
+        spread, stage = self.put.metadata.spread, self.stage
+        of = [[spread(s) for s in stage.states[i]] for i in stage.experts(self.search)]
+        return [of, [spread(state) for state in stage.selected]]
 
     def _keys(self, arrays: Sequence[Any], states: Any, offset: Any) -> jax.Array:
         return kernels.keys(
-            self.stage.before[self.expert],
+            *self._what(),
             *arrays,
-            states,
+            *states,
             offset,
             strides=(0, 1),
             dtype=self.stage.group.layout.key_dtype,
@@ -322,23 +342,24 @@ class _Expert(NamedTuple):
 
 
 class _Sample:
-    """Keys of every expert: all of a small model, runs of neighbours of a large one."""
+    """Keys of every search: all of a small model, runs of neighbours of a large one."""
 
     def __init__(self, cut: Partition, pipeline: Pipeline, stage: Stage):
         self._cut, self._pipeline, self._stage = cut, pipeline, stage
+        self._experts = range(len(stage.before))
         sizes = stage.group.layout.sizes
         self._everything = int(sizes.sum()) <= RUN * RUNS
 
-    def of(self, expert: int) -> Callable[[int, int], np.ndarray]:
+    def of(self, search: int) -> Callable[[int, int], np.ndarray]:
         """Return the function that gives every stride-th key of a leaf, or its runs."""
 
         @functools.cache
         def keys() -> list[np.ndarray]:
-            return self._keys(expert)
+            return self._keys(search)
 
         return lambda leaf, stride: keys()[leaf][:: stride if self._everything else 1]
 
-    def _keys(self, expert: int) -> list[np.ndarray]:
+    def _keys(self, search: int) -> list[np.ndarray]:
         group = self._stage.group
         place = {leaf: i for i, leaf in enumerate(group.leaves)}
         found: list[list[np.ndarray]] = [
@@ -348,7 +369,7 @@ class _Sample:
             rows = loaded.models[0].shape[0]
             metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
             put = _put(self._pipeline, loaded, metadata)
-            one = _Expert(self._stage, expert, put, expert - len(self._stage.before))
+            one = _Ranked(self._stage, search, put, self._experts)
             for piece, part in loaded.block.parts(one.keys()):
                 found[place[piece.leaf]].append(part)
         return [np.concatenate(parts) for parts in found]
@@ -358,8 +379,7 @@ class _Sample:
         """The sampled pieces of all models, in a block for each kind; read once."""
         columns = ROW if self._everything else RUN
         every = self._pieces()
-        experts = range(len(self._stage.before))
-        models = read_for(self._stage, experts, self._pipeline.has_base)
+        models = read_for(self._stage, self._experts, self._pipeline.has_base)
         loaded = []
         for number, kind in enumerate(self._cut.kinds):
             pieces = tuple(piece for piece in every if piece.leaf in kind.leaves)
@@ -392,6 +412,11 @@ def read_for(stage: Stage, experts: Sequence[int], has_base: bool) -> list[int]:
     """Return which models a stage of some experts reads, the base first."""
     base = [0] if stage.group.method.needs_base else []
     return base + [expert + has_base for expert in experts]
+
+
+def _elementwise(stage: Stage) -> bool:
+    """Return whether what is ranked can be computed of any few elements."""
+    return stage.selection is None or stage.selection.granularity == "element"
 
 
 def _plain(query: CountQuery) -> list[Any]:

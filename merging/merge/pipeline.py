@@ -5,7 +5,8 @@ so a buffer is free again only when everything that was computed from it is done
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging.checkpoints import Source
 from merging.merge.partition import Block, Kind, Partition, workers
+from merging.methods import Statistics
 from merging.runtime import memory
 
 READERS = 2
@@ -27,11 +29,14 @@ class Loaded(NamedTuple):
       number: its place in the partition.
       block: what it holds.
       models: host arrays [rows, columns], one for each model that was asked for.
+      statistics: of each expert, if they were asked for: likewise, or [m inputs,
+        inputs] for m matrices.
     """
 
     number: int
     block: Block
     models: list[np.ndarray]
+    statistics: list[np.ndarray] | None = None
 
 
 class Pipeline:
@@ -42,13 +47,19 @@ class Pipeline:
       sources: the models, the base first if there is one.
       has_base: whether there is.
       budget: bytes of memory for blocks.
+      statistics: of each kind that is wanted, every expert's, in their order.
     """
 
     def __init__(
-        self, cut: Partition, sources: Sequence[Source], has_base: bool, budget: int
+        self,
+        cut: Partition,
+        sources: Sequence[Source],
+        has_base: bool,
+        budget: int,
+        statistics: Mapping[Statistics, Sequence[Source]] = {},  # noqa: B006
     ):
         self.has_base = has_base
-        self._cut, self._sources = cut, sources
+        self._cut, self._sources, self._statistics = cut, sources, statistics
         self._devices = jax.local_devices()
         sharding = PartitionSpec("rows")
         self._sharding = NamedSharding(Mesh(self._devices, ("rows",)), sharding)
@@ -68,6 +79,7 @@ class Pipeline:
         numbers: Sequence[int],
         wanted: Callable[[Kind], Sequence[int]],
         work: Callable[[Loaded], None],
+        told: bool = False,
     ) -> Iterator[Block]:
         """Read blocks, work on several at a time, and yield each when done.
 
@@ -75,6 +87,7 @@ class Pipeline:
           numbers: places in the partition, in order.
           wanted: which models of a kind to read, by their places among the sources.
           work: called in a thread; what it was given is valid until it returns.
+          told: whether to read statistics, too, where there are some.
         """
         waiting: collections.deque[tuple[Block, Future]] = collections.deque()
         try:
@@ -86,7 +99,7 @@ class Pipeline:
                 block = self._cut.blocks[number]
                 models = wanted(self._cut.kinds[block.kind])
                 slot = self._slots.pop()
-                loaded, reads = self._read_into(slot, number, block, models)
+                loaded, reads = self._read_into(slot, number, block, models, told)
                 job = self._workers.submit(_after, reads, work, loaded, slot)
                 waiting.append((block, job))
             while waiting:
@@ -126,11 +139,18 @@ class Pipeline:
         return jax.device_put(tree, self._sharding)
 
     def _bytes(self, block: Block) -> int:
-        rows = self._rows(block)
-        return sum(
-            memory.padded(rows * block.columns * dtype.itemsize)
-            for dtype in self._cut.kinds[block.kind].read
+        kind, size = self._cut.kinds[block.kind], self._rows(block) * block.columns
+        return sum(memory.padded(size * dtype.itemsize) for dtype in kind.read) + sum(
+            memory.padded(math.prod(self._told(block)) * dtype.itemsize)
+            for dtype in kind.statistics
         )
+
+    def _told(self, block: Block) -> tuple[int, int]:
+        """Return the shape of each expert's statistics of a block."""
+        kind = self._cut.kinds[block.kind]
+        if kind.method.statistics.of == "element":
+            return self._rows(block), block.columns
+        return kind.statistics_of(block) // block.matrix.inputs, block.matrix.inputs
 
     def _rows(self, block: Block) -> int:
         """Return a block's rows, rounded up so that few shapes are compiled."""
@@ -142,26 +162,48 @@ class Pipeline:
         return -(-rows // devices) * devices
 
     def _read_into(
-        self, slot: np.ndarray, number: int, block: Block, models: Sequence[int]
+        self,
+        slot: np.ndarray,
+        number: int,
+        block: Block,
+        models: Sequence[int],
+        told: bool = False,
     ) -> tuple[Loaded, list[Future]]:
-        read = self._cut.kinds[block.kind].read
-        shape = (self._rows(block), block.columns)
-        arrays, jobs, at = [], [], 0
-        for model in models:
-            size = shape[0] * shape[1] * read[model].itemsize
-            flat = slot[at : at + size].view(read[model])
-            at += memory.padded(size)
-            arrays.append(flat.reshape(shape))
-            jobs.append(self._readers.submit(self._read, model, block, flat))
-        return Loaded(number, block, arrays), jobs
+        kind, at, jobs = self._cut.kinds[block.kind], 0, []
 
-    def _read(self, model: int, block: Block, flat: np.ndarray) -> None:
+        def begin(source: Source, dtype: np.dtype, shape: tuple, read: Callable):
+            nonlocal at
+            size = shape[0] * shape[1] * dtype.itemsize
+            flat = slot[at : at + size].view(dtype)
+            at += memory.padded(size)
+            jobs.append(self._readers.submit(read, source, block, flat))
+            return flat.reshape(shape)
+
+        shape = (self._rows(block), block.columns)
+        arrays = [
+            begin(self._sources[model], kind.read[model], shape, self._read)
+            for model in models
+        ]
+        if not (told and kind.statistics):
+            return Loaded(number, block, arrays), jobs
+        wanted, shape = kind.method.statistics, self._told(block)
+        read = self._read if wanted.of == "element" else self._read_of_inputs
+        pairs = zip(self._statistics[wanted], kind.statistics, strict=True)
+        statistics = [begin(source, dtype, shape, read) for source, dtype in pairs]
+        return Loaded(number, block, arrays, statistics), jobs
+
+    def _read_of_inputs(self, source: Source, block: Block, flat: np.ndarray) -> None:
+        (piece,), matrix = block.pieces, block.matrix
+        start = piece.start // (matrix.rows * matrix.columns) * matrix.inputs**2
+        source.read_into(self._cut.paths[piece.leaf], start, flat)
+
+    def _read(self, source: Source, block: Block, flat: np.ndarray) -> None:
         row = 0
         for piece, rows in zip(block.pieces, block.counts, strict=True):
             start, size = row * block.columns, piece.stop - piece.start
             path = self._cut.paths[piece.leaf]
             out = flat[start : start + size]
-            self._sources[model].read_into(path, piece.start, out)
+            source.read_into(path, piece.start, out)
             row += rows
             flat[start + size : row * block.columns] = 0
         flat[row * block.columns :] = 0

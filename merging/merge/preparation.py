@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging import checkpoints, methods
-from merging.merge import card, job, manifest, mergekit, rules
+from merging.checkpoints import adapter_config
+from merging.merge import card, job, manifest, mergekit, rules, spaces, statistics
 from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.methods import Method
 from merging.runtime import storage, tree
@@ -28,6 +29,7 @@ class _Asked(NamedTuple):
       dtype: of the merged leaves; None is the first model's.
       document: the mergekit YAML, if there is one.
       layers: of the first model, one for each of the output's; None is all of them.
+      adapter: what is made of the merged leaves, where adapters are merged as such.
     """
 
     inputs: Inputs
@@ -36,6 +38,7 @@ class _Asked(NamedTuple):
     dtype: str | None
     document: mergekit.Document | None = None
     layers: tuple[int, ...] | None = None
+    adapter: spaces.Output | None = None
 
 
 def prepare(
@@ -52,8 +55,13 @@ def prepare(
     format = settings["format"]
     if not output:
         raise UserError("name the folder to make (output).")
-    if format is not None and format not in checkpoints.FORMATS:
+    space = settings["space"]
+    if space == spaces.WEIGHTS and format not in (None, *checkpoints.FORMATS):
         raise nearest("format", format, checkpoints.FORMATS)
+    if space != spaces.WEIGHTS and format not in (None, checkpoints.PEFT):
+        raise UserError(
+            f"format {format}: space={space} makes an adapter; leave it out."
+        )
     by_yaml = settings.get("merge_yaml") is not None
     asked = _asked_by_yaml(settings) if by_yaml else _asked(settings)
     dtype = asked.settings["dtype"]
@@ -73,6 +81,7 @@ def prepare(
         dtype=_dtype(asked.dtype),
         shard_bytes=storage.parse_size(settings["shard_size"], "shard_size"),
         settings=manifest.as_recorded(recorded, output),
+        adapter=asked.adapter,
     )
     return prepared, _files(asked, target, recorded)
 
@@ -91,16 +100,58 @@ def _asked(settings: dict[str, Any]) -> _Asked:
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
     _warn_of_twins(named)
     method, own = _own_method(method, settings["method_file"])
+    if settings["space"] != spaces.WEIGHTS:
+        return _asked_as_adapters(settings, named, method, own)
     inputs = open_inputs(base, named)
     recipe = _recipe(inputs, method, settings["leaf_rules"])
-    recorded = settings | {
-        "experts": named,
+    told = settings["statistics"]
+    told = dict(told) if isinstance(told, Mapping) else expert_names(told)
+    statistics.require(recipe.values(), named, told)
+    kinds = statistics.wanted(recipe.values())
+    opened = {kind: statistics.open_statistics(kind, told) for kind in kinds}
+    inputs = inputs._replace(statistics=opened)
+    recorded = _recorded(settings, named, told, method, own)
+    return _Asked(inputs, recipe, recorded, dtype)
+
+
+def _asked_as_adapters(
+    settings: dict[str, Any],
+    named: Mapping[str, str],
+    method: Method | str,
+    own: dict[str, str] | None,
+) -> _Asked:
+    """Open adapters that are merged into an adapter."""
+    inputs, space, given = spaces.open_adapters(
+        settings["space"], settings["base"], named
+    )
+    recipe = _recipe(inputs, method, settings["leaf_rules"])
+    if settings["statistics"] or statistics.wanted(recipe.values()):
+        raise UserError(
+            f"space {settings['space']}: statistics are of a model's own weights; "
+            "merge by them with space=weights, or choose another method."
+        )
+    dtype = _dtype(settings["dtype"])
+    made = spaces.Output(space, given, dtype, settings["base"])
+    recorded = _recorded(settings, named, {}, method, own)
+    return _Asked(inputs, recipe, recorded, None, adapter=made)
+
+
+def _recorded(
+    settings: dict[str, Any],
+    named: Mapping[str, str],
+    told: Mapping[str, str],
+    method: Method | str,
+    own: dict[str, str] | None,
+) -> dict[str, Any]:
+    """Return the settings for the manifest."""
+    return settings | {
+        "statistics": dict(told),
+        "experts": dict(named),
         "method": method if isinstance(method, str) else repr(method),
         "method_file": own,
         "leaf_rules": list(settings["leaf_rules"]),
         "merge_yaml": None,
     }
-    return _Asked(inputs, recipe, recorded, dtype)
 
 
 def _asked_by_yaml(settings: dict[str, Any]) -> _Asked:
@@ -118,6 +169,7 @@ def _asked_by_yaml(settings: dict[str, Any]) -> _Asked:
         "method_file": None,
         "schedule": None,
         "leaf_rules": [],
+        "statistics": {},
         "dtype": document.out_dtype or document.dtype,
     }
     return _Asked(
@@ -134,11 +186,17 @@ def _files(asked: _Asked, target: str, settings: dict[str, Any]) -> dict[str, by
     """Return the small files of the output by name."""
     chosen, document = settings["auxiliary_files"], asked.document
     donor = None
+    if asked.adapter is not None and chosen is None:
+        # Of an adapter's folder: the base's config would make a model of this one.
+        chosen = next(iter(settings["experts"]))
     if document is not None and chosen in (None, "base"):
         donor = document.models[0]
     files = card.auxiliary_files(
         asked.inputs, chosen, target, settings["dtype"], settings, donor
     )
+    if asked.adapter is not None:
+        files.pop(card.CONFIG, None)
+        files[adapter_config.NAME] = asked.adapter.config()
     if asked.layers is not None:
         files = card.with_layers(files, asked.layers)
     if document is not None and document.chat_template:

@@ -8,17 +8,20 @@ whoever holds the weights answers (`Answers`): `in_memory_reduce` from arrays in
 asks the same ones.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from merging import methods
 from merging.merge import search
 from merging.merge.search import Sample
 from merging.methods import (
     CountQuery,
     Layout,
     Method,
+    Selection,
     Sums,
     Threshold,
     Transform,
@@ -47,17 +50,41 @@ class LeafGroup(NamedTuple):
 class Stage(NamedTuple):
     """What the weights have become where a reduction looks at them.
 
+    A search has a number: of an expert, whose magnitudes are ranked (and once more
+    from K on, if its transform asks for several thresholds); or, where a selection
+    ranks a score of all experts, of one of its thresholds.
+
     Attributes:
       group: the leaves.
       name: for the journal.
       before: [expert] the transforms that were applied.
       states: [expert][transform] of these.
+      together: whether all experts are looked at together, after all transforms.
+      selected: the states of the selections that were applied then.
+      selection: that ranks a score.
     """
 
     group: LeafGroup
     name: str
     before: Sequence[tuple[Transform, ...]]
     states: Sequence[Sequence[Any]]
+    together: bool = False
+    selected: tuple[Any, ...] = ()
+    selection: Selection | None = None
+
+    def experts(self, search: int) -> list[int]:
+        """Return whose task vectors a search looks at."""
+        count = len(self.before)
+        return list(range(count)) if self.together else [search % count]
+
+    def method(self, experts: Sequence[int]) -> Method:
+        """Return the method whose task vectors those of one or all experts are."""
+        whole = self.group.method
+        if self.together:
+            return dataclasses.replace(whole, name="")
+        if len(experts) == 1:
+            return methods.alone(whole, self.before[experts[0]])
+        return methods.alone(whole, whole.transforms[: len(self.before[0])])
 
 
 class States(NamedTuple):
@@ -65,7 +92,7 @@ class States(NamedTuple):
 
     Attributes:
       transforms: [expert][transform].
-      combined: the combiner's.
+      combined: the combiner's; after those of its selections, if it has any.
     """
 
     transforms: list[list[Any]]
@@ -82,17 +109,17 @@ class Answers(Protocol):
     together: bool
 
     def selected(
-        self, stage: Stage, expert: int, wanted: Threshold
+        self, stage: Stage, search: int, wanted: Threshold
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return an expert's rule without a search, if all its keys are at hand."""
+        """Return a search's rule at once, if all its keys are at hand."""
 
-    def sample(self, stage: Stage, expert: int) -> Sample | None:
-        """Return a function that gives some of an expert's magnitude keys, if any."""
+    def sample(self, stage: Stage, search: int) -> Sample | None:
+        """Return a function that gives some of a search's magnitude keys, if any."""
 
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
     ) -> dict[int, np.ndarray]:
-        """Return the answers to the experts' queries, the turn-th of a stage."""
+        """Return the answers to the searches' queries, the turn-th of a stage."""
 
     def sums(self, stage: Stage, reduction: Sums, experts: Sequence[int]) -> np.ndarray:
         """Return float64 [leaves, T] over the transformed task vectors of experts."""
@@ -123,36 +150,66 @@ def find_states(
         for i, name in enumerate(experts):
             state = chains[i][number].state(layout, name, seed, found[i])
             states[i].append(state)
-    stage = Stage(group, f"{group.name}/combined", chains, states)
+    stage = Stage(group, f"{group.name}/combined", chains, states, True)
+    for number, selection in enumerate(method.combiner.selections):
+        name = f"{stage.name}/{number}"
+        here = stage._replace(name=name, selection=selection)
+        asked = dict(enumerate(selection.thresholds))
+        cuts = _searched(here, asked, answers)
+        state = selection.state(layout, [cuts[i] for i in asked])
+        stage = stage._replace(selected=(*stage.selected, state))
     reduction, result = method.combiner.reduction(), None
     if isinstance(reduction, Sums):
         result = answers.sums(stage, reduction, range(len(experts)))
     elif isinstance(reduction, Votes):
         total = answers.votes(stage, reduction)
         result = None if total is None else reduction.finish(total)
-    return States(states, method.combiner.state(layout, result))
+    combined = method.combiner.state(layout, result, method.weights)
+    if stage.selected:
+        combined = stage.selected, combined
+    return States(states, combined)
 
 
 def _found(stage: Stage, asked: Sequence[Any], answers: Answers) -> list[Any]:
     """Return what each expert's reduction finds; None where there is none."""
-    found: list[Any] = [None] * len(asked)
-    searching = []
-    for i, wanted in enumerate(asked):
-        if isinstance(wanted, Threshold):
-            found[i] = answers.selected(stage, i, wanted)
-            searching += [i] if found[i] is None else []
-    for experts in [searching] if answers.together else [[i] for i in searching]:
+    count, found = len(asked), [None] * len(asked)
+    several = [one if isinstance(one, tuple) else (one,) for one in asked]
+    wanted = {
+        i + count * j: one
+        for i, of in enumerate(several)
+        for j, one in enumerate(of)
+        if isinstance(one, Threshold)
+    }
+    cuts = _searched(stage, wanted, answers)
+    for i in sorted(i for i in cuts if i < count):
+        of = tuple(cuts[i + count * j] for j in range(len(several[i])))
+        found[i] = of if isinstance(asked[i], tuple) else of[0]
+    if sums := [one for one in asked if isinstance(one, Sums)]:
+        # All experts have the same transforms, but for their numbers.
+        every = range(len(asked))
+        each = answers.sums(stage, sums[0].of_each(), every)
+        for i, of_one in enumerate(np.split(each, count, axis=1)):
+            found[i] = of_one
+    return found
+
+
+def _searched(
+    stage: Stage, wanted: Mapping[int, Threshold], answers: Answers
+) -> dict[int, Any]:
+    """Return what each search finds."""
+    found: dict[int, Any] = {}
+    for i, one in wanted.items():
+        if (cut := answers.selected(stage, i, one)) is not None:
+            found[i] = cut
+    left = [i for i in wanted if i not in found]
+    for numbers in [left] if answers.together else [[i] for i in left]:
         searches = {
             i: search.magnitude_cut(
-                stage.group.layout, asked[i], answers.sample(stage, i)
+                stage.group.layout, wanted[i], answers.sample(stage, i)
             )
-            for i in experts
+            for i in numbers
         }
-        for i, rule in _driven(stage, searches, answers).items():
-            found[i] = rule
-    for i, wanted in enumerate(asked):
-        if isinstance(wanted, Sums):
-            found[i] = answers.sums(stage, wanted, [i])
+        found |= _driven(stage, searches, answers)
     return found
 
 

@@ -29,6 +29,8 @@ from merging.methods import CountQuery, Layout, Threshold
 
 # Gives every stride-th magnitude key of a leaf, on the host: a first guess.
 Sample = Callable[[int, int], np.ndarray]
+# Trials of a unit in one query.
+_TRIALS = 3
 
 
 def magnitude_cut(
@@ -48,13 +50,19 @@ def magnitude_cut(
     everywhere = wanted.scope == "global"
     group = np.zeros(len(sizes), int) if everywhere else np.arange(len(sizes))
     elements = sizes.sum(keepdims=True) if everywhere else sizes
-    ranks = np.array([wanted.rank(int(n)) for n in elements], np.int64)
-    guesses = _guess(ranks, elements, group, sample) if sample else None
 
     def ask(trials: np.ndarray):
         return (yield CountQuery(trials, None))
 
-    found = yield from _descend(ask, ranks, elements, layout.key_top, guesses)
+    ranked = elements
+    if wanted.nonzero:
+        ones = np.ones((len(elements), _TRIALS), np.int64)
+        ranked = (yield from ask(ones))[:, 0]
+    ranks = np.array([wanted.rank(int(n)) for n in ranked], np.int64)
+    guesses = _guess(ranks, elements, group, sample) if sample else None
+    found = yield from _descend(
+        ask, ranks, elements, layout.key_top, guesses, value=wanted.value
+    )
     threshold, cutoff = found.low[group], sizes.copy()
     threshold[(ranks == 0)[group]] = layout.key_top
     crowded = (found.at_low > ranks) & (ranks > 0)
@@ -80,10 +88,11 @@ def selected(
     threshold = np.full(len(keys), layout.key_top, np.int64)
     cutoff = sizes.copy()
     for scope in [leaves] if wanted.scope == "global" else [[i] for i in leaves]:
-        rank = wanted.rank(int(sizes[scope].sum()))
+        ranked = np.concatenate([keys[i] for i in scope])
+        counted = np.count_nonzero(ranked) if wanted.nonzero else len(ranked)
+        rank = wanted.rank(int(counted))
         if rank == 0:
             continue
-        ranked = np.concatenate([keys[i] for i in scope])
         place = len(ranked) - rank
         ranked.partition(place)
         edge = ranked[place]
@@ -115,10 +124,11 @@ class _Bracket(NamedTuple):
     at_high: np.ndarray
 
 
-def _descend(ask, ranks, totals, top, guesses=None, at_top=0):
+def _descend(ask, ranks, totals, top, guesses=None, at_top=0, value=False):
     """Find for each unit the largest c in [0, top) whose count is at least the rank.
 
-    Stops early at a c whose count *is* the rank: it keeps the same elements.
+    Stops early at a c whose count *is* the rank: it keeps the same elements. With
+    `value` it does not.
 
     Args:
       ask: generator function from trials [units, 3] to the counts at them.
@@ -133,7 +143,7 @@ def _descend(ask, ranks, totals, top, guesses=None, at_top=0):
     stalled = np.zeros(ranks.shape, bool)
     while True:
         low, high, at_low, at_high = bracket
-        open_ = (high - low > 1) & (at_low != ranks) & (ranks > 0)
+        open_ = (high - low > 1) & ((at_low != ranks) | value) & (ranks > 0)
         if not open_.any():
             return bracket
         trials = guesses if guesses is not None else _trials(bracket, ranks, stalled)

@@ -14,7 +14,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from merging import checkpoints, methods
-from merging.merge import along_run, card, job, manifest, mergekit, preparation
+from merging.merge import (
+    along_run,
+    card,
+    job,
+    manifest,
+    mergekit,
+    preparation,
+    spaces,
+)
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import config_keys, memory, processes
@@ -38,8 +46,16 @@ _KEYS = {
     "shard_size": "5GB",
     "auxiliary_files": "",
 }
-_OWN = {"base": "", "rules": (), "dtype": "", "experts": tuple, "method": ConfigDict}
-_OWN["schedule"] = ""
+_OWN = {
+    "base": "",
+    "experts": tuple,
+    "method": ConfigDict,
+    "statistics": (),
+    "rules": (),
+    "space": spaces.WEIGHTS,
+    "dtype": "",
+    "schedule": "",
+}
 _YAML = {"merge_yaml": str}
 
 
@@ -51,7 +67,9 @@ def merge_checkpoints(
     *,
     schedule: str | None = None,
     method_file: str | None = None,
+    statistics: Sequence[str] | Mapping[str, str | os.PathLike] = (),
     leaf_rules: Sequence[str] = (),
+    space: str = spaces.WEIGHTS,
     seed: int = 0,
     memory_budget: str | int = "1GB",
     dtype: str | None = None,
@@ -77,8 +95,12 @@ def merge_checkpoints(
         `methods.run_weights`).
       method_file: a Python file of yours that registers methods; see
         `methods.register`. Then `method` may be "", if it registers one only.
+      statistics: {expert's name: folder}, or ``NAME=FOLDER``, of what `merging
+        collect` gathered, for a method that wants some (`methods.fisher`).
       leaf_rules: ``"REGEX => METHOD(…)"`` or ``"REGEX => base"``; the first that a
         leaf's path matches goes before `method` (see `merging.merge.rules`).
+      space: ``weights`` merges models, and adapters on their base; ``factors``,
+        ``core_space`` and ``knots`` merge LoRA adapters into an adapter.
       seed: of random masks. memory_budget: of all blocks in memory, such as ``"1GB"``.
       A method that sees whole
         matrices takes one of each model, should they need more.
@@ -100,7 +122,9 @@ def merge_checkpoints(
         "base": None if base is None else os.fspath(base),
         **_scheduled(_as_text(experts), method, schedule, method_file),
         "method_file": method_file,
+        "statistics": _as_text(statistics),
         "leaf_rules": leaf_rules,
+        "space": space,
         "seed": seed,
         "dtype": dtype,
         "format": format,
@@ -134,6 +158,7 @@ def merge_yaml(
         as `merge_checkpoints`.
     """
     settings = {
+        "space": spaces.WEIGHTS,
         "seed": seed,
         "format": format,
         "shard_size": shard_size,
@@ -166,7 +191,7 @@ def _scheduled(
 
 def _as_text(experts: Any) -> Any:
     if isinstance(experts, str):
-        raise UserError("experts must be several folders, not one text.")
+        raise UserError("experts and statistics must be several folders, not one text.")
     if isinstance(experts, Mapping):
         return {name: os.fspath(folder) for name, folder in experts.items()}
     return [os.fspath(folder) for folder in experts]
@@ -183,7 +208,7 @@ def _is_done(prepared: job.Job) -> bool:
         inputs = prepared.inputs
         if manifest.is_of(prepared.output, prepared.settings, inputs):
             return True
-        given = [source.uri for source in inputs.sources]
+        given = [source.uri for source in inputs.everything.values()]
         checkpoints.require_free_output(prepared.output, given)
         return False
 
@@ -220,7 +245,7 @@ def repeat(
         settings["method_file"] = own["path"]
     prepared, extra = preparation.prepare(output, memory_budget, **settings)
     opened = prepared.inputs
-    found = manifest.describe_inputs(opened.names, opened.sources, output)
+    found = manifest.describe_inputs(opened.everything, output)
     if len(found) != len(record["inputs"]):
         raise UserError(f"{path} does not list its own inputs; it was changed by hand.")
     changed = [
@@ -230,7 +255,7 @@ def repeat(
     ]
     if changed:
         raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
-    given = [source.uri for source in opened.sources]
+    given = [source.uri for source in opened.everything.values()]
     processes.broadcast(lambda: checkpoints.require_free_output(output, given))
     expected = {p: leaf["sha256"] for p, leaf in record["leaves"].items()}
     job.run(prepared, extra, expected)
@@ -287,12 +312,15 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
         _KEYS | (_YAML if by_yaml else _OWN),
         "merging merge",
         "merge/mergekit" if by_yaml else "merge/ties",
-        remote=() if by_yaml else ("base", "experts"),
+        remote=() if by_yaml else ("base", "experts", "statistics"),
     ).to_dict()
     if by_yaml:
         if not (yaml := values.pop("merge_yaml")):
             raise UserError("name the mergekit YAML (merge_yaml).")
-        arguments: dict[str, Any] = {"merge_yaml": mergekit.read(yaml)}
+        arguments: dict[str, Any] = {
+            "merge_yaml": mergekit.read(yaml),
+            "space": spaces.WEIGHTS,
+        }
     else:
         method = values.pop("method")
         name, file = method.pop("name", ""), method.pop("file", "")
@@ -303,7 +331,9 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
             "base": values.pop("base") or None,
             **_scheduled(values.pop("experts"), text, schedule, file or None),
             "method_file": file or None,
+            "statistics": values.pop("statistics"),
             "leaf_rules": values.pop("rules"),
+            "space": values.pop("space"),
             "dtype": values.pop("dtype") or None,
         }
     return {

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging.methods.reductions import Layout, Sums, Terms, Votes
+from merging.methods.reductions import Layout, Sums, Terms, Threshold, Votes
+from merging.methods.statistics import OF, Statistics
 from merging.runtime import numerics
 from merging.runtime.errors import UserError, nearest
+from merging.runtime.numerics import Index
 
 Weights = Sequence[Array] | None
 
@@ -28,9 +30,14 @@ class Combiner(Protocol):
 
     Attributes:
       granularity: how finely a leaf may be cut into blocks; see `method.GRANULARITIES`.
+      selections: what is done before, to all task vectors together.
+      takes: how many experts it merges, and the name of a method for other numbers;
+        None is any.
     """
 
     granularity: str
+    selections: "tuple[Selection, ...]"
+    takes: tuple[int, str] | None
 
     def check(self, weights: Sequence[float]) -> None:
         """Raise a UserError if these weights cannot be combined with."""
@@ -38,11 +45,45 @@ class Combiner(Protocol):
     def reduction(self) -> Votes | Sums | None:
         """Return what must be found of all transformed task vectors before."""
 
-    def state(self, layout: Layout, found: Any) -> Any:
+    def state(self, layout: Layout, found: Any, weights: Sequence[float] | None) -> Any:
         """Return the state, arrays with an entry for each leaf, of what was found."""
 
     def combine(self, values: Sequence[Array], weights: Weights, state: Any) -> Array:
         """Combine K blocks of one shape."""
+
+
+class Selection(Protocol):
+    """What is done to all K task vectors together, by a ranking of a score of them.
+
+    A frozen dataclass, as a combiner is.
+
+    Attributes:
+      granularity: as a combiner's: of the score, too.
+      thresholds: the rules that are found of the score, of each leaf by itself.
+    """
+
+    granularity: str
+    thresholds: tuple[Threshold, ...]
+
+    def score(
+        self, values: Sequence[Array], weights: Weights, base: Array | None
+    ) -> Array:
+        """Return the score of each element, ≥ 0."""
+
+    def state(
+        self, layout: Layout, found: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> Any:
+        """Return the state of what each of the thresholds is; see `Transform`."""
+
+    def apply(
+        self,
+        values: Sequence[Array],
+        weights: Weights,
+        base: Array | None,
+        index: Index,
+        state: Any,
+    ) -> list[Array]:
+        """Return the K blocks that go on."""
 
 
 @jax.tree_util.register_static
@@ -50,14 +91,20 @@ class Combiner(Protocol):
 class Combined:
     """A combiner that is given as functions; see `combiner`."""
 
-    function: Callable[[Sequence[Array], Weights, Any], Array]
+    function: Callable[..., Array]
     granularity: str = "element"
     terms: Terms | None = None
     finish: Callable[[np.ndarray], Any] | None = None
     refuse: Callable[[Sequence[float]], None] | None = None
+    selections: tuple[Selection, ...] = ()
+    takes: tuple[int, str] | None = None
+    parameters: tuple[tuple[str, Any], ...] = ()
+    statistics: Statistics | None = None
 
     def __repr__(self) -> str:
-        return f"combiner({self.function.__module__}.{self.function.__qualname__})"
+        own = "".join(f", {name}={value!r}" for name, value in self.parameters)
+        called = f"{self.function.__module__}.{self.function.__qualname__}"
+        return f"combiner({called}{own})"
 
     def check(self, weights):
         """Refuse what the method's author refuses."""
@@ -68,21 +115,26 @@ class Combined:
         """Ask for the terms' sums, if there are terms."""
         return None if self.terms is None else Sums(self.terms, repr(self))
 
-    def state(self, layout, found):
+    def state(self, layout, found, weights):
         """Return what the author makes of the sums."""
         return () if self.terms is None else self.finish(found)
 
-    def combine(self, values, weights, state):
+    def combine(self, values, weights, state, *statistics):
         """Call the author's function."""
-        return self.function(values, weights, state)
+        own = dict(self.parameters)
+        return self.function(values, weights, state, *statistics, **own)
 
 
 def combiner(
-    function: Callable[[Sequence[Array], Weights, Any], Array],
+    function: Callable[..., Array],
     granularity: str = "element",
     terms: Terms | None = None,
     state: Callable[[np.ndarray], Any] | None = None,
     refuse: Callable[[Sequence[float]], None] | None = None,
+    selections: Sequence[Selection] = (),
+    takes: tuple[int, str] | None = None,
+    statistics: Statistics | None = None,
+    **parameters: Any,
 ) -> Combined:
     """Return a combiner made of pure functions: all that a new method has to bring.
 
@@ -94,18 +146,41 @@ def combiner(
         transformed task vectors (models, where the method has no scale), float32;
         `weights` K numbers or None for all 1. With granularity ``element`` the blocks
         are arbitrary pieces, and the function must be elementwise; with ``row`` their
-        last axis is a whole row of a leaf; with ``matrix`` they are [m, rows, columns],
-        whole matrices, or of at most two axes for what is no matrix.
+        last axis is a whole row of a leaf; with ``matrix`` they are whole matrices,
+        [m, outputs, inputs] however the leaf stores them (`method.Matrices`), or of at
+        most two axes for what is no matrix.
       granularity: ``element``, ``row``, ``matrix`` or ``tensor``.
       terms: ``(values, weights) -> terms``, elementwise, if sums over each leaf are
         needed, e.g. `reductions.gram_terms`; rows then stay whole.
       state: makes, of float64 sums [leaves, T], arrays with an entry for each leaf; the
         function is given them broadcast against the blocks.
       refuse: raises a UserError for weights that cannot be used.
+      selections: done to the task vectors before, one after the other.
+      takes: how many experts it merges, and the name of a method that merges another
+        number of them; None is any number.
+      statistics: what must be known of each expert beside its weights, such as
+        `methods.FISHER`. The function is then given a list of K arrays as its fourth
+        argument, of the blocks' shape or [m, inputs, inputs]; None for leaves without.
+      **parameters: numbers or words that the function takes by name; a program is
+        compiled for each value.
     """
     if terms is not None and granularity == "element":
         granularity = "row"
-    return Combined(function, granularity, terms, state, refuse)
+    if statistics is not None and statistics.of not in OF:
+        raise nearest("kind of statistics", statistics.of, OF)
+    if statistics is not None and statistics.of == "inputs":
+        granularity = "matrix"
+    return Combined(
+        function,
+        granularity,
+        terms,
+        state,
+        refuse,
+        tuple(selections),
+        takes,
+        tuple(sorted(parameters.items())),
+        statistics,
+    )
 
 
 def refuse_sum_of_zero(weights: Sequence[float]) -> None:
@@ -140,6 +215,8 @@ class ElectSign:
     reduce: str
     divisor: str
     granularity = "element"
+    selections = ()
+    takes = None
 
     def check(self, weights):
         """Refuse negative weights, but where they turn an expert's vote around."""
@@ -152,7 +229,7 @@ class ElectSign:
         """Ask for the model's majority, if an element without a sign takes it."""
         return Votes(self) if self.zero == "majority" else None
 
-    def state(self, layout, found):
+    def state(self, layout, found, weights):
         """Return, for each leaf, whether an element with no sign of its own is +."""
         positive = True if found is None else found
         return np.full(len(layout.paths), positive)
@@ -187,9 +264,14 @@ def mean() -> Combined:
     return combiner(_mean, refuse=refuse_sum_of_zero)
 
 
-def sum() -> Combined:  # noqa: A001 (the field's word; used as `combiners.sum`)
-    """Return the weighted sum, Σ wᵢΔᵢ (Ilharco et al. 2023); any weights will do."""
-    return combiner(_sum)
+def sum(  # noqa: A001 (the field's word; used as `combiners.sum`)
+    takes: tuple[int, str] | None = None, selections: Sequence[Selection] = ()
+) -> Combined:
+    """Return the weighted sum, Σ wᵢΔᵢ (Ilharco et al. 2023); any weights will do.
+
+    `takes` and `selections` are as in `combiner`.
+    """
+    return combiner(_sum, takes=takes, selections=selections)
 
 
 def elect_sign(

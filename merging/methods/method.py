@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merging.methods.combiners import Combiner
+from merging.methods import combiners
+from merging.methods.combiners import Combiner, Selection
 from merging.methods.reductions import Reduction, Threshold
+from merging.methods.statistics import Matrices, Statistics
 from merging.methods.transforms import Transform, number
 from merging.runtime import numerics
 from merging.runtime.errors import UserError
@@ -57,16 +59,31 @@ class Method:
         return self.scale is not None
 
     @property
+    def takes(self) -> int | None:
+        """How many experts it merges; None is any number."""
+        return self.combiner.takes and self.combiner.takes[0]
+
+    @property
     def granularity(self) -> str:
         """The coarsest of its parts' granularities."""
-        parts = (*self.transforms, self.combiner)
+        combiner = self.combiner
+        parts = (*self.transforms, *combiner.selections, combiner)
         return max((part.granularity for part in parts), key=GRANULARITIES.index)
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
         """What its parts ask for, in order."""
-        asked = (part.reduction() for part in (*self.transforms, self.combiner))
-        return tuple(reduction for reduction in asked if reduction is not None)
+        asked = [part.reduction() for part in self.transforms]
+        for selection in self.combiner.selections:
+            asked += selection.thresholds
+        asked.append(self.combiner.reduction())
+        listed = [one if isinstance(one, tuple) else (one,) for one in asked]
+        return tuple(one for of in listed for one in of if one is not None)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What it must be told of each expert beside the weights, if anything."""
+        return getattr(self.combiner, "statistics", None)
 
     @property
     def ranks_model(self) -> bool:
@@ -88,8 +105,15 @@ class Method:
         """Return it for experts in another order: the i-th was the order[i]-th.
 
         Raises:
-          UserError: weights, or other numbers per expert, are not as many.
+          UserError: it does not merge that many; weights, or other numbers per expert,
+            are not as many.
         """
+        count, other = self.combiner.takes or (len(order), "")
+        if len(order) != count:
+            many = "one expert" if count == 1 else f"{count} experts"
+            raise UserError(
+                f"{self.name} merges {many}, not {len(order)}; {other} does."
+            )
         given = [] if self.weights is None else [("weights", self.weights)]
         for transform in self.transforms:
             given += [(f"values of {n}", v) for n, v in _per_expert(transform).items()]
@@ -170,13 +194,26 @@ def task_vectors(
     experts: Sequence[Array],
     states: Sequence[Sequence[Any]],
     index: Index,
+    selected: Sequence[Any] = (),
 ) -> list[Array]:
-    """Return each expert's transformed task vector (or model), in float32 (or 64)."""
+    """Return each expert's transformed task vector (or model), in float32 (or 64).
+
+    Args:
+      method: whose, or a part of its transforms.
+      base: the block of θ₀; not read if the method needs none.
+      experts: the same block of each θᵢ, in order.
+      states: [expert][transform], for this block's leaf, of as many as are applied.
+      index: each element's index in its leaf.
+      selected: the states of the combiner's selections, of as many as are applied.
+    """
     start = base if method.needs_base else None
-    return [
+    values = [
         transform_block(method.of(i), start, expert, state, index)
         for i, (expert, state) in enumerate(zip(experts, states, strict=True))
     ]
+    for selection, state in zip(method.combiner.selections, selected, strict=False):
+        values = selection.apply(values, method.weights, start, index, state)
+    return values
 
 
 def merge_block(
@@ -187,7 +224,8 @@ def merge_block(
     combined: Any,
     index: Index,
     dtype: jnp.dtype,
-    matrix: tuple[int, int] | None = None,
+    matrix: Matrices | None = None,
+    statistics: Sequence[Array] | None = None,
 ) -> Array:
     """Merge one block: float32 (or float64) arithmetic, one rounding, to `dtype`.
 
@@ -196,36 +234,74 @@ def merge_block(
       base: the block of θ₀; may be None if the method needs no base.
       experts: the same block of each θᵢ, in order.
       states: [expert][transform], for this block's leaf.
-      combined: the combiner's state, likewise.
+      combined: the combiner's state, likewise; if it has selections, their states and
+        its own.
       index: each element's index in its leaf.
       dtype: of the result.
-      matrix: (rows, columns) of the matrices that the block holds whole, for a combiner
-        of that granularity; None otherwise, and for what is no matrix.
+      matrix: how the matrices lie that the block holds whole, for a combiner of that
+        granularity; None otherwise, and for what is no matrix.
+      statistics: of each expert, for a method that wants some; None where there are
+        none for this leaf.
     """
-    values = task_vectors(method, base, experts, states, index)
+    selected = ()
+    if method.combiner.selections:
+        selected, combined = combined
+    values = task_vectors(method, base, experts, states, index, selected)
     if matrix is not None:
-        values = [value.reshape(-1, *matrix) for value in values]
-    merged = method.combiner.combine(values, method.weights, combined)
+        values = [matrix.taken_from(value) for value in values]
+    told = ()
+    if method.statistics is not None:
+        told = (_told(method.statistics, statistics, matrix, values[0].dtype),)
+    merged = method.combiner.combine(values, method.weights, combined, *told)
+    if matrix is not None:
+        merged = matrix.stored(merged)
     merged = merged.reshape(experts[0].shape)
     if method.needs_base:
         merged = base.astype(merged.dtype) + numerics.scaled(merged, method.scale)
     return merged.astype(dtype)
 
 
-def count_kept(
-    transforms: Sequence[Transform],
+def alone(method: Method, transforms: Sequence[Transform]) -> Method:
+    """Return what makes one expert's task vector, after some of its transforms.
+
+    What the method does with it is left out, so that all methods share programs.
+    """
+    scale = 0.0 if method.needs_base else None
+    return Method("", tuple(transforms), combiners.sum(), scale, None)
+
+
+def magnitude_keys(
+    method: Method,
+    selection: Selection | None,
     base: Array | None,
-    expert: Array,
-    states: Sequence[Any],
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    selected: Sequence[Any],
     index: Index,
-    threshold: Array,
-    cutoff: Index,
+    key_dtype: jnp.dtype,
 ) -> Array:
+    """Return the magnitude keys of one task vector, or of a score of several.
+
+    Args:
+      selection: whose score is ranked; None ranks the one expert's task vector.
+      key_dtype: uint32, or uint64 where the model holds a float64 leaf.
+
+    The others are those of `task_vectors`.
+    """
+    values = task_vectors(method, base, experts, states, index, selected)
+    if selection is None:
+        (ranked,) = values
+    else:
+        start = base if method.needs_base else None
+        ranked = selection.score(values, method.weights, start)
+    return numerics.magnitude_keys(ranked, key_dtype)
+
+
+def count_kept(keys: Array, index: Index, threshold: Array, cutoff: Index) -> Array:
     """Answer a `CountQuery` for one block: [trials] or [trials, leading] int32.
 
-    `transforms` are those *before* the trim that asks; `threshold` [trials] are keys.
+    `threshold` [trials] are keys.
     """
-    keys = magnitude_keys(transforms, base, expert, states, index, threshold.dtype)
     counts = []
     for i in range(threshold.shape[0]):
         here = Index(*(w if w is None else w[i] for w in cutoff))
@@ -233,10 +309,21 @@ def count_kept(
     return jnp.stack(counts)
 
 
-def magnitude_keys(transforms, base, expert, states, index, key_dtype) -> Array:
-    """Return the magnitude keys of one expert's block after some transforms."""
-    delta = transform_block(transforms, base, expert, states, index)
-    return numerics.magnitude_keys(delta, key_dtype)
+def _told(
+    wanted: Statistics,
+    given: Sequence[Array] | None,
+    matrix: Matrices | None,
+    dtype: jnp.dtype,
+) -> list[Array] | None:
+    """Return statistics as the combiner wants them."""
+    if given is None:
+        return None
+    given = [array.astype(dtype) for array in given]
+    if matrix is None:
+        return given
+    if wanted.of == "element":
+        return [matrix.taken_from(array) for array in given]
+    return [array.reshape(-1, matrix.inputs, matrix.inputs) for array in given]
 
 
 def _per_expert(transform: Transform) -> dict[str, tuple]:

@@ -9,8 +9,12 @@ Each has four parts, `init`, `update` on a block, `combine` of partial totals an
   search (`merging.merge.search`) that asks `CountQuery` after `CountQuery`, int64.
 * `Votes`: whether most elements of the model lean to the positive side, int64.
 * `Sums`: sums of float terms, such as dot products and norms, for each leaf.
+
+Where what is ranked is a score of all experts together, a `combiners.Selection` asks
+for the thresholds.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,11 +85,16 @@ class Threshold:
         smallest magnitude that is kept; 0 keeps nothing.
       scope: ``global`` (one ranking over all leaves) or ``tensor`` (one for each).
       ties: ``keep_all`` or ``exact`` (lowest path, then lowest index, first).
+      nonzero: whether only elements that are not 0 count for the rank.
+      value: whether the threshold must be the ranked magnitude itself, as a quantile
+        is; any other that keeps the same elements will do else, and is found sooner.
     """
 
     rank: Callable[[int], int]
     scope: str
     ties: str
+    nonzero: bool = False
+    value: bool = False
 
 
 @jax.tree_util.register_static
@@ -125,18 +134,27 @@ class Sums:
     Attributes:
       terms: gives the T terms of a block, elementwise.
       name: of the question, as the journal knows it.
+      original: whether the terms are given the task vectors as they were before any
+        transform, and after those the ones that are there now.
     """
 
     terms: Terms
     name: str
+    original: bool = False
+
+    def of_each(self) -> "Sums":
+        """Return the sums of every expert's own terms, one after the other's."""
+        terms = _EachTerms(self.terms, self.original)
+        return dataclasses.replace(self, terms=terms)
 
     def init(
         self, layout: Layout, experts: int, weights: Sequence[float] | None
     ) -> np.ndarray:
         """Return empty totals for so many experts: int64 [leaves, T, bins]."""
-        values = [jax.ShapeDtypeStruct((1,), jnp.float32)] * experts
+        count = experts * (2 if self.original else 1)
+        values = [jax.ShapeDtypeStruct((1,), jnp.float32)] * count
         terms = len(jax.eval_shape(self.terms, values, weights))
-        return np.zeros((len(layout.paths), terms, _bins(layout.wide)), np.int64)
+        return exact_totals((len(layout.paths), terms), layout.wide)
 
     def update(self, values: Sequence[Array], weights: Sequence[Array] | None) -> Array:
         """Return the partial sums of a block's rows: [T, ..., pieces of a row]."""
@@ -145,16 +163,23 @@ class Sums:
     def combine(self, totals: np.ndarray, partial: np.ndarray, leaf: int) -> None:
         """Add some rows' partial sums [T, n] to a leaf's totals, in place."""
         for term, values in enumerate(partial):
-            _add_exactly(totals[leaf, term], values)
+            add_exactly(totals[leaf, term], values)
 
     def finish(self, totals: np.ndarray, wide: bool) -> np.ndarray:
         """Return the sums: float64 [leaves, T]."""
-        unit = 1 << _bias(wide)
-        sums = [
-            [sum(int(n) << _STEP * b for b, n in enumerate(bins)) / unit for bins in of]
-            for of in totals
-        ]
-        return np.array(sums, np.float64).reshape(totals.shape[:2])
+        return exact_sums(totals, wide)
+
+
+@dataclass(frozen=True)
+class _EachTerms:
+    """The terms of experts taken one at a time."""
+
+    terms: Terms
+    original: bool
+
+    def __call__(self, values: Sequence[Array], weights: object) -> list[Array]:
+        count = len(values) // (2 if self.original else 1)
+        return [t for i in range(count) for t in self.terms(values[i::count], None)]
 
 
 Reduction = Threshold | Votes | Sums
@@ -173,7 +198,33 @@ def _bins(wide: bool) -> int:
     return (_bias(wide) + (1024 if wide else 128)) // _STEP + 1
 
 
-def _add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
+def exact_totals(shape: tuple[int, ...], wide: bool) -> np.ndarray:
+    """Return empty totals, which add up exactly in any order: int64 [*shape, bins].
+
+    Args:
+      shape: one total for each entry.
+      wide: whether float64 values are to be added; otherwise float32.
+    """
+    return np.zeros((*shape, _bins(wide)), np.int64)
+
+
+def exact_sums(totals: np.ndarray, wide: bool) -> np.ndarray:
+    """Return what exact totals [..., bins] stand for, rounded once: float64 [...]."""
+    unit = 1 << _bias(wide)
+    sums = [
+        sum(int(n) << _STEP * int(b) for b, n in zip(*_nonzero(bins), strict=True))
+        / unit
+        for bins in totals.reshape(-1, totals.shape[-1])
+    ]
+    return np.array(sums, np.float64).reshape(totals.shape[:-1])
+
+
+def _nonzero(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    places = np.flatnonzero(bins)
+    return places, bins[places]
+
+
+def add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
     """Add finite floats to int64 bins, of which number b counts 2**(8 b - bias).
 
     A float64 of 53 bits goes in as two numbers, its upper 27 bits and the rest.

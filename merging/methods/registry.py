@@ -26,6 +26,7 @@ class Entry(NamedTuple):
       paper: where it comes from.
       definition: in a line.
       build: makes the method of its parameters.
+      evidence: what is known of its worth, in a few words.
     """
 
     name: str
@@ -33,13 +34,14 @@ class Entry(NamedTuple):
     paper: str
     definition: str
     build: Callable[..., Method]
+    evidence: str = ""
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
 def register(
-    paper: str = "", definition: str = "", name: str = ""
+    paper: str = "", definition: str = "", name: str = "", evidence: str = ""
 ) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
     """Return a decorator that adds a method, by the function that builds it.
 
@@ -47,6 +49,7 @@ def register(
       paper: where it comes from.
       definition: what it does, in a line; the function's docstring's first by default.
       name: the function's own by default.
+      evidence: what is known of its worth, in a few words.
 
     Raises:
       UserError: another function has the name, or a parameter has no default.
@@ -74,6 +77,7 @@ def register(
             paper,
             definition or first,
             build,
+            evidence,
         )
         known = _ENTRIES.get(entry.name)
         if known is not None and known.build.__module__ != build.__module__:
@@ -129,8 +133,22 @@ def load_file(path: str | Path) -> tuple[str, list[str]]:
 
 
 def names() -> list[str]:
-    """Return the methods' names, in the order of `merging methods`."""
-    return list(_ENTRIES)
+    """Return the methods' names, in the order of `merging methods`.
+
+    By letter, and those with mergekit's rules last.
+    """
+    return sorted(_ENTRIES, key=lambda name: ("@" in name, name))
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Return a method's parameters, with their defaults.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if name not in _ENTRIES:
+        raise nearest("method", name, _ENTRIES)
+    return dict(_ENTRIES[name].parameters)
 
 
 def get(name: str, **parameters: Any) -> Method:
@@ -154,4 +172,4 @@ def get(name: str, **parameters: Any) -> Method:
 
 def catalogue() -> list[Entry]:
     """Return a record of every method."""
-    return list(_ENTRIES.values())
+    return [_ENTRIES[name] for name in names()]

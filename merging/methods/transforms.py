@@ -37,7 +37,7 @@ class Transform(Protocol):
 
     granularity: str
 
-    def reduction(self) -> Reduction | None:
+    def reduction(self) -> Reduction | tuple[Threshold, ...] | None:
         """Return what must be found of each expert's Δ before."""
 
     def state(self, layout: Layout, expert: str, seed: int, found: Any) -> Any:
@@ -48,7 +48,8 @@ class Transform(Protocol):
           expert: its name.
           seed: of random masks.
           found: by the reduction, or None: (threshold keys, cutoff indices), both
-            int64 [leaves], of a `Threshold`; float64 [leaves, T] of `Sums`.
+            int64 [leaves], of a `Threshold`, and as many of a tuple of them; float64
+            [leaves, T] of `Sums`.
         """
 
     def apply(self, delta: Array, state: Any, index: Index) -> Array:
@@ -105,10 +106,7 @@ class Trim:
         if found is None:
             ranks = [self._rank(s[-1] if s else 1) for s in layout.shapes]
             return RowRank(np.array(ranks, np.int32))
-        threshold, cutoff = found
-        largest = int(layout.sizes.max(initial=0))
-        keys = threshold.astype(layout.key_dtype)
-        return Cutoff(keys, numerics.as_index(cutoff, largest))
+        return cutoff_of(layout, found)
 
     def _rank(self, elements: int) -> int:
         if self.density == 0:
@@ -225,6 +223,14 @@ def drop(density: Fraction, rescale: bool = True, nothing: bool = False) -> Drop
 def rescale(divisor: Fraction) -> Rescale:
     """Divide each task vector by a number in (0, 1], such as the density kept."""
     return Rescale(fraction("divisor", divisor))
+
+
+def cutoff_of(layout: Layout, found: tuple[np.ndarray, np.ndarray]) -> Cutoff:
+    """Return the state of what a `Threshold` finds, for `numerics.kept`."""
+    threshold, cutoff = found
+    largest = int(layout.sizes.max(initial=0))
+    keys = threshold.astype(layout.key_dtype)
+    return Cutoff(keys, numerics.as_index(cutoff, largest))
 
 
 def fraction(name: str, value: Fraction, nothing: bool = False) -> Fraction:

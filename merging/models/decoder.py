@@ -9,7 +9,8 @@ arrays.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,7 @@ class Block(nnx.Module):
         where: Positions,
         cache: Cache | None,
         local: jax.Array | None,
+        seen: dict[str, jax.Array],
     ) -> tuple[jax.Array, Cache]:
         """Return the stream [B, T, d_model] after this layer, and the layer's cache.
 
@@ -75,21 +77,23 @@ class Block(nnx.Module):
           where: the tokens' positions.
           cache: what came before them, or None.
           local: whether this is a local layer; None if all layers see alike.
+          seen: is given the inputs of each linear map, by its leaf's name.
         """
         h = _norm(self.config, self.attention_norm, x)
-        attended, cache = self._attend(h, where, cache, local)
+        attended, cache = self._attend(h, where, cache, local, seen)
         if self.config.parallel_block:
-            return x + attended + self._mlp(h), cache
+            return x + attended + self._mlp(h, seen), cache
         if self.config.post_norms:
             attended = _norm(self.config, self.attention_post_norm, attended)
         x = x + attended
-        out = self._mlp(_norm(self.config, self.mlp_norm, x))
+        out = self._mlp(_norm(self.config, self.mlp_norm, x), seen)
         if self.config.post_norms:
             out = _norm(self.config, self.mlp_post_norm, out)
         return x + out, cache
 
-    def _attend(self, h, where, cache, local):
+    def _attend(self, h, where, cache, local, seen):
         c, view = self.config, where.seen_by(local)
+        seen |= dict.fromkeys(("query", "key", "value"), h)
         q, k, v = self._heads(h)
         q, k = (rotate(x, view.sin, view.cos) for x in (q, k))
         if cache is not None:
@@ -98,7 +102,8 @@ class Block(nnx.Module):
             v = cache.values.at[rows, where.index].set(v)
         scale = (c.query_scalar or c.head_dim) ** -0.5
         out = attention(q * scale, k, v, view.mask, softcap=c.attention_softcap)
-        return _apply(self.output, out.reshape(*h.shape[:2], -1)), Cache(k, v)
+        seen["output"] = out = out.reshape(*h.shape[:2], -1)
+        return _apply(self.output, out), Cache(k, v)
 
     def _heads(self, h):
         """Return queries, keys and values, [B, T, heads, head_dim] each."""
@@ -116,9 +121,11 @@ class Block(nnx.Module):
             k = _norm(self.config, self.key_norm, k)
         return q, k, v
 
-    def _mlp(self, h):
+    def _mlp(self, h, seen):
         gate = _ACTIVATION[self.config.activation](_apply(self.gate, h))
-        return _apply(self.down, gate * _apply(self.up, h))
+        hidden = gate * _apply(self.up, h)
+        seen |= {"gate": h, "up": h, "down": hidden}
+        return _apply(self.down, hidden)
 
 
 class Decoder(nnx.Module):
@@ -147,6 +154,36 @@ class Decoder(nnx.Module):
           cache: leaves [layers, B, S, kv_heads, head_dim] to write into and attend
             to; without it the keys and values of this call are attended and returned.
         """
+        hidden, cache, _ = self._run(inputs, where, cache, None)
+        return hidden, cache
+
+    def inputs_of_linear_maps(
+        self,
+        inputs: jax.Array,
+        where: Positions,
+        reduce: Callable[[jax.Array], jax.Array],
+    ) -> dict[str, jax.Array]:
+        """Return something of each linear map's inputs, by the path of its leaf.
+
+        Args:
+          inputs: token ids [B, T], BOS included.
+          where: their positions.
+          reduce: of inputs [B, T, n]; stacked over the layers.
+        """
+        hidden, _, seen = self._run(inputs, where, None, reduce)
+        found = {f"layers/{name}": value for name, value in seen.items()}
+        return (
+            found if self.config.tied_embeddings else found | {"head": reduce(hidden)}
+        )
+
+    def _run(
+        self,
+        inputs: jax.Array,
+        where: Positions,
+        cache: Cache | None,
+        reduce: Callable[[jax.Array], jax.Array] | None,
+    ) -> tuple[jax.Array, Cache, dict[str, Any]]:
+        """Return the last stream, the caches, and what each layer's maps have seen."""
         c = self.config
         x = self.embed[...].astype(c.dtype)[inputs]
         if c.scaled_embeddings:
@@ -155,25 +192,28 @@ class Decoder(nnx.Module):
 
         def layer(x, leaves):
             weights, cache, local = leaves
-            x, cache = nnx.merge(block, weights)(split_rows(x), where, cache, local)
-            return split_rows(x), cache
+            seen: dict[str, jax.Array] = {}
+            x = split_rows(x)
+            x, cache = nnx.merge(block, weights)(x, where, cache, local, seen)
+            kept = {} if reduce is None else {n: reduce(h) for n, h in seen.items()}
+            return split_rows(x), (cache, kept)
 
         if c.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         local = None if where.sliding is None else jnp.array(c.local_layers)
-        x, cache = self._through(layer, x, (weights, cache, local))
-        return _norm(c, self.final_norm, x), cache
+        x, (cache, kept) = self._through(layer, x, (weights, cache, local))
+        return _norm(c, self.final_norm, x), cache, kept
 
     def _through(self, layer, x, leaves):
         """Scan the layers; few small ones run faster written out (see `unroll`)."""
         layers = self.config.layers
         if self.config.unroll < layers:
             return jax.lax.scan(layer, x, leaves, unroll=self.config.unroll)
-        caches = []
+        left = []
         for i in range(layers):
-            x, cache = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], leaves))
-            caches.append(cache)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+            x, one = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], leaves))
+            left.append(one)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *left)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return float32 logits [..., vocab_size] of hidden [..., d_model]."""

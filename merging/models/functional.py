@@ -77,6 +77,31 @@ def logits(config: DecoderConfig, params: Params, inputs: jax.Array) -> jax.Arra
     return model.logits(hidden)
 
 
+def input_grams(
+    config: DecoderConfig, params: Params, inputs: jax.Array, counted: jax.Array
+) -> dict[str, jax.Array]:
+    """Return Σ x xᵀ over tokens, of the inputs x of each linear map.
+
+    Args:
+      config: the decoder.
+      params: its parameters.
+      inputs: ids [B, T] as the model is to see them, BOS included.
+      counted: bool [B, T], which tokens to add up.
+
+    Returns:
+      {path of the map's leaf: float32 [layers, n, n]}, and of the head [n, n] where it
+      is not tied to the embedding.
+    """
+
+    def gram(x: jax.Array) -> jax.Array:
+        x = jnp.where(counted[..., None], x, 0).astype(jnp.float32)
+        x = x.reshape(-1, x.shape[-1])
+        return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+
+    where = causal(config, inputs.shape[1])
+    return bind(config, params).inputs_of_linear_maps(inputs, where, gram)
+
+
 def shift_right(tokens: jax.Array, bos: int = BOS) -> jax.Array:
     """Return tokens [B, T] moved right by one, opened by BOS: the model's input."""
     return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=bos)

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from merging.merge import kernels
-from merging.merge.in_memory_reduce import at_stage
 from merging.merge.partition import Block, Partition, RowMetadata, in_memory_blocks
 from merging.merge.reduce import LeafGroup, Stage, States, find_states
 from merging.methods import CountQuery, Layout, Method, Sums, Threshold, Votes
@@ -144,7 +143,7 @@ class _Asked:
         """Answer 1: what is done does not depend on it."""
         self.stages[stage.name] = stage
         self.reductions.append((stage.name, reduction, tuple(experts)))
-        weights = at_stage(stage, experts).weights
+        weights = stage.method(experts).weights
         return np.ones(reduction.init(self.layout, len(experts), weights).shape[:2])
 
     def votes(self, stage: Stage, reduction: Votes) -> int:
@@ -245,16 +244,25 @@ def _programs(
     metadata = RowMetadata(block, asked.layout, asked.group.leaves)
     size = block.pieces[0].stop
 
-    def spread(stage: Stage, expert: int) -> list[Any]:
-        return [metadata.spread(state) for state in stage.states[expert]]
+    def spread(stage: Stage, experts: Sequence[int]) -> list[Any]:
+        done = len(stage.before[0])
+        return [
+            [metadata.spread(state) for state in stage.states[i][:done]]
+            for i in experts
+        ]
+
+    def selected(stage: Stage) -> list[Any]:
+        return [metadata.spread(state) for state in stage.selected]
 
     def count(stage: Stage, trials: int) -> Any:
-        done = len(stage.before[0])
+        experts = stage.experts(0)
         return kernels.count.lower(
-            stage.before[0],
+            stage.method(experts),
+            stage.selection,
             base,
-            array,
-            spread(stage, 0)[:done],
+            [array] * len(experts),
+            spread(stage, experts),
+            selected(stage),
             metadata.offset,
             np.zeros(trials, np.uint32),
             numerics.as_index(np.zeros(trials), size),
@@ -262,13 +270,13 @@ def _programs(
         )
 
     def reduced(stage: Stage, reduction: Any, experts: Sequence[int]) -> Any:
-        done = len(stage.before[experts[0]])
         return kernels.reduced.lower(
             reduction,
-            at_stage(stage, experts),
+            stage.method(experts),
             base,
             [array] * len(experts),
-            [spread(stage, i)[:done] for i in experts],
+            spread(stage, experts),
+            selected(stage),
             metadata.offset,
             strides=block.strides,
         )

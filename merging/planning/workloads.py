@@ -155,6 +155,11 @@ def of_family(config: Any, size: str = "", method: Method | None = None) -> Work
     if method is None:
         settings = config.method.to_dict()
         method = methods.get(settings.pop("name"), **settings)
+    if method.statistics is not None:
+        raise UserError(
+            f"{method.name} merges by statistics, whose bytes are those of the models: "
+            "give the config of the merge, with its checkpoints."
+        )
     if config.experts < 1:
         raise UserError(f"experts = {config.experts}: there must be one at least.")
     experts = tuple(f"expert{i}" for i in range(config.experts))
@@ -197,6 +202,9 @@ def of_merge(config: Any) -> Workload:
     notes = []
     if method is None:
         notes.append("leaves are merged by several rules: only the streamed merge")
+    elif method.statistics is not None:
+        method = None
+        notes.append("the leaves are merged by statistics: only the streamed merge")
     try:
         decoder = open_model(job.inputs.first.uri).config
     except UserError as error:

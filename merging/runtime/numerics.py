@@ -235,6 +235,16 @@ def piece_sums(values: Array) -> Array:
     return values[..., 0]
 
 
+def row_sums(values: Array) -> Array:
+    """Return each row's sum (last axis), in an order that is always the same: [..., 1].
+
+    The sums of pieces are pieces again, until one is left.
+    """
+    while values.shape[-1] > 1:
+        values = piece_sums(values)
+    return values
+
+
 def mask_key(seed: int, expert: str, path: str) -> tuple[int, int]:
     """Return the two uint32 words that key one expert's mask of one leaf.
 

@@ -91,6 +91,13 @@ Names = Annotated[tuple[str, ...], Kind("a list of distinct plain names", _is_su
 Settings = Annotated[
     Mapping[str, object], Kind("an object of plain settings", _is_settings)
 ]
+CountOrNull = Annotated[
+    int | None,
+    Kind(
+        "a whole number from 1, or null",
+        lambda v: v is None or (type(v) is int and 1 <= v <= 10**15),
+    ),
+]
 Flag = Annotated[bool, Kind("true or false", lambda v: isinstance(v, bool))]
 
 
@@ -111,6 +118,10 @@ class Row:
       value: the raw metric; so are `value_of_expert` (the dataset's own expert,
         None for held-out) and `value_of_base`.
       normalised: see `normalise`; None where it does not exist.
+      target_log_p: sum of the log-likelihoods, in nats, of the right answers of all
+        examples under all prompt templates; None where they were not scored (texts are
+        generated, and rows from before there was this field).
+      target_tokens: the tokens of these answers.
     """
 
     suite: Name
@@ -137,6 +148,15 @@ class Row:
     wall_seconds: Number
     git_revision: Name
     config_hash: Name
+    target_log_p: NumberOrNull = None
+    target_tokens: CountOrNull = None
+
+    @property
+    def cross_entropy(self) -> float | None:
+        """Nats per token of the right answers; None where they were not scored."""
+        if self.target_log_p is None or self.target_tokens is None:
+            return None
+        return -self.target_log_p / self.target_tokens
 
 
 # Field -> what it must be, in the fields' order.
@@ -144,6 +164,9 @@ _SCHEMA: dict[str, Kind] = {
     name: hint.__metadata__[0]
     for name, hint in get_type_hints(Row, include_extras=True).items()
 }
+
+# Rows from before there were these have none.
+_OPTIONAL_KEYS = ("target_log_p", "target_tokens")
 
 
 def normalise(value: float, denominator: float | None) -> float | None:
@@ -278,7 +301,7 @@ def _parse(line: bytes) -> Row:
     if found := _problems(record):
         raise ValueError("; ".join(found))
     for key, kind in _SCHEMA.items():
-        if kind in (_NUMBER, _OPTIONAL) and record[key] is not None:
+        if kind in (_NUMBER, _OPTIONAL) and record.get(key) is not None:
             record[key] = float(record[key])
     return Row(**record | {"subset": tuple(record["subset"])})
 
@@ -296,7 +319,9 @@ def _no_constant(text: str) -> None:
 
 def _problems(record: Mapping[str, object]) -> list[str]:
     """Everything wrong with a row, in words; empty for a valid one."""
-    missing = [key for key in _SCHEMA if key not in record]
+    missing = [
+        key for key in _SCHEMA if key not in record and key not in _OPTIONAL_KEYS
+    ]
     extra = sorted(repr(key)[:40] for key in record if key not in _SCHEMA)
     found = [f"missing {', '.join(missing)}"] if missing else []
     found += [f"unknown key {', '.join(extra[:5])}"] if extra else []

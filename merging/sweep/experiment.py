@@ -149,7 +149,7 @@ class Experiment:
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Return a method's parameters where no candidate says otherwise."""
-        return next(e.parameters for e in methods.catalogue() if e.name == method)
+        return methods.parameters(method)
 
     def candidates(self, method: str) -> list[dict[str, float]]:
         """Return the parameters of a method to choose from on validation."""

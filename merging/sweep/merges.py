@@ -60,10 +60,7 @@ def run(
     return {
         "parameters": _described(candidates, best),
         "validation": tried,
-        "test": scoring.scores(
-            experiment, decoder, params, "test", everything, store.data, mesh
-        ),
-    }
+    } | scoring.tested(experiment, decoder, params, everything, store.data, mesh)
 
 
 def _merges(

@@ -234,7 +234,19 @@ def _check_names(experiment: Experiment) -> None:
             raise nearest("method", method, methods.names())
     for method in experiment.methods:
         for parameters in experiment.candidates(method):
-            methods.get(method, **parameters)
+            built = methods.get(method, **parameters)
+            takes = built.takes
+            others = [n for n in experiment.experts_merged if takes not in (None, n)]
+            if others:
+                raise UserError(
+                    f"{method} merges {takes} experts, and experts_merged holds "
+                    f"{listed(map(str, others), mark=', ')}."
+                )
+            if built.statistics is not None:
+                raise UserError(
+                    f"{method} merges by statistics, which a sweep does not gather: "
+                    "use `merging collect` and `merging merge`."
+                )
 
 
 def _check_numbers(experiment: Experiment) -> None:

@@ -25,17 +25,18 @@ def rows(
             continue
         output = store.output(step)
         method = step.settings.get("method", _BASELINE.get(step.kind, step.kind))
-        tests = {method: output["test"]}
+        tests = {method: ""}
         if "best_test" in output:
-            tests[f"{method}_early"] = output["best_test"]
-        for name, test in tests.items():
-            found += _rows(grid, step, store, config_hash, output, name, test)
+            tests[f"{method}_early"] = "best_"
+        for name, of in tests.items():
+            found += _rows(grid, step, store, config_hash, output, name, of)
     return found
 
 
 def _rows(
-    grid: Grid, step: Step, store: Store, config_hash: str, output, method: str, test
+    grid: Grid, step: Step, store: Store, config_hash: str, output, method: str, of: str
 ) -> list[Row]:
+    """Return the rows of a step's model, whose test has `of` before its name."""
     experiment = grid.experiment
     suite = experiment.suite
     size, of_base = step.settings["size"], step.settings["base"]
@@ -62,7 +63,15 @@ def _rows(
         seed=step.settings["seed"],
     )
     return scoring.rows(
-        suite, model, test, output, base=base, experts=experts, config_hash=config_hash
+        suite,
+        model,
+        output[f"{of}test"],
+        output,
+        # Steps that were finished before there were any have none.
+        output.get(f"{of}targets", {}),
+        base=base,
+        experts=experts,
+        config_hash=config_hash,
     )
 
 

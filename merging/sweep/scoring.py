@@ -26,7 +26,45 @@ def scores(
     data_dir: Path,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Return {dataset: value} of a model on some of the suite's datasets.
+    """Return {dataset: value} of a model; arguments as `scored`."""
+    found = scored(experiment, decoder, params, split, datasets, data_dir, mesh)
+    return {score.dataset: score.value for score in found}
+
+
+def tested(
+    experiment: Experiment,
+    decoder: models.DecoderConfig,
+    params: models.Params,
+    datasets: Collection[str],
+    data_dir: Path,
+    mesh: Mesh | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return what a step's output holds of its test; arguments as `scored`.
+
+    "test" is {dataset: value}, and "targets" {dataset: [log p of the right answers,
+    their tokens]} where they were scored.
+    """
+    found = scored(experiment, decoder, params, "test", datasets, data_dir, mesh)
+    return {
+        "test": {score.dataset: score.value for score in found},
+        "targets": {
+            score.dataset: [score.log_p, score.tokens]
+            for score in found
+            if score.log_p is not None
+        },
+    }
+
+
+def scored(
+    experiment: Experiment,
+    decoder: models.DecoderConfig,
+    params: models.Params,
+    split: str,
+    datasets: Collection[str],
+    data_dir: Path,
+    mesh: Mesh | None = None,
+) -> list[DatasetScore]:
+    """Return a model's scores on some of the suite's datasets.
 
     Args:
       experiment: whose suite.
@@ -48,8 +86,7 @@ def scores(
         parts = sharding.batch_parts(mesh)
         how["batch_size"] = -(-BATCH // parts) * parts
         how["sharding"] = sharding.batch_sharding(mesh)
-    found = evaluation.evaluate(asked, predictor, **how)
-    return {score.dataset: score.value for score in found}
+    return evaluation.evaluate(asked, predictor, **how)
 
 
 def examples(
@@ -110,6 +147,7 @@ def rows(
     model: ModelLabels,
     values: Mapping[str, float],
     output: Mapping[str, Any],
+    targets: Mapping[str, Any],
     *,
     base: Mapping[str, float],
     experts: Mapping[str, float],
@@ -122,6 +160,7 @@ def rows(
       model: what it is.
       values: {dataset: value} of its test.
       output: of the step that it comes from.
+      targets: {dataset: [log p of the right answers, their tokens]}, where known.
       base, experts: {dataset: value} of its base, and of each dataset's own expert.
       config_hash: the sweep's.
     """
@@ -131,6 +170,8 @@ def rows(
                 *(of.name, of.category, of.split, of.metric, of.chance),
                 value=values[of.name],
                 examples=output["examples"][of.name],
+                log_p=targets.get(of.name, (None, None))[0],
+                tokens=targets.get(of.name, (None, None))[1],
             ),
             output["wall_seconds"],
             output["git_revision"],

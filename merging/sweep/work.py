@@ -26,7 +26,6 @@ from merging.training.job import Training, fit
 TRAINED_IN = "float32"
 LARGE = 1e8  # parameters of a model whose steps take long
 Tick = Callable[..., None]
-Scores = dict[str, float]
 
 
 def execute(
@@ -99,10 +98,9 @@ def _data(step, experiment: Experiment, store: Store, tick: Tick) -> dict:
 def _load(step: Step, experiment: Experiment, store: Store, mesh: Mesh | None) -> dict:
     """Score a model that is given."""
     params = restore(experiment, store, step, mesh)
-    score = functools.partial(_score, experiment, store, step, mesh, params)
-    output = {"test": score("test")}
+    output = _tested(experiment, store, step, mesh, params)
     if step.kind == "expert":
-        output["validation"] = score("validation")
+        output["validation"] = _validated(experiment, store, step, mesh, params)
     return output
 
 
@@ -147,33 +145,46 @@ def _train(
         keep_best=False,
         dtype=kept.param_dtype,
     )
-    score = functools.partial(_score, experiment, store, step, mesh)
+    tested = functools.partial(_tested, experiment, store, step, mesh)
     output = {
         "steps": int(trained.steps),
         "loss": float(np.mean(trained.losses[-100:])),
-        "test": score(trained.params, "test"),
-    }
+    } | tested(trained.params)
     if hparams.validate_every:
-        best = score(trained.best, "test")
-        output |= {"best_step": trained.best_step, "best_test": best}
+        best = {f"best_{key}": of for key, of in tested(trained.best).items()}
+        output |= {"best_step": trained.best_step} | best
     if step.kind == "expert":
-        output["validation"] = score(trained.params, "validation")
+        output["validation"] = _validated(experiment, store, step, mesh, trained.params)
     if processes.is_first():
         shutil.rmtree(folder / "training", ignore_errors=True)
     return output
 
 
-def _score(
+def _tested(
     experiment: Experiment,
     store: Store,
     step: Step,
     mesh: Mesh | None,
     params: models.Params,
-    split: str,
-) -> Scores:
+) -> dict[str, dict]:
+    """Return what the step's output holds of the model's test."""
     decoder = experiment.decoder(step.settings["size"], step.settings["base"])
     wanted = step.settings["evaluates"]
-    return scoring.scores(experiment, decoder, params, split, wanted, store.data, mesh)
+    return scoring.tested(experiment, decoder, params, wanted, store.data, mesh)
+
+
+def _validated(
+    experiment: Experiment,
+    store: Store,
+    step: Step,
+    mesh: Mesh | None,
+    params: models.Params,
+) -> dict[str, float]:
+    decoder = experiment.decoder(step.settings["size"], step.settings["base"])
+    return scoring.scores(
+        *(experiment, decoder, params, "validation", step.settings["evaluates"]),
+        *(store.data, mesh),
+    )
 
 
 def _examples(experiment: Experiment, store: Store, what: str, split: str):

@@ -74,7 +74,7 @@ def loss(
       tokens: ids [B, T] without BOS, right-padded with 0.
       weights: [B, T], the weight of predicting each token.
     """
-    total, weight = _total(config, params, tokens, weights)
+    total, weight = total_loss(config, params, tokens, weights)
     return total / jnp.maximum(weight, 1e-6)
 
 
@@ -116,7 +116,7 @@ def train_functions(
     return TrainFunctions(
         jax.jit(start),
         jax.jit(run, donate_argnums=0, out_shardings=(None, everywhere)),
-        jax.jit(functools.partial(_total, config), out_shardings=everywhere),
+        jax.jit(functools.partial(total_loss, config), out_shardings=everywhere),
         jax.jit(finite, out_shardings=everywhere),
         jax.jit(copy),
     )
@@ -141,12 +141,24 @@ def _placed(config, mesh, state):
     return jax.lax.with_sharding_constraint(state, state_shardings(config, mesh, state))
 
 
-def _total(config, params, tokens, weights):
-    model = models.bind(config, params)
+def shifted(
+    config: models.DecoderConfig, tokens: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what the model sees, and the tokens it is to predict with their weights.
+
+    [B, T] each; a token less where no BOS opens a text.
+    """
     if config.bos_id is None:
-        inputs, tokens, weights = tokens[:, :-1], tokens[:, 1:], weights[:, 1:]
-    else:
-        inputs = models.shift_right(tokens, config.bos_id)
+        return tokens[:, :-1], tokens[:, 1:], weights[:, 1:]
+    return models.shift_right(tokens, config.bos_id), tokens, weights
+
+
+def total_loss(
+    config: models.DecoderConfig, params: Params, tokens: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the weighted sum of cross entropies in nats, and of weights; as `loss`."""
+    model = models.bind(config, params)
+    inputs, tokens, weights = shifted(config, tokens, weights)
     hidden, _ = model(inputs, causal(config, inputs.shape[1]))
     logits = model.logits(hidden)
     # A comparison, not a gather: no scatter in the gradient, and no gather of a

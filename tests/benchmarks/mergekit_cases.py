@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import mergekit_files as files
+import mergekit_others
 from mergekit_files import Yaml
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear")
@@ -33,6 +34,13 @@ class Case(NamedTuple):
     reference: Yaml | None = None
 
     @property
+    def random(self) -> bool:
+        """Whether chance decides what is kept."""
+        of_chance = "dare" in self.method or "della" in self.method
+        settled = "density 0" in self.name or "density 1" in self.name
+        return of_chance and not settled
+
+    @property
     def narrow(self) -> str | None:
         """The dtype that mergekit computes in, if it is narrower than float32."""
         dtype = self.yaml.get("dtype") or self.family
@@ -50,11 +58,13 @@ def cases() -> Iterator[Case]:
     yield _case("dare_ties", "normalize", files.plain("dare_ties", normalize=True))
     for name, yaml in files.passed().items():
         yield _case("passthrough", name, yaml)
+    for method, name, yaml in mergekit_others.files():
+        yield _case(method, name, yaml)
 
 
 def _case(method: str, name: str, yaml: Yaml) -> Case:
     family = yaml.pop("family", "float32")
-    if method not in ("linear", "passthrough"):
+    if method not in ("linear", "passthrough", "karcher"):
         yaml.setdefault("base_model", "base")
     case = Case(
         f"{method}, {name}",
@@ -66,9 +76,12 @@ def _case(method: str, name: str, yaml: Yaml) -> Case:
     )
     for key in ("densities", "layers"):
         case.yaml.pop(key, None)
-    if case.narrow is None:
+    if case.narrow is None and method != "arcee_fusion":
         return case
-    once = {"dtype": "float32", "out_dtype": case.yaml.get("out_dtype", case.narrow)}
+    # Of the divergence of rows that are nearly equal, float32 leaves mergekit a digit.
+    dtype = "float64" if method == "arcee_fusion" else "float32"
+    last = case.narrow or "float32"
+    once = {"dtype": dtype, "out_dtype": case.yaml.get("out_dtype", last)}
     return case._replace(reference=case.yaml | once)
 
 

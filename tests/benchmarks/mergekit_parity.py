@@ -55,7 +55,7 @@ def main() -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--mergekit", type=Path, help="a virtual environment with it")
-    parser.add_argument("--only", default="", help="cases whose names hold this")
+    parser.add_argument("--only", default="", help="cases whose names match this")
     parser.add_argument("--random", type=int, default=0, help="so many random files")
     parser.add_argument("--seed", type=int, default=0, help="of the random files")
     options = parser.parse_args()
@@ -69,12 +69,12 @@ def main() -> int:
     folder = workdir / f"run{int(time.time())}"
     random = mergekit_random.cases(options.seed, options.random)
     listed = random if options.random else cases()
-    chosen = [case for case in listed if options.only in case.name]
+    chosen = [case for case in listed if re.search(options.only, case.name)]
     for number, case in enumerate(chosen):
         _write(folder / f"{number}.yml", case, workdir / "models" / case.family)
         if case.reference is not None:
             once = case._replace(yaml=case.reference)
-            models = workdir / "models" / (case.narrow or "")
+            models = workdir / "models" / (case.narrow or case.family)
             _write(folder / f"{number}.once.yml", once, models)
     written = _theirs(environment, folder)
     refusals = [written[str(number)] for number in range(len(chosen))]
@@ -188,12 +188,12 @@ def _compared(case: Case, models: Path, folder: Path, number: int) -> dict[str, 
     if configs[0] != configs[1]:
         return {"verdict": "DIFFERS", "note": f"config {configs[0]} and {configs[1]}"}
     originals = [_load(models / name) for name in NAMES]
-    if "dare" in case.method and "density 0" not in case.name:
+    if case.random:
         return _alike(case, theirs, ours, originals[0])
     if case.reference is None:
         return _equal(case, theirs, ours, originals)
     once = _load(folder / f"{number}.once.theirs")
-    narrow = _np(case.narrow or "")
+    narrow = _np(case.narrow or "float32")
     read = [{p: x.astype(narrow) for p, x in leaves.items()} for leaves in originals]
     row = _equal(case, once, ours, read)
     total = sum(leaf.size for leaf in ours.values())
@@ -235,7 +235,13 @@ def _beyond(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
 def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
     """Return where an expert's magnitude is the trim's threshold."""
     start, *experts = (_wide(of[_original(case, path)]) for of in originals)
+    if case.method == "arcee_fusion":
+        return _near_quantiles(start, experts[0])
     found = np.zeros(start.shape, bool)
+    if case.method.startswith("breadcrumbs"):
+        for model, expert in zip(case.yaml.get("models", ()), experts, strict=False):
+            found |= _at_band(np.abs(expert - start), model["parameters"])
+        return found
     if case.method != "ties" or case.densities is None:
         return found
     for expert, density in zip(experts, case.densities, strict=True):
@@ -243,6 +249,27 @@ def _at_threshold(case: Case, path: str, originals: list[Leaves]) -> np.ndarray:
         k = max(1, int(density * size.size))
         found |= size == np.sort(size.reshape(-1))[::-1][k - 1]
     return found
+
+
+def _at_band(size: np.ndarray, numbers: dict[str, float]) -> np.ndarray:
+    """Return where a magnitude is one of those beside the ends of a band."""
+    size = size.astype(np.float32)
+    ordered = np.sort(size.reshape(-1))[::-1]
+    kept = int(numbers.get("density", 1.0) * size.size)
+    above = min(int(numbers.get("gamma", 0.01) * size.size), size.size - kept)
+    ends = [above - 1, above, above + kept - 1, above + kept]
+    return np.isin(size, [ordered[i] for i in ends if 0 <= i < size.size])
+
+
+def _near_quantiles(start: np.ndarray, expert: np.ndarray) -> np.ndarray:
+    """Return where an importance is within 0.2 % of the least that is kept."""
+    p, q = (np.exp(np.atleast_2d(x)) for x in (expert, start))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    divergence = (p * np.log(p / q)).sum(-1, keepdims=True)
+    importance = np.abs(np.atleast_2d(expert - start)) * divergence
+    low, middle, high = np.quantile(importance, (0.25, 0.5, 0.75), method="lower")
+    least = middle + 1.5 * (high - low)
+    return (np.abs(importance / least - 1) < 0.002).reshape(start.shape)
 
 
 def _original(case: Case, path: str) -> str:

@@ -16,7 +16,6 @@ from merging import UserError, checkpoints
 from merging.checkpoints import (
     CorruptCheckpoint,
     MissingCheckpoint,
-    safetensors,
     safetensors_writer,
 )
 
@@ -98,7 +97,8 @@ def test_a_devices_part_is_read_for_it_alone(tmp_path, monkeypatch, axes):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
     source = checkpoints.open_checkpoint(tmp_path)
-    monkeypatch.setattr(safetensors, "_PART", 6 * 8 * 4)  # a row at a time
+    # A row at a time.
+    monkeypatch.setattr("merging.checkpoints.source._PART", 6 * 8 * 4)
     asked = []
     whole = source.read_into
 

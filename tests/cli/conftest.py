@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+import lora
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from merging.cli import main as command_line
 
+# Adapters: one that fits the base, and some that are not merged.
+SHAPES = {"a.weight": (4, 4), "c.weight": (4, 4)}
+ADAPTERS = (
+    ("qa", "a", {}),
+    ("other", "c", {}),
+    ("dora", "a", {"use_dora": True}),
+    ("no_rank", "a", {"r": 0}),
+    ("strong", "a", {"lora_alpha": 12}),
+)
 OWN_MERGE = """
 from ml_collections import ConfigDict
 
@@ -65,6 +75,8 @@ def place(tmp_path_factory):
     for name in ("base", "e1", "e2"):
         write_model(folder / name, **{"a.weight": (4, 4), "b.weight": (4,)})
     write_model(folder / "lora", **{f"l.{i}.lora_A": (2, 2) for i in range(100)})
+    for name, module, config in ADAPTERS:
+        lora.save(folder / name, lora.factors(1, (module,), shapes=SHAPES), **config)
     (folder / "file").write_text("no model")
     (folder / "mine.py").write_text(OWN_MERGE)
     for name, change in OTHERS.items():

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -200,41 +199,37 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     assert calls[-1] == (["row"] * 3, tmp_path / "joined", {"abc": {"sizes": ["1x"]}})
 
 
-class Record(NamedTuple):
-    name: str
-    parameters: dict
-    paper: str
-    definition: str
-
-
-@pytest.fixture
-def methods(monkeypatch):
-    fake = types.ModuleType("merging.methods")
-    records = [
-        Record("average", {}, "folklore", "the mean of the experts"),
-        Record("ties", {"density": 0.2, "scope": "global"}, "Yadav 2023", "trim, vote"),
-    ]
-    fake.catalogue = lambda: records
-    monkeypatch.setitem(sys.modules, "merging.methods", fake)
-    monkeypatch.setattr("merging.methods", fake, raising=False)
-
-
-def test_methods_are_listed_with_defaults_definition_and_paper(run, methods):
+def test_methods_are_listed_with_definition_paper_cost_and_evidence(run):
     status, out, _ = run("methods")
     assert status == 0
-    assert out == (
-        "average()\n    the mean of the experts\n    folklore\n\n"
-        "ties(density=0.2, scope='global')\n    trim, vote\n    Yadav 2023\n"
-    )
+    for words in (
+        "average(weights=None)\n    θ = Σ wᵢθᵢ / Σ wᵢ; needs no base\n"
+        "    Wortsman et al. 2022, arXiv 2203.05482\n    one pass, without a base\n",
+        "Yadav et al. 2023, arXiv 2306.01708\n    2 passes\n    no reliable gain on",
+        "one pass, or 2 passes over leaves larger than a block, of two experts",
+        "one pass; one matrix of each model in memory",
+        "of one expert, without a base",
+    ):
+        assert words in out
+    order = ["\nkarcher(", "\nties(", "\nlinear@mergekit("]
+    assert sorted(order, key=out.index) == order
 
 
-def test_methods_are_listed_for_programs(run, methods):
+def test_methods_are_listed_for_programs(run):
     _, out, _ = run("methods", "--json")
-    assert json.loads(out)[1] == {
-        "name": "ties",
-        "parameters": {"density": 0.2, "scope": "global"},
-        "definition": "trim, vote",
-        "paper": "Yadav 2023",
+    found = {record.pop("name"): record for record in json.loads(out)}
+    assert found["nearswap"] == {
+        "parameters": {"t": 0.0001, "scale": 1.0},
+        "definition": "θ = θ₀ + λ min(t / |Δ|, 1) Δ: what is near comes all the way, "
+        "the rest by t",
+        "paper": "alchemonaut 2024, QuartetAnemoi; mergekit 0.1.5, nearswap",
+        "experts": 1,
+        "needs_base": True,
+        "cost": "one pass",
+        "passes": 1,
+        "everywhere": False,
+        "memory": "",
+        "evidence": "",
     }
 
 

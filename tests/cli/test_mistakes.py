@@ -11,6 +11,11 @@ TRAIN = "train --config train/pretrain --workdir w"
 EVALUATE = "evaluate --config evaluate/miniworld --workdir w"
 SWEEP = "sweep --config scaling_curves/smoke --workdir w"
 
+LORA = "merge --config merge/ties --config.base=base --config.output=o --config.experts"
+EXTRACT = "extract --config extract/lora --config.model=e1 --config.output=o"
+FISHER = "merge --config merge/fisher --config.experts=e1,e2 --config.output=out"
+COLLECT = "collect --config collect/expert:sentiment --workdir w"
+
 MISTAKES = [
     # Commands and options.
     ("swep", "unknown command 'swep': did you mean sweep"),
@@ -33,6 +38,23 @@ MISTAKES = [
     ("inspect base --base lora", "share no leaf of one shape"),
     ("inspect base --out gs://b/x", "argument --out: path gs://b/x"),
     ("train", "required: --config"),
+    ("collect", "required: --config"),
+    (COLLECT, "name the checkpoint to gather statistics of"),
+    (f"{COLLECT} --config.checkpoint=e1 --config.statistics=grams", "mean gram"),
+    (f"{COLLECT} --config.checkpoint=gone", "there is no checkpoint at gone"),
+    (f"{COLLECT} --config.checkpoint=e1", "e1 holds no config.json"),
+    (FISHER, "fisher needs statistics of every expert, and there are none of e1, e2"),
+    (f"{FISHER} --config.statistics=e1=e1", "there are none of e2: gather them by"),
+    (f"{FISHER} --config.statistics=e1=e1,e2=gone", "no checkpoint at gone"),
+    (f"{FISHER} --config.statistics=e1=e1,e2=e2,e3=e1", "e3, which is no expert"),
+    (f"{FISHER} --config.method.floor=-1", "floor must be positive, not -1"),
+    (f"{TIES} --config.statistics=e1=e1", "no method uses them: leave them out"),
+    (f"{SWEEP} --config.methods=average,regmean", "which a sweep does not gather"),
+    (
+        "plan --config plan/palm_64b --topology v5p:4x4x8 --count "
+        "--config.method.name=fisher",
+        "fisher",
+    ),
     ("sweep --config scaling_curves/smoke --shard 3/3", "the first is 0/4"),
     ("sweep --config scaling_curves/smoke --runner ray", "invalid choice: 'ray'"),
     (f"{SWEEP} --workdir v", "--workdir: give an option once"),
@@ -136,7 +158,7 @@ MISTAKES = [
         "l.0.lora_A: in 'lora', but not in 'e1'; l.1.lora_A",
     ),
     (
-        "merge --config merge/own --config.base=base --config.experts=e1"
+        "merge --config merge/method --config.base=base --config.experts=e1"
         " --config.output=out",
         "unknown method ''",
     ),
@@ -186,6 +208,35 @@ MISTAKES = [
     (f"{TRAIN} --config.length=-1", "length = -1 must be 0"),
     (f"{TRAIN} --config.data.documents=0", "needs 1 or more: documents=0"),
     (f"{TRAIN} --config.data.world_seed=-1", "needs 0 or more: world_seed=-1"),
+    # Adapters.
+    ("merge --config merge/average --config.experts=qa --config.output=out", "BASE+qa"),
+    (f"{LORA}=other", "does not fit the base base: c.weight is not there"),
+    (f"{LORA}=qa,dora", "sets what changes the sum θ₀ + s·BA, and is not followed"),
+    (f"{LORA}=no_rank", "r must be a whole number from 1, not 0"),
+    (f"{LORA}=base+gone", "there is no checkpoint at base+gone"),
+    (
+        f"{LORA}=base+e1",
+        "e1 is no LoRA adapter, as PEFT saves one: it has no adapter_config",
+    ),
+    (f"{LORA}=qa --config.space=knot", "unknown space 'knot': did you mean knots"),
+    (f"{LORA}=qa,e1 --config.space=knots", "merges LoRA adapters, and e1 is none"),
+    (f"{LORA}=qa,strong --config.space=factors", "s = 3 in 'strong'"),
+    (f"{LORA}=qa --config.space=knots --config.format=orbax", "leave it out"),
+    ("extract --config extract/lora", "name the base, the model and the folder"),
+    (
+        f"{EXTRACT} --config.base=base --config.rank=0",
+        "give a rank, or the share of energy to keep",
+    ),
+    (
+        f"{EXTRACT} --config.base=base --config.energy=2.0",
+        "energy must be a share in [0, 1)",
+    ),
+    (
+        f"{EXTRACT} --config.base=base --config.leaves=zz",
+        "leaves: zz fits no matrix MODULE.weight",
+    ),
+    (f"{EXTRACT} --config.base=base --config.dtype=int8", "unknown dtype 'int8'"),
+    (f"{EXTRACT} --config.base=gone", "there is no checkpoint at gone"),
     # Evaluations.
     (EVALUATE, "no checkpoint to evaluate"),
     (f"{EVALUATE} --config.checkpoint=gone", "there is no checkpoint at gone"),

@@ -79,6 +79,25 @@ def test_every_way_to_evaluate_gives_the_same_values(
     assert of_the_command(checkpoint, tmp_path, context) == expected
 
 
+def test_the_right_answers_likelihood_is_the_same_on_every_way(
+    checkpoint, suite, data, tmp_path
+):
+    settings = types.SimpleNamespace(suite=suite)
+    decoder = given.decoder(str(checkpoint), suite.tokenizer, "float32", "float32")
+    _, params = hf.load(checkpoint)
+    step = scoring.tested(settings, decoder, params, DATASETS, data)
+    of_the_command(checkpoint, tmp_path, CONTEXT)
+    rows = {row.dataset: row for row in results.read(tmp_path)}
+    assert step["test"] == {name: row.value for name, row in rows.items()}
+    # Texts are generated for ropes: its answers are not scored.
+    assert set(step["targets"]) == set(DATASETS) - {"ropes"}
+    for name, (log_p, tokens) in step["targets"].items():
+        assert rows[name].target_tokens == tokens
+        # Batches of another shape round otherwise.
+        assert rows[name].target_log_p == pytest.approx(log_p, rel=1e-5)
+    assert rows["ropes"].target_log_p is rows["ropes"].cross_entropy is None
+
+
 def test_a_context_that_truncates_changes_values(checkpoint, suite, data):
     whole, short = (
         of_a_step(checkpoint, suite, data, context) for context in (CONTEXT, SHORT)

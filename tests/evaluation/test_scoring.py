@@ -117,6 +117,12 @@ def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset
         right.append(one.targets[mine[int(np.argmax(np.array(scores)[mine]))]][1])
     assert len(right) == EXAMPLES
     assert values(made / "scores_a")[dataset] == pytest.approx(np.mean(right))
+    rows = {row.dataset: row for row in results.read(made / "scores_a")}
+    correct = [target[1] for target in one.targets]
+    row, log_p = rows[dataset], float(np.array(scores)[correct].sum())
+    assert row.target_log_p == pytest.approx(log_p, rel=1e-4)
+    assert row.target_tokens == one.continuation_lengths[correct].sum() > EXAMPLES
+    assert row.cross_entropy == pytest.approx(-log_p / row.target_tokens, rel=1e-4)
     assert one.bos_id == 0 and one.continuation_lengths.max() > 1
 
 

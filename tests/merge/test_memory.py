@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from methods import cases
+from statistics_of import statistics_of
 
 from merging import methods
 from merging.merge import (
@@ -125,16 +126,18 @@ def mesh_of(*shape):
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases.KINDS)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_bases_buffers_are_reused(name, sharded):
     sharding = NamedSharding(mesh_of(8), P("x")) if sharded else None
     shapes = {"a": (64, 8), "b": (8, 3)}
-    base, experts = cases.models(shapes=shapes)
+    base, experts = cases.models(cases.experts_for(name), shapes=shapes)
     base = jax.tree.map(lambda x: jax.device_put(x, sharding), base)
     where = {p: x.addressable_shards[0].data.unsafe_buffer_pointer() for p, x in
              base.items()}  # fmt: skip
-    merged = merge(base, experts, methods.get(name), donate=True)
+    method = methods.get(name)
+    told = statistics_of(method, experts)
+    merged = merge(base, experts, method, donate=True, statistics=told)
     assert all(x.is_deleted() for x in base.values())
     assert not any(x.is_deleted() for e in experts.values() for x in e.values())
     for path, leaf in merged.items():
@@ -166,11 +169,14 @@ def test_merges_of_several_scales_can_share_the_memory_of_one(sharded):
     assert not any(x.is_deleted() for x in base.values())
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases.KINDS)
 def test_without_donation_everything_is_kept(name):
-    base, experts = cases.models()
+    shapes = {"a": (64, 8), "b": (8, 3)}
+    base, experts = cases.models(cases.experts_for(name), shapes=shapes)
     before = cases.bits(base)
-    merge(base, experts, methods.get(name), donate=False)
+    method = methods.get(name)
+    told = statistics_of(method, experts)
+    merge(base, experts, method, donate=False, statistics=told)
     assert cases.bits(base) == before
 
 
@@ -358,13 +364,14 @@ def test_dtypes_that_would_be_merged_in_another_are_refused(dtype):
 def test_float64_elsewhere_changes_no_bit_of_float32(name):
     rng = np.random.default_rng(5)
     models = [{"w": rng.normal(size=(6, 50)).astype(np.float32)} for _ in range(4)]
-    experts = dict(zip("abc", models[1:], strict=True))
-    weighted = "weights" in next(
-        e.parameters for e in methods.catalogue() if e.name == name
-    )
-    method = methods.get(name, **({"weights": (0.1, 0.1, 1.1)} if weighted else {}))
-    narrow = merge(models[0], experts, method)["w"]
+    count = cases.experts_for(name)
+    experts = dict(zip("abc"[:count], models[1:], strict=False))
+    weighted = "weights" in methods.parameters(name)
+    weights = {"weights": (0.1, 0.1, 1.1)[-count:]}
+    method = methods.get(name, **(weights if weighted else {}))
+    told = statistics_of(method, experts)
+    narrow = merge(models[0], experts, method, statistics=told)["w"]
     with jax.enable_x64(True):
-        wide = merge(models[0], experts, method)["w"]
+        wide = merge(models[0], experts, method, statistics=told)["w"]
         assert wide.dtype == jnp.float32
         assert np.asarray(wide).tobytes() == np.asarray(narrow).tobytes()

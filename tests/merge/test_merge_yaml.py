@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import lora
 import ml_dtypes
 import numpy as np
 import pytest
@@ -293,3 +294,20 @@ def test_the_command_line_takes_a_yaml(merge, capsys):
 def test_mistakes_name_the_file(merge):
     with pytest.raises(UserError, match=r"merge\.yml asks for what is not followed"):
         merge("merge_method: linear\nmodels: []\n")
+
+
+def test_a_model_with_a_lora_is_merged_as_its_sum(merge):
+    module = names()[1].removesuffix(".weight")
+    shapes = {f"{module}.weight": (2, 6)}
+    tensors = lora.factors(1, (module,), rank=1, shapes=shapes)
+    lora.save(merge.folder / "lora", tensors, r=1)
+    found = merge(
+        head("task_arithmetic")
+        + "models:\n  - model: {folder}/base\n"
+        + "  - {model: {folder}/base+{folder}/lora, parameters: {weight: 0.5}}\n"
+        + "  - {model: {folder}/a, parameters: {weight: 1}}\n"
+    )
+    for name in names():
+        _, a, _ = deltas(merge, name)
+        added = 0.5 * lora.delta(tensors, module, 6.0) if module in name else 0
+        close(found[name], merge.models["base"][name] + a + added)

@@ -181,9 +181,99 @@ def test_a_mean_of_weights_that_sum_to_0_is_refused_for_linear_only(plan):
     assert set(merge.recipe.values()) == {plain}
 
 
-def test_what_mergekit_has_and_is_not_followed_is_refused_by_name(plan):
-    with pytest.raises(UserError, match="rescale: true is not followed with ties"):
-        plan("ties", models=[model("a", weight=1)], parameters={"rescale": True})
+# {method: (parameters of "a", of "b", of all, ours)}; the base is "base".
+BOTH = {"weight": 0.5, "density": 0.3}
+OURS = {
+    "nuslerp": ({"weight": 1}, {"weight": 3}, {}, ("nuslerp", (1, 3), "tensor", 1.0)),
+    "multislerp": (
+        {"weight": 1},
+        {"weight": 3},
+        {"normalize_weights": False, "eps": 1e-6},
+        ("multislerp", (1, 3), False, 1e-6, 1.0),
+    ),
+    "karcher": ({}, {}, {"max_iter": 3}, ("karcher", None, 3)),
+    "model_stock": ({}, {}, {"filter_wise": True}, ("model_stock@mergekit", True)),
+    "ties": (BOTH, BOTH, {"rescale": True},
+             ("ties@mergekit", (0.3,) * 2, 1.0, (0.5,) * 2, True, True)),
+    "breadcrumbs": (BOTH | {"gamma": 0.1}, BOTH, {"lambda": 2},
+                    ("breadcrumbs@mergekit", (0.3,) * 2, (0.1, 0.01), 2.0, (0.5,) * 2)),
+    "breadcrumbs_ties": (BOTH, BOTH, {"normalize": True},
+                         ("breadcrumbs_ties@mergekit", (0.3,) * 2, (0.01,) * 2, 1.0,
+                          (0.5,) * 2, True)),
+    "della": (BOTH, BOTH | {"epsilon": 0.1}, {},
+              ("della@mergekit", (0.3,) * 2, (0.15, 0.1), 1.0, (0.5,) * 2)),
+    "della_linear": (BOTH, BOTH, {"rescale": False},
+                     ("della_linear@mergekit", (0.3,) * 2, (0.15,) * 2, 1.0,
+                      (0.5,) * 2, False, False)),
+    "sce": ({}, {}, {"select_topk": 0.2}, ("sce@mergekit", 0.2)),
+    "ram": ({}, {}, {"epsilon": 0.01}, ("ram", 0.01)),
+    "ramplus_tl": ({}, {}, {"r": 0.3, "alpha": 1}, ("ramplus_tl", 0.3, 1.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_a_method_of_mergekits_is_ours_with_its_numbers(plan, method):
+    one, two, shared, (name, *values) = OURS[method]
+    models = [model("a", **one), model("b", **two)]
+    merge = plan(method, models=models, parameters=shared)
+    known = methods.parameters(name)
+    expected = methods.get(name, **dict(zip(known, values, strict=False)))
+    assert set(merge.recipe.values()) == {expected}
+    merges_base = method == "karcher"
+    assert (merge.inputs.base is None) == merges_base
+    assert len(merge.inputs.experts) == 2 + merges_base
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("nearswap", methods.nearswap(0.3)), ("arcee_fusion", methods.arcee_fusion())],
+)
+def test_methods_of_a_base_and_a_model(plan, method, expected):
+    merge = plan(method, models=[model("a")], parameters={"t": 0.3} if method[0] == "n"
+                 else {})  # fmt: skip
+    assert set(merge.recipe.values()) == {expected}
+    with pytest.raises(UserError, match=f"{method} takes 2 models, not 3"):
+        plan(method, models=[model("a"), model("b")])
+
+
+def test_slerp_goes_from_the_base_to_the_other_wherever_they_stand(plan):
+    shared = {"t": [{"filter": "mlp", "value": [0, 1]}, {"value": 0.25}]}
+    merge = plan("slerp", models=[model("a"), model("base")], parameters=shared)
+    assert merge.inputs.base is None and list(merge.inputs.experts) == ["a", "base"]
+    assert merge.recipe[LEAVES[0]].weights == (0.25, 0.75)
+    assert merge.recipe["model.layers.3.mlp.up_proj.weight"].weights == (1, 0)
+    with pytest.raises(UserError, match="the file has no t, which is required"):
+        plan("slerp", models=[model("a")])
+    with pytest.raises(UserError, match="slerp needs base_model"):
+        plan("slerp", base_model=None, models=[model("a"), model("b")])
+
+
+@pytest.mark.parametrize(
+    ("flatten", "row_wise", "along"),
+    [(True, True, "tensor"), (False, False, "row"), (False, True, "column")],
+)
+def test_nuslerp_takes_rows_for_columns_as_mergekit_does(
+    plan, flatten, row_wise, along
+):
+    shared = {"nuslerp_flatten": flatten, "nuslerp_row_wise": row_wise, "weight": 1}
+    models = [model("a"), model("b")]
+    for base, scale in (("base", 1.0), (None, None)):
+        merge = plan("nuslerp", base_model=base, models=models, parameters=shared)
+        expected = methods.nuslerp((1, 1), along, scale)
+        assert set(merge.recipe.values()) == {expected}
+
+
+def test_what_a_method_cannot_take_is_refused_by_name(plan):
+    with pytest.raises(UserError, match="model_stock takes 3 models at least, not 2"):
+        plan("model_stock", models=[model("a")])
+    with pytest.raises(UserError, match="density 0.9 ± epsilon 0.15 is not in"):
+        plan("della", models=[model("a", weight=1, density=0.9)])
+    slices = [
+        {"sources": [layers("base", 0, 2), layers("a", 0, 2)]},
+        {"sources": [layers(name, 2, 4) for name in ("base", "a", "b")]},
+    ]
+    with pytest.raises(UserError, match="ram has no weights, so that all slices must"):
+        plan("ram", slices=slices)
 
 
 def test_layers_without_numbers_have_no_depth(tmp_path):

@@ -27,7 +27,7 @@ def test_everything_that_is_not_followed_is_listed_at_once():
         """
 merge_method: dare_ties
 models:
-  - {model: a+lora, parameters: 3}
+  - {model: a, parameters: 3}
   - {model: b@main}
   - {model: c, parameters: {weight: heavy, gamma: 1, lambda: 2}}
   - {model: c, layer_range: [0, 2]}
@@ -41,7 +41,6 @@ dtype: int8
     for words in (
         "'tokenizer': give the models one vocabulary",
         "3: leave it out",
-        "models[0].model: a+lora: merge the LoRA",
         "models[0].parameters: keys with values, not 3",
         "models[1].model: b@main: download the revision",
         "models[2].parameters.weight: no number: 'heavy'",
@@ -102,7 +101,7 @@ slices:
     ("text", "words"),
     [
         ("merge_method: [ties]", "merge_method a list of 1 is not followed"),
-        ("merge_method: slerp", "'slerp' is not followed here; linear, task_"),
+        ("merge_method: lerp", "'lerp' is not followed here; linear, slerp, "),
         ("models: []", "names no merge_method"),
         ("base_model: a\nexperts: [{source_model: b}]", "mixture of experts"),
         ("- 1", "holds no keys"),

@@ -128,7 +128,7 @@ def test_passthrough_puts_layers_on_one_another(plan, sources):
     assert merge.layers == (0, 1, 2, 1, 2, 3)
     assert layer_weights(merge, count=6) == pytest.approx([1, 1, 1, 0.2, 0.4, 0.6])
     assert not {m.combiner for m in merge.recipe.values()} - {
-        methods.get("linear@mergekit", normalize=False).combiner
+        methods.passthrough().combiner
     }
     (name,) = merge.inputs.experts
     found = origins(merge, name)

@@ -34,7 +34,7 @@ def merge(output="out", **settings):
 
 def described(name):
     source = checkpoints.open_checkpoint(name)
-    return manifest.describe_inputs([name], [source], "out")
+    return manifest.describe_inputs({name: source}, "out")
 
 
 def weights(folder):

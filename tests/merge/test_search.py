@@ -60,6 +60,23 @@ def keep(leaves, density, scope, ties, sample=None):
     return kept, queries
 
 
+def test_a_quantile_is_the_ranked_key_itself_and_zeros_may_not_count():
+    keys = np.array([0, 0, 0, 7, 7, 9, 12, 40, 41, 90], np.uint32)
+    layout = Layout(("leaf",), (keys.shape,))
+
+    def threshold(rank, **words):
+        wanted = Threshold(lambda n: rank * n // 7, "tensor", "keep_all", **words)
+        searching = search.magnitude_cut(layout, wanted, None)
+        return drive(searching, counted([keys]))[0][0].tolist()
+
+    # Of the 7 that are not 0, the fifth and the second from above; of all 10, more.
+    assert threshold(5, nonzero=True, value=True) == [9]
+    assert threshold(2, nonzero=True, value=True) == [41]
+    assert threshold(5, value=True) == [7]
+    # Without, any key with as many above will do.
+    assert 7 < threshold(5, nonzero=True)[0] <= 9
+
+
 def sorted_out(keys, density, ties):
     """The same from a sort of one vector."""
     n, k = len(keys), int(density * len(keys))

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 
+import lora
 import models
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from together import ROOT, environment, heard, start
 
-from merging import checkpoints
+from merging import checkpoints, merge_checkpoints
 from merging.runtime import errors, tree
 
 CONFIGS = ROOT / "configs" / "merge"
@@ -221,3 +222,23 @@ def test_a_kill_without_warning_leaves_no_output(family, tmp_path):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert not output.exists()
+
+
+def test_a_process_without_a_block_takes_part(tmp_path):
+    """Two small adapters are one block: the other process has none to merge."""
+    folders = [lora.save(tmp_path / n, lora.factors(i)) for i, n in enumerate("ab")]
+    settings = {"space": "core_space", "experts": ",".join(folders)}
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    merge = [sys.executable, "-m", "merging", "merge", "--config", "merge/ties", *flags]
+    started = start([*merge, f"--config.output={tmp_path / 'out'}"], 2, environment())
+    said = heard(started)
+    assert [process.returncode for process in started] == [0, 0], said
+    merge_checkpoints(
+        None,
+        folders,
+        "ties(density=0.2, scale=1.0, weights=None)",
+        tmp_path / "one",
+        space="core_space",
+    )
+    both = [tmp_path / n / "adapter_model.safetensors" for n in ("out", "one")]
+    assert both[0].read_bytes() == both[1].read_bytes()

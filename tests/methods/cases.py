@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from merging import methods
 from merging.runtime import tree
 
 # Every method of the registry has an entry; `test_laws` checks that.
@@ -19,8 +20,24 @@ CASES = {
     "dare": [{}, {"density": 0.5, "rescale": False, "weights": (1.0, 0.5, 2.0)}],
     "dare_ties": [{}, {"density": 0.6, "trim_density": 0.3, "zero": "positive"}],
     "rht": [{}, {"density": 0.3, "weights": (1.0, 0.5, 2.0)}],
-    "model_stock": [{}, {"scale": 0.5}],
-    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "model_stock": [{}, {"scale": 0.5, "scope": "row"}],
+    "slerp": [{"t": 0.3}],
+    "nuslerp": [
+        {"weights": (1.0, 0.5), "along": "row"},
+        {"along": "column", "scale": 0.5},
+    ],
+    "multislerp": [{"weights": (1.0, 0.5, 2.0)}],
+    "karcher": [{"weights": (1.0, 0.5, 2.0), "scale": 0.5}],
+    "passthrough": [{}],
+    "nearswap": [{"t": 0.01, "scale": 0.5}],
+    "arcee_fusion": [{}],
+    "breadcrumbs": [{"density": 0.4, "gamma": 0.1, "scope": "tensor"}],
+    "breadcrumbs_ties": [{"density": 0.4, "gamma": 0.1}],
+    "della": [{"density": 0.5, "epsilon": 0.2}],
+    "della_linear": [{"weights": (1.0, -0.5, 2.0)}],
+    "sce": [{"density": 0.5}],
+    "ram": [{"epsilon": 0.015}],
+    "ramplus_tl": [{"epsilon": 0.03, "r": 0.5, "alpha": 2.0}],
     "linear@mergekit": [{"weights": (1.0, 0.5, 2.0)}],
     "task_arithmetic@mergekit": [
         {},
@@ -30,11 +47,41 @@ CASES = {
     "ties@mergekit": [
         {"density": 0.3, "weights": (1.0, 0.5, 2.0)},
         {"density": 0.6, "weights": (1.0, -0.5, 2.0)},
-        {"density": 0.001, "normalize": False},
+        {"density": 0.001, "normalize": False, "rescale": True},
     ],
     "dare_linear@mergekit": [{"density": 0.5, "weights": (1.0, 0.5, 2.0)}],
-    "dare_ties@mergekit": [{"density": 0.5}, {"density": 0.6, "normalize": True}],
+    "dare_ties@mergekit": [{"density": 0.6, "normalize": True}],
+    "breadcrumbs@mergekit": [{"density": 0.5, "rescale": True}],
+    "breadcrumbs_ties@mergekit": [{"density": 0.5, "gamma": 0.1, "normalize": True}],
+    "della@mergekit": [{"density": 0.5}],
+    "della_linear@mergekit": [{"density": 0.5, "weights": (1.0, -0.5, 2.0)}],
+    "sce@mergekit": [{"density": 0.5}],
+    "model_stock@mergekit": [{}],
+    "fisher": [{}, {"floor": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "regmean": [{}, {"off_diagonal": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "consensus_ta": [
+        {},
+        {"mask_scale": 0.9, "agree": 1, "scale": 0.7, "weights": (1.0, -0.5, 2.0)},
+    ],
+    "emr": [{}],
+    "iso_c": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "iso_cts": [{}, {"common": 0.3, "weights": (1.0, 0.5, 2.0)}],
+    "tsv_m": [{}, {"scale": 0.5, "weights": (1.0, 0.5, 2.0)}],
+    "wudi": [{"steps": 5, "learning_rate": 1e-3}],
 }
+# Held against the reference only.
+MORE = [
+    ("slerp", {"t": 0.7, "scale": 0.5}),
+    ("nuslerp", {"weights": (1.0, 0.5), "scale": 1.0}),
+    ("multislerp", {"normalize": False, "scale": 1.0}),
+    ("karcher", {}),
+    ("nearswap", {}),
+    ("breadcrumbs", {}),
+    ("sce", {"density": 1.0}),
+    ("model_stock@mergekit", {"filter_wise": True}),
+]
+# One of each kind of what the engine does: for what is the engine's and no method's.
+KINDS = ("average", "ties", "dare_ties", "rht", "model_stock", "iso_c", "sce", "slerp")
 ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
 IDS = [
     name + "".join(f"-{key}={value}" for key, value in parameters.items())
@@ -49,11 +96,16 @@ SHAPES = {
 }
 
 
-def shapes_for(parameters):
-    """Return `SHAPES`, or fewer for ranking in rows, where every leaf is compiled."""
-    if parameters.get("scope") != "row":
+def shapes_for(name, parameters):
+    """Return `SHAPES`, or fewer where leaves are not packed and each is compiled."""
+    if methods.get(name, **parameters).granularity == "element":
         return SHAPES
     return {path: SHAPES[path] for path in ("layers/attention", "scalar")}
+
+
+def experts_for(name):
+    """Return how many experts a method is put through the battery with."""
+    return methods.get(name).takes or 3
 
 
 def models(count=3, seed=0, dtype=jnp.float32, shapes=None):

@@ -8,10 +8,12 @@ import pytest
 import references
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from statistics_of import statistics_of
 from tolerance import rounding
 
-from merging import methods
-from merging.merge import memory, merge, partition
+import merging
+from merging import UserError, methods
+from merging.merge import memory, partition
 from merging.runtime import numerics, tree
 
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
@@ -21,11 +23,23 @@ SCALED = [e.name for e in methods.catalogue() if "scale" in e.parameters]
 scaled = pytest.mark.parametrize("name", SCALED)
 
 
+def some_models(name, **settings):
+    """Return `cases.models` with as many experts as the method merges."""
+    return cases.models(cases.experts_for(name), **settings)
+
+
+def merge(base, experts, method, **options):
+    """Merge, with statistics of the experts if the method wants some."""
+    told = statistics_of(method, experts)
+    return merging.merge(base, experts, method, statistics=told, **options)
+
+
 def expected(name, parameters, base, experts, seed=0):
-    entry = next(e for e in methods.catalogue() if e.name == name)
-    full = {**entry.parameters, **parameters}
+    full = {**methods.parameters(name), **parameters}
     if full.get("weights", ()) is None:
         full["weights"] = (1.0,) * len(experts)
+    if told := statistics_of(methods.get(name, **parameters), experts):
+        full["statistics"] = {n: cases.as_float64(of) for n, of in told.items()}
     experts64 = {n: cases.as_float64(e) for n, e in experts.items()}
     return getattr(references, name.replace("@", "_"))(
         base=cases.as_float64(base), experts=experts64, seed=seed, **full
@@ -55,12 +69,12 @@ def assert_agrees(merged, reference, tolerance):
 
 
 def test_the_battery_covers_the_registry():
-    assert list(cases.CASES) == methods.names()
+    assert sorted(cases.CASES) == sorted(methods.names())
 
 
-@every_case
+@pytest.mark.parametrize(("name", "parameters"), [*cases.ALL, *cases.MORE])
 def test_agrees_with_the_float64_reference(name, parameters):
-    base, experts = cases.models(shapes=cases.shapes_for(parameters))
+    base, experts = some_models(name)
     merged = merge(base, experts, methods.get(name, **parameters), donate=False)
     reference = expected(name, parameters, base, experts)
     assert_agrees(merged, reference, rounding(roundings(name)))
@@ -73,6 +87,9 @@ def test_agrees_with_the_float64_reference(name, parameters):
         ("ties", {"density": 1.0}),
         ("dare_ties", {"density": 1.0}),
         ("rht", {"density": 1.0}),
+        ("emr", {}),
+        ("fisher", {}),
+        ("regmean", {}),
         ("task_arithmetic", {"scale": 1.0, "weights": (0.25, 0.5, 0.25)}),
     ],
 )
@@ -86,17 +103,17 @@ def test_copies_of_one_model_merge_to_that_model(name, parameters):
 
 @scaled
 def test_a_scale_of_zero_gives_the_base(name):
-    base, experts = cases.models()
+    base, experts = some_models(name)
     merged = merge(base, experts, methods.get(name, scale=0), donate=False)
     assert cases.bits(merged) == cases.bits(base)
 
 
 @every_case
 def test_zero_task_vectors_give_the_base(name, parameters):
-    base, _ = cases.models(shapes=cases.shapes_for(parameters))
+    base, _ = cases.models(shapes=cases.shapes_for(name, parameters))
     merged = merge(
         base,
-        dict.fromkeys("abc", base),
+        dict.fromkeys("abc"[: cases.experts_for(name)], base),
         methods.get(name, **parameters),
         donate=False,
     )
@@ -106,14 +123,15 @@ def test_zero_task_vectors_give_the_base(name, parameters):
 
 @every_case
 def test_the_order_of_experts_and_leaves_changes_no_bit(name, parameters):
-    base, experts = cases.models(shapes=cases.shapes_for(parameters))
-    weights = parameters.get("weights")
+    base, experts = some_models(name, shapes=cases.shapes_for(name, parameters))
     method = methods.get(name, **parameters)
-    turned = {n: experts[n] for n in ("math", "law", "code")}
+    *rest, last = experts
+    turned = {n: experts[n] for n in (last, *rest)}
     turned_base = dict(reversed(base.items()))
-    if weights:
-        weights = (weights[2], weights[0], weights[1])
-        parameters = {**parameters, "weights": weights}
+    if weights := parameters.get("weights"):
+        parameters = {**parameters, "weights": (weights[-1], *weights[:-1])}
+    if name == "slerp":  # from the other end
+        parameters = {**parameters, "t": 1 - parameters["t"]}
     merged = merge(base, experts, method, donate=False)
     again = merge(turned_base, turned, methods.get(name, **parameters), donate=False)
     assert list(again) == list(turned_base)
@@ -145,7 +163,7 @@ def test_sharded_and_unsharded_and_unpacked_agree_bit_for_bit(
     name, parameters, monkeypatch
 ):
     shapes = {"a/w": (8, 16, 24), "b": (40, 16), "odd": (63,)}
-    base, experts = cases.models(shapes=shapes)
+    base, experts = some_models(name, shapes=shapes)
     rng = np.random.default_rng(3)
     experts = {
         n: jax.tree.map(lambda x: x + rng.normal(size=x.shape) * 1e-2, e)
@@ -179,8 +197,8 @@ CUTS = {
 def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
     method = methods.get(name, **parameters)
     shape, least, block_shape = CUTS[method.granularity]
-    base, experts = cases.models(shapes={"w": shape})
-    job = memory._prepare(base, experts, method, 0)
+    base, experts = some_models(name, shapes={"w": shape})
+    job = memory._prepare(base, experts, method, 0, statistics_of(method, experts))
     whole = np.asarray(merge(base, experts, method, donate=False)["w"])
     models = [
         np.asarray(p["w"]) for p in (base, *(experts[n] for n in sorted(experts)))
@@ -189,7 +207,7 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
         [jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states.transforms
     ]
     combined = jax.tree.map(lambda x: x[0], job.states.combined)
-    matrix = (4, 6) if method.granularity == "matrix" else None
+    matrix = job.cut.blocks[0].matrix
     strides = (block_shape[-1], 1) if len(block_shape) > 1 else (1,)
     merge_block = jax.jit(methods.merge_block, static_argnums=(6, 7))
     for size in (1, 50) if method.granularity == "element" else (1, 3, 5):
@@ -197,6 +215,11 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
         for start in range(0, whole.size, size * least):
             piece = slice(start, min(start + size * least, whole.size))
             cut = [m.reshape(-1)[piece].reshape(block_shape) for m in models]
+            told = job.told[0]
+            if method.statistics == methods.FISHER:
+                told = [x.reshape(-1)[piece].reshape(block_shape) for x in told]
+            elif told is not None:
+                told = [x[piece.start // least : piece.stop // least] for x in told]
             index = numerics.element_index(
                 cut[0].shape, strides, numerics.as_index(start, whole.size)
             )
@@ -209,6 +232,7 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
                 index,
                 jnp.float32,
                 matrix,
+                told,
             )
             parts.append(merged.ravel())
         np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
@@ -216,8 +240,8 @@ def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
 
 @every_case
 def test_bfloat16_is_merged_in_float32_and_rounded_once(name, parameters):
-    base, experts = cases.models(
-        dtype=jnp.bfloat16, shapes=cases.shapes_for(parameters)
+    base, experts = some_models(
+        name, dtype=jnp.bfloat16, shapes=cases.shapes_for(name, parameters)
     )
     method = methods.get(name, **parameters)
 
@@ -234,8 +258,8 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(name, parameters):
 @every_case
 def test_float64_stays_float64_where_x64_is_on(name, parameters):
     with jax.enable_x64(True):
-        base, experts = cases.models(
-            dtype=jnp.float64, shapes=cases.shapes_for(parameters)
+        base, experts = some_models(
+            name, dtype=jnp.float64, shapes=cases.shapes_for(name, parameters)
         )
         experts = {
             n: jax.tree.map(lambda x: x * (1 + 2.0**-40), e) for n, e in experts.items()
@@ -246,12 +270,14 @@ def test_float64_stays_float64_where_x64_is_on(name, parameters):
         assert_agrees(merged, reference, rounding(roundings(name), dtype=np.float64))
 
 
-@pytest.mark.parametrize("density", [1e-9, 1 / 63, 0.5, 62 / 63, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("density", [1e-9, 1 / 63, 1 - 1e-12, 1.0])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tiny_leaves_and_densities_at_the_edges(name, density):
     shapes = {"one": (1,), "two": (2,), "sixty_three": (63,)}
     base, experts = cases.models(shapes=shapes)
     parameters = {"density": density}
+    if "epsilon" in methods.parameters(name):
+        parameters["epsilon"] = 0.0
     merged = merge(base, experts, methods.get(name, **parameters), donate=False)
     reference = expected(name, parameters, base, experts)
     # Three rescaled task vectors; at the least density none of an element is kept.
@@ -259,9 +285,18 @@ def test_tiny_leaves_and_densities_at_the_edges(name, density):
     assert_agrees(merged, reference, rounding(roundings(name), largest))
 
 
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).takes])
+def test_another_number_of_experts_is_refused_with_a_method_for_it(name):
+    base, experts = cases.models(4)
+    other = methods.get(name).combiner.takes[1].split(" ")[0]
+    with pytest.raises(UserError, match=f"{name} merges .*, not 4; {other}"):
+        merge(base, experts, methods.get(name))
+    assert methods.get(other).takes is None
+
+
 @every_method
 def test_a_leaf_without_elements_is_merged_to_one(name):
-    base, experts = cases.models(shapes={"none": (0, 4), "two": (2,)})
+    base, experts = some_models(name, shapes={"none": (0, 4), "two": (2,)})
     merged = merge(base, experts, methods.get(name), donate=False)
     assert merged["none"].shape == (0, 4)
 
@@ -269,13 +304,17 @@ def test_a_leaf_without_elements_is_merged_to_one(name):
 @every_method
 def test_one_expert_is_enough(name):
     base, experts = cases.models(1)
+    if methods.get(name).takes == 2:
+        with pytest.raises(UserError, match=f"{name} merges 2 experts, not 1; "):
+            merge(base, experts, methods.get(name))
+        return
     merged = merge(base, experts, methods.get(name), donate=False)
     assert_agrees(merged, expected(name, {}, base, experts), rounding(roundings(name)))
 
 
 @every_method
 def test_structure_and_dtypes_are_the_bases(name):
-    base, experts = cases.models()
+    base, experts = some_models(name)
     base["layers"]["norm"] = base["layers"]["norm"].astype(jnp.bfloat16)
     base["steps"] = jnp.arange(3)
     experts = {n: {**e, "steps": jnp.arange(3)} for n, e in experts.items()}

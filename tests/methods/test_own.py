@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from merging import UserError, merge, merge_checkpoints, methods
 from merging.cli import main
 from merging.methods import registry
+from merging.runtime import config as configs
 
 MINE = """
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def family(tmp_path):
 def test_it_goes_through_memory_and_the_command_line_and_into_the_manifest(
     mine, family, tmp_path, capsys
 ):
-    config = "configs/merge/own.py"
+    config = "configs/merge/method.py"
     folders = {name: str(tmp_path / name) for name in family}
     base = folders.pop("base")
     command = ["merge", "--config", config, f"--config.method.file={mine}"]
@@ -108,6 +109,20 @@ def test_it_goes_through_memory_and_the_command_line_and_into_the_manifest(
     )
     assert main.main(["methods", "--file", str(mine)]) == 0
     assert "by_norm(scale=1.0)" in capsys.readouterr().out
+
+
+def test_one_config_has_any_methods_parameters_as_its_values():
+    changes = {"method.weights": "1,3", "method.along": "row"}
+    loaded = configs.load("merge/method:nuslerp", changes)
+    assert loaded.method.to_dict() == {
+        "name": "nuslerp",
+        "weights": (1, 3),
+        "along": "row",
+        "scale": None,
+    }
+    assert configs.load("merge/method:ties@mergekit").method.rescale is False
+    with pytest.raises(UserError, match="unknown method 'slrp': did you mean slerp"):
+        configs.load("merge/method:slrp")
 
 
 def test_a_changed_file_does_not_repeat_a_merge(mine, family, tmp_path):

@@ -34,11 +34,11 @@ def test_methods_are_hashable_and_equal_by_value(name):
     one, other = methods.get(name), methods.get(name)
     assert one == other and hash(one) == hash(other)
     entry = next(e for e in methods.catalogue() if e.name == name)
-    if "weights" not in entry.parameters:
-        assert methods.get(name, scale=2) == methods.get(name, scale=2.0) != one
-        return
-    assert methods.get(name, weights=[1, 2]) == methods.get(name, weights=(1.0, 2.0))
-    assert methods.get(name, weights=[1, 2]) != one
+    key = next((k for k in ("weights", "scale", "factor") if k in entry.parameters), "")
+    if key:
+        whole, real = ([1, 2], (1.0, 2.0)) if key == "weights" else (2, 2.0)
+        changed = methods.get(name, **{key: whole})
+        assert changed == methods.get(name, **{key: real}) != one
 
 
 def test_numbers_are_traced_and_words_are_not():
@@ -69,7 +69,7 @@ def test_an_unknown_parameter_is_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize("density", [0, -0.1, 1.0001, float("nan"), "0.2", None, True])
-@pytest.mark.parametrize("name", ["ties", "dare", "dare_ties", "rht"])
+@pytest.mark.parametrize("name", ["ties", "dare_ties", "rht", "breadcrumbs", "sce"])
 def test_a_density_out_of_range_is_refused(name, density):
     with pytest.raises(UserError, match="density must be"):
         methods.get(name, density=density)
@@ -95,6 +95,27 @@ def test_weights_that_cannot_be_used_are_refused():
         methods.dare(weights=(1, float("inf")))
     with pytest.raises(UserError, match="scale must be a finite number"):
         methods.rht(scale=float("nan"))
+
+
+def test_numbers_that_methods_cannot_use_are_refused():
+    with pytest.raises(UserError, match="unknown vector 'rows': did you mean row"):
+        methods.nuslerp(along="rows")
+    with pytest.raises(UserError, match="max_iter must be a whole number"):
+        methods.karcher(max_iter=2.5)
+    with pytest.raises(UserError, match="weights of a mean must not sum to 0"):
+        methods.multislerp(weights=(1, -1))
+    with pytest.raises(UserError, match="t must be positive"):
+        methods.nearswap(t=0)
+    with pytest.raises(UserError, match="gamma must be in"):
+        methods.breadcrumbs(gamma=1.5)
+    with pytest.raises(UserError, match="density ± epsilon must be in"):
+        methods.della(density=0.95, epsilon=0.1)
+    with pytest.raises(UserError, match="as many values"):
+        methods.della(density=(0.5, 0.6), epsilon=(0.1, 0.1, 0.1))
+    with pytest.raises(UserError, match="epsilon must not be negative"):
+        methods.ram(epsilon=-1)
+    with pytest.raises(UserError, match="unknown scope 'global'"):
+        methods.model_stock(scope="global")
 
 
 def test_the_building_blocks_compose_into_new_methods():

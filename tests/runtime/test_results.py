@@ -170,3 +170,14 @@ def test_normalise_has_no_value_without_a_denominator():
     assert results.normalise(0.6, 0.8) == pytest.approx(0.75)
     assert results.normalise(0.6, 0.0) is None
     assert results.normalise(0.6, None) is None
+
+
+def test_rows_from_before_there_were_targets_are_read(tmp_path):
+    old = dataclasses.asdict(ROW)
+    del old["target_log_p"], old["target_tokens"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(old) + "\n")
+    assert results.read(path) == [ROW] and ROW.cross_entropy is None
+    new = dataclasses.replace(ROW, target_log_p=-3.0, target_tokens=4)
+    results.write(path, [new])
+    assert results.read(path) == [new] and new.cross_entropy == 0.75

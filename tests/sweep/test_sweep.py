@@ -272,6 +272,7 @@ def settings(**changes: str):
         ({"bases": "pt,itt"}, "base"),
         ({"suite": "miniwrld"}, "miniworld"),
         ({"experts_merged": "2,9"}, "9"),
+        ({"experts_merged": "2,3", "methods": "slerp"}, "slerp merges 2 .* holds 3"),
         ({"methods": ""}, "methods"),
         ({"densities.ties": "1.5"}, "density"),
         ({"seeds": "0"}, "seeds"),
@@ -402,6 +403,31 @@ def publish_all(targets, experiment, store, label) -> None:
             "examples": dict.fromkeys(names, 8),
         }
         store.publish(step, record | {"wall_seconds": 1.0, "git_revision": "unknown"})
+
+
+def test_rows_have_the_right_answers_likelihood_where_steps_do(tmp_path, monkeypatch):
+    def publish(targets, experiment, store, label):
+        monkeypatch.setattr(store, "publish", with_targets(store.publish))
+        publish_all(targets, experiment, store, label)
+
+    def with_targets(original):
+        def published(step, record):
+            if step.kind == "merge":  # the others are of before there were any
+                record = record | {"targets": {"imdb": [-8.0, 4]}}
+            original(step, record)
+
+        return published
+
+    monkeypatch.setattr("merging.sweep.finish", publish)
+    run(configs.load(str(SMOKE), SMALL), tmp_path)
+    found = results.read(tmp_path)
+    merged = [row for row in found if row.method not in results.BASELINES]
+    assert merged and {
+        (row.dataset, row.target_log_p, row.target_tokens, row.cross_entropy)
+        for row in merged
+        if row.dataset in ("imdb", "mrpc")
+    } == {("imdb", -8.0, 4, 2.0), ("mrpc", None, None, None)}
+    assert {row.target_log_p for row in found if row not in merged} == {None}
 
 
 def test_a_config_that_took_the_workdir_before_the_lock_is_not_mixed_with(

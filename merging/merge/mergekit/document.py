@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from merging.merge.mergekit.signatures import SIGNATURES, Signature
 from merging.runtime.errors import UserError
 
-METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
-METHODS += ("passthrough",)
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 # Of what is shown of a value, and how many mistakes are listed.
 _SHOWN, _LISTED = 80, 20
@@ -73,9 +72,16 @@ class Document(NamedTuple):
     chat_template: str | None
 
     @property
+    def signature(self) -> Signature:
+        """What the method takes."""
+        return SIGNATURES[self.method]
+
+    @property
     def has_base(self) -> bool:
         """Whether the method merges task vectors; to the others a base is no base."""
-        return self.method not in ("linear", "passthrough")
+        kind = self.signature.base
+        named = self.base is not None or any(s.base is not None for s in self.slices)
+        return kind == "required" or (kind == "optional" and named)
 
     @property
     def models(self) -> tuple[str, ...]:

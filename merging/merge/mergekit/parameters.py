@@ -6,8 +6,8 @@ from typing import Any
 
 from merging.merge import rules
 from merging.merge.mergekit.document import Condition, Mistakes, Parameters, shown
+from merging.merge.mergekit.signatures import COMMON, SIGNATURES, SWITCHES
 
-_SWITCHES = ("normalize", "rescale", "int8_mask")
 # The words for a truth value that mergekit takes beside true and false.
 _WORDS = {"t": True, "yes": True, "y": True, "on": True, "1": True, "true": True}
 _WORDS |= {"f": False, "no": False, "n": False, "off": False, "0": False}
@@ -26,8 +26,10 @@ def read(
       method: mergekit's name of it.
       of_model: whether it stands with a model, and not with a slice or all.
     """
-    own = ("scale",) if method == "passthrough" else ("weight", "density")
-    shared = ("lambda", *_SWITCHES)
+    takes = SIGNATURES[method]
+    own, shared = takes.of_models, takes.shared
+    if method != "passthrough":
+        own, shared = (*own, *COMMON[0]), (*shared, *COMMON[1])
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -63,7 +65,7 @@ def _conditions(
         values = values if isinstance(values, list) else [values]
         of: Callable[[Any], float | bool | None]
         of, kind = (
-            (_number, "number") if name not in _SWITCHES else (_switch, "truth value")
+            (_number, "number") if name not in SWITCHES else (_switch, "truth value")
         )
         read = [of(value) for value in values]
         if None in read:

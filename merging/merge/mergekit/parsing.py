@@ -12,7 +12,6 @@ import yaml
 from merging.merge.mergekit import parameters
 from merging.merge.mergekit.document import (
     DTYPES,
-    METHODS,
     Document,
     Layers,
     Mistakes,
@@ -21,6 +20,7 @@ from merging.merge.mergekit.document import (
     cut,
     shown,
 )
+from merging.merge.mergekit.signatures import SIGNATURES
 from merging.runtime.errors import UserError
 
 # Of a file in bytes, of a plain scalar that is read as more than a text, of values, and
@@ -162,10 +162,10 @@ def _require_method(method: Any, found: Mapping[Any, Any], name: str) -> None:
             f"{name} builds a mixture of experts (mergekit-moe), which is no merge of "
             "weights; mergekit can make that."
         )
-    known = ", ".join(METHODS)
+    known = ", ".join(SIGNATURES)
     if method is None:
         raise UserError(f"{name} names no merge_method; {known} are followed here.")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in SIGNATURES:
         raise UserError(
             f"{name}: merge_method {shown(method)} is not followed here; {known} are."
         )
@@ -238,8 +238,6 @@ def _model(
         return None
     if not isinstance(value, str) or not value or not value.isprintable():
         wrong.add(f"{where}: a model's folder, not {shown(value)}")
-    elif "+" in value:
-        wrong.add(f"{where}: {cut(value)}: merge the LoRA into its model first")
     elif "@" in value:
         wrong.add(f"{where}: {cut(value)}: download the revision and name its folder")
     else:
@@ -288,11 +286,31 @@ def _check_inputs(document: Document, wrong: Mistakes) -> None:
         for name in dict.fromkeys(n for n in names if names.count(n) > 1):
             wrong.add(f"{where}: {cut(name)} is named more than once")
         base = one.base or document.base
-        if document.method == "passthrough" and len(names) > 1:
-            wrong.add(f"{where}: passthrough takes one model, not {len(names)}")
-        if not document.has_base:
+        takes, name = document.signature, document.method
+        _require_count(f"{where}: {name}", "models", len(names), takes.inputs, wrong)
+        others = len(names) - (base in names)
+        _require_count(
+            f"{where}: {name}", "models beside base_model", others, takes.experts, wrong
+        )
+        if not document.has_base and name != "slerp":
             continue
         if base is None:
-            wrong.add(f"{where}: {document.method} needs base_model")
+            wrong.add(f"{where}: {name} needs base_model")
         elif names and base not in names:
             wrong.add(f"{where}: base_model {cut(base)} must be among the sources")
+
+
+def _require_count(
+    where: str,
+    what: str,
+    count: int,
+    bounds: tuple[int, int | None],
+    wrong: Mistakes,
+) -> None:
+    least, most = bounds
+    if most is not None and not least <= count <= most:
+        many = "one" if most == 1 else str(most)
+        what = what.replace("models", "model") if most == 1 else what
+        wrong.add(f"{where} takes {many} {what}, not {count}")
+    elif count < least:
+        wrong.add(f"{where} takes {least} {what} at least, not {count}")

@@ -11,22 +11,22 @@ place among a slice's sources: a view's layers are the output's.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from merging import methods
 from merging.checkpoints import Origin, Source, View
 from merging.merge.inputs import Inputs, require_mergeable
 from merging.merge.mergekit.document import Document, Part, Slice
 from merging.merge.mergekit.layers import Home, Homes
 from merging.merge.mergekit.parameters import value_of
+from merging.merge.mergekit.translation import translated
 from merging.methods import Method
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 
-# Parameters that are one for all models.
-_SHARED = ("normalize", "lambda", "rescale")
+# What a model has of a method that it is not merged by.
+_ABSENT = {"weight": 0.0, "density": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
 _NO_BASE = (
     "of the last slice's sources, mergekit takes no more than the first slice has for "
     "the final norm and the head, and its base is not among them: name it first."
@@ -147,34 +147,54 @@ def _recipe(
     """Return the method of each leaf, its numbers in the order of `inputs.experts`."""
     columns = _columns(document)
     numbers = {id(one): i for i, one in enumerate(document.slices)}
-    missing: dict[str, list[str]] = {}
+    missing: dict[str, dict[str, list[str]]] = {}
     wrong: dict[str, str] = {}
     made: dict[tuple, Method | None] = {}
     found = {}
+    takes = document.signature
+    _require_as_many(document)
     for path in leaves:
         home = homes.of(path)
         column = [of[numbers[id(home.slice)]] for of in columns]
         values = [_numbers(document, home, path, part, missing) for part in column]
         scopes = (home.slice.parameters, document.parameters)
-        shared = {key: value_of(key, scopes, path, home.t) for key in _SHARED}
+        shared = {key: value_of(key, scopes, path, home.t) for key in takes.shared}
+        for name in takes.shared:
+            if name in takes.required and shared[name] is None:
+                missing.setdefault("the file", {}).setdefault(name, []).append(path)
+                shared[name] = 1.0
         has_base = not inputs.base or home.holds(home.slice.base or document.base)
         key = (*(values[i] for i in inputs.order), *shared.values(), has_base)
         if key not in made:
             try:
                 if not has_base:
                     raise UserError(_NO_BASE)
-                made[key] = _method(document.method, key[: len(values)], shared)
+                experts = [dict(of) for of in key[: len(values)]]
+                made[key] = translated(
+                    document.method, experts, shared, inputs.base is not None
+                )
             except UserError as error:
                 made[key] = None
                 wrong.setdefault(str(error), path)
         found[path] = made[key]
     lines = [f"{path}: {error}" for error, path in wrong.items()]
-    for model, of in missing.items():
-        more = f" and {len(of) - 1} more leaves" if len(of) > 1 else ""
-        lines.append(f"{model} has no weight, which is required, for {of[0]}{more}")
+    for model, names in missing.items():
+        for name, of in names.items():
+            more = f" and {len(of) - 1} more leaves" if len(of) > 1 else ""
+            lines.append(f"{model} has no {name}, which is required, for {of[0]}{more}")
     if lines:
         raise UserError("the mergekit YAML can't be followed:\n  " + "\n  ".join(lines))
     return found
+
+
+def _require_as_many(document: Document) -> None:
+    """Refuse slices of other numbers of models, where none can have a weight of 0."""
+    counts = {len(_experts_of(document, one)) for one in document.slices}
+    if len(counts) > 1 and "weight" not in document.signature.of_models:
+        raise UserError(
+            f"{document.method} has no weights, so that all slices must merge as many "
+            f"models here, not {' and '.join(map(str, sorted(counts)))}."
+        )
 
 
 def _numbers(
@@ -182,44 +202,26 @@ def _numbers(
     home: Home,
     path: str,
     part: Part | None,
-    missing: dict[str, list[str]],
-) -> tuple[float, float]:
-    """Return a model's weight and density for a leaf; notes a weight that is missing.
+    missing: dict[str, dict[str, list[str]]],
+) -> tuple[tuple[str, float], ...]:
+    """Return a model's own parameters for a leaf; notes a weight that is missing.
 
     Where the leaf's slice does not have the model, the weight is 0.
     """
+    takes = document.signature
     if part is None or part not in home.sources:
-        return 0.0, 1.0
+        return tuple((key, _ABSENT[key]) for key in takes.of_models)
     name = home.path_in(part, path)
     scopes = (part.parameters, home.slice.parameters, document.parameters)
-    if document.method == "passthrough":
-        return value_of("scale", scopes, name, home.t, 1.0), 1.0
-    weight = value_of("weight", scopes, name, home.t)
-    if weight is None:
-        missing.setdefault(part.model, []).append(name)
-    return weight or 0.0, value_of("density", scopes, name, home.t, 1.0)
-
-
-def _method(
-    name: str, experts: Sequence[tuple[float, float]], shared: Mapping[str, Any]
-) -> Method:
-    """Return a method of mergekit's, with its (weight, density) of each expert."""
-    weights = tuple(weight for weight, _ in experts)
-    if name == "passthrough":
-        return methods.get("linear@mergekit", weights=weights, normalize=False)
-    settings: dict[str, Any] = {"weights": weights}
-    if shared["normalize"] is not None:
-        settings["normalize"] = shared["normalize"]
-    if name != "linear" and shared["lambda"] is not None:
-        settings["scale"] = shared["lambda"]
-    if name not in ("linear", "task_arithmetic"):
-        # As many as all are all; DARE has no chance below 0.
-        least = -np.inf if name == "ties" else 0
-        if min(density for _, density in experts) < least:
-            raise UserError("density is below 0.")
-        settings["density"] = tuple(min(max(d, 0.0), 1.0) for _, d in experts)
-        if name == "ties" and shared["rescale"]:
-            raise UserError("rescale: true is not followed with ties; leave it out.")
-        if name != "ties" and shared["rescale"] is not None:
-            settings["rescale"] = shared["rescale"]
-    return methods.get(f"{name}@mergekit", **settings)
+    if document.method == "slerp":  # goes from the base to the other
+        t = value_of("t", scopes[1:], path, home.t) or 0.0
+        is_base = part.model == (home.slice.base or document.base)
+        return (("weight", 1 - t if is_base else t),)
+    found = []
+    for key in takes.of_models:
+        value = value_of(key, scopes, name, home.t)
+        if value is None and key in takes.required:
+            missing.setdefault(part.model, {}).setdefault(key, []).append(name)
+            value = 0.0
+        found.append((key, _ABSENT[key] if value is None else value))
+    return tuple(found)

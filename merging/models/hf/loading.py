@@ -75,7 +75,7 @@ def open_model(uri: str | os.PathLike, described: str | None = None) -> Model:
         missing, extra or of other shapes than it says, all of them listed.
     """
     uri = os.fspath(uri)
-    source = checkpoints.open_checkpoint(uri)
+    source = checkpoints.open_checkpoint(uri, rounded=True)
     family, config = read_config(_config_of(described or uri))
     _require_tied(source, config)
     table, found = leaves(family, config), tree.flatten(source.abstract)

@@ -1,0 +1,36 @@
+"""Gaussian widths, statistical dimensions and the threshold K* of a set of experts.
+
+    merging analyze --config analyze/saturation --config.base=BASE \\
+        --config.experts=sentiment=EXPERT1,nli=EXPERT2 --workdir widths
+    merging analyze --config analyze/saturation:miniworld --config.base=BASE \\
+        --config.experts=sentiment=EXPERT1,nli=EXPERT2 --workdir saturation
+
+Without a suite, what the Gram matrix tells, of any checkpoints: widths and ranks. With
+one (`:miniworld`, whose experts are named after their categories), also each expert's
+critical density, its statistical dimension, and K*. Cost: a pass, and at most one
+evaluation of an expert's own datasets for each density.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(suite: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.analysis = "saturation"
+    config.base = ""
+    config.experts = ()  # in the order that counts; with a suite, CATEGORY=FOLDER
+    config.suite = ConfigDict(dict(name=suite))
+    if suite == "miniworld":
+        config.suite.update(dict(world_seed=0, test_examples=256, chat=False))
+    config.densities = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # to try
+    config.share = 0.99  # of its own score that an expert must keep
+    config.eta = 0.05  # the probability left on either side of the transition
+    config.draws = 2**17  # Monte Carlo, for the widths
+    config.orders = 64  # random orders of the experts to average over
+    config.seed = 0
+    config.memory_budget = "1GB"
+    config.split = "test"
+    config.count = 0  # the first examples of each dataset; 0: all
+    config.batch_size = 32
+    config.dtype = ""
+    return config

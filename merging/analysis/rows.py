@@ -1,0 +1,107 @@
+"""`analysis.json`: what an analysis found, as plain rows, a number each.
+
+A file is {"version", "analysis", "settings", "inputs", "rows", …}; a row is
+
+  quantity  what it is, such as "cosine" (each analysis lists its own)
+  by        of which part: "model", "layer", "kind" (of matrix), "unit" (one of a
+            layer), or "" where it is no part of a model
+  layer     the layer's number, or null
+  kind      the leaf's path without the layer's number, or ""
+  of        names of what it is about: experts, merged models, datasets, in order
+  at        where along something: a K, a density, a share of a path; or null
+  value     the number; null where it does not exist
+  low, high its interval, or null
+  unit      "" for a pure number, else what it counts
+
+in this order of keys. The rows of a run come in the same order whenever it is made.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merging.runtime import storage
+from merging.runtime.errors import UserError
+
+FILE = "analysis.json"
+VERSION = 1
+
+
+class Row(NamedTuple):
+    """A number that was found; see the module."""
+
+    quantity: str
+    value: float | None
+    by: str = ""
+    layer: int | None = None
+    kind: str = ""
+    of: tuple[str, ...] = ()
+    at: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+
+_ORDER = ("quantity", "by", "layer", "kind", "of", "at", "value", "low", "high", "unit")
+
+
+def write(
+    workdir: Path,
+    analysis: str,
+    rows: Iterable[Row],
+    *,
+    settings: Mapping[str, Any],
+    inputs: Sequence[Any] = (),
+    **more: Any,
+) -> Path:
+    """Write a workdir's `FILE`; it appears whole or not at all.
+
+    Args:
+      workdir: the folder.
+      analysis: what was done: "geometry", "saturation", "connectivity", "law".
+      rows: what was found.
+      settings: the config's, as plain JSON.
+      inputs: what it was found of (`merge.manifest.describe_inputs`).
+      more: further plain JSON.
+
+    Raises:
+      ValueError: a number that JSON has no word for.
+    """
+    record = {
+        "version": VERSION,
+        "analysis": analysis,
+        "settings": settings,
+        "inputs": inputs,
+        **more,
+        "rows": [{key: getattr(row, key) for key in _ORDER} for row in rows],
+    }
+    text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    # A row a line: short enough to read, and to compare with another run's.
+    text = text.replace('{"quantity"', '\n{"quantity"')
+    return storage.write_bytes(workdir / FILE, (text + "\n").encode())
+
+
+def read(workdir: Path, analysis: str) -> dict[str, Any]:
+    """Return a workdir's record, its rows as `Row`s.
+
+    Raises:
+      UserError: there is none, or it is of another analysis.
+    """
+    path = workdir / FILE if workdir.is_dir() else workdir
+    try:
+        record = json.loads(path.read_text())
+        rows = [Row(**row | {"of": tuple(row["of"])}) for row in record["rows"]]
+        kind = record["analysis"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no finished analysis ({error}).") from None
+    if kind != analysis:
+        raise UserError(f"{path} holds the analysis {kind!r}, not {analysis!r}.")
+    return record | {"rows": rows}
+
+
+def number(value: float) -> float | None:
+    """Return a number as JSON has it; None for NaN and infinity."""
+    value = float(value)
+    return value if math.isfinite(value) else None

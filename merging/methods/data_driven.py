@@ -1,0 +1,128 @@
+"""Methods that are told something of the data: `merging collect` gathers it.
+
+Both merge the models themselves and need no base.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from merging.methods import combiners
+from merging.methods.combiners import add, weighted
+from merging.methods.method import Method, compose
+from merging.methods.registry import register
+from merging.methods.statistics import FISHER, GRAM
+from merging.methods.transforms import number
+from merging.runtime import numerics
+from merging.runtime.errors import UserError
+
+Weights = Sequence[float] | None
+
+
+@register(
+    "Matena and Raffel 2022, arXiv 2111.09832",
+    "θ = Σ wᵢFᵢθᵢ / Σ wᵢFᵢ, Fᵢ the diagonal Fisher information, at least `floor`",
+)
+def fisher(floor: float = 1e-6, weights: Weights = None) -> Method:
+    """Fisher merging: each weight's mean, by how much each model's output minds it.
+
+    Statistics ``fisher`` of every expert, for every leaf. Where no model minds, all are
+    at the floor, and it is the plain mean.
+    """
+    if number("floor", floor) <= 0:
+        raise UserError(f"floor must be positive, not {floor!r}.")
+    combiner = combiners.combiner(
+        _by_information,
+        refuse=_refuse_negative,
+        statistics=FISHER,
+        floor=float(floor),
+    )
+    return compose("fisher", combiner=combiner, scale=None, weights=weights)
+
+
+@register(
+    "Jin et al. 2023, arXiv 2212.09849",
+    "W = (Σ wᵢGᵢ)⁻¹ Σ wᵢGᵢWᵢ, Gᵢ = E[x xᵀ] of a linear map's inputs; others' mean",
+)
+def regmean(off_diagonal: float = 0.9, weights: Weights = None) -> Method:
+    """RegMean: each linear map's outputs are the nearest to those of every expert's.
+
+    Statistics ``gram`` of every expert, for its linear maps; what has none (embeddings,
+    norms, biases) is averaged. Elements off the diagonal of each Gᵢ are multiplied by
+    `off_diagonal`, below 1, which keeps the sum from being singular. An input that was
+    0 in all examples keeps the mean.
+    """
+    if not 0 <= number("off_diagonal", off_diagonal) < 1:
+        raise UserError(f"off_diagonal must be in [0, 1), not {off_diagonal!r}.")
+    combiner = combiners.combiner(
+        _regressed,
+        refuse=_refuse_negative,
+        statistics=GRAM,
+        off_diagonal=float(off_diagonal),
+    )
+    return compose("regmean", combiner=combiner, scale=None, weights=weights)
+
+
+def _refuse_negative(weights: Sequence[float]) -> None:
+    if min(weights) < 0:
+        raise UserError(f"the weights of a mean must not be negative: {weights!r}.")
+    combiners.refuse_sum_of_zero(weights)
+
+
+def _by_information(
+    values: Sequence[Array],
+    weights: Sequence[Array] | None,
+    state: object,
+    statistics: Sequence[Array],
+    floor: float,
+) -> Array:
+    shares = weighted([jnp.maximum(known, floor) for known in statistics], weights)
+    pairs = zip(values, shares, strict=True)
+    return add([numerics.product(*pair) for pair in pairs]) / add(shares)
+
+
+def _regressed(
+    values: Sequence[Array],
+    weights: Sequence[Array] | None,
+    state: object,
+    statistics: Sequence[Array] | None,
+    off_diagonal: float,
+) -> Array:
+    mean = combiners.mean().combine(values, weights, state)
+    if statistics is None:
+        return mean
+
+    def solved(of: tuple[Array, Sequence[Array], Sequence[Array]]) -> Array:
+        mean, matrices, grams = of
+        total, pull = 0.0, 0.0
+        for matrix, gram in zip(matrices, weighted(grams, weights), strict=True):
+            inside = numerics.scaled(gram, off_diagonal)
+            gram = jnp.where(jnp.eye(len(gram), dtype=bool), gram, inside)
+            total = total + gram
+            # Of the distance to the mean, so that equal models merge to themselves.
+            pull = pull + _product(matrix - mean, gram)
+        return mean + _solved(total, pull)
+
+    return jax.lax.map(solved, (mean, list(values), list(statistics)))
+
+
+def _solved(gram: Array, right: Array) -> Array:
+    """Return X of X gram = right, for a positive semidefinite Gram matrix [n, n].
+
+    Scaled to a diagonal of 1, a matrix whose other elements are `off_diagonal` times
+    correlations has no eigenvalue below 1 − off_diagonal, whatever the inputs' sizes.
+    """
+    diagonal = jnp.diagonal(gram)
+    unit = jnp.where(
+        diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 0
+    )
+    scaled = gram * unit[:, None] * unit[None, :]
+    scaled = jnp.where(jnp.eye(len(gram), dtype=bool), 1, scaled)
+    factor = jax.scipy.linalg.cho_factor(scaled, lower=True)
+    return jax.scipy.linalg.cho_solve(factor, (right * unit).T).T * unit
+
+
+def _product(one: Array, other: Array) -> Array:
+    return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)

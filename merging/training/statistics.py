@@ -1,0 +1,157 @@
+"""The jitted part of `collect`: what each batch of examples adds to the statistics."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from merging import models
+from merging.runtime import sharding, tree
+from merging.training.steps import shifted, state_shardings, total_loss
+
+FISHER, GRAM = "fisher", "gram"
+KINDS = (FISHER, GRAM)
+# {kind: a tree with the leaves' names: their sums so far}, float32.
+Sums = dict[str, tree.Tree]
+
+
+class Collector(NamedTuple):
+    """The jitted functions of one model on one mesh.
+
+    Attributes:
+      abstract: shapes and shardings of the sums.
+      start: ``() -> sums``, all 0.
+      add: ``(params, sums, tokens [B, T], weights) -> (sums, tokens counted)``; the
+        sums' buffers are reused. Rows without weight add nothing.
+    """
+
+    abstract: Sums
+    start: Callable[[], Sums]
+    add: Callable[..., tuple[Sums, jax.Array]]
+
+
+def collector(
+    config: models.DecoderConfig,
+    params: models.Params,
+    kinds: Sequence[str],
+    mesh: Mesh | None,
+) -> Collector:
+    """Return the functions that gather some kinds of statistics.
+
+    Args:
+      config: the decoder.
+      params: its parameters, of which only shapes and shardings are looked at.
+      kinds: of `KINDS`.
+      mesh: the devices; None for one.
+    """
+    together = 1 if mesh is None else sharding.batch_parts(mesh)
+    ask = {FISHER: functools.partial(_fisher, config, together), GRAM: None}
+    ask[GRAM] = functools.partial(_grams, config)
+
+    def add(params, sums, tokens, weights):
+        found = {kind: ask[kind](params, tokens, weights) for kind in kinds}
+        total = jax.tree.map(jnp.add, sums, found)
+        return _placed(total, abstract), _seen(config, tokens, weights)[1].sum()
+
+    row = jax.ShapeDtypeStruct((together, 16), jnp.int32)
+    weight = jax.ShapeDtypeStruct(row.shape, jnp.float32)
+    abstract = {kind: jax.eval_shape(ask[kind], params, row, weight) for kind in kinds}
+    abstract = _with_shardings(config, abstract, mesh)
+    zeros = functools.partial(
+        jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract
+    )
+    return Collector(
+        abstract,
+        jax.jit(lambda: _placed(zeros(), abstract)),
+        jax.jit(add, donate_argnums=1),
+    )
+
+
+def _fisher(
+    config: models.DecoderConfig,
+    together: int,
+    params: models.Params,
+    tokens: jax.Array,
+    weights: jax.Array,
+) -> tree.Tree:
+    """Return Σ over examples of the squared gradient of log p of their targets.
+
+    An example's gradient is as large as the model: each part of the mesh that has rows
+    of its own works on one example at a time.
+    """
+
+    def surprise(params, row, weight):
+        return total_loss(config, params, row[None], weight[None])[0]
+
+    def step(sums, rows):
+        of_each = jax.vmap(jax.grad(surprise), (None, 0, 0))(params, *rows)
+        squared = jax.tree.map(
+            lambda g: jnp.sum(jnp.square(g.astype(jnp.float32)), axis=0), of_each
+        )
+        return jax.tree.map(jnp.add, sums, squared), None
+
+    # The rows of a step lie on different parts of the mesh, as the batch's do.
+    def dealt(x):
+        return x.reshape(together, -1, *x.shape[1:]).swapaxes(0, 1)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    return jax.lax.scan(step, zeros, (dealt(tokens), dealt(weights)))[0]
+
+
+def _grams(
+    config: models.DecoderConfig,
+    params: models.Params,
+    tokens: jax.Array,
+    weights: jax.Array,
+) -> tree.Tree:
+    """Return Σ x xᵀ over the tokens up to each example's last target."""
+    seen = _seen(config, tokens, weights)
+    return tree.unflatten(models.input_grams(config, params, *seen))
+
+
+def _seen(config, tokens, weights) -> tuple[jax.Array, jax.Array]:
+    """Return the model's inputs [B, T], and which of them any target depends on."""
+    inputs, _, weights = shifted(config, tokens, weights)
+    later = jnp.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
+    return inputs, later > 0
+
+
+def _placed(sums: Sums, abstract: Sums) -> Sums:
+    return jax.tree.map(
+        lambda x, a: (
+            x if a.sharding is None else jax.lax.with_sharding_constraint(x, a.sharding)
+        ),
+        sums,
+        abstract,
+    )
+
+
+def _with_shardings(config, abstract: Sums, mesh: Mesh | None) -> Sums:
+    """Fisher information lies as its parameters do; Gram matrices are cut by rows."""
+    if mesh is None:
+        return abstract
+    devices = math.prod(mesh.shape.values())
+
+    def gram(leaf: Any) -> NamedSharding:
+        spec = [None] * leaf.ndim
+        if leaf.shape[-2] % devices == 0:
+            spec[-2] = tuple(mesh.shape)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    where = {}
+    for kind, of in abstract.items():
+        if kind == FISHER:
+            where[kind] = state_shardings(config, mesh, of)
+        else:
+            where[kind] = jax.tree.map(gram, of)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        abstract,
+        where,
+    )
