@@ -463,7 +463,7 @@ def test_why_a_sweep_ended_is_told_even_if_its_rows_cannot_be_kept(
 def test_a_report_is_never_left_beside_rows_that_it_does_not_show(
     tmp_path, monkeypatch
 ):
-    def draw(rows, folder):
+    def draw(rows, folder, configs):
         folder.mkdir(exist_ok=True)
         (folder / "index.html").write_text(str({row.value for row in rows}))
 
