@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import types
+from collections.abc import Mapping
 
 from merging.runtime import preemption
 from merging.runtime.errors import Preempted, UserError
@@ -27,6 +28,12 @@ class Fakes:
     runner: str
     workers: int = 2
     pretrained_bases: tuple[str, ...] = ()
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    sizes: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+
+    def trains(self) -> bool:
+        return False
 
     def load_methods(self) -> None:
         work = types.ModuleType("merging.sweep.work")
@@ -38,7 +45,7 @@ def step(name: str, *needs: Step) -> Step:
     return Step("expert", name, {"name": name}, needs, 1.0)
 
 
-def execute(step: Step, experiment: Fakes, store: Store, tick) -> None:
+def execute(step: Step, experiment: Fakes, store: Store, tick, mesh=None) -> None:
     tick(0.0)
     if step.name == "mistaken":
         raise UserError("the rate is too high")

@@ -1,4 +1,4 @@
-"""64B in PaLM's shape: merge eight experts, score, fine-tune; and the 480-cell grid.
+"""64B in PaLM's shape: merge eight experts, score, fine-tune.
 
     merging plan --config configs/plan/palm_64b.py --topology v5p:4x4x8
 
@@ -26,22 +26,4 @@ def get_config() -> ConfigDict:
         dict(batch=128, length=1024, param_dtype="float32", dtype="bfloat16")
     )
     config.efficiency = 0.5  # the share of what chips can do that is reached
-
-    # What a grid is made of, for its chip-hours; pretrained bases are given.
-    config.grid = ConfigDict(
-        dict(
-            sizes=("1b", "8b", "24b", "64b"),
-            bases=2,
-            methods=("average", "task_arithmetic", "ties", "dare_ties", "rht"),
-            experts_merged=(2, 4, 6, 8),
-            seeds=3,
-            experts=8,
-            expert_steps=300,
-            instruction_steps=2000,
-            multitask_steps=2400,
-            evaluation_rows=100_000,  # examples x choices x prompts, for one model
-            validation_rows=2000,  # for one value of λ
-            trials=6,  # of λ, for each merge
-        )
-    )
     return config

@@ -52,4 +52,6 @@ def get_config() -> ConfigDict:
     config.method_files = ()  # Python files that register methods of your own
     config.runner = ""  # inline, in this process; local, a process for each core
     config.workers = 0  # of the local runner; one per CPU core
+    # Of inline steps: data copies the model and splits the batch, fsdp splits both.
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     return config

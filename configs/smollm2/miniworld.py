@@ -55,4 +55,5 @@ def get_config() -> ConfigDict:
     )
     config.densities = ConfigDict(dict(ties=(0.2,)))
     config.runner = ""  # inline: one step at a time, with all threads
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # over all devices
     return config

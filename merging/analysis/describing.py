@@ -186,7 +186,7 @@ def open_models(values: Mapping[str, Any]) -> tuple[Inputs, list[str], list[str]
 def identity(inputs: Inputs, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the results of an analysis depend on, as plain JSON."""
     described = processes.broadcast(
-        lambda: manifest.describe_inputs(inputs.names, inputs.sources, "")
+        lambda: manifest.describe_inputs(inputs.everything, "")
     )
     return {
         "settings": dict(values),

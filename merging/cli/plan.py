@@ -49,10 +49,12 @@ COMMAND = Command(
     device, what devices exchange, what hosts read and write, the time that memory,
     compute, interconnect and storage allow, the bottleneck, and chip-hours. Programs
     are compiled for TPUs on this machine, with no TPU (the extra tpu);
-    for other chips they are counted. Reads no weights. Takes a plan's config, or that
-    of any merge with its checkpoints.
+    for other chips they are counted. Reads no weights. Takes the config of a sweep, of
+    which it also says the chip-hours and what does not fit; a plan's; or that of any
+    merge with its checkpoints.
 
     examples:
+      merging plan --config scaling_curves/palm --topology v5p:4x4x8
       merging plan --config plan/palm_64b --topology v5p:4x4x8
       merging plan --config plan/palm_64b --topology v5e:16x16 --slices 2
       merging plan --config plan/palm_64b --topology h200:8x16 --json
@@ -61,6 +63,6 @@ COMMAND = Command(
     """,
     _options,
     _run,
-    configs=("plan", "merge"),
+    configs=("plan", "merge", "scaling_curves"),
     example="plan/palm_64b",
 )

@@ -7,6 +7,7 @@ from merging.cli.command import (
     Command,
     config_and_workdir,
     takes_config_and_workdir,
+    takes_processes,
 )
 
 
@@ -37,9 +38,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runner",
         choices=("inline", "local"),
-        help="where steps run: one at a time in this process, with all its devices, or"
-        " in a process for each core (what fits the models)",
+        help="where steps run: one at a time, on all devices of this process and any"
+        " others of its job (--config.mesh), or in a process for each core (what fits"
+        " the models)",
     )
+    takes_processes(parser)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -65,6 +68,10 @@ COMMAND = Command(
       merging sweep --config scaling_curves/tiny --workdir curves
       merging sweep --config scaling_curves/tiny \\
           --config.sizes=1x,8x --config.seeds=3 --workdir more
+      merging sweep --config scaling_curves/own_models --config.pretrained_bases=BASE \\
+          --config.given_experts=math=MATH,code=CODE --config.data.files=dev.jsonl
+      launch/local.sh --processes 2 merging sweep --config FILE.py --runner inline \\
+          --config.mesh.fsdp=-1 --workdir DIR    # each step on both processes' devices
       merging sweep --config FILE.py --workdir DIR --shard 0/4   # one of 4 machines
     A workdir has one driver at a time. Parts lie in folders of their own, and `merging
     report --workdir DIR/shard_*` joins their rows.

@@ -10,6 +10,7 @@ import numpy as np
 
 from merging.evaluation.batches import Batch, Batches
 from merging.evaluation.requests import TemplateRequests
+from merging.runtime.sharding import to_host
 
 AHEAD = 32  # batches under way: the device never waits, and memory is bounded
 
@@ -70,7 +71,7 @@ def predict(
 
     def collect() -> None:
         batch, result = pending.popleft()
-        answers = _to_host(result)[: len(batch.requests)]
+        answers = to_host(result)[: len(batch.requests)]
         table[batch.requests, : answers.shape[1]] = answers
         if tick is not None:
             tick(batch.tokens)
@@ -123,13 +124,3 @@ def _compiled_together(batches: Batches, predictor: Predictor) -> dict[int, Any]
             for number in firsts.values()
         }
         return {number: call.result() for number, call in calls.items()}
-
-
-def _to_host(array: Any) -> np.ndarray:
-    if getattr(array, "is_fully_addressable", True):
-        return np.asarray(array)
-    if array.is_fully_replicated:
-        return np.asarray(array.addressable_data(0))
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(array, tiled=True)

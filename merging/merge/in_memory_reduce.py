@@ -17,7 +17,8 @@ from merging.merge import kernels, search
 from merging.merge.partition import Block, Piece, RowMetadata
 from merging.merge.reduce import Stage
 from merging.methods import CountQuery, Layout, Sums, Threshold, Votes
-from merging.runtime import numerics
+from merging.runtime import numerics, processes
+from merging.runtime.sharding import to_host
 
 
 class InMemoryAnswers:
@@ -81,11 +82,18 @@ class InMemoryAnswers:
         """Return the sums over each leaf: float64 [leaves, T]."""
         method = stage.method(experts)
         totals = reduction.init(self._layout, len(experts), method.weights)
+        spread = False
         for b, block in enumerate(self._blocks):
-            found = np.asarray(self._reduced(stage, reduction, b, experts))
+            found = self._reduced(stage, reduction, b, experts)
             (piece,) = block.pieces
             place = self._place[piece.leaf]
-            reduction.combine(totals, found.reshape(len(found), -1), place)
+            spread |= not found.is_fully_addressable
+            # Each part of it once, by the process that has it: no sum is gathered.
+            for part in (x for x in found.addressable_shards if x.replica_id == 0):
+                part = np.asarray(part.data)
+                reduction.combine(totals, part.reshape(len(part), -1), place)
+        if spread:
+            processes.all_reduce([totals])
         return reduction.finish(totals, self._layout.wide)
 
     def votes(self, stage: Stage, reduction: Votes) -> int | None:
@@ -97,7 +105,7 @@ class InMemoryAnswers:
             self._reduced(stage, reduction, b, everyone)
             for b in range(len(self._blocks))
         ]
-        return sum(int(np.asarray(part, np.int64).sum()) for part in parts)
+        return sum(int(to_host(part).sum(dtype=np.int64)) for part in parts)
 
     def _reduced(self, stage: Stage, reduction: Any, b: int, experts) -> Array:
         """Return what a block adds to a reduction over some experts."""
@@ -115,7 +123,7 @@ class InMemoryAnswers:
             row = leaf if len(query.threshold) > 1 else 0
             counts[row] += _kept(keys, query, row)
         for row, parts in waiting:
-            parts = np.asarray(parts, np.int64)
+            parts = to_host(parts).astype(np.int64)
             counts[row] += parts.reshape(len(parts), -1).sum(axis=1)
         return counts
 

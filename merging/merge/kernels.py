@@ -93,6 +93,16 @@ merge_over = jax.jit(
 )
 
 
+@partial(jax.jit, static_argnames=_STATIC, donate_argnums=0, keep_unused=True)
+def merge_into(
+    old, *arguments, strides, dtype, matrix=None, sharding=None, statistics=None
+) -> Array:
+    """Return the merged block in the buffers of `old`, such as that of another λ."""
+    del old
+    how = {"strides": strides, "dtype": dtype, "matrix": matrix, "sharding": sharding}
+    return _merge(*arguments, **how, statistics=statistics)
+
+
 @partial(jax.jit, static_argnames=("strides", "dtype"))
 def merge_and_vote(
     base, method, experts, states, combined, offset, *, strides, dtype

@@ -6,6 +6,7 @@ in its own layout, and the result takes the base's place, or its buffers, if ask
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def merge(
     [2.0, 0.5, 0.0]
     """
     job = _prepare(base, experts, method, seed, statistics)
-    return _apply(job, method.scale, donate and base is not None)
+    return _apply(job, method.scale, donate=donate and base is not None)
 
 
 def merge_scales(
@@ -80,10 +81,20 @@ def merge_scales(
     scales: Sequence[float],
     *,
     seed: int = 0,
+    reuse: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the merge for each λ, the same as `merge` with that scale, base kept.
 
     What the reductions find does not depend on λ, and is found once.
+
+    Args:
+      base: as for `merge`, as are experts, method and seed.
+      experts: θᵢ.
+      method: of any scale.
+      scales: the values of λ.
+      seed: of random masks.
+      reuse: write each merge over the one before, which is deleted: however many are
+        tried, they take the memory of one.
 
     Raises:
       UserError: as `merge`; the method has no scale.
@@ -91,8 +102,10 @@ def merge_scales(
     if not method.needs_base:
         raise UserError(f"{method.name} has no scale to vary.")
     job = _prepare(base, experts, method, seed)
+    last = None
     for scale in scales:
-        yield _apply(job, float(scale), donate=False)
+        last = _apply(job, float(scale), spent=last if reuse else None)
+        yield last
 
 
 class _Job(NamedTuple):
@@ -220,10 +233,22 @@ def _beside(array: Array, leaf: Array, kind: Statistics) -> Array:
     return jax.device_put(array, sharding)
 
 
-def _apply(job: _Job, scale: float | None, donate: bool) -> dict[str, Any]:
-    """Merge every block, and put the leaves back in their places."""
+def _apply(
+    job: _Job, scale: float | None, *, donate: bool = False, spent: Tree | None = None
+) -> dict[str, Any]:
+    """Merge every block, and put the leaves back in their places.
+
+    Args:
+      job: what to merge.
+      scale: λ.
+      donate: write over the base.
+      spent: an earlier result to write over.
+    """
     method = dataclasses.replace(job.method, scale=scale, name="")
     old = _to_write_over(job) if donate else None
+    if spent is not None:
+        leaves = tree.flatten(spent)
+        old = [leaves[path] for path in job.cut.paths]
     merged: list[Any] = [None] * len(job.like)
     # Of a base that is written over, what must be known is asked before.
     sound = [
@@ -234,9 +259,12 @@ def _apply(job: _Job, scale: float | None, donate: bool) -> dict[str, Any]:
         zip(job.cut.blocks, job.metadata, strict=True)
     ):
         base, run = job.base[b], kernels.merge
+        leaf = block.pieces[0].leaf
         if donate and block.shape is not None:
-            base, run = old[block.pieces[0].leaf], kernels.merge_over
-        like = job.like[block.pieces[0].leaf]
+            base, run = old[leaf], kernels.merge_over
+        elif old is not None and block.shape is not None:
+            run = functools.partial(kernels.merge_into, old[leaf])
+        like = job.like[leaf]
         on_mesh = isinstance(like.sharding, NamedSharding)
         result = run(
             base,

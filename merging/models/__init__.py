@@ -15,10 +15,11 @@ from merging.models.functional import (
 )
 from merging.models.partition_rules import partition_rules, require_whole_heads
 from merging.models.predictor import Predictor, predictor
-from merging.models.sizes import size, sizes
+from merging.models.sizes import FAMILIES, size, sizes
 
 __all__ = [
     "BOS",
+    "FAMILIES",
     "DecoderConfig",
     "Params",
     "Predictor",

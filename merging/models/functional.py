@@ -31,11 +31,21 @@ def init(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Params:
     return _init(config, mesh)(seed)
 
 
-def abstract(config: DecoderConfig) -> Params:
-    """Return the parameters' shapes and dtypes as a dict of ShapeDtypeStruct."""
-    return jax.eval_shape(_init(config, None), 0)
+def abstract(config: DecoderConfig, mesh: Mesh | None = None) -> Params:
+    """Return the parameters' shapes and dtypes as a dict of ShapeDtypeStruct.
+
+    Args:
+      config: the decoder.
+      mesh: devices, to have their shardings over it as well.
+    """
+    found = jax.eval_shape(_init(config, None), 0)
+    if mesh is None:
+        return found
+    where = sharding.shardings(found, partition_rules(config), mesh)
+    return jax.tree.map(lambda leaf, s: leaf.update(sharding=s), found, where)
 
 
+@functools.lru_cache(maxsize=64)
 def parameter_count(config: DecoderConfig) -> int:
     """Return the number of parameters; a tied table counts once."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(config)))

@@ -43,7 +43,8 @@ def plan(
     """Return what a config's work needs on a topology, as plain data.
 
     Args:
-      config: of a plan (configs/plan) or of a merge (configs/merge).
+      config: of a sweep (configs/scaling_curves), a plan (configs/plan) or a merge
+        (configs/merge).
       where: the chips, `topology(…)` or its name, such as "v5p:4x4x8".
       compile: False counts everything, which takes a second.
       parts: of `PARTS`.
@@ -125,7 +126,7 @@ def plan_here(
         "compiler": target.compiler,
         "missing": target.missing,
         "estimates": [rendering.estimate_record(p, chips, chosen) for p in found],
-        "grid": _grid(config, chosen, chips, notes) if "grid" in parts else None,
+        "grid": _grid(about, chosen, chips, notes) if "grid" in parts else None,
         "notes": notes,
     }
 
@@ -140,7 +141,8 @@ def _estimates(
         return found
     leaves = sharding_layout(about.decoder, target.mesh)
     if "merge" in parts and about.method is not None:
-        found.append(memory_merge.estimate(about.method, about.experts, leaves, target))
+        what = about.method, about.experts, leaves, target
+        found.append(memory_merge.estimate(*what, keeps_base=about.grid is not None))
     if "scoring" in parts:
         found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
     if "training" in parts:
@@ -149,13 +151,14 @@ def _estimates(
 
 
 def _grid(
-    config: Any, chosen: Settings, topology: Topology, notes: list[str]
+    about: Workload, chosen: Settings, topology: Topology, notes: list[str]
 ) -> dict[str, Any] | None:
-    if chosen.grid is None:
+    if about.grid is None:
         return None
     target = compiling.target(topology, chosen.mesh, compile=False)
-    costs = [grids.cost(config, chosen, target, size) for size in chosen.grid.sizes]
-    if None in costs:
+    notes += grids.warnings(about.grid, chosen, target)
+    costs = grids.costs(about.grid, chosen, target)
+    if costs is None:
         notes.append("no hours for the grid, as nothing is known of the chips' speed")
         return None
-    return rendering.grid_record(costs, grids.assumptions(chosen))
+    return rendering.grid_record(costs, grids.assumptions(about.grid, chosen))

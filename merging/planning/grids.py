@@ -1,17 +1,19 @@
-"""Chip-hours of a whole grid: experts, merges, and the evaluation of all of them."""
+"""Chip-hours of a whole sweep, and whether its steps fit: step by step, as it runs."""
 
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from merging import methods, models
-from merging.methods import Method
 from merging.models import DecoderConfig
 from merging.planning import decoding, estimates, memory_merge
 from merging.planning.compiling import Target
 from merging.planning.estimates import CostEstimate
-from merging.planning.settings import Grid, Settings
+from merging.planning.settings import Settings, Training
 from merging.planning.sharding_layout import sharding_layout
+from merging.runtime import text, tree
+from merging.sweep import Grid, with_needs
+from merging.sweep.steps import Step
 
 
 class Cost(NamedTuple):
@@ -20,9 +22,10 @@ class Cost(NamedTuple):
     Attributes:
       size: of the family.
       merges: how many.
-      training: of experts, instruction-tuned bases and multitask models.
-      merging: of all merges, models read and the merged one kept in memory.
-      evaluation: of every merge, expert, base and multitask model, and of trials of λ.
+      training: of all that is trained.
+      merging: of all merges and trials, and of reading their models once for each base
+        and run.
+      evaluation: of every model, and of trials of λ.
       limits: what bounds a training step, a merge and a scored batch.
     """
 
@@ -39,67 +42,68 @@ class Cost(NamedTuple):
         return self.training + self.merging + self.evaluation
 
 
-def cost(config: Any, settings: Settings, target: Target, size: str) -> Cost | None:
-    """Return what one size costs; None where the chip's figures are not known.
+def costs(grid: Grid, settings: Settings, target: Target) -> list[Cost] | None:
+    """Return what each size costs; None where the chip's figures are not known.
 
     Args:
-      config: of the plan, with its family and vocabulary.
-      settings: with a grid.
+      grid: the sweep's steps.
+      settings: what is assumed.
       target: the devices; nothing is compiled for them.
-      size: of the family.
 
     Raises:
-      UserError: a mesh that does not fit this size; an unknown size or method.
+      UserError: a mesh that does not fit a size.
     """
-    decoder = models.size(config.family, size, vocab_size=config.vocab_size)
-    clock = _Clock(decoder, settings, target)
-    if clock.step.seconds is None or clock.batch.seconds is None:
-        return None
-    grid = settings.grid
-    merging, tried, limit = 0.0, 0, ""
-    for name in grid.methods:
-        method = methods.get(name)
-        trials = grid.trials if method.needs_base else 1
-        tried += trials
-        for experts in grid.experts_merged:
-            seconds, limit = clock.merge(method, experts, trials)
-            merging += seconds * grid.bases * grid.seeds
-    merges = grid.per_size
-    each = merges // len(grid.methods)
-    rows = (_scored(grid) + merges) * grid.evaluation_rows
-    rows += each * tried * grid.validation_rows
-    hours = target.topology.devices / 3600
-    return Cost(
-        size,
-        merges,
-        hours * (_steps(grid) * clock.step.seconds + _models(grid) * clock.load),
-        hours * merging,
-        hours * (rows / settings.scoring.batch * clock.batch.seconds),
-        (clock.step.limit, limit, clock.batch.limit),
-    )
+    found = []
+    for size in grid.experiment.sizes:
+        clock = _Clock(grid.experiment.decoder(size), settings, target)
+        if clock.step.seconds is None or clock.batch.seconds is None:
+            return None
+        found.append(_cost(size, _steps(grid, size), grid, clock))
+    return found
 
 
-def _experts(grid: Grid) -> int:
-    return grid.bases * grid.seeds * grid.experts
+def warnings(grid: Grid, settings: Settings, target: Target) -> list[str]:
+    """Return a note for each kind of step of each size that does not fit the chips."""
+    experiment, found = grid.experiment, []
+    room, most = target.topology.chip.memory, max(experiment.experts_merged)
+    for size in experiment.sizes if room else ():
+        clock = _Clock(experiment.decoder(size), settings, target)
+        names = [f"expert{i}" for i in range(most)]
+        merges = [clock.estimate(name, names) for name in experiment.methods]
+        largest = max(merges, key=lambda estimate: estimate.memory.peak)
+        needed = [(f"a merge of {most} experts in memory", largest)]
+        needed.append(("scoring", clock.scoring))
+        if experiment.trains():
+            needed.append(("a training step", clock.training))
+        for what, estimate in needed:
+            if not estimates.fits(estimate, target.topology):
+                peak = text.size(estimate.memory.peak)
+                found.append(
+                    f"{size}: {what} does not fit: {peak} of a chip's "
+                    f"{text.size(room)}; more chips, or a smaller batch"
+                )
+    return found
 
 
-def _steps(grid: Grid) -> int:
-    """Return the steps of all trainings of a size; the first base is given."""
-    return (
-        _experts(grid) * grid.expert_steps
-        + (grid.bases - 1) * grid.instruction_steps
-        + grid.bases * grid.multitask_steps
-    )
-
-
-def _models(grid: Grid) -> int:
-    """Return how many trainings there are, each of which reads a model."""
-    return _experts(grid) + 2 * grid.bases - 1
-
-
-def _scored(grid: Grid) -> int:
-    """Return the models that are scored and are no merges."""
-    return _experts(grid) + 2 * grid.bases
+def assumptions(grid: Grid, settings: Settings) -> list[str]:
+    """Return what a grid's hours rest on, in words."""
+    experiment, counted = grid.experiment, settings.evaluation
+    steps = with_needs(grid.targets())
+    kinds = Counter("given" if step.given else step.kind for step in steps)
+    trained = [s for s in steps if s.trained]
+    made = sum(s.settings["hyperparameters"]["steps"] for s in trained)
+    rows = f"{experiment.batch_size} x {settings.training.length:,} tokens"
+    return [
+        f"{kinds['merge']} merges: {len(experiment.sizes)} sizes x"
+        f" {len(experiment.bases)} bases x {len(experiment.methods)} methods x K of"
+        f" {', '.join(map(str, experiment.experts_merged))} x {experiment.seeds} runs",
+        f"{len(trained)} trainings of {made:,} steps in all, a step being {rows}; "
+        f"{kinds['given']} models are given",
+        f"a model's test is {counted.rows:,} rows of {settings.scoring.length:,} tokens"
+        f" and its validation {counted.validation_rows:,}, shared alike by datasets",
+        f"chips reach {settings.efficiency:.0%} of what bounds them; storage gives a"
+        f" host {settings.storage.read:g} GB/s; merged models are not written",
+    ]
 
 
 class _Timed(NamedTuple):
@@ -112,50 +116,82 @@ class _Clock:
 
     def __init__(self, decoder: DecoderConfig, settings: Settings, target: Target):
         self._settings, self._target = settings, target
-        self._leaves = sharding_layout(decoder, target.mesh)
-        self.step = self._timed(decoding.train(decoder, settings.training, target))
-        self.batch = self._timed(
-            decoding.score(decoder, self._leaves, settings.scoring, target)
-        )
-        size = models.parameter_count(decoder) * jnp.dtype(decoder.param_dtype).itemsize
-        hosts = target.topology.hosts
-        self.load = size / hosts / (settings.storage.read * 1e9)
+        self.leaves = sharding_layout(decoder, target.mesh)
+        step: Training = settings.training
+        self.training = decoding.train(decoder, step, target)
+        self.scoring = decoding.score(decoder, self.leaves, settings.scoring, target)
+        self.step, self.batch = self.timed(self.training), self.timed(self.scoring)
+        whole = tree.byte_count(models.abstract(decoder))
+        self.load = whole / target.topology.hosts / (settings.storage.read * 1e9)
+        self.batched = settings.scoring.batch
+        self._merges: dict[tuple, _Timed] = {}
 
-    def merge(self, method: Method, experts: int, trials: int) -> tuple[float, str]:
-        """Return the seconds of one merge with its trials of λ, and what bounds it."""
-        names = [f"expert{i}" for i in range(experts)]
-        estimate = memory_merge.estimate(method, names, self._leaves, self._target)
-        again = (
-            (trials - 1)
-            * (experts + 2)
-            * sum(leaf.bytes for leaf in self._leaves.values())
-        )
-        work = estimate.work._replace(traffic=estimate.work.traffic + again, written=0)
-        timed = self._timed(estimate._replace(work=work))
-        return timed.seconds or 0.0, timed.limit
+    def estimate(self, name: str, experts: Sequence[str]) -> CostEstimate:
+        """Return one merge, of models that are in memory."""
+        method = methods.get(name)
+        return memory_merge.estimate(method, experts, self.leaves, self._target, True)
 
-    def _timed(self, estimate: CostEstimate) -> _Timed:
+    def merge(self, step: Step) -> _Timed:
+        """Return the time of a merge step's trials, its models in memory already."""
+        name, experts = step.settings["method"], len(step.settings["subset"])
+        tried = [tuple(sorted(c.items())) for c in step.settings["candidates"]]
+        key = name, experts, tuple(tried)
+        if key not in self._merges:
+            found = self.estimate(name, [f"expert{i}" for i in range(experts)])
+            # The reductions once for each density, and each λ writes a model.
+            kinds = {tuple(p for p in one if p[0] != "scale") for one in tried}
+            kept = sum(leaf.bytes for leaf in self.leaves.values())
+            again = (len(tried) - len(kinds) + (len(tried) > 1)) * (experts + 2) * kept
+            traffic = found.work.traffic * len(kinds) + again
+            work = found.work._replace(traffic=traffic, read=0, written=0)
+            self._merges[key] = self.timed(found._replace(work=work))
+        return self._merges[key]
+
+    def timed(self, estimate: CostEstimate) -> _Timed:
+        """Return the time that is expected, and what bounds it."""
         terms = estimates.times(estimate, self._target.topology, self._settings.storage)
         seconds = estimates.expected(terms, self._settings.efficiency)
         return _Timed(seconds, estimates.bottleneck(terms))
 
+    def hours(self, seconds: float) -> float:
+        """Return chip-hours."""
+        return seconds * self._target.topology.devices / 3600
 
-def assumptions(settings: Settings) -> list[str]:
-    """Return what a grid's hours rest on, in words."""
-    grid = settings.grid
-    step = settings.training
-    rows = f"{step.batch} x {step.length:,} tokens"
-    counts = ", ".join(map(str, grid.experts_merged))
-    return [
-        f"{grid.cells} merges: {len(grid.sizes)} sizes x {grid.bases} bases x"
-        f" {len(grid.methods)} methods x K of {counts} x {grid.seeds} seeds",
-        f"for each size {_experts(grid)} experts of {grid.expert_steps:,} steps,"
-        f" {grid.bases - 1} instruction-tuned base of {grid.instruction_steps:,}, and"
-        f" {grid.bases} multitask models of {grid.multitask_steps:,}, a step being"
-        f" {rows}; pretrained bases are given",
-        f"{grid.evaluation_rows:,} rows of {settings.scoring.length:,} tokens scored"
-        f" for each of {_scored(grid) + grid.per_size} models of a size, and"
-        f" {grid.validation_rows:,} for each of {grid.trials} values of λ",
-        f"chips reach {settings.efficiency:.0%} of what bounds them; storage gives a"
-        f" host {settings.storage.read:g} GB/s; merged models are not written",
-    ]
+    def rows(self, step: Step, grid: Grid) -> float:
+        """Return the rows that a step scores."""
+        datasets = grid.experiment.suite.datasets
+        held_in = [d for d in datasets if d.split == "held_in"]
+        counted = self._settings.evaluation
+        each = counted.validation_rows / len(held_in)
+        if step.kind == "merge":
+            merged = [d for d in held_in if d.category in step.settings["subset"]]
+            tried = len(step.settings["candidates"])
+            return counted.rows + (tried if tried > 1 else 0) * each * len(merged)
+        tested = len(step.settings["evaluates"]) / len(datasets) * counted.rows
+        if step.kind == "expert":
+            return tested + each * len(step.settings["evaluates"])
+        # Of early stopping's model as well.
+        return tested * (1 + (step.kind == "multitask"))
+
+
+def _cost(size: str, steps: Sequence[Step], grid: Grid, clock: _Clock) -> Cost:
+    merges = [step for step in steps if step.kind == "merge"]
+    trained = [step for step in steps if step.trained]
+    timed = [clock.merge(step) for step in merges]
+    rows = sum(clock.rows(step, grid) for step in steps)
+    count = sum(step.settings["hyperparameters"]["steps"] for step in trained)
+    read = {need.key for step in merges for need in step.needs}
+    return Cost(
+        size,
+        len(merges),
+        clock.hours(count * clock.step.seconds + len(trained) * clock.load),
+        clock.hours(sum(t.seconds or 0 for t in timed) + len(read) * clock.load),
+        clock.hours(rows / clock.batched * clock.batch.seconds),
+        (clock.step.limit, timed[-1].limit if timed else "", clock.batch.limit),
+    )
+
+
+def _steps(grid: Grid, size: str) -> list[Step]:
+    """Return the steps of one size that models come from."""
+    every = with_needs(grid.targets())
+    return [step for step in every if step.settings.get("size") == size]

@@ -37,7 +37,11 @@ _DEVIATION = 1e-3
 
 
 def estimate(
-    method: Method, experts: Sequence[str], leaves: Mapping[str, Leaf], target: Target
+    method: Method,
+    experts: Sequence[str],
+    leaves: Mapping[str, Leaf],
+    target: Target,
+    keeps_base: bool = False,
 ) -> CostEstimate:
     """Return the merge of experts that lie as these leaves do, over the base if any.
 
@@ -46,6 +50,7 @@ def estimate(
       experts: their names.
       leaves: of the base and of each expert.
       target: the devices.
+      keeps_base: merge over an earlier result, as a sweep does that tries several λ.
     """
     leaves = dict(sorted(leaves.items()))
     asked = _Asked(method, experts, leaves)
@@ -59,10 +64,13 @@ def estimate(
         written=whole / hosts,
     )
     found = _counted(asked, len(experts), models, leaves, target.topology.domain)
+    if keeps_base:
+        memory = found[0]._replace(arguments=(models + 1) * model, outputs=0)
+        found = memory, found[1]
     source = COUNTED
     if target.compiler:
         try:
-            found = _compiled(asked, leaves, target)
+            found = _compiled(asked, leaves, target, keeps_base)
             source = target.compiler
         except TooLarge as error:
             memory, exchanged = found
@@ -191,7 +199,7 @@ def _counted(
 
 
 def _compiled(
-    asked: _Asked, leaves: Mapping[str, Leaf], target: Target
+    asked: _Asked, leaves: Mapping[str, Leaf], target: Target, keeps_base: bool
 ) -> tuple[Memory, tuple[Collective, ...]]:
     """Return what the compiler says of the programs, block by block."""
     like = [leaf.abstract for leaf in leaves.values()]
@@ -203,7 +211,7 @@ def _compiled(
         array = _array(cut, block, like, target)
         key = (array.shape, array.dtype, array.sharding)
         if key not in known:
-            programs = _programs(asked, cut, block, array)
+            programs = _programs(asked, cut, block, array, keeps_base)
             known[key] = [
                 (times, compiling.compiled(target, lower)) for times, lower in programs
             ]
@@ -228,7 +236,7 @@ def _array(cut: Partition, block: Block, like: Sequence[Any], target: Target) ->
 
 
 def _programs(
-    asked: _Asked, cut: Partition, block: Block, array: Any
+    asked: _Asked, cut: Partition, block: Block, array: Any, keeps_base: bool
 ) -> Iterator[tuple[int, Callable[[], Any]]]:
     """Yield (how often it runs, a function that lowers it) for a block's programs."""
     method = dataclasses.replace(asked.method, name="")
@@ -275,8 +283,12 @@ def _programs(
 
     def merge() -> Any:
         run = kernels.merge if base is None else kernels.merge_over
+        over = []
+        if keeps_base:
+            run, over = kernels.merge_into, [array]
         transforms = asked.states.transforms
         return run.lower(
+            *over,
             base,
             method,
             [array] * len(asked.experts),

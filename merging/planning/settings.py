@@ -1,4 +1,4 @@
-"""What a plan is told about the work: sizes, assumptions, and the grid."""
+"""What a plan is told about the work: sizes, and what it assumes."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -33,46 +33,11 @@ class Training(NamedTuple):
     dtype: str = "bfloat16"
 
 
-class Grid(NamedTuple):
-    """A grid of merges, and what it takes besides them.
+class Evaluation(NamedTuple):
+    """Rows (examples x choices x prompts) of a suite: to test, and to choose λ."""
 
-    Attributes:
-      sizes: of the family.
-      bases: how many, each with experts of its own; one is given, others are trained.
-      methods: by name, with their defaults.
-      experts_merged: K.
-      seeds: runs, each with experts of its own.
-      experts: trained for each base and seed.
-      expert_steps: of one expert.
-      instruction_steps: of each base that is not given.
-      multitask_steps: of one multitask model for each base.
-      evaluation_rows: scored for a model's result (examples x choices x prompts).
-      validation_rows: scored for one trial of λ.
-      trials: of λ for each merge that has one.
-    """
-
-    sizes: tuple[str, ...]
-    bases: int = 2
-    methods: tuple[str, ...] = ("ties",)
-    experts_merged: tuple[int, ...] = (2, 4, 6, 8)
-    seeds: int = 3
-    experts: int = 8
-    expert_steps: int = 300
-    instruction_steps: int = 2000
-    multitask_steps: int = 2400
-    evaluation_rows: int = 100_000
-    validation_rows: int = 2_000
-    trials: int = 6
-
-    @property
-    def cells(self) -> int:
-        """Merges in all."""
-        return len(self.sizes) * self.per_size
-
-    @property
-    def per_size(self) -> int:
-        """Merges of one size."""
-        return self.bases * len(self.methods) * len(self.experts_merged) * self.seeds
+    rows: int = 100_000
+    validation_rows: int = 8_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +50,7 @@ class Settings:
       scoring: a batch.
       training: a step.
       efficiency: the share of a bound that is expected to be reached, for chip-hours.
-      grid: None for none.
+      evaluation: of a whole suite, for a grid's hours.
     """
 
     mesh: dict[str, int]
@@ -93,7 +58,7 @@ class Settings:
     scoring: Scoring = Scoring()
     training: Training = Training()
     efficiency: float = 0.5
-    grid: Grid | None = None
+    evaluation: Evaluation = Evaluation()
 
 
 def settings(values: dict[str, Any], slices: int) -> Settings:
@@ -118,17 +83,12 @@ def settings(values: dict[str, Any], slices: int) -> Settings:
     }
     if "efficiency" in values:
         found["efficiency"] = values["efficiency"]
-    if (grid := found.get("grid")) and max(grid.experts_merged) > grid.experts:
-        raise UserError(
-            f"grid.experts_merged = {grid.experts_merged}: there are only "
-            f"grid.experts = {grid.experts} to merge."
-        )
     mesh = dict(values.get("mesh") or {"fsdp": -1})
     return Settings(mesh={"data": slices, **mesh}, **found)
 
 
 _SECTIONS = {"storage": Storage, "scoring": Scoring, "training": Training}
-_SECTIONS |= {"grid": Grid}
+_SECTIONS |= {"evaluation": Evaluation}
 
 
 def _numbers(values: dict[str, Any]) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from merging import checkpoints, methods, models
+from merging import checkpoints, methods, models, sweep
 from merging.merge import streamed as stream
 from merging.merge.partition import Partition, partition
 from merging.methods import Method
@@ -17,6 +17,8 @@ from merging.models.hf import open_model
 from merging.runtime import config_keys, tree
 from merging.runtime.errors import UserError
 from merging.runtime.storage import parse_size
+from merging.sweep import Grid
+from merging.sweep.work import TRAINED_IN
 
 
 class Workload(NamedTuple):
@@ -29,6 +31,7 @@ class Workload(NamedTuple):
       experts: their names.
       plan: of the streamed merge.
       notes: what can't be planned, and why.
+      grid: the steps that it is the largest merge of, if it is of a sweep.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Workload(NamedTuple):
     experts: tuple[str, ...]
     plan: Partition
     notes: tuple[str, ...] = ()
+    grid: Grid | None = None
 
     @property
     def models(self) -> int:
@@ -61,25 +65,80 @@ _KEYS = {
     "scoring": ConfigDict(),
     "training": ConfigDict(),
     "efficiency": 0.5,
-    "grid": ConfigDict(),
+    "evaluation": ConfigDict(),
 }
 
 
 def workload(config: ConfigDict) -> tuple[ConfigDict, Workload]:
-    """Return a config, a plan's own (configs/plan) or a merge's, and what it is about.
+    """Return a plan's config, and what it is about.
+
+    Args:
+      config: that of a sweep (configs/scaling_curves), a plan's own (configs/plan) or a
+        merge's.
 
     Raises:
       UserError: it is neither, or says something impossible.
     """
+    if isinstance(config, ConfigDict) and "experts_merged" in config:
+        return of_sweep(config)
     if not isinstance(config, ConfigDict) or {"family", "experts"} <= set(config):
         config = config_keys.completed(config, _KEYS, "merging plan", "plan/palm_64b")
         return config, of_family(config)
     if {"experts", "method"} <= set(config) or "merge_yaml" in config:
         return config, of_merge(config)
     raise UserError(
-        "merging plan takes a config of a plan (--config plan/palm_64b) or of a merge "
-        "(--config merge/ties); this one is neither."
+        "merging plan takes a config of a sweep (--config scaling_curves/palm), of a "
+        "plan (--config plan/palm_64b) or of a merge (--config merge/ties); this one is"
+        " none of them."
     )
+
+
+def of_sweep(config: ConfigDict) -> tuple[ConfigDict, Workload]:
+    """Return a sweep's assumptions, and the largest of its merges.
+
+    No data need be there, and of our own families no checkpoint.
+
+    Raises:
+      UserError: as `sweep.planned`.
+    """
+    experiment = sweep.planned(config)
+    grid = Grid(experiment, identify=lambda path, described: path)
+    assumed = config_keys.section(_assumptions, config.get("plan", {}), "plan")
+    size, count = experiment.sizes[-1], max(experiment.experts_merged)
+    first, *rest = experiment.methods
+    name = next((m for m in ("ties", *rest) if m in experiment.methods), first)
+    decoder = experiment.decoder(size)
+    method = methods.get(name, **experiment.candidates(name)[0])
+    names = tuple(f"expert{i}" for i in range(count))
+    label = f"{experiment.family} {size}"
+    found = of_decoder(label, decoder, method, names, assumed.pop("budget"))
+    mesh = {k: v for k, v in experiment.mesh.items() if (k, v) != ("data", 1)}
+    shape = {"batch": experiment.batch_size, "length": assumed["length"]}
+    plan = ConfigDict(
+        {
+            "mesh": mesh,
+            "storage": {k: assumed[k] for k in ("read", "write")},
+            "scoring": {k: assumed[k] for k in ("batch", "length")},
+            "training": shape | {"param_dtype": TRAINED_IN, "dtype": experiment.dtype},
+            "efficiency": assumed["efficiency"],
+            "evaluation": {k: assumed[k] for k in ("rows", "validation_rows")},
+        }
+    )
+    return plan, found._replace(grid=grid)
+
+
+def _assumptions(
+    read: float = 2.0,
+    write: float = 1.0,
+    efficiency: float = 0.5,
+    batch: int = 128,
+    length: int = 1024,
+    rows: int = 100_000,
+    validation_rows: int = 8_000,
+    budget: str = "1GB",
+) -> dict[str, Any]:
+    """Return what a sweep's section `plan` may say, with what it leaves out."""
+    return dict(locals())
 
 
 def of_family(config: Any, size: str = "", method: Method | None = None) -> Workload:
@@ -105,14 +164,34 @@ def of_family(config: Any, size: str = "", method: Method | None = None) -> Work
         raise UserError(f"experts = {config.experts}: there must be one at least.")
     experts = tuple(f"expert{i}" for i in range(config.experts))
     method.reordered(range(len(experts)))  # refuses as many weights as do not fit
+    name = f"{config.family} {size}"
+    return of_decoder(name, decoder, method, experts, config.memory_budget)
+
+
+def of_decoder(
+    name: str,
+    decoder: models.DecoderConfig,
+    method: Method,
+    experts: tuple[str, ...],
+    budget: str,
+) -> Workload:
+    """Return the merge of experts of a decoder's shape.
+
+    Args:
+      name: for a person.
+      decoder: the base and each expert.
+      method: that merges them.
+      experts: their names.
+      budget: of memory, for the streamed merge.
+    """
     leaves = tree.flatten(models.abstract(decoder))
     plan = partition(
         [leaves] * (len(experts) + method.needs_base),
         dict.fromkeys(leaves, method),
-        parse_size(config.memory_budget),
+        parse_size(budget),
         granularity=_chunks(leaves),
     )
-    return Workload(f"{config.family} {size}", decoder, method, experts, plan)
+    return Workload(name, decoder, method, experts, plan)
 
 
 def of_merge(config: Any) -> Workload:

@@ -128,6 +128,21 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def all_here(name: str, seconds: float) -> bool:
+    """Return whether every process comes here in time.
+
+    Through the coordination service, so that one that fails alone, while others wait
+    for it in a collective, finds out. Names are used once.
+    """
+    if jax.process_count() == 1:
+        return True
+    try:
+        _coordination_client().wait_at_barrier(name, round(seconds * 1000))
+    except Exception:  # whatever the service says: they are not
+        return False
+    return True
+
+
 def broadcast(question: Callable[[], Any]) -> Any:
     """Return process 0's answer on every process.
 

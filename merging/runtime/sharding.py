@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from merging.runtime import tree
@@ -152,6 +152,15 @@ def place(array: Any, where: NamedSharding) -> jax.Array:
         return jax.device_put(array, where)
     array = np.asarray(array)  # device_put would compare all processes' copies
     return jax.make_array_from_callback(array.shape, where, array.__getitem__)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """Return the whole of an array that may span processes; called by all of them."""
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def rows_here(mesh: Mesh | None, rows: int) -> np.ndarray:

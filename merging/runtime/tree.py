@@ -74,6 +74,14 @@ def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree) -> dict[str
     )
 
 
+def cast(tree: Tree, to: Any) -> dict[str, Any]:
+    """Return the tree with leaves of another dtype; those that have it are the same."""
+    wanted = np.dtype(to)
+    return map_named(
+        lambda _, leaf: leaf if leaf.dtype == wanted else leaf.astype(wanted), tree
+    )
+
+
 def byte_count(tree: Tree) -> int:
     """Return the number of bytes of all leaves, sharding and padding left aside."""
     return sum(

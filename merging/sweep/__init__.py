@@ -4,27 +4,36 @@ The room is named as what it does: `merging.sweep(config, workdir)` is
 `merging.sweep.sweep`.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from merging import report
 from merging.runtime import processes, results, storage, workdir
 from merging.runtime.errors import UserError
 from merging.runtime.naming import callable_as
+from merging.sweep import runners
 from merging.sweep.driver import finish, open_store
-from merging.sweep.experiment import Experiment, read
+from merging.sweep.experiment import Experiment
+from merging.sweep.reading import planned, read
 from merging.sweep.rows import rows
 from merging.sweep.status import status
 from merging.sweep.steps import Grid, part, with_needs
 from merging.sweep.store import Store
 
 __all__ = ["Experiment", "Grid", "Store", "finish", "open_store", "read", "status"]
-__all__ += ["rows", "sweep", "with_needs"]
+__all__ += ["planned", "rows", "sweep", "with_needs"]
 
 
 def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
     """Do what is left of a sweep, then write its rows and report.
+
+    Called by every process of a job, it runs each step on all their devices together
+    (`mesh`). Stopped at any moment and called again, on any number of devices and
+    processes, it goes on.
 
     Args:
       config: a sweep's config, see configs/scaling_curves/tiny.py.
@@ -51,21 +60,19 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
     size  base  method ...
     Report: .../curves/report/index.html...
     """
-    number, count = processes.process_id()
-    if count > 1:
-        raise UserError(
-            f"this is process {number} of {count}, and a sweep is driven by one: start "
-            "it once, or give each machine a part and a workdir of its own (--shard "
-            "i/n); `merging report` joins their rows."
-        )
+    together = _joined(config, folder)
     experiment = read(config)
+    if runners.chosen(experiment)[0] == "inline":
+        runners.devices(experiment)  # refused before the workdir is taken
     grid = Grid(experiment)
-    store, config_hash = open_store(config, folder)
-    with workdir.only_driver(store.workdir):
+    chosen = part(grid.targets(), *shard)
+    store, config_hash = open_store(config, folder, together)
+    with contextlib.ExitStack() as held:
+        only = workdir.only_driver(store.workdir)
+        store.once(lambda: bool(held.enter_context(only)))
         # Again: before the lock, another config's driver may have made it its own.
-        open_store(config, folder)
+        open_store(config, folder, together)
         store.keep_part(shard)
-        chosen = part(grid.targets(), *shard)
         if not chosen:
             _record(grid, store, config_hash, report_too=False)
             print(f"part {shard[0]} of {shard[1]} of this grid is empty: nothing to do")
@@ -73,23 +80,49 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
         try:
             finish(chosen, experiment, store, "sweep")
         except BaseException:
-            _keep_rows(grid, store, config_hash)
+            if not together or processes.is_first():
+                _keep_rows(grid, store, config_hash)
             raise
-        found, page = _record(grid, store, config_hash, report_too=True)
-    print(report.summary_text(found))
-    print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
-    return page
+        return _record(grid, store, config_hash, report_too=True)
+
+
+def _joined(config: Any, folder: Path | str) -> bool:
+    """Join the other processes of this job, if there are any, and say whether."""
+    number, count = processes.process_id()
+    local = isinstance(config, ConfigDict) and config.get("runner") == "local"
+    if local and count > 1:
+        raise UserError(
+            f"this is process {number} of {count}, and the local runner's driver is one"
+            " process: let them do each step together (--runner inline), start it once,"
+            " or give each machine a part and a workdir of its own (--shard i/n); "
+            "`merging report` joins their rows."
+        )
+    return not local and processes.initialize(Path(folder) / "logs")
 
 
 def _keep_rows(grid: Grid, store: Store, config_hash: str) -> None:
     """Write the rows of what is finished, which stays usable when the rest fails."""
     try:
-        _record(grid, store, config_hash, report_too=False)
+        _write(grid, Store(store.workdir), config_hash, report_too=False)
     except Exception as error:  # why the rest failed is what has to be told
         print(f"warning: {store.results} is not up to date: {error}", file=sys.stderr)
 
 
-def _record(
+def _record(grid: Grid, store: Store, config_hash: str, *, report_too: bool) -> Path:
+    """Have one process write the rows and the report, and tell of them."""
+
+    def write() -> str:
+        alone = Store(store.workdir)
+        found, page = _write(grid, alone, config_hash, report_too=report_too)
+        if report_too:
+            print(report.summary_text(found))
+            print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
+        return str(page)
+
+    return Path(store.once(write))
+
+
+def _write(
     grid: Grid, store: Store, config_hash: str, *, report_too: bool
 ) -> tuple[list[results.Row], Path]:
     """Write the rows of all that is finished, and the report when they changed."""

@@ -1,40 +1,46 @@
 """From wanted steps to finished ones: what is left, and how far along it is."""
 
 import copy
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from merging.runtime import config as configs
-from merging.runtime import storage
+from merging.runtime import processes, storage
 from merging.runtime import workdir as runtime_workdir
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.text import duration
 from merging.sweep import runners
 from merging.sweep.experiment import Experiment
+from merging.sweep.reading import HOW
 from merging.sweep.steps import Step, with_needs
 from merging.sweep.store import Broken, Store
 
 _BASES = ("pretrain", "instruct", "load")
 
 
-def open_store(config: Any, workdir: Path | str) -> tuple[Store, str]:
+def open_store(
+    config: Any, workdir: Path | str, together: bool = False
+) -> tuple[Store, str]:
     """Return the workdir as this config's store, and the config's hash.
 
-    `workers` and `runner` say how to run, not what: changing them continues the run.
+    `reading.HOW` says how to run, not what: changing it continues the run.
 
     Raises:
       UserError: the workdir holds another config's run, or something else.
     """
     identity = copy.deepcopy(config)
     with identity.unlocked():
-        for name in ("workers", "runner"):
+        for name in HOW:
             if name in identity:
                 del identity[name]
     config_hash = configs.config_hash(identity)
-    store = Store(Path(storage.supported_path(workdir, "--workdir")))
-    runtime_workdir.claim(store.workdir, identity.to_dict(), config_hash, "sweep")
+    folder = Path(storage.supported_path(workdir, "--workdir"))
+    store = Store(folder, together)
+    claim = functools.partial(runtime_workdir.claim, store.workdir, identity.to_dict())
+    store.once(lambda: claim(config_hash, "sweep"))
     return store, config_hash
 
 
@@ -42,20 +48,23 @@ def finish(
     targets: Sequence[Step], experiment: Experiment, store: Store, label: str
 ) -> None:
     """Do every step that the targets need and that is not finished yet."""
-    pending = _pending(targets, store)
+    every = with_needs(targets)
+    alone = Store(store.workdir)  # what one process asks it, for all
+    unfinished = store.once(lambda: [step.key for step in _pending(targets, alone)])
+    pending = [step for step in every if step.key in set(unfinished)]
     if not pending:
         print(f"{label}: nothing to do, all is in {store.workdir}", file=sys.stderr)
         return
-    every = with_needs(targets)
     total = sum(step.cost for step in every)
     runner, workers = runners.chosen(experiment)
     print(
         f"{label}: {len(pending)} of {len(every)} steps to do, {runner}, {workers} at "
-        f"a time; finished ones stay in "
+        f"a time{runners.placed(experiment, runner)}; finished ones stay in "
         f"{store.workdir}",
         file=sys.stderr,
     )
-    log = EventLog(store.workdir / "events.jsonl")
+    first = not store.together or processes.is_first()
+    log = EventLog(store.workdir / "events.jsonl" if first else None)
     with Progress(total, label, log=log) as progress:
         progress.skip(total - sum(step.cost for step in pending))
         runners.run(pending, experiment, store, progress)

@@ -20,6 +20,7 @@ from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
 
+_FIRST = ("data", "pretrain", "instruct", "load")
 SAVING = 0.8  # of the time to end in, for workers to save what they train
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 # {step's key: (share done, note)}
@@ -60,6 +61,19 @@ class Pool:
             for worker in self._processes():
                 worker.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def rank(self, step: Step) -> tuple:
+        """Return its place: long chains first, as the slowest model ends a sweep."""
+        kind = _FIRST.index(step.kind) if step.kind in _FIRST else len(_FIRST)
+        return kind, -step.cost
+
+    def asked(self) -> bool:
+        """Return whether to stop."""
+        return preemption.asked()
+
+    def agreed(self, step: Step) -> bool:
+        """Return whether the rest may go on when a step has failed."""
+        return True
 
     def submit(self, step: Step) -> Future:
         """Have a step run by the next worker that is free."""
@@ -139,7 +153,7 @@ def _run_in_worker(step: Step) -> None:
 
     def tick(share: float, note: str = "") -> None:
         _state["ticks"].put((step.key, share, note or step.name))
-        stop_here(step, share)
+        _stop_here(step, share)
 
     try:
         work.execute(step, _state["experiment"], _state["store"], tick)
@@ -161,7 +175,7 @@ def _travels(error: Exception) -> bool:
     return True
 
 
-def stop_here(step: Step, share: float) -> None:
+def _stop_here(step: Step, share: float) -> None:
     """End a step that was asked to stop, where a tick is a good place for that.
 
     Raises:

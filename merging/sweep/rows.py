@@ -42,13 +42,14 @@ def _rows(
     size, of_base = step.settings["size"], step.settings["base"]
     base = store.output(grid.base(size, of_base))["test"]
     experts = {}
-    for category in suite.categories:
+    merged = {category for *_, category in experiment.experts()}
+    for category in (c for c in suite.categories if c in merged):
         expert = grid.expert(size, of_base, category, step.settings["seed"])
         # A part of a grid need not have them all.
         if store.finished(expert):
             experts |= store.output(expert)["test"]
     subset = _subset(step, suite.categories)
-    decoder = experiment.decoder(step.settings["size"])
+    decoder = experiment.decoder(size, of_base)
     model = ModelLabels(
         suite=suite.name,
         family=experiment.family,

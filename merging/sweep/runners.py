@@ -2,19 +2,28 @@
 
 On CPUs one single-threaded process per core does far more than one process with many
 threads, since small models leave nothing to share out inside an operation: that is
-`local`. Large models, pretrained bases and accelerators want one process with all
-threads or all devices, and a few copies of the weights: that is `inline`.
+`local`. Large models, given bases and accelerators want all devices for every step, and
+a few copies of the weights: that is `inline`, in one process, or in all processes of a
+slice together, each of which goes through the same steps.
 
-Either runs a step as soon as what it needs is finished, long chains first.
+Either runs a step as soon as what it needs is finished, `local` long chains first, and
+`inline` neighbours of the grid together, as they share their models.
 """
 
 import contextlib
+import itertools
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
+from typing import Any
 
-from merging.runtime import preemption
+import jax
+from jax.sharding import Mesh
+
+from merging import models
+from merging.runtime import preemption, processes, sharding
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import Progress
 from merging.sweep.experiment import Experiment
@@ -23,20 +32,22 @@ from merging.sweep.pool import (
     Ticks,
     on_accelerator,
     share_compilations,
-    stop_here,
 )
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 
 RETRIES = 5  # of a step whose needs turn out broken
 FAILURES = 5  # of steps, after which the reason is taken to be in all of them
-_FIRST = ("data", "pretrain", "instruct", "load")
+TOGETHER = 20.0  # seconds for all processes to say that a step failed
 
 
 def chosen(experiment: Experiment) -> tuple[str, int]:
     """Return the runner, and how many processes it runs: the config's, or what fits."""
     large = bool(experiment.pretrained_bases) or on_accelerator()
-    runner = experiment.runner or ("inline" if large else "local")
+    meshed = any(size != 1 for name, size in experiment.mesh.items() if name != "data")
+    together = jax.distributed.is_initialized() or processes.process_id()[1] > 1
+    fits = "inline" if large or meshed or together else "local"
+    runner = experiment.runner or fits
     if runner == "inline":
         return runner, 1
     return runner, experiment.workers or len(os.sched_getaffinity(0))
@@ -50,7 +61,8 @@ def run(
     A step that fails takes with it those that need it; the others are run.
 
     Args:
-      pending: unfinished steps, needs before those that need them.
+      pending: unfinished steps, needs before those that need them; of several
+        processes, the same for all.
       experiment: what they belong to.
       store: the workdir.
       progress: told the cost of what is done, as it is done.
@@ -71,7 +83,7 @@ def run(
             # One that waits in line is enough to keep the workers busy, and the order
             # of the rest can still change.
             room = 0 if len(failed) >= FAILURES else where.workers + 1 - len(running)
-            for step in _next(waiting, running, room):
+            for step in _next(waiting, running, room, where.rank):
                 waiting.remove(step)
                 running[where.submit(step)] = step
             for future in where.done(running, shown.update):
@@ -82,26 +94,24 @@ def run(
                     waiting[:0] = _again(step, error, spoiled, store, shown)
                 elif isinstance(error, (Preempted, BrokenExecutor)):
                     raise _stopped(error, where, running | {future: step})
+                elif not where.agreed(step):
+                    raise error
                 else:
                     failed[step] = error
                     _fail(step, error, waiting, store, progress)
-            if preemption.asked():
+            if where.asked():
                 raise _stopped(Preempted(), where, running)
     if failed:
         raise _failure(failed, waiting)
 
 
-def _next(waiting: Sequence[Step], running: Mapping, room: int) -> list[Step]:
+def _next(
+    waiting: Sequence[Step], running: Mapping, room: int, rank: Callable[[Step], Any]
+) -> list[Step]:
     """Return the steps to submit now, as many as there is room for."""
     unfinished = {step.key for step in (*waiting, *running.values())}
     ready = [s for s in waiting if not unfinished & {need.key for need in s.needs}]
-    return sorted(ready, key=_rank)[: max(room, 0)]
-
-
-def _rank(step: Step) -> tuple:
-    """Long chains first: a sweep ends when its slowest model does."""
-    kind = _FIRST.index(step.kind) if step.kind in _FIRST else len(_FIRST)
-    return kind, -step.cost
+    return sorted(ready, key=rank)[: max(room, 0)]
 
 
 def _again(
@@ -178,13 +188,15 @@ def _reason(error: BaseException) -> str:
 
 
 class _Inline:
-    """One step at a time, in this process, with all its threads or devices."""
+    """One step at a time, in this process and any others, with all their devices."""
 
     workers = 0  # beside the one that is submitted
     begun: frozenset[str] = frozenset()
 
     def __init__(self, experiment: Experiment, store: Store, workers: int):
         self._experiment, self._store = experiment, store
+        self._mesh = devices(experiment)
+        self._failures = 0
         share_compilations(store.workdir)
 
     def __enter__(self) -> "_Inline":
@@ -192,6 +204,19 @@ class _Inline:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def rank(self, step: Step) -> int:
+        """Return 0: neighbours of the grid have models in common."""
+        return 0
+
+    def asked(self) -> bool:
+        """Return whether to stop: the same on every process."""
+        return processes.preempted()
+
+    def agreed(self, step: Step) -> bool:
+        """Return whether a step has failed on all processes, so that they may go on."""
+        self._failures += 1
+        return processes.all_here(f"failed/{self._failures}/{step.key}", TOGETHER)
 
     def submit(self, step: Step) -> Future:
         return Future()
@@ -203,10 +228,12 @@ class _Inline:
 
         def tick(share: float, note: str = "") -> None:
             update({step.key: (share, note or step.name)}, [step])
-            stop_here(step, share)
+            # A training looks itself, after it has saved its step.
+            if step.kind in ("data", "merge") and self.asked():
+                raise Preempted("stopped by SIGTERM")
 
         try:
-            work.execute(step, self._experiment, self._store, tick)
+            work.execute(step, self._experiment, self._store, tick, self._mesh)
             future.set_result(None)
         except Exception as error:
             future.set_exception(error)
@@ -214,6 +241,32 @@ class _Inline:
 
     def stop(self, running: Iterable[Future]) -> None:
         pass
+
+
+def placed(experiment: Experiment, runner: str) -> str:
+    """Return where each step runs, for a person; "" for a single device."""
+    mesh = devices(experiment) if runner == "inline" else None
+    if mesh is None:
+        return ""
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f" on {mesh.size} devices ({axes}) of {processes.count()} processes"
+
+
+def devices(experiment: Experiment) -> Mesh | None:
+    """Return the mesh of all devices of all processes; None for the only device.
+
+    Raises:
+      UserError: a mesh that does not use them, or does not divide a batch or a leaf.
+    """
+    sizes = experiment.mesh
+    if jax.device_count() == 1 and math.prod(map(abs, sizes.values())) == 1:
+        return None
+    mesh = sharding.make_mesh(sizes)
+    for size, base in itertools.product(experiment.sizes, experiment.bases):
+        models.abstract(experiment.decoder(size, base), mesh)
+    if experiment.trains():
+        sharding.rows_here(mesh, experiment.batch_size)
+    return mesh
 
 
 class _Shown:

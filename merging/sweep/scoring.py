@@ -6,10 +6,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from merging import evaluation, models, tasks
 from merging.evaluation import DatasetScore, ModelLabels, Record
+from merging.runtime import sharding
 from merging.runtime.results import Row
 from merging.sweep.experiment import Experiment
+
+BATCH = 128  # rows of a call, or a few more that divide over a mesh
 
 
 def scores(
@@ -19,9 +24,10 @@ def scores(
     split: str,
     datasets: Collection[str],
     data_dir: Path,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Return {dataset: value} of a model; arguments as `scored`."""
-    found = scored(experiment, decoder, params, split, datasets, data_dir)
+    found = scored(experiment, decoder, params, split, datasets, data_dir, mesh)
     return {score.dataset: score.value for score in found}
 
 
@@ -31,13 +37,14 @@ def tested(
     params: models.Params,
     datasets: Collection[str],
     data_dir: Path,
+    mesh: Mesh | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return what a step's output holds of its test; arguments as `scored`.
 
     "test" is {dataset: value}, and "targets" {dataset: [log p of the right answers,
     their tokens]} where they were scored.
     """
-    found = scored(experiment, decoder, params, "test", datasets, data_dir)
+    found = scored(experiment, decoder, params, "test", datasets, data_dir, mesh)
     return {
         "test": {score.dataset: score.value for score in found},
         "targets": {
@@ -55,6 +62,7 @@ def scored(
     split: str,
     datasets: Collection[str],
     data_dir: Path,
+    mesh: Mesh | None = None,
 ) -> list[DatasetScore]:
     """Return a model's scores on some of the suite's datasets.
 
@@ -65,13 +73,20 @@ def scored(
       split: "validation" or "test".
       datasets: names.
       data_dir: where the suite's rows are kept.
+      mesh: where the parameters are, to split the rows over it.
     """
     asked = _requests(
         *(experiment.suite, split, frozenset(datasets)),
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
-    bound = (functools.partial(call, params) for call in models.predictor(decoder))
-    return evaluation.evaluate(asked, models.Predictor(*bound))
+    calls = models.predictor(decoder, mesh)
+    predictor = models.Predictor(*(functools.partial(call, params) for call in calls))
+    how = {}
+    if mesh is not None:
+        parts = sharding.batch_parts(mesh)
+        how["batch_size"] = -(-BATCH // parts) * parts
+        how["sharding"] = sharding.batch_sharding(mesh)
+    return evaluation.evaluate(asked, predictor, **how)
 
 
 def examples(

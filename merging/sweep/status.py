@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from merging.runtime import text, workdir
 from merging.runtime.errors import UserError
-from merging.sweep.experiment import read
+from merging.sweep.reading import read
 from merging.sweep.steps import Grid, Step, part, with_needs
 from merging.sweep.store import Broken, Store
 

@@ -5,7 +5,8 @@
     data/experts ───────┬──────┴── multitask(size, base)
                         └───────── expert(size, base, category, seed) ── merge(…)
 
-Pretrained bases take the place of those that are pretrained or instructed: load(size).
+Given bases take the place of those that are pretrained or instructed: load(size, base);
+and an expert that is given is only scored.
 
 A step's key is the hash of everything its output depends on: its settings after all
 defaults, the content of what it is given, the keys of the steps before it, and the
@@ -19,12 +20,12 @@ goes on after an upgrade, and its rows say the revision that made each of them.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from merging import models
 from merging.runtime import storage
-from merging.sweep import pretrained_bases
+from merging.sweep import given
 from merging.sweep.experiment import Experiment, Phase
 from merging.training import Hyperparameters
 
@@ -62,21 +63,57 @@ class Step:
     needs: tuple["Step", ...]
     cost: float
 
+    @property
+    def given(self) -> bool:
+        """Whether its model is a checkpoint that is read where it lies."""
+        return self.kind in ("load", "expert") and "digest" in self.settings
+
+    @property
+    def trained(self) -> bool:
+        """Whether its model is trained."""
+        return "hyperparameters" in self.settings
+
     @functools.cached_property
     def key(self) -> str:
         """Return the hash of all that this step's output depends on."""
-        code = {part: VERSIONS[part] for part in _CODE.get(self.kind, _TRAINED)}
+        kind = "load" if self.given else self.kind
+        code = {part: VERSIONS[part] for part in _CODE.get(kind, _TRAINED)}
         needs = [need.key for need in self.needs]
         return storage.digest(code, self.kind, self.settings, needs)
 
 
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a grid's method that makes a step for each set of arguments once."""
+
+    @functools.wraps(make)
+    def made(grid: "Grid", *arguments: Any) -> Any:
+        key = (make.__name__, *arguments)
+        if key not in grid._asked:
+            grid._asked[key] = make(grid, *arguments)
+        return grid._asked[key]
+
+    return made
+
+
 class Grid:
-    """Makes the steps of a sweep, each once."""
+    """Makes the steps of a sweep, each once.
 
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
+    Args:
+      experiment: the sweep.
+      identify: gives the identity of a given checkpoint, and of one that another
+        describes; planning a grid reads none.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        identify: Callable[[str, str], str] = given.digest,
+    ):
+        self.experiment, self._identify = experiment, identify
         self._made: dict[str, Step] = {}
+        self._asked: dict[tuple, Any] = {}
 
+    @_once
     def targets(self) -> list[Step]:
         """Return every step that result rows come from, in a fixed order."""
         s = self.experiment
@@ -94,14 +131,16 @@ class Grid:
                     ]
         return steps
 
+    @_once
     def data(self, what: str) -> Step:
         """Arrays read through seqio: all that "bases" or all that "experts" need."""
         digest = {"digest": self.experiment.suite.digest, "what": what}
         return self._step("data", f"data/{what}", digest, (), 40.0)
 
+    @_once
     def base(self, size: str, base: str) -> Step:
         """The pretrained model, made here or loaded, or the one instructed from it."""
-        if self.experiment.pretrained_bases:
+        if (size, base) in self.experiment.pretrained_bases:
             return self._load(size, base)
         if base == "pt":
             texts = self.data("bases")
@@ -109,25 +148,37 @@ class Grid:
         before = self.base(size, "pt")
         return self._training("instruct", size, before, "instruct", seed=0)
 
-    def _load(self, size: str, base: str) -> Step:
+    def _load(self, size: str, base: str, category: str = "") -> Step:
+        """A base that is given, or an expert."""
         s = self.experiment
+        path, described = s.folder(size, base), ""
+        kind, needs = "load", (self.data("bases"),)
+        if category:
+            kind, needs = "expert", (self.base(size, base), *needs)
+            path, described = s.given_experts[size, base, category], path
         settings = {
             "size": size,
             "base": base,
             "seed": 0,
-            "decoder": dataclasses.asdict(s.decoder(size)),
-            "digest": pretrained_bases.digest(s.folder(size)),
-            "evaluates": self._evaluated("load", ""),
+            "decoder": dataclasses.asdict(s.decoder(size, base)),
+            "digest": self._identify(path, described),
+            "evaluates": self._evaluated(kind, category),
         }
-        scored = len(s.suite.datasets) * (s.suite.examples("test") or 1000)
-        needs, cost = (self.data("bases"),), self._scoring(size, scored)
-        return self._step("load", f"load/{size}/seed0", settings, needs, cost)
+        settings |= {"what": category} if category else {}
+        parts = [kind, size, base, category, "seed0"]
+        scored = len(settings["evaluates"]) * (s.suite.examples("test") or 1000)
+        cost = self._scoring(size, scored)
+        return self._step(kind, "/".join(filter(None, parts)), settings, needs, cost)
 
+    @_once
     def expert(self, size: str, base: str, category: str, seed: int) -> Step:
-        """A base fine-tuned on one held-in category."""
+        """A base fine-tuned on one held-in category; if given, for all runs."""
+        if (size, base, category) in self.experiment.given_experts:
+            return self._load(size, base, category)
         before = self.base(size, base)
         return self._training("expert", size, before, category, seed, base)
 
+    @_once
     def multitask(self, size: str, base: str) -> Step:
         """A base trained on all held-in categories together.
 
@@ -137,11 +188,13 @@ class Grid:
         before = self.base(size, base)
         return self._training("multitask", size, before, "multitask", 0, base)
 
+    @_once
     def single_task(self, size: str, base: str, dataset: str) -> Step:
         """A base fine-tuned on one dataset alone: is the dataset learnable?"""
         before = self.base(size, base)
         return self._training("single_task", size, before, dataset, 0, base)
 
+    @_once
     def merge(self, size: str, base: str, method: str, count: int, seed: int) -> Step:
         """A merge, its λ and density chosen on validation, evaluated on everything."""
         s = self.experiment
@@ -157,6 +210,7 @@ class Grid:
             "defaults": {k: _plain(v) for k, v in s.defaults(method).items()},
             "file": s.load_methods().get(method, ""),
         }
+        settings |= {"keep": True} if s.keep_merges else {}
         tried = len(settings["candidates"]) if len(settings["candidates"]) > 1 else 0
         scored = tried * 2 * count * (s.suite.examples("validation") or 256)
         scored += len(s.suite.datasets) * (s.suite.examples("test") or 1000)
@@ -173,10 +227,11 @@ class Grid:
             "instruct": s.instruction,
             "multitask": s.multitask,
         }.get(kind, s.expert)
-        decoder = s.decoder(size)
+        base_made = base or {"pretrain": "pt", "instruct": "it"}[kind]
+        decoder = s.decoder(size, base_made)
         settings = {
             "size": size,
-            "base": base or {"pretrain": "pt", "instruct": "it"}[kind],
+            "base": base_made,
             "what": what,
             "seed": seed,
             "decoder": dataclasses.asdict(decoder),

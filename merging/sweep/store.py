@@ -16,10 +16,11 @@ WORKDIR/events.jsonl           what was done when
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from merging.runtime import storage
+from merging.runtime import processes, storage
 from merging.sweep.steps import Step
 
 
@@ -43,16 +44,28 @@ class Store:
 
     Args:
       folder: the workdir.
+      together: several processes do each step together, and call every method that
+        reads an output, or changes something, alike: the first does it, all hear it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, together: bool = False):
         self.workdir = Path(folder).absolute()
+        self.together = together
         self.data = self.workdir / "data"
         self.results = self.workdir / "results.jsonl"
 
+    def once(self, what: Callable[[], Any]) -> Any:
+        """Return what one process finds or does, on all of them; plain JSON.
+
+        Raises:
+          UserError: there; on all of them.
+        """
+        return processes.broadcast(what) if self.together else what()
+
     def keep_part(self, part: tuple[int, int]) -> None:
         """Note which part (i, n) of the grid is asked for."""
-        storage.write_json(self.workdir / "part.json", {"part": list(part)})
+        noted = {"part": list(part)}
+        self.once(lambda: bool(storage.write_json(self.workdir / "part.json", noted)))
 
     def part(self) -> tuple[int, int]:
         """Return which part of the grid was asked for last; (0, 1), the whole."""
@@ -87,22 +100,36 @@ class Store:
         Raises:
           Broken: it isn't there, or not what was written.
         """
+        output, reason = self.once(lambda: self._output(step))
+        if reason:
+            raise Broken(step.name, step.key, reason)
+        return output
+
+    def _output(self, step: Step) -> tuple[dict[str, Any], str]:
+        """Return a step's output, and why it is broken."""
         try:
             output = json.loads((self.path(step) / "output.json").read_text())
         # Not other errors of the system: what can't be read now isn't to be redone.
         except (FileNotFoundError, ValueError) as error:
-            raise Broken(step.name, step.key, str(error)) from error
+            return {}, str(error)
         if not isinstance(output, dict) or output.get("key") != step.key:
-            raise Broken(step.name, step.key, "output.json is not this step's")
-        return output
+            return {}, "output.json is not this step's"
+        return output, ""
 
     def discard(self, step: Step) -> None:
         """Forget a step's output, finished or not."""
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        shutil.rmtree(self.partial(step), ignore_errors=True)
+
+        def discard() -> None:
+            shutil.rmtree(self.path(step), ignore_errors=True)
+            shutil.rmtree(self.partial(step), ignore_errors=True)
+
+        self.once(discard)
 
     def publish(self, step: Step, output: dict[str, Any]) -> None:
         """Record a step's output and make its folder the finished one, at once."""
+        self.once(lambda: self._publish(step, output))
+
+    def _publish(self, step: Step, output: dict[str, Any]) -> None:
         path, partial = self.path(step), self.partial(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(partial / "output.json", {"key": step.key, **output})
@@ -114,7 +141,8 @@ class Store:
 
     def fail(self, step: Step, reason: str) -> None:
         """Keep why a step failed."""
-        storage.write_json(self._failure(step), {"reason": reason})
+        written = {"reason": reason}
+        self.once(lambda: bool(storage.write_json(self._failure(step), written)))
 
     def failure(self, step: Step) -> str | None:
         """Return why a step failed the last time, if it did."""

@@ -10,7 +10,7 @@ one is read for the first time, and not when it comes from disk.
 from merging.tasks.evalsets import EvalSet, load, load_suite
 from merging.tasks.examples import Stored, TokenArrays, materialise, store
 from merging.tasks.generated import Generated
-from merging.tasks.registry import names, suite
+from merging.tasks.registry import datasets, names, suite
 from merging.tasks.suites import Suite
 from merging.tasks.tokenizers import Tokenizer, holds_tokenizer, open_tokenizer
 
@@ -21,6 +21,7 @@ __all__ = [
     "Suite",
     "TokenArrays",
     "Tokenizer",
+    "datasets",
     "holds_tokenizer",
     "load",
     "load_suite",

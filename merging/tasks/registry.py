@@ -9,7 +9,7 @@ from merging.runtime.errors import nearest
 from merging.tasks.generated import Generated
 from merging.tasks.jsonl import OwnFiles
 from merging.tasks.suites import Suite, SuiteSource
-from merging.tasks.t0 import T0
+from merging.tasks.t0 import T0, tables
 
 _SOURCES: dict[str, Callable[..., SuiteSource]] = {
     "miniworld": functools.partial(Generated, "merging.tasks.miniworld"),
@@ -47,6 +47,28 @@ def suite(name: str, **settings: Any) -> Suite:
     own = {k: v for k, v in settings.items() if k in valid}
     common = {_COMMON[k]: v for k, v in settings.items() if k in _COMMON}
     return Suite(name, make(**own), **common)
+
+
+def datasets(name: str, **settings: Any) -> tuple[Any, ...]:
+    """Return the datasets of a suite, of which no data need be there.
+
+    Args:
+      name: one of ``names()``.
+      **settings: as for `suite`.
+
+    Raises:
+      UserError: an unknown suite; files of one's own that can't be read.
+    """
+    if name == "t0":
+        every = tuple(map(tables.entry, tables.names()))
+    elif name in _SOURCES:
+        valid = inspect.signature(_SOURCES[name]).parameters
+        own = {k: v for k, v in settings.items() if k in valid and k != "module"}
+        every = _SOURCES[name](**own).datasets
+    else:
+        raise nearest("suite", name, _SOURCES)
+    only = settings.get("categories", ())
+    return tuple(d for d in every if not only or d.category in only)
 
 
 def names() -> tuple[str, ...]:

@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -88,6 +87,7 @@ def fit(
     mesh: Mesh | None = None,
     report: Callable[[RunState], object] | None = None,
     keep_best: bool = True,
+    dtype: str = "",
 ) -> Trained:
     """Train a model into a folder; called by every process of a job.
 
@@ -100,6 +100,7 @@ def fit(
       mesh: the devices; None for the default one.
       report: called with the state of the run after every ``log_every`` steps.
       keep_best: whether to write the best parameters, too.
+      dtype: of the parameters that come out; that of those trained by default.
 
     Raises:
       UserError: impossible examples or batch; a folder that holds another training.
@@ -116,6 +117,11 @@ def fit(
         mesh=mesh,
         report=report,
     )
+    if dtype:
+        last = best = tree.cast(trained.params, dtype)
+        if trained.best is not trained.params:
+            best = tree.cast(trained.best, dtype)
+        trained = dataclasses.replace(trained, params=last, best=best)
     kept = {"checkpoint": trained.params}
     if what.hyperparameters.validate_every and keep_best:
         kept["best"] = trained.best
@@ -349,20 +355,10 @@ def _start(
                 raise UserError(
                     f"{start} holds no {families.CONFIG}, which says what model it is."
                 )
-            params = source.restore(_like(decoder, mesh))
+            params = source.restore(models.abstract(decoder, mesh))
         else:
             params = models.init(decoder, values["seed"], mesh)
     return dataclasses.replace(decoder, bos_id=suite.tokenizer.bos_id), params
-
-
-def _like(decoder: models.DecoderConfig, mesh: Mesh) -> tree.Tree:
-    abstract = models.abstract(decoder)
-    where = sharding.shardings(abstract, models.partition_rules(decoder), mesh)
-    return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        abstract,
-        where,
-    )
 
 
 def _record(

@@ -49,7 +49,7 @@ CHANGES = {
     "no_suite.py": ("evaluate/miniworld", "del config.suite"),
     "grid.py": ("scaling_curves/smoke", "config.sedes = 2"),
     "phase.py": ("scaling_curves/smoke", "config.expert.stps = 2"),
-    "no_data.py": ("scaling_curves/smoke", "del config.sizes"),
+    "no_data.py": ("scaling_curves/smoke", "del config.bases"),
     "plan.py": ("plan/palm_64b", "config.storage.rd = 2.0"),
     "plan_less.py": ("plan/palm_64b", "del config.vocab_size"),
 }

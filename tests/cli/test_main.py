@@ -262,7 +262,7 @@ def test_the_help_beside_a_config_lists_its_values(run, sweep, config):
         ("train", "train/expert", "--config.hyperparameters.steps"),
         ("evaluate", "evaluate/t0", "--config.suite.name"),
         ("convert", "convert/to_orbax", "--config.input"),
-        ("plan", "plan/palm_64b", "--config.grid.sizes"),
+        ("plan", "plan/palm_64b", "--config.scoring.batch"),
         ("sweep", "scaling_curves/smoke", "--config.experts_merged"),
     ],
 )

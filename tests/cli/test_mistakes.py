@@ -117,7 +117,7 @@ MISTAKES = [
     ("sweep --config train/pretrain --workdir w", "no config of merging sweep"),
     ("sweep --config grid.py --workdir w", "'sedes': did you mean seeds"),
     ("sweep --config phase.py --workdir w", "'expert.stps'"),
-    ("sweep --config no_data.py --workdir w", "it has no sizes"),
+    ("sweep --config no_data.py --workdir w", "it has no bases"),
     ("plan --config plan.py --topology v5e:4x4 --count", "'storage.rd'"),
     ("plan --config plan_less.py --topology v5e:4x4 --count", "it has no vocab_size"),
     ("plan --config empty.py --topology v5e:4x4 --count", "this one is neither"),
@@ -183,7 +183,10 @@ MISTAKES = [
     (f"{PLAN} --topology v6e:4x4 --slices none", "invalid int value"),
     (f"{PLAN} --topology v6e:4x4 --only training,grd", "did you mean grid"),
     (f"{PLAN} --topology v6e:4x4 --config.family=plam", "did you mean palm"),
-    (f"{PLAN} --topology v6e:4x4 --config.grid.experts_merged=9", "there are only"),
+    (
+        "plan --config scaling_curves/palm --topology cpu:8 --config.experts_merged=9",
+        "takes 2 to 8 experts",
+    ),
     (f"{PLAN} --topology v6e:4x4 --config.method.weights=0.7", "one per expert"),
     # Trainings.
     ("train --config train/expert:sentiment --workdir w", "--config.start=DIR"),

@@ -13,7 +13,7 @@ from merging.cli.main import main
 from merging.models import hf
 from merging.runtime import results
 from merging.runtime.errors import UserError
-from merging.sweep import pretrained_bases, scoring
+from merging.sweep import given, scoring
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluate" / "miniworld.py"
 DATASETS = ("ropes", "mrpc", "copa")
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 def of_a_step(checkpoint, suite, data, context):
     """Return what a sweep's step finds with the checkpoint as its base."""
     settings = types.SimpleNamespace(suite=suite)
-    decoder = pretrained_bases.decoder(str(checkpoint), suite.tokenizer, "float32")
+    decoder = given.decoder(str(checkpoint), suite.tokenizer, "float32", "float32")
     decoder = dataclasses.replace(decoder, max_length=context)
     _, params = hf.load(checkpoint)
     return scoring.scores(settings, decoder, params, "test", DATASETS, data)
@@ -83,7 +83,7 @@ def test_the_right_answers_likelihood_is_the_same_on_every_way(
     checkpoint, suite, data, tmp_path
 ):
     settings = types.SimpleNamespace(suite=suite)
-    decoder = pretrained_bases.decoder(str(checkpoint), suite.tokenizer, "float32")
+    decoder = given.decoder(str(checkpoint), suite.tokenizer, "float32", "float32")
     _, params = hf.load(checkpoint)
     step = scoring.tested(settings, decoder, params, DATASETS, data)
     of_the_command(checkpoint, tmp_path, CONTEXT)

@@ -145,6 +145,30 @@ def test_the_bases_buffers_are_reused(name, sharded):
         assert shard.unsafe_buffer_pointer() == where[path]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_merges_of_several_scales_can_share_the_memory_of_one(sharded):
+    shapes = {"a": (64, 8), "b": (8, 3)}
+    base, experts = cases.models(shapes=shapes)
+    if sharded:
+        over = NamedSharding(mesh_of(8), P("x"))
+        base = jax.tree.map(lambda x: jax.device_put(x, over), base)
+    method, scales = methods.ties(density=0.5), [0.3, 1.0, 0.0]
+    alone = [merge(base, experts, methods.ties(density=0.5, scale=s)) for s in scales]
+    earlier, place = None, None
+    for expected, merged in zip(
+        alone, merge_scales(base, experts, method, scales, reuse=True), strict=True
+    ):
+        assert_same_bits(merged, expected)
+        pointers = {
+            path: leaf.addressable_shards[0].data.unsafe_buffer_pointer()
+            for path, leaf in merged.items()
+        }
+        assert earlier is None or all(x.is_deleted() for x in earlier.values())
+        assert place in (None, pointers)
+        earlier, place = merged, pointers
+    assert not any(x.is_deleted() for x in base.values())
+
+
 @pytest.mark.parametrize("name", cases.KINDS)
 def test_without_donation_everything_is_kept(name):
     shapes = {"a": (64, 8), "b": (8, 3)}

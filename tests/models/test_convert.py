@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 from merging import models, open_checkpoint
 from merging.cli import main as command_line
 from merging.models import hf as families
+from merging.models.hf import loading
 from merging.models.hf.convert import convert
-from merging.runtime import tree
+from merging.runtime import sharding, tree
 from merging.runtime.errors import UserError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -78,6 +79,21 @@ def test_orbax_holds_the_decoders_leaves_and_its_logits(name, stacked):
     assert tree.differences({"ours": models.abstract(config), "orbax": params}) == []
     direct = families.load(GOLDENS / name)[1]
     jax.tree.map(np.testing.assert_array_equal, params, direct)
+
+
+@pytest.mark.parametrize("piece", [1, 3000])
+def test_foreign_weights_go_straight_to_their_shards(monkeypatch, piece):
+    monkeypatch.setattr(loading, "PIECE", piece)
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+    config, params = families.load(LLAMA, mesh=mesh)
+    whole = families.load(LLAMA)[1]
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+    like = models.abstract(config, mesh)
+    for leaf, expected in zip(
+        jax.tree.leaves(params), jax.tree.leaves(like), strict=True
+    ):
+        assert leaf.sharding == expected.sharding
+        assert leaf.addressable_shards[0].data.size * 4 <= leaf.size or leaf.ndim < 3
 
 
 def test_a_small_budget_and_small_shards_change_no_byte(stacked, tmp_path):

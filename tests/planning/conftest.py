@@ -16,20 +16,6 @@ TINY = dict(
     training=dict(batch=8, length=32, param_dtype="float32", dtype="float32"),
     efficiency=0.5,
 )
-GRID = dict(
-    sizes=("1x", "64x"),
-    bases=2,
-    methods=("average", "ties"),
-    experts_merged=(2, 4),
-    seeds=3,
-    experts=4,
-    expert_steps=10,
-    instruction_steps=20,
-    multitask_steps=30,
-    evaluation_rows=1000,
-    validation_rows=100,
-    trials=2,
-)
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +26,6 @@ def make_config():
         return ConfigDict({**copy.deepcopy(TINY), **changes})
 
     return make
-
-
-@pytest.fixture
-def grid():
-    return copy.deepcopy(GRID)
 
 
 def estimate(found, name):

@@ -11,22 +11,24 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from merging import models, planning
+from merging import models, planning, sweep
 from merging.cli.main import main
 from merging.models import hf as families
 from merging.planning import child, compiling, rendering
 from merging.runtime import config as configs
 from merging.runtime.errors import UserError
+from merging.sweep import with_needs
 
 PALM = ["plan", "--config", "configs/plan/palm_64b.py"]
+GRID = ["plan", "--config", "scaling_curves/palm"]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="compiling for TPUs needs libtpu (the extra tpu)",
 )
 
 
-def run(capsys, *arguments):
-    status = main([*PALM, *arguments])
+def run(capsys, *arguments, command=PALM):
+    status = main([*command, *arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -39,8 +41,8 @@ def cells(text, row):
 
 def test_the_data_parses_and_the_tables_hold_its_numbers(capsys):
     where = ["--topology", "h200:8x16", "--count"]
-    _, text, _ = run(capsys, *where)
-    status, out, _ = run(capsys, *where, "--json")
+    _, text, _ = run(capsys, *where, command=GRID)
+    status, out, _ = run(capsys, *where, "--json", command=GRID)
     found = json.loads(out)
     assert status == 0
     blocks = text.split("\n\n")
@@ -136,8 +138,8 @@ def test_what_is_wrong_is_refused_in_one_message(capsys, arguments, why):
 
 
 def test_a_config_of_something_else_is_refused(capsys):
-    tiny = ["--config", "configs/scaling_curves/tiny.py", "--topology", "cpu:8"]
-    assert main(["plan", *tiny]) == 2
+    train = ["--config", "train/pretrain", "--topology", "cpu:8"]
+    assert main(["plan", *train]) == 2
     assert "--config plan/palm_64b" in capsys.readouterr().err
 
 
@@ -210,15 +212,13 @@ def test_what_another_process_compiles_stands_in_the_place_of_the_counts(
     )
 
 
-def test_the_figures_of_the_pages_are_those_that_the_command_prints(capsys):
-    _, out, _ = run(capsys, "--topology", "v5p:4x4x8", "--count", "--json")
-    for page in ("README.md", "docs/plan.md"):
-        hold(Path(page).read_text(), json.loads(out))
-
-
-def hold(page, found):
-    """Hold a page's figures against a plan."""
-    assert "merging plan --config plan/palm_64b --topology v5p:4x4x8 --count" in page
+def test_the_pages_figures_are_those_that_the_command_prints(capsys):
+    page = Path("docs/plan.md").read_text()
+    command = "merging plan --config scaling_curves/palm --topology v5p:4x4x8 --count"
+    assert command in page and command in Path("README.md").read_text()
+    where = ["--topology", "v5p:4x4x8", "--count", "--json"]
+    _, out, _ = run(capsys, *where, command=GRID)
+    found = json.loads(out)
     for estimate in found["estimates"]:
         memory = estimate["bytes_per_device"]
         cells = [
@@ -261,24 +261,49 @@ def test_for_a_gpu_and_for_more_virtual_devices_than_there_are_it_counts(capsys)
         assert why in json.loads(out)["missing"]
 
 
-def test_a_grid_costs_its_steps_merges_and_rows(make_config, grid, estimate_of):
-    config = make_config(grid=grid, mesh=dict(fsdp=-1))
-    where = planning.topology("v5p:2x2x1")
-    found = planning.plan(config, where, compile=False)
-    small, large = found["grid"]["sizes"]
-    assert (small["merges"], found["grid"]["merges"]) == (24, 48)
-    load = 4 * found["model"]["parameters"] / 2e9 * 4 / 3600
-    # 2 x 3 x 4 experts of 10 steps, an IT base of 20, two multitask models of 30.
-    step = estimate_of(found, "training step")["chip_hours"]
-    assert large["training"] == pytest.approx(320 * step + 27 * load)
-    # 24 merges, 24 experts, two bases and two multitask models, 1,000 rows of eight;
-    # and 100 for each λ: of 12 averages one, of 12 TIES merges two.
-    batch = estimate_of(found, "scoring")["chip_hours"]
-    rows = 52 * 1000 + 12 * 100 + 12 * 2 * 100
-    assert large["evaluation"] == pytest.approx(rows / 8 * batch)
-    hours = [large[part] for part in ("training", "merging", "evaluation")]
-    assert large["total"] == pytest.approx(sum(hours))
-    assert found["grid"]["chip_hours"] == pytest.approx(small["total"] + large["total"])
+def small_grid(**changes):
+    """Return a sweep of two sizes in PaLM's shape, none of whose files is there."""
+    overrides = {"sizes": "1b,8b", "pretrained_bases": "1b/pt=nowhere,8b/pt=nowhere"}
+    overrides |= {"methods": "average,ties", "scales.ties": "0.5,1.0"}
+    return configs.load("scaling_curves/palm", overrides | changes)
+
+
+def test_a_grid_costs_the_very_steps_of_its_sweep(estimate_of):
+    config = small_grid(**{"plan.rows": "1000", "plan.validation_rows": "160"})
+    found = planning.plan(config, "v5p:2x2x1", compile=False)
+    steps = with_needs(sweep.Grid(sweep.planned(config), lambda *_: "").targets())
+    large = found["grid"]["sizes"][1]
+    own = [step for step in steps if step.settings.get("size") == "8b"]
+    trained = [s.settings["hyperparameters"]["steps"] for s in own if s.trained]
+    assert (large["merges"], found["grid"]["merges"]) == (48, 96)
+    # 2 x 3 x 8 experts, an instructed base and two multitask models; 300, 2,000, 2,400.
+    assert len(trained) == 51 and sum(trained) == 48 * 300 + 2000 + 2 * 2400
+    load = found["model"]["parameters"] * 2 / 2e9
+    step = estimate_of(found, "training step")["expected_seconds"]
+    hours = 4 / 3600
+    assert large["training"] == pytest.approx(hours * (sum(trained) * step + 51 * load))
+    # Tests: 48 merges, two bases, multitask models twice; each dataset of 23 by its
+    # expert, in six runs. Validation, ten rows a dataset: by its expert, and in each of
+    # 24 TIES merges for two values of λ, of 2 + 4 + 6 + 8 datasets' pairs, six times.
+    tested = (48 + 2 + 2 * 2) * 1000 + 6 * 16 / 23 * 1000
+    validated = 6 * 16 * 10 + 6 * 2 * (2 + 4 + 6 + 8) * 2 * 10
+    batch = estimate_of(found, "scoring")["expected_seconds"]
+    expected = hours * (tested + validated) / 128 * batch
+    assert large["evaluation"] == pytest.approx(expected)
+    total = sum(large[part] for part in ("training", "merging", "evaluation"))
+    assert large["total"] == pytest.approx(total)
+
+
+def test_a_grid_says_which_of_its_steps_do_not_fit():
+    found = planning.plan(small_grid(), "v5e:2x2", compile=False, parts=["grid"])
+    steps = [note.partition(" does not fit: ")[0] for note in found["notes"]]
+    merge = "8b: a merge of 8 experts in memory"
+    assert steps[1:] == ["1b: a training step", merge, "8b: scoring", steps[-1]]
+    assert steps[-1] == "8b: a training step"
+    # Base, experts and result of 8.6 billion in bfloat16 over four chips; and scratch.
+    assert "50.6 GB of a chip's 16 GB" in found["notes"][2]
+    found = planning.plan(small_grid(), "v5p:4x4x8", compile=False, parts=["grid"])
+    assert found["notes"] == []
 
 
 def test_checkpoints_of_a_known_family_are_planned_from_their_headers(estimate_of):

@@ -38,6 +38,8 @@ like = {"x": jax.ShapeDtypeStruct((4, 8), np.float32, sharding=split)}
 back = checkpoints.restore(sys.argv[1], like)["x"]
 for shard in back.addressable_shards:
     np.testing.assert_array_equal(shard.data, data[shard.index] + 1)
+assert processes.all_here("both", 30)
+assert me == "1" or not processes.all_here("one alone", 0.2)
 processes.barrier("done")
 print("fine", me)
 """

@@ -23,7 +23,7 @@ from merging.runtime import workdir as workdirs
 from merging.runtime.errors import Preempted, UserError
 from merging.sweep import open_store, status, steps, work
 from merging.sweep import sweep as run
-from merging.sweep.experiment import read
+from merging.sweep.reading import read
 from merging.sweep.steps import Grid, part, with_needs
 from merging.sweep.store import Broken, Store
 
@@ -174,15 +174,10 @@ def test_steps_in_this_process_give_the_rows_of_many(finished, tmp_path):
     assert rows(workdir) == rows(finished)
 
 
-def test_a_sweep_is_driven_by_one_process():
-    told = ["--coordinator", "localhost:1", "--processes", "2", "--process", "1"]
-    refused = subprocess.run(
-        [*command(Path("nowhere")), *told], cwd=ROOT, capture_output=True, text=True
-    )
-    assert refused.returncode == 2 and "unknown argument" in refused.stderr
+def test_a_pool_of_processes_is_driven_by_one():
     environment = os.environ | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
     refused = subprocess.run(
-        command(Path("nowhere")),
+        command(Path("nowhere"), runner="local"),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -468,7 +463,7 @@ def test_why_a_sweep_ended_is_told_even_if_its_rows_cannot_be_kept(
 def test_a_report_is_never_left_beside_rows_that_it_does_not_show(
     tmp_path, monkeypatch
 ):
-    def draw(rows, folder):
+    def draw(rows, folder, configs):
         folder.mkdir(exist_ok=True)
         (folder / "index.html").write_text(str({row.value for row in rows}))
 

@@ -16,8 +16,8 @@ from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.runtime import results
 from merging.runtime.errors import UserError
-from merging.sweep import open_store, pretrained_bases, scoring, work
-from merging.sweep.experiment import read
+from merging.sweep import given, open_store, scoring, work
+from merging.sweep.reading import read
 from merging.sweep.steps import Grid, with_needs
 
 LLAMA = {
@@ -207,7 +207,7 @@ def test_keys_follow_what_the_checkpoint_holds_and_not_where_it_lies(base, tmp_p
 def test_a_checkpoint_that_changed_meanwhile_is_refused(base, tmp_path):
 
     with pytest.raises(UserError, match="has changed since"):
-        pretrained_bases.load(str(base), "0" * 16)
+        given.load(str(base), "0" * 16, "float32")
 
 
 def test_no_text_is_opened_by_a_token_that_its_tokenizer_never_puts_there(base):

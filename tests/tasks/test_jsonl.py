@@ -97,6 +97,23 @@ def test_lines_without_a_part_are_dealt_by_their_inputs(tmp_path):
     assert {row["inputs"] for row in again} == inputs["test"]
 
 
+def test_where_nothing_is_trained_the_lines_are_dealt_in_halves(tmp_path, tokenizer):
+    rows = [*map(tide, range(20)), bell(0)]
+    path = write(tmp_path / "x", rows)
+    suite = tasks.suite("jsonl", files=path, tokenizer=tokenizer, train=False)
+    places = suite.source._piles["tides"].places
+    assert {part: len(of) for part, of in places.items()} == {
+        "test": 10,
+        "validation": 10,
+    }
+    trained = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    assert suite.digest != trained.digest
+    only_dev = [tide(n, part=part) for n, part in enumerate(("validation", "test"))]
+    assert OwnFiles(write(tmp_path / "y", only_dev), train=False)
+    with pytest.raises(UserError, match="none of its 2 lines is for train"):
+        OwnFiles(write(tmp_path / "z", only_dev))
+
+
 def test_the_digest_follows_the_files_bytes_and_not_their_names(tmp_path, tokenizer):
     def digest(name, rows):
         path = write(tmp_path / name, rows)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tolerance import decoder_length, rounding
 
-from merging import models, training
+from merging import checkpoints, models, training
 from merging.runtime import sharding
 from merging.runtime.errors import Preempted, UserError
 from merging.tasks.sampling import permuted
-from merging.training import batches, steps
+from merging.training import batches, job, steps
 
 CONFIG = models.DecoderConfig(
     vocab_size=24, d_model=16, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=16
@@ -284,3 +284,14 @@ def test_impossible_recipes_and_examples_are_refused():
     validating = dataclasses.replace(HYPERPARAMETERS, validate_every=5)
     with pytest.raises(UserError, match="needs validation examples"):
         training.train(CONFIG, PARAMS, EXAMPLES, validating)
+
+
+def test_what_is_trained_in_full_can_be_kept_in_half(tmp_path):
+    what = job.Training(CONFIG, PARAMS, EXAMPLES, HYPERPARAMETERS)
+    trained = job.fit(what, tmp_path, dtype="bfloat16")
+    kept = checkpoints.restore(tmp_path / "checkpoint")
+    whole = training.train(CONFIG, PARAMS, EXAMPLES, HYPERPARAMETERS).params
+    expected = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), whole)
+    assert_same_bits(trained.params, expected)
+    assert_same_bits(kept, expected)
+    assert trained.best is trained.params

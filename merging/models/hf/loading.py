@@ -1,10 +1,10 @@
 """A model from a folder: its config.json, and its weights in either layout."""
 
 import dataclasses
-import math
+import itertools
 import os
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from merging.runtime import sharding, storage, tree
 from merging.runtime.errors import UserError, nearest
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+PIECE = 2**26  # bytes of rows that are read at a time
 
 
 class Model(NamedTuple):
@@ -42,6 +43,11 @@ class Model(NamedTuple):
     leaves: dict[str, Leaf]
     source: Source | GgufSource
     stacked: bool
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the checkpoint has its weights in."""
+        return str(self.leaves["embed"].dtype)
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Fill `out` with elements [start, start + len) of a decoder's leaf.
@@ -120,7 +126,8 @@ def auxiliary_files(model: Model, folder: str | None = None) -> dict[str, bytes]
 def identity(model: Model) -> str:
     """Return a hash of a checkpoint's config.json and of every byte of its files."""
     files = checkpoints.content(model.source)
-    return storage.digest(_config_of(model.source.uri), files)
+    described = checkpoints.read_auxiliary_files(model.source.uri)
+    return storage.digest(described.get(CONFIG, b""), files)
 
 
 def files_of_trained(
@@ -145,14 +152,22 @@ def files_of_trained(
 
 
 def load(
-    uri: str | os.PathLike, *, dtype: str | None = None, mesh: Mesh | None = None
+    uri: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    described: str | None = None,
 ) -> tuple[DecoderConfig, Params]:
     """Return a checkpoint's decoder and its parameters, ready for `forward`.
+
+    Each process reads what its own devices hold, some rows at a time, and never has
+    more than its share of one leaf beside what lies on the devices.
 
     Args:
       uri: the folder, with its config.json.
       dtype: of the parameters and activations; as stored if None.
       mesh: devices to shard the parameters over; the first device holds all if None.
+      described: the folder with its config.json, if it has none itself.
 
     Raises:
       UserError: as `open_model`, or a mesh that does not divide the leaves.
@@ -160,14 +175,13 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise nearest("dtype", dtype, DTYPES)
-    model = open_model(uri)
+    model = open_model(uri, described)
     shardings = {}
     if mesh is not None:
         rules = partition_rules(model.config)
         chosen = sharding.shardings(abstract(model.config), rules, mesh)
         shardings = tree.flatten(chosen)
-    stored = str(model.leaves["embed"].dtype)
-    both = {"dtype": dtype or stored, "param_dtype": dtype or stored}
+    both = {"dtype": dtype or model.dtype, "param_dtype": dtype or model.dtype}
     config = dataclasses.replace(model.config, **both)
     if model.source.format == "orbax" and model.stacked:
         wanted = {
@@ -178,16 +192,63 @@ def load(
         }
         # With checksums where we wrote it, and each process reads its part.
         return config, model.source.restore(tree.unflatten(wanted))
-    params = {}
-    for path, leaf in model.leaves.items():
-        whole = np.empty(math.prod(leaf.shape), leaf.dtype)
-        model.read_into(path, 0, whole)
-        whole = whole.reshape(leaf.shape).astype(dtype or leaf.dtype)
-        where = shardings.get(path)
-        params[path] = (
-            jax.device_put(whole) if where is None else sharding.place(whole, where)
-        )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = {
+        path: _read(model, path, shardings.get(path, here), dtype)
+        for path in model.leaves
+    }
     return config, tree.unflatten(params)
+
+
+def _read(
+    model: Model, path: str, where: jax.sharding.Sharding, dtype: str | None
+) -> jax.Array:
+    """Return a leaf, of which this process reads the rows that its devices hold."""
+    leaf = model.leaves[path]
+    shape = leaf.shape
+    devices = where.addressable_devices_indices_map(shape)
+    # Rows are read once for all the devices that hold some of their columns.
+    parts: dict[tuple, dict[tuple, np.ndarray]] = {}
+    for index in devices.values():
+        box = _box(index, shape)
+        part = np.empty([stop - start for start, stop in box], dtype or leaf.dtype)
+        parts.setdefault(box[:-1], {})[box[-1:]] = part
+    for rows, columns in parts.items():
+        for at, found in _rows(model, path, rows):
+            for ((first, last),), part in columns.items():
+                part.reshape(-1, last - first)[at : at + len(found)] = found[
+                    :, first:last
+                ]
+    arrays = []
+    for device, index in devices.items():
+        box = _box(index, shape)
+        arrays.append(jax.device_put(parts[box[:-1]][box[-1:]], device))
+    return jax.make_array_from_single_device_arrays(shape, where, arrays)
+
+
+def _rows(
+    model: Model, path: str, box: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield a box of whole rows in pieces: (first, array [n, columns])."""
+    leaf = model.leaves[path]
+    width, outer = leaf.shape[-1], leaf.shape[:-1]
+    most = max(1, PIECE // (width * leaf.dtype.itemsize))
+    begin, end = box[-1] if box else (0, 1)
+    at = 0
+    for place in itertools.product(*(range(*bounds) for bounds in box[:-1])):
+        before = int(np.ravel_multi_index((*place, 0), outer)) if outer else 0
+        for first in range(begin, end, most):
+            found = np.empty((min(most, end - first), width), leaf.dtype)
+            model.read_into(path, (before + first) * width, found.reshape(-1))
+            yield at, found
+            at += len(found)
+
+
+def _box(index: Any, shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return the bounds of a device's part along every axis."""
+    return tuple(
+        part.indices(size)[:2] for part, size in zip(index, shape, strict=True)
+    )
 
 
 def _config_of(folder: str) -> bytes:

@@ -13,7 +13,8 @@ far as the longest target).
 
 A line may say its ``part``: "train", "validation" or "test". Of lines that do not, a
 held-out dataset's are all tested on; of a held-in one's, 5 % are for testing and 5 %
-for validation, by a hash of the inputs, equal inputs together.
+for validation, by a hash of the inputs, equal inputs together. Where nothing is trained
+(``train=False``) a held-in dataset's are shared out in halves.
 """
 
 import functools
@@ -41,6 +42,7 @@ __all__ = ["OwnFiles"]
 
 MOST_EXAMPLES = 500_000  # a dataset's largest weight in a mixture
 _TAKEN = ("pretrain", "instruct", "multitask")
+_UNTRAINED = "not trained on"
 _HELD_BACK = 20  # one in so many, for validation and again for testing
 
 
@@ -69,6 +71,7 @@ class OwnFiles(SuiteSource):
 
     Attributes:
       files: their paths; one may stand by itself.
+      train: whether held-in datasets are trained on, and need lines for that.
       identity: the files' content, whatever they are called.
 
     Raises:
@@ -77,17 +80,23 @@ class OwnFiles(SuiteSource):
     """
 
     files: tuple[Path, ...] = ()
+    train: bool = True
     identity: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self):
         given = [self.files] if isinstance(self.files, (str, Path)) else self.files
         files = tuple(Path(path) for path in given if str(path))
         object.__setattr__(self, "files", files)
-        object.__setattr__(self, "identity", _digests(files))
+        identity = (*_digests(files), *(() if self.train else (_UNTRAINED,)))
+        object.__setattr__(self, "identity", identity)
         if not self._piles:
             shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
             raise UserError(f"suite 'jsonl' has no examples: {shown}.")
-        errors = [e for name in self._piles for e in _shortcomings(name, self._piles)]
+        errors = [
+            error
+            for name in self._piles
+            for error in _shortcomings(name, self._piles, self.train)
+        ]
         require_none(errors, "jsonl", kind="suite")
 
     @property
@@ -125,12 +134,12 @@ class OwnFiles(SuiteSource):
 
         jsonlines.check(self.files, error, "jsonl", kind="suite")
         for pile in piles.values():
-            _deal(pile)
+            _deal(pile, self.train)
         return piles
 
     def _read(self, places: Sequence[_Place]) -> list[dict[str, Any]]:
         # Else examples of these files would be kept under the name of those before.
-        if _digests(self.files) != self.identity:
+        if _digests(self.files) != self.identity[: len(self.files)]:
             shown = ", ".join(map(str, self.files))
             raise UserError(f"{shown}: changed since they were checked; start again.")
         found = {}
@@ -183,22 +192,23 @@ def _shown(generation: Generation) -> str:
     return "".join(f", {text}" for text in said)
 
 
-def _deal(pile: _Pile) -> None:
+def _deal(pile: _Pile, train: bool) -> None:
     """Share out the lines that state no part."""
     groups = [pile.undealt[key] for key in sorted(pile.undealt)]
-    some = max(1, len(groups) // _HELD_BACK)
+    some = max(1, len(groups) // (_HELD_BACK if train else 2))
     dealt = {"test": groups}
     if pile.facts[1] == "held_in":
-        rest = groups[2 * some :]
-        dealt = {"test": groups[:some], "validation": groups[some : 2 * some]}
-        dealt["train"] = rest
+        held_back = groups[some : 2 * some] if train else groups[some:]
+        dealt = {"test": groups[:some], "validation": held_back}
+        if train:
+            dealt["train"] = groups[2 * some :]
     for part, chosen in dealt.items():
         places = sorted(place for group in chosen for place in group)
         if places:
             pile.places.setdefault(part, []).extend(places)
 
 
-def _shortcomings(name: str, piles: Mapping[str, _Pile]) -> Iterator[str]:
+def _shortcomings(name: str, piles: Mapping[str, _Pile], train: bool) -> Iterator[str]:
     pile = piles[name]
     taken = {other.facts[0] for other in piles.values()}.union(_TAKEN)
     if name in taken:
@@ -208,7 +218,8 @@ def _shortcomings(name: str, piles: Mapping[str, _Pile]) -> Iterator[str]:
         )
     if pile.facts[0] in _TAKEN:
         yield f"{name}: no category may be called {pile.facts[0]}"
-    for part in ("test",) if pile.facts[1] == "held_out" else SPLITS:
+    needed = SPLITS if train else ("validation", "test")
+    for part in ("test",) if pile.facts[1] == "held_out" else needed:
         if part not in pile.places:
             yield (
                 f"{name}: none of its {pile.lines} lines is for {part}: say of some "
