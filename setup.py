@@ -92,6 +92,8 @@ setup(
         "search": ["optuna>=4.4", "cmaes>=0.11"],
         # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
         "hub": ["datasets>=3"],
+        # `merging sweep --runner ray`, on every node.
+        "ray": ["ray>=2.40"],
         "gpu": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

@@ -29,6 +29,9 @@ class Fakes:
     workers: int = 2
     pretrained_bases: tuple[str, ...] = ()
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    resources: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"CPU": 1.0}
+    )
     sizes: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
 
@@ -58,6 +61,13 @@ def execute(step: Step, experiment: Fakes, store: Store, tick, mesh=None) -> Non
         _meet(store, 2)
         os.kill(os.getpid(), signal.SIGTERM)
         _save(store, step, 0.0)
+    if step.name == "lost":  # with its node, the first time
+        mark = store.workdir / "lost.met"
+        if not mark.exists():
+            mark.touch()
+            time.sleep(600)
+    if step.name == "fatal":
+        os.kill(os.getpid(), signal.SIGKILL)
     if step.name == "slow to save":
         _meet(store, 2)
         _save(store, step, 0.5)

@@ -37,10 +37,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runner",
-        choices=("inline", "local"),
+        choices=("inline", "local", "ray"),
         help="where steps run: one at a time, on all devices of this process and any"
-        " others of its job (--config.mesh), or in a process for each core (what fits"
-        " the models)",
+        " others of its job (--config.mesh); in a process for each core; or on the"
+        " nodes of a Ray cluster, RAY_ADDRESS's (--config.resources). By default one"
+        " of the first two, which fits the models",
     )
     takes_processes(parser)
 

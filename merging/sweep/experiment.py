@@ -61,6 +61,7 @@ class Experiment:
       runner: where steps run, "inline" or "local"; "" for what fits (see `runners`).
       workers: processes of the local runner; 0 for one per CPU core.
       mesh: {axis: size} of the devices that an inline step runs on; one may be -1.
+      resources: {name: number} that a step needs of a Ray node.
     """
 
     suite: tasks.Suite
@@ -89,6 +90,7 @@ class Experiment:
     runner: str = ""
     workers: int = 0
     mesh: Mapping[str, int] = field(default_factory=lambda: {"data": 1})
+    resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
 
     def load_methods(self) -> dict[str, str]:
         """Register the user's own methods here; return {method: its file's SHA-256}."""

@@ -64,8 +64,7 @@ class Pool:
 
     def rank(self, step: Step) -> tuple:
         """Return its place: long chains first, as the slowest model ends a sweep."""
-        kind = _FIRST.index(step.kind) if step.kind in _FIRST else len(_FIRST)
-        return kind, -step.cost
+        return order(step)
 
     def asked(self) -> bool:
         """Return whether to stop."""
@@ -109,6 +108,12 @@ class Pool:
 
     def _processes(self) -> set[BaseProcess]:
         return set(multiprocessing.active_children()) - self._others
+
+
+def order(step: Step) -> tuple:
+    """Return a step's place among those that could run now: long chains first."""
+    kind = _FIRST.index(step.kind) if step.kind in _FIRST else len(_FIRST)
+    return kind, -step.cost
 
 
 def share_compilations(workdir: Path) -> None:
@@ -158,21 +163,19 @@ def _run_in_worker(step: Step) -> None:
     try:
         work.execute(step, _state["experiment"], _state["store"], tick)
     except Exception as error:
-        if _travels(error):
-            raise
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise travelling(error) from error
 
 
-def _travels(error: Exception) -> bool:
-    """Return whether the driver can read an error; one that it can't ends the pool.
+def travelling(error: Exception) -> Exception:
+    """Return an error that the driver can read; one that it can't ends the pool.
 
     Errors of libraries, and of a user's methods, need not be fit for that.
     """
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return False
-    return True
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _stop_here(step: Step, share: float) -> None:

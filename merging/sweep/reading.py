@@ -14,7 +14,7 @@ from merging.runtime.errors import UserError, listed, nearest
 from merging.sweep import given
 from merging.sweep.experiment import BASES, Experiment, Phase
 
-RUNNERS = ("inline", "local")
+RUNNERS = ("inline", "local", "ray")
 PHASES = ("pretraining", "instruction", "expert", "multitask")
 _KEYS = {
     "suite": str,
@@ -41,10 +41,12 @@ _KEYS = {
     "runner": "",
     "workers": 0,
     "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    # Of a step, for the ray runner; TPU counts chips.
+    "resources": ConfigDict(dict(CPU=1.0, GPU=0.0, TPU=0.0)),
     "plan": ConfigDict(),
 }
 # Of these keys a sweep's results do not depend: it goes on with others.
-HOW = ("workers", "runner", "mesh", "plan")
+HOW = ("workers", "runner", "mesh", "resources", "plan")
 _DEFAULT_VOCABULARY = 32_000  # of a plan that names none
 
 

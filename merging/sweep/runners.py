@@ -1,4 +1,4 @@
-"""Where the steps of a sweep run: `inline` in this process, `local` in a pool of them.
+"""Where the steps of a sweep run: `inline` in this process, or `local` in a pool.
 
 On CPUs one single-threaded process per core does far more than one process with many
 threads, since small models leave nothing to share out inside an operation: that is
@@ -6,8 +6,10 @@ threads, since small models leave nothing to share out inside an operation: that
 a few copies of the weights: that is `inline`, in one process, or in all processes of a
 slice together, each of which goes through the same steps.
 
-Either runs a step as soon as what it needs is finished, `local` long chains first, and
-`inline` neighbours of the grid together, as they share their models.
+`ray` runs them on the nodes of a Ray cluster (`on_ray`).
+
+Each runs a step as soon as what it needs is finished, `local` and `ray` long chains
+first, and `inline` neighbours of the grid together, as they share their models.
 """
 
 import contextlib
@@ -26,6 +28,7 @@ from merging import models
 from merging.runtime import preemption, processes, sharding
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import Progress
+from merging.sweep import on_ray
 from merging.sweep.experiment import Experiment
 from merging.sweep.pool import (
     Pool,
@@ -50,6 +53,8 @@ def chosen(experiment: Experiment) -> tuple[str, int]:
     runner = experiment.runner or fits
     if runner == "inline":
         return runner, 1
+    if runner == "ray":
+        return runner, on_ray.connect(experiment)
     return runner, experiment.workers or len(os.sched_getaffinity(0))
 
 
@@ -73,7 +78,7 @@ def run(
       Preempted: the system asked to stop; what was trained is saved.
     """
     runner, workers = chosen(experiment)
-    make = {"inline": _Inline, "local": Pool}[runner]
+    make = {"inline": _Inline, "local": Pool, "ray": on_ray.Tasks}[runner]
     shown = _Shown(progress)
     waiting, running = list(pending), {}
     spoiled: Counter[str] = Counter()
@@ -133,7 +138,9 @@ def _again(
 
 
 def _stopped(
-    error: BaseException, where: "_Inline | Pool", running: Mapping[Future, Step]
+    error: BaseException,
+    where: "_Inline | Pool | on_ray.Tasks",
+    running: Mapping[Future, Step],
 ) -> Exception:
     """Return what ends the run before its time, after the workers have saved theirs."""
     # A job's processes may all be sent SIGTERM: a worker can be the first to say so.
