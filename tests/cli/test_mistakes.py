@@ -56,7 +56,7 @@ MISTAKES = [
         "fisher",
     ),
     ("sweep --config scaling_curves/smoke --shard 3/3", "the first is 0/4"),
-    ("sweep --config scaling_curves/smoke --runner ray", "invalid choice: 'ray'"),
+    ("sweep --config scaling_curves/smoke --runner slurm", "invalid choice: 'slurm'"),
     (f"{SWEEP} --workdir v", "--workdir: give an option once"),
     (f"{TIES} --config merge/dare", "--config: give an option once"),
     (f"{TIES} --config.experts=e2", "--config.experts is given twice"),
