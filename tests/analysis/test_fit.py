@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from test_laws import TABLE_20
+from test_loss_laws import TABLE_20
 
 from merging.analysis import law_rows
 from merging.analysis import rows as analysis_rows

@@ -120,7 +120,7 @@ MISTAKES = [
     ("sweep --config no_data.py --workdir w", "it has no bases"),
     ("plan --config plan.py --topology v5e:4x4 --count", "'storage.rd'"),
     ("plan --config plan_less.py --topology v5e:4x4 --count", "it has no vocab_size"),
-    ("plan --config empty.py --topology v5e:4x4 --count", "this one is neither"),
+    ("plan --config empty.py --topology v5e:4x4 --count", "this one is none of them"),
     # Merges.
     (MERGE, "name the folder to make"),
     (f"{TIES} --config.method.weights=0.7", "weights must be numbers, one per expert"),
