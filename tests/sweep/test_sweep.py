@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import together
 
 from merging import checkpoints
 from merging.cli.main import main
@@ -52,9 +53,11 @@ def command(workdir: Path, **changes: str) -> list[str]:
 
 
 def sweep(workdir: Path, **changes: str) -> subprocess.CompletedProcess:
+    """Run a sweep, inline steps on one device: sums over several round otherwise."""
     return subprocess.run(
         command(workdir, **changes),
         cwd=ROOT,
+        env=together.environment(1),
         capture_output=True,
         text=True,
         timeout=300,
