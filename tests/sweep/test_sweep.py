@@ -53,7 +53,7 @@ def command(workdir: Path, **changes: str) -> list[str]:
 
 
 def sweep(workdir: Path, **changes: str) -> subprocess.CompletedProcess:
-    """Run a sweep, inline steps on one device: sums over several round otherwise."""
+    """Run a sweep on one device: with several, sums are cut up otherwise."""
     return subprocess.run(
         command(workdir, **changes),
         cwd=ROOT,
@@ -140,6 +140,7 @@ def test_a_killed_sweep_has_one_driver_and_goes_on_to_the_same_rows(finished, tm
     process = subprocess.Popen(
         command(workdir),
         cwd=ROOT,
+        env=together.environment(1),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
