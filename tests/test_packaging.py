@@ -94,11 +94,3 @@ def test_every_shipped_config_loads_by_its_name(name):
     takes_a_category = ("train/expert", "train/jsonl")
     config = configs.load(f"{name}:sentiment" if name in takes_a_category else name)
     assert config.is_locked and len(configs.leaves(config)) > 3
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n for n in configs.shipped() if n.startswith(("scaling_curves", "smollm2"))],
-)
-def test_every_sweeps_resources_can_be_told_to_ray(name):
-    assert configs.load(name, {"resources.GPU": "1"}).resources.GPU == 1

@@ -49,5 +49,5 @@ def get_config() -> ConfigDict:
     config.runner = "inline"  # on all devices; local: a process for each CPU core
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     # What a step needs of a node (--runner ray); TPU counts chips.
-    config.resources = ConfigDict(dict(CPU=1.0, GPU=0.0, TPU=0.0))
+    config.resources = ("CPU=1",)
     return config

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     config.runner = "inline"
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=4))  # data: over slices
     # What a step needs of a node (--runner ray); TPU counts chips.
-    config.resources = ConfigDict(dict(CPU=1.0, GPU=0.0, TPU=0.0))
+    config.resources = ("CPU=1",)
 
     # What `merging plan` assumes: GB/s of a host's storage; the share of what chips can
     # do that is reached; rows (examples x choices x prompts) of the suite's test and

@@ -57,5 +57,5 @@ def get_config() -> ConfigDict:
     config.runner = ""  # inline: one step at a time, with all threads
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # over all devices
     # What a step needs of a node (--runner ray); TPU counts chips.
-    config.resources = ConfigDict(dict(CPU=1.0, GPU=0.0, TPU=0.0))
+    config.resources = ("CPU=1",)
     return config

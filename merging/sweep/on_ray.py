@@ -159,7 +159,7 @@ class Tasks:
                 future.set_exception(
                     UserError(
                         f"its worker died {STARTS} times; most often memory runs out:"
-                        " give a step more (--config.resources.CPU=2)."
+                        " give a step more (--config.resources=CPU=2)."
                     )
                 )
                 yield future

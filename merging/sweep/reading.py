@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -41,8 +42,7 @@ _KEYS = {
     "runner": "",
     "workers": 0,
     "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
-    # Of a step, for the ray runner; TPU counts chips.
-    "resources": ConfigDict(dict(CPU=1.0, GPU=0.0, TPU=0.0)),
+    "resources": ("CPU=1",),
     "plan": ConfigDict(),
 }
 # Of these keys a sweep's results do not depend: it goes on with others.
@@ -106,6 +106,7 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
     experts = given.table(values["given_experts"], "given_experts", kinds)
     values["given_experts"] = experts
     values["experts_merged"] = values["experts_merged"] or _counts(suite)
+    values["resources"] = _resources(values["resources"])
     for phase in PHASES:
         if values[phase] is not None:
             values[phase] = config_keys.section(Phase, values[phase], phase)
@@ -149,6 +150,23 @@ def _counts(suite: tasks.Suite) -> tuple[int, ...]:
     """Return the values of K where none is named: every second one, and all experts."""
     have = len(suite.categories)
     return tuple(sorted({*range(2, have + 1, 2), have}))
+
+
+def _resources(entries: tuple[str, ...]) -> dict[str, float]:
+    """Return {name: number} of what a step needs of a Ray node, "GPU=1"."""
+    found = {}
+    for entry in entries:
+        name, _, number = entry.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = -1.0
+        if not name or not 0 <= found[name] < math.inf:
+            raise UserError(
+                f"resources: {entry!r} is no NAME=NUMBER, such as CPU=4, GPU=1 or TPU=4"
+                " (chips)."
+            )
+    return found
 
 
 def _given_bases(values: Mapping[str, Any]) -> dict[tuple[str, str], str]:
