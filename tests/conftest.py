@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, cheap compilation, and a compilation cache."""
 
 import atexit
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+# A worker keeps every program it compiled, and a look at all of it, as a collection of
+# the oldest generation takes, would be a quarter of the tests' time.
+gc.set_threshold(100_000, 20, 1000)
 
 
 def pytest_sessionfinish(session):

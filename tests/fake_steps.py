@@ -89,7 +89,7 @@ def _save(store: Store, step: Step, seconds: float) -> None:
 
 
 def _wait(condition) -> None:
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 

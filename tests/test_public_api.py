@@ -10,8 +10,11 @@ import merging
 ROOT = Path(__file__).parents[1]
 
 
+SWEEP = pytest.param("sweep", marks=pytest.mark.long)
+
+
 @pytest.mark.parametrize(
-    "name", ["evaluate", "merge", "plan", "report", "sweep", "train"]
+    "name", ["evaluate", "merge", "plan", "report", SWEEP, "train"]
 )
 def test_the_example_of_each_public_function_runs(name, tmp_path, monkeypatch):
     for folder in ("configs", "docs"):

@@ -101,12 +101,14 @@ def scaled(values: Array, factor: Array) -> Array:
 
     Compilers contract a product and a sum into one fused multiply-add where they see
     fit, which may differ with shape and layout and changes the last bit. An integer
-    addition between the two keeps them apart: of 0, as a finite factor equals itself,
-    which the compiler cannot know.
+    addition between the two keeps them apart: of 0, as a finite number equals itself,
+    which the compiler cannot know. Of a factor that is a constant it does know it, so
+    there the values are asked, at the price of a comparison each.
     """
+    asked = factor if isinstance(factor, jax.core.Tracer) else values
     factor = jnp.asarray(factor, values.dtype)
     bits = jnp.uint64 if values.dtype == jnp.float64 else jnp.uint32
-    zero = (factor != factor).astype(bits)
+    zero = (asked != asked).astype(bits)
     product = lax.bitcast_convert_type(values * factor, bits)
     return lax.bitcast_convert_type(product + zero, values.dtype)
 

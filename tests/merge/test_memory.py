@@ -360,6 +360,7 @@ def test_dtypes_that_would_be_merged_in_another_are_refused(dtype):
         merge(model, {"a": model}, methods.average())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", methods.names())
 def test_float64_elsewhere_changes_no_bit_of_float32(name):
     rng = np.random.default_rng(5)

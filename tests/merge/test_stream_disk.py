@@ -47,7 +47,10 @@ def disk(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+ORBAX = pytest.param("orbax", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("format", ["safetensors", ORBAX])
 def test_a_full_disk_is_named_and_what_was_done_is_gone_on_with(tmp_path, disk, format):
     base, experts = models.family(tmp_path / "own", 2, dtype=np.float32)
     merge = command(

@@ -90,6 +90,7 @@ def test_a_block_whose_bytes_were_lost_is_done_again(family, tmp_path, expected)
     assert (output / "model.safetensors").read_bytes() == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["model_stock", "iso_c"])
 def test_methods_that_see_more_than_an_element_are_shared_killed_and_resumed(
     family, tmp_path, method

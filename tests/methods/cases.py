@@ -83,6 +83,13 @@ MORE = [
 # One of each kind of what the engine does: for what is the engine's and no method's.
 KINDS = ("average", "ties", "dare_ties", "rht", "model_stock", "iso_c", "sce", "slerp")
 ALL = [(name, parameters) for name, cases in CASES.items() for parameters in cases]
+# The first case of each method, and what compares along something else than it.
+WAYS = [
+    (name, parameters)
+    for name, cases in CASES.items()
+    for parameters in cases
+    if parameters is cases[0] or {"scope", "along"} & parameters.keys()
+]
 IDS = [
     name + "".join(f"-{key}={value}" for key, value in parameters.items())
     for name, parameters in ALL

@@ -191,6 +191,8 @@ x, y = np.random.default_rng(0).normal(size=(2, 8, 1024)).astype(np.float32)
 factor = np.float32(0.1)
 ours = jax.jit(lambda x, y, f: y + numerics.scaled(x, f))(x, y, factor)
 assert np.array_equal(ours, y + x * factor), "contracted"
+constant = jax.jit(lambda x, y: y + numerics.scaled(x, 0.1))(x, y)
+assert np.array_equal(constant, y + x * factor), "contracted with a constant"
 assert np.array_equal(jax.jit(numerics.divided)(x, factor), x / factor), "reciprocal"
 thirds = jax.jit(lambda x: numerics.divided(x, 3))(x)
 assert np.array_equal(thirds, x / np.float32(3)), "reciprocal of a constant"

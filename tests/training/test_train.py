@@ -89,6 +89,7 @@ def leaves(workdir, name="checkpoint"):
     return tree.flatten(checkpoints.restore(workdir / name))
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_and_the_first_reports(alone, two):
     workdir, said = two
     assert len(curve(workdir)) == 18
