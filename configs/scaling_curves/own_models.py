@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.method_files = ()  # Python files that register methods of your own
     config.runner = "inline"  # on all devices; local: a process for each CPU core
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.device_memory = ""  # "16GB": experts that do not fit stay in storage
     # What a step needs of a node (--runner ray); TPU counts chips.
     config.resources = ("CPU=1",)
     return config

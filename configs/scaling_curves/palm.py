@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     )
     config.runner = "inline"
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=4))  # data: over slices
+    config.device_memory = ""  # "16GB": experts that do not fit stay in storage
     # What a step needs of a node (--runner ray); TPU counts chips.
     config.resources = ("CPU=1",)
 

@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     config.densities = ConfigDict(dict(ties=(0.2,)))
     config.runner = ""  # inline: one step at a time, with all threads
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # over all devices
+    config.device_memory = ""  # "16GB": experts that do not fit stay in storage
     # What a step needs of a node (--runner ray); TPU counts chips.
     config.resources = ("CPU=1",)
     return config

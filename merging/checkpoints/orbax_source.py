@@ -5,6 +5,7 @@ what Orbax v1 and v0 wrote: Zarr 2 or 3, compressed or not, in an OCDBT database
 folders.
 """
 
+import functools
 import json
 import os
 import warnings
@@ -149,22 +150,21 @@ class OrbaxSource:
                 raise UserError(
                     f"{self.uri} is not what is expected:\n" + "\n".join(wrong)
                 )
-        sums, changed = _checksums(self._root), []
+        changed: list[str] = []
 
         def read(path: str, leaf: Any) -> jax.Array:
-            sharding = getattr(leaf, "sharding", None)
-            found = self._read(path, sharding, tree.dtype(leaf))
-            sum_ = sums.get(self._stored[path])
-            if sum_ and str(found.dtype) == sum_[1]:
-                if checksum(found) not in (None, sum_):
-                    changed.append(path)
-            return found
+            return self._checked(path, leaf, changed)
 
         leaves = tree.map_named(read, self.abstract if like is None else like)
-        if changed:
-            names = ", ".join(changed)
-            raise errors.CorruptCheckpoint(self.uri, f"changed bytes in {names}")
+        self._refuse_changed(changed)
         return leaves
+
+    def restore_leaf(self, path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+        """Return a leaf, held against its checksum if it has one; as `restore`."""
+        changed: list[str] = []
+        leaf = self._checked(path, like, changed)
+        self._refuse_changed(changed)
+        return leaf
 
     def files(self) -> list[SourceFile]:
         """Return all files with sizes and sampled digests, in order of their names."""
@@ -176,6 +176,24 @@ class OrbaxSource:
             str(path.relative_to(self._root)): path
             for path in sorted(orbax_files.files_in(self._root))
         }
+
+    def _checked(self, path: str, like: Any, changed: list[str]) -> jax.Array:
+        """Return a leaf; its path goes to `changed` if its bytes have changed."""
+        found = self._read(path, getattr(like, "sharding", None), tree.dtype(like))
+        sum_ = self._sums.get(self._stored[path])
+        if sum_ and str(found.dtype) == sum_[1]:
+            if checksum(found) not in (None, sum_):
+                changed.append(path)
+        return found
+
+    def _refuse_changed(self, changed: list[str]) -> None:
+        if changed:
+            names = ", ".join(changed)
+            raise errors.CorruptCheckpoint(self.uri, f"changed bytes in {names}")
+
+    @functools.cached_property
+    def _sums(self) -> dict[str, list]:
+        return _checksums(self._root)
 
     def _read(
         self, path: str, sharding: jax.sharding.Sharding | None, dtype: Any

@@ -33,6 +33,7 @@ class InMemoryAnswers:
       leaves: their places among the blocks' pieces.
       everything: whether these are all the leaves that the method merges, so that their
         votes are the model's.
+      placed: an array of each block's layout, where the experts' must not be read yet.
     """
 
     together = False
@@ -46,6 +47,7 @@ class InMemoryAnswers:
         layout: Layout,
         leaves: Sequence[int],
         everything: bool = True,
+        placed: Sequence[Array] | None = None,
     ):
         self._everything = everything
         self._blocks, self._metadata, self._layout = blocks, metadata, layout
@@ -54,7 +56,7 @@ class InMemoryAnswers:
         # Packed leaves are small, and counted one by one, wherever they lie.
         self._on_host = [
             len(block.pieces) > 1 or _on_one_cpu(array)
-            for block, array in zip(blocks, experts[0], strict=True)
+            for block, array in zip(blocks, placed or experts[0], strict=True)
         ]
         self._kept: tuple[Any, list[tuple[Piece, np.ndarray]]] = (None, [])
 

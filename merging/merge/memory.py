@@ -21,6 +21,7 @@ from merging.merge import statistics as further
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.partition import Partition, RowMetadata, in_memory_blocks
 from merging.merge.reduce import LeafGroup, States, find_states
+from merging.merge.stored import Blocks, StoredLeaf, whole
 from merging.methods import Layout, Method, Statistics
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
@@ -47,7 +48,8 @@ def merge(
     Args:
       base: θ₀, a nested dict of arrays; None if the method needs none (`average`).
       experts: θᵢ by name, of the base's structure; or a sequence, whose names are then
-        "0", "1", …. Random masks depend on the name.
+        "0", "1", …. Random masks depend on the name. Leaves may be `StoredLeaf`s, which
+        are read as they are merged, if there is a base.
       method: such as ``methods.ties(density=0.2)``.
       seed: of random masks.
       donate: write over the base's buffers, which are deleted.
@@ -120,7 +122,7 @@ class _Job(NamedTuple):
       leaves: {model's name: its float leaves}.
       first: the model whose dtypes and layout the result takes.
       base: θ₀, an array for each block, or Nones if it is not read.
-      experts: θᵢ likewise.
+      experts: θᵢ likewise; those in storage are read whenever they are indexed.
       states: of the method's parts.
       told: of each block its experts' statistics, or None.
       statistics: {what to call an expert's: its arrays by path}.
@@ -133,8 +135,8 @@ class _Job(NamedTuple):
     metadata: list[RowMetadata]
     leaves: dict[str, list[Array]]
     first: str
-    base: list[Array | None]
-    experts: list[list[Array]]
+    base: Sequence[Array | None]
+    experts: list[Sequence[Array]]
     states: States
     told: list[list[Array] | None]
     statistics: dict[str, dict[str, Any]]
@@ -166,6 +168,8 @@ def _prepare(
     checks.refuse_dtypes(flat)
     template = flat[first]
     floats = sorted(p for p in template if tree.dtype_class(template[p]) == "float")
+    if any(isinstance(leaf, StoredLeaf) for leaf in template.values()):
+        raise UserError("models that stay in storage are merged on a base in memory.")
     copied = _copy_discrete(flat, [p for p in template if p not in set(floats)])
 
     leaves = {n: [_on_device(of[p]) for p in floats] for n, of in flat.items()}
@@ -180,14 +184,19 @@ def _prepare(
     layout = Layout(cut.paths, cut.shapes, np.dtype(np.float64) in working)
     every = tuple(range(len(floats)))
     metadata = [RowMetadata(block, layout, every) for block in cut.blocks]
-    arrays = {
-        name: [packing.pack(cut, block, of) for block in cut.blocks]
+    arrays: dict[str, Sequence[Array]] = {
+        name: Blocks(cut, of, like)
+        if any(isinstance(leaf, StoredLeaf) for leaf in of)
+        else [packing.pack(cut, block, of) for block in cut.blocks]
         for name, of in read.items()
     }
     start = arrays.pop("base", [None] * len(cut.blocks))
     ready = list(arrays.values())
     group = LeafGroup("", method, layout, every, tuple(range(len(cut.blocks))))
-    answers = InMemoryAnswers(cut.blocks, metadata, start, ready, layout, every)
+    placed = [like[block.pieces[0].leaf] for block in cut.blocks]
+    answers = InMemoryAnswers(
+        cut.blocks, metadata, start, ready, layout, every, placed=placed
+    )
     states = find_states(group, list(experts), seed, answers)
     told, named = _told(method, cut, like, known)
     return _Job(
@@ -325,7 +334,7 @@ def _copy_discrete(flat: Mapping[str, Mapping], paths: list[str]) -> dict[str, A
         wrong += [
             f"{path}: {name!r} differs from {first!r}"
             for name, leaves in rest
-            if not _equal(leaves[path], template[path])
+            if not _equal(whole(leaves[path], template[path]), template[path])
         ]
     checks.refuse_unequal(wrong)
     return {path: _copied(template[path]) for path in paths}
@@ -345,14 +354,16 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _on_device(leaf: Any) -> Array:
     # A copy: memory that NumPy owns must not be written over.
-    return leaf if isinstance(leaf, Array) else jnp.array(leaf)
+    return leaf if isinstance(leaf, (Array, StoredLeaf)) else jnp.array(leaf)
 
 
 def _align(leaves: list[Array], like: list[Array]) -> list[Array]:
     """Return the leaves in the first model's layouts."""
     return [
         x
-        if x.sharding == y.sharding or x.sharding.is_equivalent_to(y.sharding, y.ndim)
+        if isinstance(x, StoredLeaf)
+        or x.sharding == y.sharding
+        or x.sharding.is_equivalent_to(y.sharding, y.ndim)
         else jax.device_put(x, y.sharding)
         for x, y in zip(leaves, like, strict=True)
     ]
@@ -368,7 +379,9 @@ def _refuse(job: _Job, finite, sound, merged: list[Array], donated: bool) -> Non
                 if name == "base" and not job.method.needs_base:
                     continue
                 gone = name == "base" and donated and leaves[leaf].is_deleted()
-                fine = base_ok if gone else numerics.all_finite(leaves[leaf])
+                fine = base_ok
+                if not gone:
+                    fine = numerics.all_finite(whole(leaves[leaf], job.like[leaf]))
                 if not fine:
                     wrong.append((path, name))
             wrong += [

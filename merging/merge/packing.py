@@ -1,7 +1,7 @@
 """Small leaves in memory, packed into the rows of one block and taken out again."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -11,8 +11,10 @@ from jax import Array
 from merging.merge.partition import PACKED_ROW, Block, Partition
 
 
-def pack(cut: Partition, block: Block, leaves: Sequence[Array]) -> Array:
-    """Return a block's array, from all of a model's float leaves."""
+def pack(
+    cut: Partition, block: Block, leaves: Sequence[Array] | Mapping[int, Array]
+) -> Array:
+    """Return a block's array, from a model's float leaves by their places."""
     if block.shape is not None:
         return leaves[block.pieces[0].leaf]
     (working,) = cut.kinds[block.kind].read

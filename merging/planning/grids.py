@@ -77,10 +77,12 @@ def warnings(grid: Grid, settings: Settings, target: Target) -> list[str]:
             needed.append(("a training step", clock.training))
         for what, estimate in needed:
             if not estimates.fits(estimate, target.topology):
-                peak = text.size(estimate.memory.peak)
+                peak, instead = text.size(estimate.memory.peak), "a smaller batch"
+                if estimate is largest:
+                    instead = "experts stay in storage, and are read for each trial"
                 found.append(
                     f"{size}: {what} does not fit: {peak} of a chip's "
-                    f"{text.size(room)}; more chips, or a smaller batch"
+                    f"{text.size(room)}; more chips, or {instead}"
                 )
     return found
 

@@ -12,7 +12,7 @@ from merging.runtime import processes, storage
 from merging.runtime import workdir as runtime_workdir
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.text import duration
-from merging.sweep import runners
+from merging.sweep import restoring, runners
 from merging.sweep.experiment import Experiment
 from merging.sweep.reading import HOW
 from merging.sweep.steps import Step, with_needs
@@ -63,6 +63,9 @@ def finish(
         f"{store.workdir}",
         file=sys.stderr,
     )
+    if runner == "inline":
+        for line in restoring.notes(experiment, runners.devices(experiment)):
+            print(f"{label}: {line}", file=sys.stderr)
     first = not store.together or processes.is_first()
     log = EventLog(store.workdir / "events.jsonl" if first else None)
     with Progress(total, label, log=log) as progress:

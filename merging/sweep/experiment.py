@@ -61,6 +61,8 @@ class Experiment:
       runner: where steps run, "inline" or "local"; "" for what fits (see `runners`).
       workers: processes of the local runner; 0 for one per CPU core.
       mesh: {axis: size} of the devices that an inline step runs on; one may be -1.
+      device_memory: bytes of a device, "16GB", that models may fill; "" for what JAX
+        knows of it. Experts that don't fit are read from storage as they are merged.
       resources: {name: number} that a step needs of a Ray node.
     """
 
@@ -90,6 +92,7 @@ class Experiment:
     runner: str = ""
     workers: int = 0
     mesh: Mapping[str, int] = field(default_factory=lambda: {"data": 1})
+    device_memory: str = ""
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
 
     def load_methods(self) -> dict[str, str]:

@@ -9,9 +9,11 @@ import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from merging import checkpoints, models
+from merging.merge.stored import StoredLeaf
 from merging.models import hf as families
 from merging.runtime import processes, storage, text
 from merging.runtime.errors import UserError, nearest
@@ -173,6 +175,32 @@ def load(
     Raises:
       UserError: another digest by now.
     """
+    _unchanged(path, expected, described)
+    return families.load(
+        path, dtype=dtype, mesh=mesh, described=_described(path, described)
+    )[1]
+
+
+def stored(
+    path: str, expected: str, dtype: str, *, described: str = ""
+) -> dict[str, StoredLeaf]:
+    """Return {path: leaf} of a given checkpoint, none of which has been read.
+
+    Arguments and errors are `load`'s; each leaf is laid out as it is asked for.
+    """
+    model = _unchanged(path, expected, described)
+    return {
+        name: StoredLeaf(
+            leaf.shape,
+            jnp.dtype(dtype),
+            functools.partial(families.read_leaf, model, name, dtype=dtype),
+        )
+        for name, leaf in model.leaves.items()
+    }
+
+
+def _unchanged(path: str, expected: str, described: str) -> families.Model:
+    """Open a checkpoint, and refuse another than the sweep began with."""
     fresh = families.open_model(path, _described(path, described))
     # An object in a bucket would be read whole for it.
     if not path.startswith(storage.REMOTE) and expected != processes.broadcast(
@@ -182,9 +210,7 @@ def load(
             f"{path} has changed since this sweep began; put the checkpoint back, or "
             "choose another --workdir."
         )
-    return families.load(
-        path, dtype=dtype, mesh=mesh, described=_described(path, described)
-    )[1]
+    return fresh
 
 
 def require_folder(path: str, key: str = "pretrained_bases") -> None:

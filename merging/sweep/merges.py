@@ -14,9 +14,8 @@ from merging import checkpoints, methods, models
 from merging.merge import merge, merge_scales
 from merging.models import hf as families
 from merging.runtime import processes, storage
-from merging.sweep import scoring
+from merging.sweep import restoring, scoring
 from merging.sweep.experiment import Experiment
-from merging.sweep.restoring import restore
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
 
@@ -31,8 +30,12 @@ def run(
     """Merge a step's experts and score the result; return the step's output."""
     decoder = experiment.decoder(step.settings["size"], step.settings["base"])
     base, *experts = step.needs
-    base = restore(experiment, store, base, mesh)
-    ours = {e.settings["what"]: restore(experiment, store, e, mesh) for e in experts}
+    bring = restoring.restore
+    if not restoring.fit(experiment, step.settings["size"], len(experts), mesh):
+        bring = restoring.stored
+        restoring.forget(experts)
+    base = restoring.restore(experiment, store, base, mesh)
+    ours = {e.settings["what"]: bring(experiment, store, e, mesh) for e in experts}
     theirs = {}
     for expert in experts:
         theirs |= store.output(expert)["validation"]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
-from merging.runtime import config_keys
+from merging.runtime import config_keys, storage
 from merging.runtime.errors import UserError, listed, nearest
 from merging.sweep import given
 from merging.sweep.experiment import BASES, Experiment, Phase
@@ -42,11 +42,12 @@ _KEYS = {
     "runner": "",
     "workers": 0,
     "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    "device_memory": "",
     "resources": ("CPU=1",),
     "plan": ConfigDict(),
 }
 # Of these keys a sweep's results do not depend: it goes on with others.
-HOW = ("workers", "runner", "mesh", "resources", "plan")
+HOW = ("workers", "runner", "mesh", "device_memory", "resources", "plan")
 _DEFAULT_VOCABULARY = 32_000  # of a plan that names none
 
 
@@ -116,6 +117,8 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
         # What was learned, in full.
         experiment = dataclasses.replace(experiment, param_dtype="float32")
     experiment.load_methods()
+    if experiment.device_memory:
+        storage.parse_size(experiment.device_memory, "device_memory")
     _check_bases(experiment)
     _check_names(experiment)
     _check_numbers(experiment)

@@ -1,24 +1,31 @@
 """The models of finished steps, straight to the devices, and kept there for the next.
 
 No process reads more than its own devices hold. Steps come in an order in which
-neighbours share their experts, so a model is mostly read once.
+neighbours share their experts, so a model is mostly read once. Where a base, its
+experts and their merge don't fit the devices, experts stay in storage, and are read
+leaf by leaf as they are merged.
 """
 
 import collections
 import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from merging import checkpoints, models
-from merging.runtime import processes
+from merging.merge.stored import StoredLeaf
+from merging.runtime import processes, storage, text, tree
 from merging.sweep import given
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Broken, Store
 
+Read = TypeVar("Read")
 KEPT = 2e9  # bytes of one device for models that the step at hand does not need
+FILLED = 0.85  # of a device's memory by models; the rest is for what computes
 _restored: collections.OrderedDict[str, models.Params] = collections.OrderedDict()
 
 
@@ -32,6 +39,50 @@ def make_room(step: Step) -> None:
     others = [key for key in _restored if key not in needed]
     while others and sum(_bytes(_restored[key]) for key in others) > KEPT:
         del _restored[others.pop(0)]
+
+
+def fit(experiment: Experiment, size: str, experts: int, mesh: Mesh | None) -> bool:
+    """Return whether a base, experts and their merge fit the devices together."""
+    room = _room(experiment)
+    return not room or (experts + 2) * _model_bytes(experiment, size, mesh) <= room
+
+
+def notes(experiment: Experiment, mesh: Mesh | None) -> list[str]:
+    """Return a line for each size some of whose merges read experts from storage."""
+    found = []
+    for size in experiment.sizes:
+        stay = [
+            k for k in experiment.experts_merged if not fit(experiment, size, k, mesh)
+        ]
+        if stay:
+            one = text.size(_model_bytes(experiment, size, mesh))
+            found.append(
+                f"{size}: merges of {min(stay)} experts and more read them from storage"
+                f" leaf by leaf: a model takes {one} of a device's"
+                f" {text.size(_room(experiment) / FILLED)}"
+            )
+    return found
+
+
+def forget(steps: Iterable[Step]) -> None:
+    """Give back what models of these steps take on the devices."""
+    for step in steps:
+        _restored.pop(step.key, None)
+
+
+def _room(experiment: Experiment) -> float:
+    """Return the bytes of a device for models; 0 where no one knows."""
+    if experiment.device_memory:
+        size = storage.parse_size(experiment.device_memory, "device_memory")
+    else:
+        size = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return FILLED * size
+
+
+def _model_bytes(experiment: Experiment, size: str, mesh: Mesh | None) -> float:
+    """Return the most that a device holds of a model of some size."""
+    decoders = {experiment.decoder(size, base) for base in experiment.bases}
+    return max(_bytes(models.abstract(decoder, mesh)) for decoder in decoders)
 
 
 def restore(
@@ -55,9 +106,7 @@ def _restore(
     size, base = step.settings["size"], step.settings["base"]
     decoder = experiment.decoder(size, base)
     if step.given:
-        path = described = experiment.folder(size, base)
-        if step.kind == "expert":
-            path = experiment.given_experts[size, base, step.settings["what"]]
+        path, described = _given(experiment, step)
         return given.load(
             path,
             step.settings["digest"],
@@ -65,10 +114,58 @@ def _restore(
             mesh=mesh,
             described=described,
         )
-    like, unreadable = models.abstract(decoder, mesh), np.zeros(1, np.int64)
-    params, reason = None, "another process can't read its part"
+    like, path = models.abstract(decoder, mesh), store.path(step) / "checkpoint"
+    return _by_all(step, mesh, lambda: checkpoints.restore(path, like))
+
+
+def stored(
+    experiment: Experiment, store: Store, step: Step, mesh: Mesh | None = None
+) -> models.Params:
+    """Return a finished step's parameters as leaves that stay in storage.
+
+    Raises:
+      Broken, UserError: as `restore`; the first also where a leaf is read.
+    """
+    size, base = step.settings["size"], step.settings["base"]
+    if step.given:
+        path, described = _given(experiment, step)
+        dtype = experiment.decoder(size, base).param_dtype
+        digest = step.settings["digest"]
+        leaves = given.stored(path, digest, dtype, described=described)
+        return tree.unflatten(leaves)
+    saved = store.path(step) / "checkpoint"
+    opened = _by_all(step, mesh, lambda: checkpoints.open_saved(saved))
+    like = models.abstract(experiment.decoder(size, base))
+
+    def leaf(path: str, of: jax.ShapeDtypeStruct) -> StoredLeaf:
+        def read(sharding: jax.sharding.Sharding) -> jax.Array:
+            wanted = jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding)
+            return _by_all(step, mesh, lambda: opened.restore_leaf(path, wanted))
+
+        return StoredLeaf(of.shape, of.dtype, read)
+
+    return tree.map_named(leaf, like)
+
+
+def _given(experiment: Experiment, step: Step) -> tuple[str, str]:
+    """Return (checkpoint, folder with its config.json) of a given model."""
+    size, base = step.settings["size"], step.settings["base"]
+    path = described = experiment.folder(size, base)
+    if step.kind == "expert":
+        path = experiment.given_experts[size, base, step.settings["what"]]
+    return path, described
+
+
+def _by_all(step: Step, mesh: Mesh | None, read: Callable[[], Read]) -> Read:
+    """Return what each process reads of a step, if all of them can.
+
+    Raises:
+      Broken: one can't.
+    """
+    unreadable = np.zeros(1, np.int64)
+    found, reason = None, "another process can't read its part"
     try:
-        params = checkpoints.restore(store.path(step) / "checkpoint", like)
+        found = jax.block_until_ready(read())
     # Not other errors of the system, such as a missing permission: it is still there.
     except (checkpoints.CorruptCheckpoint, checkpoints.MissingCheckpoint) as error:
         unreadable += 1
@@ -77,12 +174,15 @@ def _restore(
         processes.all_reduce([unreadable])
     if unreadable[0]:
         raise Broken(step.name, step.key, reason)
-    return jax.block_until_ready(params)
+    return found
 
 
 def _bytes(params: models.Params) -> float:
     """Return the bytes of a model on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(params)
-    )
+    found = 0
+    for leaf in jax.tree.leaves(params):
+        shape = leaf.shape
+        if leaf.sharding is not None:
+            shape = leaf.sharding.shard_shape(shape)
+        found += math.prod(shape) * leaf.dtype.itemsize
+    return found

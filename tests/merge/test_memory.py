@@ -1,6 +1,7 @@
 """Merging in memory: statistics, masks, donation, what moves, errors."""
 
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from merging.merge import (
     merge_scales,
     partition,
 )
+from merging.merge.stored import StoredLeaf
 from merging.runtime.errors import UserError
 
 
@@ -178,6 +180,53 @@ def test_without_donation_everything_is_kept(name):
     told = statistics_of(method, experts)
     merge(base, experts, method, donate=False, statistics=told)
     assert cases.bits(base) == before
+
+
+@pytest.mark.parametrize("name", cases.KINDS)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_experts_that_stay_in_storage_are_read_a_leaf_at_a_time(name, sharded):
+    base, experts = cases.models(
+        cases.experts_for(name), shapes={"a": (64, 8), "b": (8, 3), "c": (3,)}
+    )
+    if sharded:
+        over = NamedSharding(mesh_of(8), P())
+        base = jax.tree.map(lambda x: jax.device_put(x, over), base)
+    held, most = [], 0
+
+    def stored(leaf):
+        def read(sharding):
+            nonlocal held, most
+            held = [(kept, shape) for kept, shape in held if kept() is not None]
+            array = jax.device_put(leaf, sharding)
+            held.append((weakref.ref(array), leaf.shape))
+            most = max(most, len({shape for _, shape in held}))
+            return array
+
+        return StoredLeaf(leaf.shape, leaf.dtype, read)
+
+    method = methods.get(name)
+    expected = merge(base, experts, method, donate=False)
+    there = {n: jax.tree.map(stored, expert) for n, expert in experts.items()}
+    assert_same_bits(merge(base, there, method), expected)
+    # On a mesh one leaf of each expert; small leaves on one device come packed.
+    assert most == 1 or (most <= 3 and not sharded)
+
+
+def test_what_is_wrong_with_a_stored_leaf_is_named():
+    base = {"w": jnp.zeros(3), "n": jnp.arange(3)}
+    expert = {"w": jnp.array([1.0, jnp.nan, 0.0]), "n": jnp.arange(3)}
+
+    def stored(leaf):
+        return StoredLeaf(leaf.shape, leaf.dtype, lambda at: jax.device_put(leaf, at))
+
+    there = jax.tree.map(stored, expert)
+    with pytest.raises(UserError, match="w.*expert e"):
+        merge(base, {"e": there}, methods.ties())
+    there["n"] = stored(jnp.arange(1, 4))
+    with pytest.raises(UserError, match="n: 'expert e' differs from 'base'"):
+        merge(base, {"e": there}, methods.ties())
+    with pytest.raises(UserError, match="merged on a base in memory"):
+        merge(None, {"e": there}, methods.average())
 
 
 def test_a_base_that_is_also_an_expert_or_tied_or_numpy_can_be_donated():

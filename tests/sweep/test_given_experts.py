@@ -149,6 +149,19 @@ def test_its_rows_are_those_of_merge_and_evaluate(finished, folder, tmp_path):
         assert (one == other).all()
 
 
+def test_experts_that_do_not_fit_the_devices_are_merged_from_storage(
+    finished, folder, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "steps" / "merge")
+    merging.sweep(own_models(folder, device_memory="30kB"), workdir)
+    said = capsys.readouterr().err
+    assert "12.1K: merges of 3 experts and more read them from storage" in said
+    for one, other in zip(results.read(finished), results.read(workdir), strict=True):
+        assert (one.value, one.parameters) == (other.value, other.parameters)
+
+
 def start(workdir: Path, folder: Path, processes: int, devices: int) -> list:
     """Start a sweep of one's own models on several processes."""
     mesh = {"data": 1, "fsdp": -1, "tensor": 1}

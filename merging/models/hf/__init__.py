@@ -14,6 +14,7 @@ from merging.models.hf.loading import (
     load,
     open_gguf_model,
     open_model,
+    read_leaf,
 )
 from merging.models.hf.own import describe
 from merging.models.hf.registry import FAMILIES, read_config
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "open_gguf_model",
     "open_model",
+    "read_leaf",
     "read_config",
     "row_size",
     "scatter",

@@ -194,13 +194,13 @@ def load(
         return config, model.source.restore(tree.unflatten(wanted))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params = {
-        path: _read(model, path, shardings.get(path, here), dtype)
+        path: read_leaf(model, path, shardings.get(path, here), dtype)
         for path in model.leaves
     }
     return config, tree.unflatten(params)
 
 
-def _read(
+def read_leaf(
     model: Model, path: str, where: jax.sharding.Sharding, dtype: str | None
 ) -> jax.Array:
     """Return a leaf, of which this process reads the rows that its devices hold."""
