@@ -15,11 +15,12 @@ from etils import epath
 from merging.checkpoints import errors, safetensors
 from merging.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, no_base
 from merging.checkpoints.adapter_source import AdapterSource
+from merging.checkpoints.files import path_of
 from merging.checkpoints.location import locate, split_adapter
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
 from merging.runtime import locks, processes, storage
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import Unreachable, UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
 # What an adapter is written as; no model is.
@@ -46,7 +47,7 @@ def open_checkpoint(
     """
     uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
     if "://" in uri:
-        reach(epath.Path(uri))
+        reach(path_of(uri))
     model, adapter = split_adapter(uri)
     if adapter is not None:
         base = open_checkpoint(model)
@@ -132,6 +133,8 @@ def reach(path: epath.Path) -> None:
     """Raise a UserError if an object store does not answer, whatever that raises."""
     try:
         path.exists()
+    except Unreachable:
+        raise
     except Exception as error:
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(
