@@ -193,3 +193,10 @@ def running() -> Iterator[Store]:
             else:
                 os.environ[name] = value
         store.close()
+
+
+if __name__ == "__main__":
+    # For commands by hand: eval what it prints, and stop it with Ctrl-C.
+    for _name, _value in Store().environment.items():
+        print(f"export {_name}={_value}", flush=True)
+    threading.Event().wait()

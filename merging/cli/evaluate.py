@@ -4,8 +4,8 @@ import argparse
 
 from merging.cli.command import (
     Command,
-    config_and_workdir,
     any_path,
+    config_and_workdir,
     print_for_a_pipe,
     takes_config_and_workdir,
     takes_processes,

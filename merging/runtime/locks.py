@@ -94,7 +94,9 @@ def _take(path: ObjectPath, record: bytes, refusal: Callable[[str], UserError]) 
     Returns:
       The object's generation.
     """
-    while str(path) in _ours or not path.create(record):
+    if str(path) in _ours:
+        raise refusal(_named(holder(path)))
+    while not path.create(record):
         try:
             # Before what it says: who has it by then, if another, keeps it.
             before = path.generation()

@@ -2,8 +2,8 @@
 
 Every room that publishes a file or a folder, or keys something by what it depends on,
 does it with these: atomicity and hashing are written once. What is kept lies in a
-`Folder`, of this machine's file systems or of an object store: `place` makes one of what
-the user wrote.
+`Folder`, of this machine or of an object store: `place` makes one of what the user
+wrote.
 """
 
 import contextlib

@@ -37,7 +37,7 @@ def sweep(config: Any, folder: Folder | str, shard: tuple[int, int] = (0, 1)) ->
 
     Args:
       config: a sweep's config, see configs/scaling_curves/tiny.py.
-      folder: the workdir, of this machine or `gs://`, where every finished step is kept;
+      folder: the workdir, here or in `gs://`, where every finished step is kept;
         continued if it holds this config's.
       shard: (i, n): do the i-th of n parts of the grid only, in a workdir of its own.
 

@@ -28,7 +28,6 @@ from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 from merging.sweep.steps import Step
 
-
 OUTPUT = "output.json"
 
 

@@ -12,6 +12,7 @@ from merging import models, tasks, training
 from merging.models import hf as families
 from merging.runtime import processes, storage, tree
 from merging.runtime.revision import git_revision
+from merging.runtime.storage import Folder
 from merging.sweep import merges, restoring, scoring
 from merging.sweep.experiment import Experiment
 from merging.sweep.restoring import restore
@@ -191,9 +192,7 @@ def _examples(experiment: Experiment, store: Store, what: str, split: str):
 
 
 @functools.lru_cache(maxsize=6)
-def _arrays(
-    suite: tasks.Suite, what: str, split: str, length: int, cache_dir: storage.Folder
-):
+def _arrays(suite: tasks.Suite, what: str, split: str, length: int, cache_dir: Folder):
     return training.Examples(
         *tasks.materialise(suite, what, split, length, cache_dir=cache_dir)
     )

@@ -108,8 +108,8 @@ def store(
       split: "train", "validation" or "test" (the first two have no "test").
       length: the most tokens of an example; a longer one is an error, or where a
         suite's texts are real ones, loses tokens at its begin.
-      cache_dir: where it is kept, on storage that all processes see; of an object store,
-        each machine reads a copy (`storage.scratch`).
+      cache_dir: where it is kept, on storage that all processes see; of an object
+        store, each machine reads a copy (`storage.scratch`).
 
     Raises:
       UserError: an unknown name or split, no examples, an answer without a token, or
