@@ -18,6 +18,7 @@ from merging.checkpoints.formats import (
     granularity,
     open_checkpoint,
     open_stored,
+    safetensors_writer,
 )
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.location import split, split_adapter
@@ -62,6 +63,7 @@ __all__ = [
     "require_tensor_names",
     "restore",
     "run_steps",
+    "safetensors_writer",
     "save",
     "split",
     "split_adapter",

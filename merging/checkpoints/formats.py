@@ -6,7 +6,6 @@ Orbax and TensorStore take a second to import, and are only where they are neede
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,10 +99,8 @@ def create(
     with contextlib.ExitStack() as stack:
         processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
         if format != "orbax":
-            from merging.checkpoints.safetensors_writer import SafetensorsWriter
-
             one = WEIGHTS if format == PEFT else None
-            writer: Writer = SafetensorsWriter(uri, abstract, shard_bytes, one)
+            writer = safetensors_writer(uri, abstract, shard_bytes, one)
         else:
             from merging.checkpoints.orbax_writer import OrbaxWriter
 
@@ -112,10 +109,24 @@ def create(
         yield writer
 
 
+def safetensors_writer(
+    uri: str,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    shard_bytes: int,
+    one: str | None = None,
+) -> Writer:
+    """Return what writes a safetensors folder where it is to be."""
+    from merging.checkpoints.object_writer import ObjectWriter
+    from merging.checkpoints.safetensors_writer import SafetensorsWriter
+
+    make = ObjectWriter if storage.is_remote(uri) else SafetensorsWriter
+    return make(uri, abstract, shard_bytes, one)
+
+
 @contextlib.contextmanager
 def _only_writer(uri: str) -> Iterator[None]:
     """Hold the lock of an output, which lies beside it: it outlives the renaming."""
-    lock = Path(os.path.abspath(uri) + ".lock")
+    lock = storage.absolute(storage.place(uri.rstrip("/") + ".lock"))
 
     def taken(who: str) -> UserError:
         return UserError(

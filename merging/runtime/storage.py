@@ -200,7 +200,12 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> Folder:
 
 def write_json(path: str | os.PathLike, record: Mapping[str, Any]) -> Folder:
     """Write a record as JSON, keys sorted, as `write_bytes` does."""
-    return write_bytes(path, json.dumps(record, indent=1, sort_keys=True).encode())
+    return write_bytes(path, as_json(record))
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """Return a record's file."""
+    return json.dumps(record, indent=1, sort_keys=True).encode()
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
