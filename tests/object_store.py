@@ -9,6 +9,7 @@ import collections
 import contextlib
 import http.server
 import io
+import logging
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.storage import Storage
 
+for _name in ("gcp_storage_emulator", "api.object", "api.bucket"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # "not found" is no error
 BUCKET = "store"
 SLOW = 0.3  # seconds that a slow answer takes
 

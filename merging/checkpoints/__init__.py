@@ -14,11 +14,11 @@ from merging.checkpoints.errors import (
 from merging.checkpoints.formats import (
     FORMATS,
     PEFT,
+    begin_safetensors,
     create,
     granularity,
     open_checkpoint,
     open_stored,
-    safetensors_writer,
 )
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.location import split, split_adapter
@@ -63,7 +63,7 @@ __all__ = [
     "require_tensor_names",
     "restore",
     "run_steps",
-    "safetensors_writer",
+    "begin_safetensors",
     "save",
     "split",
     "split_adapter",

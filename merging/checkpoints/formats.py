@@ -100,7 +100,7 @@ def create(
         processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
         if format != "orbax":
             one = WEIGHTS if format == PEFT else None
-            writer = safetensors_writer(uri, abstract, shard_bytes, one)
+            writer = begin_safetensors(uri, abstract, shard_bytes, one)
         else:
             from merging.checkpoints.orbax_writer import OrbaxWriter
 
@@ -109,7 +109,7 @@ def create(
         yield writer
 
 
-def safetensors_writer(
+def begin_safetensors(
     uri: str,
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     shard_bytes: int,

@@ -65,7 +65,7 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
       UserError: the path holds something else than a checkpoint, or the disk is full.
     """
     path = path_of(os.fspath(path))
-    if path.exists() and not exists(path):
+    if path.exists() and not (exists(path) or _is_half(path)):
         raise UserError(f"{path} exists and is no checkpoint; choose another name.")
     leaves = tree.flatten(params)
     sums = {name: orbax_source.checksum(leaf) for name, leaf in leaves.items()}
@@ -97,6 +97,14 @@ def restore(path: str | os.PathLike, like: tree.Tree | None = None) -> dict[str,
       UserError: it holds other leaves or shapes than expected; all are named.
     """
     return open_saved(path).restore(like)
+
+
+def _is_half(path: epath.Path) -> bool:
+    """Return whether Orbax began this in an object store, and did not finish it."""
+    known = {"state", "orbax.checkpoint", *COMMITTED}
+    return (
+        storage.is_remote(path) and {inside.name for inside in path.iterdir()} <= known
+    )
 
 
 def _replace(path: epath.Path, fresh: epath.Path) -> None:

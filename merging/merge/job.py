@@ -155,7 +155,7 @@ def _merged_into(job: Job, merged, writer: Writer) -> Iterator[Writer]:
         yield writer
         return
     place = os.path.join(writer.folder, "coordinates")
-    inner = checkpoints.safetensors_writer(place, merged, 5 * 10**9)
+    inner = checkpoints.begin_safetensors(place, merged, 5 * 10**9)
     try:
         yield inner
     finally:

@@ -10,9 +10,11 @@ not granted, is an `Unreachable`: never taken for an object that is not there.
 """
 
 import contextlib
+import errno
 import fnmatch
 import functools
 import importlib.util
+import logging
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,11 +166,15 @@ class ObjectPath(PosixGPath):
             store.call("DELETE", "b/{}/o/{}", bucket, name, **how)
 
     def rmtree(self, missing_ok: bool = False) -> None:
-        """Remove all objects below, several at a time."""
+        """Remove all objects below, several at a time.
+
+        First those that say that the others are there.
+        """
         found = list(self.find())
         if not found and not missing_ok:
             raise FileNotFoundError(str(self))
-        remove_all(found)
+        remove_all([path for path in found if path.parent == self])
+        remove_all([path for path in found if path.parent != self])
 
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Do nothing: a folder is there as soon as an object in it is."""
@@ -228,7 +234,10 @@ def _asking(path: ObjectPath) -> Iterator[Any]:
     """Give the store that a path is in, and name it should it not answer."""
     try:
         yield epath.backend.fsspec_backend.fs(SCHEME)
-    except (FileNotFoundError, FileExistsError, IsADirectoryError, UserError):
+    except FileNotFoundError:
+        number = errno.ENOENT
+        raise FileNotFoundError(number, "there is no such object", str(path)) from None
+    except (FileExistsError, IsADirectoryError, UserError):
         raise
     except Exception as error:
         raise unreachable(path, error) from error
@@ -267,6 +276,9 @@ def _configure() -> None:
     """Say how the store is asked, also by Orbax, which goes there through epath."""
     import aiohttp
     import fsspec
+
+    # It logs with a traceback what it raises.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
     patience = aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
     # What other processes write is to be seen.
