@@ -2,7 +2,7 @@
 
 A real HTTP server of the storage's API, as gcsfs and TensorStore ask it. Added are
 the generation of what is read, conditions on the generation of what is written or
-removed, and faults that a test orders.
+removed, and faults that a test orders. Another process uses it by its `environment`.
 """
 
 import collections
@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote, urlparse
@@ -35,9 +36,8 @@ class Store:
     """A running server.
 
     Attributes:
-      faults: {method of a request: faults to come, in their order}: "429", "503",
-        "reset" (the connection), "slow"; and of a function, whatever it returns for the
-        path ("" for none).
+      faults: {method of a request: faults to come, in their order}: a status such as
+        "503", "reset" (of the connection), "lost" (only the answer), "slow", "" (none).
       asked: (method, path) of all requests.
       environment: variables for a process that is to use it.
     """
@@ -78,13 +78,10 @@ class Store:
             files, _ = self.storage.get_file_list(BUCKET, prefix, None)
         return sorted(file["name"] for file in files)
 
-    def content(self, name: str) -> bytes:
+    def generation(self, name: str) -> str:
+        """Return what changes when an object is written."""
         with self.lock:
-            return self.storage.get_file(BUCKET, name)
-
-    def next_fault(self, method: str, path: str) -> str:
-        waiting = self.faults.get(method)
-        return waiting.popleft() if waiting else ""
+            return self.storage.get_file_obj(BUCKET, name)["generation"]
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -106,25 +103,32 @@ class _Handler(emulator.RequestHandler):
     def _handle(self, method: str) -> None:
         store = self.store
         store.asked.append((method, self.path))
-        fault = store.next_fault(method, self.path)
+        waiting = store.faults[method]
+        fault = waiting.popleft() if waiting else ""
         if fault == "reset":
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.close()
-            return
+            return self._hang_up()
         if fault == "slow":
             time.sleep(SLOW)
-        elif fault:
+        elif fault.isdigit():
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(int(fault))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        answer = self.wfile
+        if fault == "lost":
+            self.wfile = io.BytesIO()
         with store.lock:
-            if self._refused():
-                return
-            router = emulator.Router(self)
-            router.handle(method)
+            if not self._refused():
+                emulator.Router(self).handle(method)
+        if fault == "lost":
+            self.wfile = answer
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.connection.close()
 
     def _refused(self) -> bool:
         """Answer a request whose condition on a generation does not hold."""
@@ -183,13 +187,17 @@ objects.download = _with_generation
 
 @contextlib.contextmanager
 def running() -> Iterator[Store]:
-    """Give a server that this process's clients use."""
+    """Give a server that this process's clients use, which wait for no second try."""
     store = Store()
     before = {name: os.environ.get(name) for name in store.environment}
     os.environ.update(store.environment)
+    from gcsfs import retry
+
+    waits, retry.random = retry.random, types.SimpleNamespace(random=lambda: -100)
     try:
         yield store
     finally:
+        retry.random = waits
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -82,7 +82,7 @@ def writing(path: object) -> Iterator[None]:
     except (UserError, Unreachable):
         raise
     except Exception as error:
-        if storage.is_remote(str(path)):
+        if storage.is_remote(str(path)) and objects.is_outage(error):
             raise objects.unreachable(path, error) from error
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):

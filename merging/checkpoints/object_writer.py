@@ -143,18 +143,19 @@ class ObjectWriter:
         return sum(take for *_, take in self._parts(number, start, length)) == length
 
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
-        """Make the folder: small files, shards, their index, and the last of all.
+        """Make the folder: small files, shards, and the last of all.
 
+        The index before the shards, which it misses until the last of them is there.
         Stopped in between, all of it is made again.
         """
         self._look()
         place = storage.place(self.uri)
         *small, last = extra_files.items()
         write_auxiliary_files(place, dict(small))
-        for shard in self._shards:
-            self._join(place, shard)
         if len(self._shards) > 1:
             storage.write_bytes(place / INDEX, index(self._shards, self._abstract))
+        for shard in self._shards:
+            self._join(place, shard)
         name, content = last
         storage.write_bytes(place / name, content)
         storage.remove(self._partial)

@@ -65,7 +65,7 @@ def _guarded(argv: list[str]) -> tuple[int, str]:
         if refused := _refused_by_the_system(error, argv):
             return _complain(f"{refused} Then: {_again(argv)}"), refused
         if (silent := _unreachable(error)) is not None:
-            _complain(f"{silent} What was finished is kept. Then: {_again(argv)}")
+            _complain(f"{silent} Then: {_again(argv)}")
             return (PREEMPTED if silent.passing else 2), str(silent)
         if preemption.lost(error):
             reason = f"another process of this job was lost ({_last_line(error)})"

@@ -9,6 +9,7 @@ goes on reads them back and holds them against it (`blocks.verified`).
 In an object store, which appends to nothing, each line is an object.
 """
 
+import contextlib
 import itertools
 import json
 import threading
@@ -132,8 +133,9 @@ class Journal:
         """Return the positions and values that `keep_block` was given; None if lost."""
         size = (4 + dtype.itemsize) * done.ties
         kept = b""
-        if size and (path := self._folder / done.file).exists():
-            kept = _range(path, done.start, size)
+        if size:
+            with contextlib.suppress(FileNotFoundError):
+                kept = _range(self._folder / done.file, done.start, size)
         if len(kept) != size or zlib.crc32(kept) != done.ties_checksum:
             return None
         positions = np.frombuffer(kept[: 4 * done.ties], np.uint32)

@@ -32,7 +32,7 @@ class Unreachable(RuntimeError):
         self.path, self.reason, self.passing = path, reason, passing
 
     def __str__(self) -> str:
-        remedy = "see to the network; the same command goes on"
+        remedy = "see to the network, and start again: what is finished is kept"
         if not self.passing:
             remedy = "see to the bucket, its permissions and your credentials"
         return f"{self.path} cannot be reached ({self.reason}); {remedy}."

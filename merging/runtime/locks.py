@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -23,7 +24,9 @@ from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
 LOOK = 0.5  # seconds for one who looks at a lock to let go of it
-_ours: set[str] = set()  # of this process, in object stores
+# In object stores: those of this process, and one of its threads at a time.
+_ours: set[str] = set()
+_taking = threading.Lock()
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -94,27 +97,28 @@ def _take(path: ObjectPath, record: bytes, refusal: Callable[[str], UserError]) 
     Returns:
       The object's generation.
     """
-    if str(path) in _ours:
-        raise refusal(_named(holder(path)))
-    while not path.create(record):
-        try:
-            # Before what it says: who has it by then, if another, keeps it.
-            before = path.generation()
-        except FileNotFoundError:
-            continue
-        found = holder(path)
-        if found is None or found["alive"] is False:
-            path.unlink(missing_ok=True, generation=before)
-            continue
-        error = refusal(_named(found))
-        if found and found["alive"] is None:
-            error = UserError(
-                f"{error} If it no longer runs there, it was killed and has left its "
-                f"lock; remove that: gcloud storage rm {path}"
-            )
-        raise error
-    _ours.add(str(path))
-    return path.generation()
+    with _taking:
+        if str(path) in _ours:
+            raise refusal(_named(holder(path)))
+        while not path.create(record):
+            try:
+                # Before what it says: who has it by then, if another, keeps it.
+                before = path.generation()
+            except FileNotFoundError:
+                continue
+            found = holder(path)
+            if found is None or found["alive"] is False:
+                path.unlink(missing_ok=True, generation=before)
+                continue
+            error = refusal(_named(found))
+            if found and found["alive"] is None:
+                error = UserError(
+                    f"{error} If it no longer runs there, it was killed and has left "
+                    f"its lock; remove that: gcloud storage rm {path}"
+                )
+            raise error
+        _ours.add(str(path))
+        return path.generation()
 
 
 def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> BinaryIO:
