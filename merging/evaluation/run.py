@@ -53,6 +53,7 @@ def run(config: Any, workdir: Folder) -> None:
         "merging evaluate",
         "evaluate/miniworld",
         remote=("checkpoint",),
+        kept=("base_results", "expert_results"),
     )
     workdir = storage.place(workdir, "--workdir")
     processes.initialize(workdir / "logs")

@@ -14,17 +14,9 @@ from merging.runtime import locks, storage, workdir
 from merging.runtime.errors import Unreachable, UserError
 from merging.runtime.progress import EventLog
 
-object_store = pytest.importorskip("object_store", reason="needs the extra `test`")
-
-
-@pytest.fixture(scope="module")
-def store():
-    with object_store.running() as running:
-        yield running
-
 
 @pytest.fixture
-def place(store, request):
+def place(object_store, request):
     """A folder of the store that no other test uses."""
     return storage.place(f"gs://store/{request.node.name.split('[')[0]}")
 
@@ -74,39 +66,39 @@ def test_of_many_that_create_an_object_one_does(place):
     assert (place / "x").read_bytes() == b"%d" % made.index(True)
 
 
-def test_an_object_whose_creation_got_no_answer_is_ones_own(store, place):
-    store.faults["POST"].append("lost")
+def test_an_object_whose_creation_got_no_answer_is_ones_own(object_store, place):
+    object_store.faults["POST"].append("lost")
     assert (place / "x").create(b"mine") and not (place / "x").create(b"another's")
 
 
 @pytest.mark.parametrize("fault", ["429", "503", "reset", "lost", "slow"])
-def test_what_a_store_refuses_for_a_while_is_asked_again(store, place, fault):
+def test_what_a_store_refuses_for_a_while_is_asked_again(object_store, place, fault):
     path = place / "x"
     for method, ask in {
         "POST": lambda: path.write_bytes(b"whole"),
         "GET": path.read_bytes,
         "DELETE": lambda: path.unlink(missing_ok=True),
     }.items():
-        store.faults[method].extend([fault] * (1 if fault == "slow" else 2))
+        object_store.faults[method].extend([fault] * (1 if fault == "slow" else 2))
         assert ask() in (5, b"whole", None)
-        assert not store.faults[method]
+        assert not object_store.faults[method]
     assert not path.exists()
 
 
-def test_a_store_that_does_not_answer_is_not_an_empty_one(store, place, capsys):
+def test_a_store_that_does_not_answer_is_not_an_empty_one(object_store, place, capsys):
     storage.write_json(place / workdir.CONFIG, {"config_hash": "a", "config": {}})
     with pytest.raises(UserError, match="the run of another config"):
         workdir.require_own(place, "b", "sweep")
-    store.faults["GET"].extend(["503"] * 100)
+    object_store.faults["GET"].extend(["503"] * 100)
     try:
         with pytest.raises(Unreachable, match="HttpError.*see to the network"):
             workdir.require_own(place, "b", "sweep")
         assert main(["report", "--workdir", str(place)]) == 75
-        store.faults["GET"].clear()
-        store.faults["GET"].extend(["403"] * 100)
+        object_store.faults["GET"].clear()
+        object_store.faults["GET"].extend(["403"] * 100)
         assert main(["report", "--workdir", str(place)]) == 2
     finally:
-        store.faults["GET"].clear()
+        object_store.faults["GET"].clear()
     first, second = capsys.readouterr().err.splitlines()
     assert f"Then: merging report --workdir {place}" in first
     assert "see to the bucket, its permissions" in second

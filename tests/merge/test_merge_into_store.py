@@ -9,8 +9,6 @@ from merging.merge import streamed
 from merging.runtime import storage
 from merging.runtime.objects import ObjectPath
 
-object_store = pytest.importorskip("object_store", reason="needs the extra `test`")
-
 # Several blocks, shards of several pieces, and a negative majority that is applied.
 MERGE = {"shard_size": "300kB", "seed": 3}
 BUDGETS = {"safetensors": "3MB", "orbax": "7MB"}  # there a chunk is a whole leaf
@@ -19,12 +17,6 @@ TIES = "ties(density=1)"
 
 class Cut(Exception):
     """The power went."""
-
-
-@pytest.fixture(scope="module")
-def store():
-    with object_store.running() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +77,16 @@ def cut_before(monkeypatch, name, times):
 
 @pytest.mark.parametrize("format", ["safetensors", "orbax"])
 def test_a_merge_into_a_store_has_the_bytes_of_a_local_one(
-    family, store, expected, format
+    family, object_store, expected, format
 ):
     output = f"gs://store/{format}"
     made = streamed.merge_checkpoints(*family, TIES, output, **settings(format))
     assert contents(made) == expected[format]
-    assert not store.names(f"{format}.")  # neither lock nor pieces
+    assert not object_store.names(f"{format}.")  # neither lock nor pieces
     assert streamed.verify(output) == []
-    asked = len(store.asked)
+    asked = len(object_store.asked)
     streamed.merge_checkpoints(*family, TIES, output, **settings(format))
-    assert {method for method, _ in store.asked[asked:]} == {"GET"}
+    assert {method for method, _ in object_store.asked[asked:]} == {"GET"}
     changed = made / (
         "a/0.0" if format == "orbax" else "model-00001-of-00002.safetensors"
     )
@@ -112,7 +104,7 @@ CUTS = {
 
 @pytest.mark.parametrize("format", ["safetensors", "orbax"])
 def test_a_merge_that_is_cut_between_objects_goes_on_to_the_same_bytes(
-    family, store, expected, monkeypatch, format
+    family, object_store, expected, monkeypatch, format
 ):
     output = f"gs://store/cut_{format}"
     pieces = f"cut_{format}.partial/pieces"
@@ -123,16 +115,16 @@ def test_a_merge_that_is_cut_between_objects_goes_on_to_the_same_bytes(
             streamed.merge_checkpoints(*family, TIES, output, **settings(format))
         with pytest.raises(UserError):
             checkpoints.open_checkpoint(output)
-        now = {n: store.generation(n) for n in store.names(pieces)}
+        now = {n: object_store.generation(n) for n in object_store.names(pieces)}
         if name == "/negative":  # what was merged before was not merged again
             assert now.items() >= written.items()
         written = now
     made = streamed.merge_checkpoints(*family, TIES, output, **settings(format))
     assert contents(made) == expected[format]
-    assert not store.names(f"cut_{format}.")
+    assert not object_store.names(f"cut_{format}.")
 
 
-def test_an_output_in_a_store_that_is_anothers_is_refused(family, store):
+def test_an_output_in_a_store_that_is_anothers_is_refused(family, object_store):
     base, experts = family
     storage.write_bytes("gs://store/taken/notes.txt", b"mine")
     with pytest.raises(
@@ -145,4 +137,4 @@ def test_an_output_in_a_store_that_is_anothers_is_refused(family, store):
     with pytest.raises(UserError, match="lies in the input gs://store/safetensors"):
         inside = "gs://store/safetensors/new"
         streamed.merge_checkpoints("gs://store/safetensors", experts, TIES, inside)
-    assert store.names("taken") == ["taken/notes.txt"]
+    assert object_store.names("taken") == ["taken/notes.txt"]
