@@ -81,6 +81,9 @@ setup(
             "hypothesis>=6.100",
             "optuna>=4.4",
             "cmaes>=0.11",
+            # An object store on this machine, and what asks it.
+            "gcsfs>=2026.4",
+            "gcp-storage-emulator>=2026.7",
         ],
         # These pages (docs/): sphinx-build -W docs build/docs.
         "docs": ["sphinx>=8", "myst-nb>=1.3", "sphinx-book-theme>=1.1"],
@@ -92,6 +95,8 @@ setup(
         "search": ["optuna>=4.4", "cmaes>=0.11"],
         # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
         "hub": ["datasets>=3"],
+        # Workdirs, inputs and outputs in gs://.
+        "gcs": ["gcsfs>=2026.4"],
         # `merging sweep --runner ray`, on every node.
         "ray": ["ray>=2.40"],
         "gpu": ["jax[cuda12]>=0.10"],

@@ -233,7 +233,7 @@ install() {
 tar -xzf merging.tar.gz -C merging-run && cd merging-run &&
 python3 -m pip install --quiet --target .uv uv &&
 .uv/bin/uv venv --quiet --python 3.12 .venv &&
-.uv/bin/uv pip install --quiet '.[tpu]'" &&
+.uv/bin/uv pip install --quiet '.[tpu,gcs]'" &&
     { [ -z "$setup" ] || again on_all "$setup"; }
 }
 

@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 CACHE = Path(tempfile.gettempdir()) / "merging-test-compilation-cache"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,3 +33,12 @@ def pytest_sessionfinish(session):
     """Let a worker of xdist end at once: JAX takes minutes to clear its caches."""
     if hasattr(session.config, "workerinput"):
         atexit.register(os._exit, 0)
+
+
+@pytest.fixture(scope="module")
+def object_store():
+    """An object store on this machine, with the bucket `gs://store`."""
+    reason = "needs the extra `gcs` and gcp-storage-emulator"
+    module = pytest.importorskip("object_store", reason=reason)
+    with module.running() as running:
+        yield running

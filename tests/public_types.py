@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import merging
 from merging.merge import merge_scales, verify
 from merging.runtime import config
+from merging.runtime.storage import Folder
 
 
 def in_memory() -> dict[str, Any]:
@@ -24,7 +25,7 @@ def in_memory() -> dict[str, Any]:
     return merging.merge(base, {"qa": base, "nli": base}, method, seed=1)
 
 
-def from_storage() -> Path:
+def from_storage() -> Folder:
     """Merge folders, and look at what came out."""
     merging.merge_checkpoints("base", ["qa"], "ties(density=0.2)", "merged")
     merging.merge_checkpoints(None, {"qa": Path("a")}, merging.methods.average(), "b")

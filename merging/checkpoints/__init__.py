@@ -14,6 +14,7 @@ from merging.checkpoints.errors import (
 from merging.checkpoints.formats import (
     FORMATS,
     PEFT,
+    begin_safetensors,
     create,
     granularity,
     open_checkpoint,
@@ -62,6 +63,7 @@ __all__ = [
     "require_tensor_names",
     "restore",
     "run_steps",
+    "begin_safetensors",
     "save",
     "split",
     "split_adapter",

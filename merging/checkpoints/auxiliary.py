@@ -4,12 +4,13 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from etils import epath
 
 from merging.checkpoints import files
 from merging.checkpoints.location import folders_of
+from merging.runtime.objects import ObjectPath
+from merging.runtime.storage import Folder
 
 # A folder of them, of a tokenizer with several chat templates.
 TEMPLATES = "additional_chat_templates"
@@ -59,16 +60,19 @@ def read_auxiliary_files(uri: str | os.PathLike) -> dict[str, bytes]:
     return {name: files.read_small(path, LARGEST) for name, path in paths.items()}
 
 
-def write_auxiliary_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_auxiliary_files(folder: Folder, contents: Mapping[str, bytes]) -> None:
     """Write them into a folder, each stored on the disk before this returns.
 
     Raises:
       ValueError: a name that `auxiliary_files` has for none.
     """
     for name, content in contents.items():
-        if not files.lies_in(epath.Path(folder), name):
+        if not files.lies_in(files.path_of(os.fspath(folder)), name):
             raise ValueError(f"{name!r} is no name for a file beside weights")
         path = folder / name
+        if isinstance(path, ObjectPath):
+            path.write_bytes(content)
+            continue
         path.parent.mkdir(exist_ok=True)
         with open(path, "wb") as stream:
             stream.write(content)

@@ -5,7 +5,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from merging.runtime.errors import UserError
+from merging.runtime import objects, storage
+from merging.runtime.errors import Unreachable, UserError
 
 
 class CorruptCheckpoint(UserError):
@@ -62,9 +63,11 @@ def reading(path: object, leaf: str = "") -> Iterator[None]:
     """Turn whatever a damaged folder makes Orbax raise into `CorruptCheckpoint`."""
     try:
         yield
-    except (UserError, PermissionError, MemoryError):
+    except (UserError, PermissionError, MemoryError, Unreachable):
         raise
     except Exception as error:
+        if storage.is_remote(str(path)) and objects.is_outage(error):
+            raise objects.unreachable(path, error) from error
         first = str(error).strip().split("\n")[0][:300]
         of = f"{leaf}: " if leaf else ""
         reason = f"{of}{type(error).__name__}: {first}"
@@ -76,9 +79,11 @@ def writing(path: object) -> Iterator[None]:
     """Name what is written, and a full disk, which Orbax passes on in disguises."""
     try:
         yield
-    except UserError:
+    except (UserError, Unreachable):
         raise
     except Exception as error:
+        if storage.is_remote(str(path)) and objects.is_outage(error):
+            raise objects.unreachable(path, error) from error
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or "quota exceeded" in str(error):
             raise UserError(

@@ -17,7 +17,10 @@ import numpy as np
 from etils import epath
 
 from merging.checkpoints.errors import CorruptCheckpoint
+from merging.runtime import storage
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
+from merging.runtime.storage import is_remote
 
 # Of 65 models in shards of 5 GB a block reads 65 files; systems allow 256 or more.
 MOST_OPEN = 128
@@ -64,6 +67,8 @@ class RangeFile:
             if self._stamp is not None:
                 with _OPEN.descriptor(os.fspath(self.path), self._stamp) as descriptor:
                     return os.pread(descriptor, length, at)
+            if isinstance(self.path, ObjectPath):
+                return self.path.read_range(at, min(length, self.size - at))
             with self.path.open("rb") as file:
                 file.seek(at)
                 return file.read(length)
@@ -90,9 +95,11 @@ class RangeFile:
                 done += got
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    """Return whether this names something in an object store."""
-    return "://" in os.fspath(path)
+def path_of(name: str) -> epath.Path:
+    """Return a path that Orbax takes: absolute, or an object store's."""
+    if name.startswith(storage.KEPT_IN):
+        return storage.place(name, "checkpoint")
+    return epath.Path(name if is_remote(name) else os.path.abspath(name))
 
 
 def stamp(path: str | os.PathLike) -> Stamp:

@@ -6,7 +6,6 @@ Orbax and TensorStore take a second to import, and are only where they are neede
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +14,12 @@ from etils import epath
 from merging.checkpoints import errors, safetensors
 from merging.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, no_base
 from merging.checkpoints.adapter_source import AdapterSource
+from merging.checkpoints.files import path_of
 from merging.checkpoints.location import locate, split_adapter
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
 from merging.runtime import locks, processes, storage
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import Unreachable, UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
 # What an adapter is written as; no model is.
@@ -46,7 +46,7 @@ def open_checkpoint(
     """
     uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
     if "://" in uri:
-        reach(epath.Path(uri))
+        reach(path_of(uri))
     model, adapter = split_adapter(uri)
     if adapter is not None:
         base = open_checkpoint(model)
@@ -99,10 +99,8 @@ def create(
     with contextlib.ExitStack() as stack:
         processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
         if format != "orbax":
-            from merging.checkpoints.safetensors_writer import SafetensorsWriter
-
             one = WEIGHTS if format == PEFT else None
-            writer: Writer = SafetensorsWriter(uri, abstract, shard_bytes, one)
+            writer = begin_safetensors(uri, abstract, shard_bytes, one)
         else:
             from merging.checkpoints.orbax_writer import OrbaxWriter
 
@@ -111,10 +109,24 @@ def create(
         yield writer
 
 
+def begin_safetensors(
+    uri: str,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    shard_bytes: int,
+    one: str | None = None,
+) -> Writer:
+    """Return what writes a safetensors folder where it is to be."""
+    from merging.checkpoints.object_writer import ObjectWriter
+    from merging.checkpoints.safetensors_writer import SafetensorsWriter
+
+    make = ObjectWriter if storage.is_remote(uri) else SafetensorsWriter
+    return make(uri, abstract, shard_bytes, one)
+
+
 @contextlib.contextmanager
 def _only_writer(uri: str) -> Iterator[None]:
     """Hold the lock of an output, which lies beside it: it outlives the renaming."""
-    lock = Path(os.path.abspath(uri) + ".lock")
+    lock = storage.absolute(storage.place(uri.rstrip("/") + ".lock"))
 
     def taken(who: str) -> UserError:
         return UserError(
@@ -132,6 +144,8 @@ def reach(path: epath.Path) -> None:
     """Raise a UserError if an object store does not answer, whatever that raises."""
     try:
         path.exists()
+    except Unreachable:
+        raise
     except Exception as error:
         first = str(error).strip().split("\n")[0][:200]
         raise UserError(

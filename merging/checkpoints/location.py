@@ -20,6 +20,7 @@ from etils import epath
 
 from merging.checkpoints import safetensors
 from merging.checkpoints.errors import MissingCheckpoint
+from merging.checkpoints.files import path_of
 from merging.runtime.errors import UserError
 
 TREE = "_METADATA"  # Orbax's list of a tree's leaves
@@ -133,11 +134,6 @@ def folders_of(uri: str | os.PathLike) -> tuple[epath.Path, ...]:
     if folder == run:
         folder = steps[-1] if steps else folder
     return (run, folder) if steps else (folder,)
-
-
-def path_of(name: str) -> epath.Path:
-    """Return a path that Orbax takes: absolute, or an object store's."""
-    return epath.Path(name if "://" in name else os.path.abspath(name))
 
 
 def items(folder: epath.Path) -> list[epath.Path]:

@@ -1,7 +1,8 @@
 """Whole trees to and from Orbax folders (its v1 API), published atomically.
 
 Orbax writes into a temporary sibling and renames it, so a name either holds a whole
-checkpoint or nothing. It does not notice damaged bytes: an uncompressed chunk has no
+checkpoint or nothing; in an object store it writes a mark at the end, without which
+nothing is read. It does not notice damaged bytes: an uncompressed chunk has no
 checksum. So every leaf's CRC-32 goes into the checkpoint's own metadata.
 """
 
@@ -16,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from merging.checkpoints import errors, orbax_source
 from merging.checkpoints.location import COMMITTED, path_of
 from merging.checkpoints.orbax_source import open_saved
-from merging.runtime import processes, tree
+from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
 
 __all__ = ["exists", "open_saved", "restore", "save"]
@@ -47,13 +48,14 @@ def _chunking(_: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptio
 
 def exists(path: str | os.PathLike) -> bool:
     """Return whether a checkpoint has been published under this name."""
-    return (epath.Path(path) / COMMITTED[0]).exists()
+    return (path_of(os.fspath(path)) / COMMITTED[0]).exists()
 
 
 def save(path: str | os.PathLike, params: tree.Tree) -> None:
     """Write a nested dict of arrays, visible under its name only when it is whole.
 
-    A checkpoint that is already there is replaced, at the end. Called by all processes.
+    A checkpoint that is already there is replaced, at the end; in an object store it is
+    removed before. Called by all processes.
 
     Args:
       path: the folder to make; its parents are made too.
@@ -63,7 +65,7 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
       UserError: the path holds something else than a checkpoint, or the disk is full.
     """
     path = path_of(os.fspath(path))
-    if path.exists() and not exists(path):
+    if path.exists() and not (exists(path) or _is_half(path)):
         raise UserError(f"{path} exists and is no checkpoint; choose another name.")
     leaves = tree.flatten(params)
     sums = {name: orbax_source.checksum(leaf) for name, leaf in leaves.items()}
@@ -74,7 +76,11 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
     )
     with errors.writing(path), context():
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if storage.is_remote(path):
+            # Nothing is renamed there: Orbax's last object says that all are whole.
+            processes.broadcast(lambda: storage.remove(path))
+            write(os.fspath(path))
+        elif path.exists():
             fresh = path.with_name(path.name + _NEW)
             write(fresh, overwrite=True)
             _replace(path, fresh)
@@ -91,6 +97,14 @@ def restore(path: str | os.PathLike, like: tree.Tree | None = None) -> dict[str,
       UserError: it holds other leaves or shapes than expected; all are named.
     """
     return open_saved(path).restore(like)
+
+
+def _is_half(path: epath.Path) -> bool:
+    """Return whether Orbax began this in an object store, and did not finish it."""
+    known = {"state", "orbax.checkpoint", *COMMITTED}
+    return (
+        storage.is_remote(path) and {inside.name for inside in path.iterdir()} <= known
+    )
 
 
 def _replace(path: epath.Path, fresh: epath.Path) -> None:

@@ -10,6 +10,7 @@ from etils import epath
 from merging.checkpoints import files
 from merging.checkpoints.source import SourceFile, sampled_digest
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
 
 _DRIVERS = {"gs": "gcs", "s3": "s3"}
 _SHOWN = 5
@@ -68,6 +69,9 @@ def read_small(path: epath.Path) -> bytes:
 
 def files_in(folder: epath.Path) -> Iterator[epath.Path]:
     """Yield every file below a folder."""
+    if isinstance(folder, ObjectPath):
+        yield from folder.find()
+        return
     for path in folder.iterdir():
         if not path.is_dir():
             yield path

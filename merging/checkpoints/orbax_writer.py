@@ -7,6 +7,9 @@ which every version of Orbax reads.
 
     OUT.partial/layout.json     the mark that we began it, and what it will hold
     OUT.partial/checkpoint/     what will be OUT
+
+In an object store, which renames nothing, the chunks are written to OUT itself. There
+it is no checkpoint before its marks, which come after all chunks.
 """
 
 import fnmatch
@@ -22,13 +25,14 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from merging.checkpoints import errors
+from merging.checkpoints import errors, orbax_files
 from merging.checkpoints.auxiliary import write_auxiliary_files
 from merging.checkpoints.location import COMMITTED, PARTIAL, TREE, UNFINISHED
 from merging.checkpoints.orbax_source import context
 from merging.checkpoints.ranges import boxes
 from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 
 CHUNK_BYTES = 2**23
 _CONTENT = "checkpoint"
@@ -65,7 +69,12 @@ class OrbaxWriter:
         abstract: Mapping[str, jax.ShapeDtypeStruct],
         skeleton: Any = None,
     ):
-        self.uri, self.folder = os.path.abspath(uri), os.path.abspath(uri) + PARTIAL
+        self.uri = os.fspath(storage.absolute(storage.place(uri))).rstrip("/")
+        self.folder, self.atomic = self.uri + PARTIAL, storage.is_remote(self.uri)
+        self._partial = storage.place(self.folder)
+        self._content = self._partial / _CONTENT
+        if self.atomic:
+            self._content = storage.place(self.uri)
         self._abstract = dict(abstract)
         if skeleton is None:
             skeleton = tree.unflatten({path: path for path in abstract})
@@ -78,10 +87,6 @@ class OrbaxWriter:
             for path in abstract
         }
         self._arrays = {path: array.result() for path, array in self._arrays.items()}
-
-    @property
-    def _content(self) -> Path:
-        return Path(self.folder) / _CONTENT
 
     def granularity(self, path: str) -> int:
         """Return the elements of a chunk, which two writers must not share."""
@@ -126,10 +131,10 @@ class OrbaxWriter:
         }
         wanted = {"made_by": _MADE_BY, "leaves": leaves, "tree": self._listed}
         with errors.writing(self.folder):
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            if not _is_begun(self.folder, wanted):
-                storage.write_json(Path(self.folder) / UNFINISHED, wanted)
-            elif not self._content.exists():
+            self._partial.mkdir(parents=True, exist_ok=True)
+            if not _is_begun(self._partial, wanted):
+                storage.write_json(self._partial / UNFINISHED, wanted)
+            elif not self.atomic and not self._content.exists():
                 # Stopped when it was published, and only the rest was left.
                 _clear(self.folder)
             self._content.mkdir(exist_ok=True)
@@ -141,9 +146,12 @@ class OrbaxWriter:
                 )
                 made.result()
 
-    def _stale(self) -> list[Path]:
-        """Return temporary files of `storage.write_bytes` calls that were killed."""
-        return [path for path in self._content.glob(".*.tmp") if path.is_file()]
+    def _stale(self) -> list[Folder]:
+        """Return what killed writes, of TensorStore's and of ours, have left."""
+        if self.atomic:
+            return []
+        left = [path for path in self._content.glob(".*.tmp") if path.is_file()]
+        return [*left, *self._content.glob(f"*/*{_LOCK}")]
 
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
         """Make everything durable, rename, and only then forget how it was made.
@@ -152,13 +160,16 @@ class OrbaxWriter:
         finished checkpoint beside a remainder.
         """
         names = {path.replace("/", ".") for path in self._abstract}
+        # The last of the files only when all the others are there.
+        small, last = dict(extra_files), {}
+        if self.atomic:
+            last = dict([small.popitem()])
         with errors.writing(self.folder):
-            # What killed writes of TensorStore's and of ours have left.
-            for left in (*self._content.glob(f"*/*{_LOCK}"), *self._stale()):
+            for left in self._stale():
                 left.unlink()
             if clash := sorted(names & {name.split("/")[0] for name in extra_files}):
                 raise UserError(f"a leaf and a file beside it are called {clash[0]}.")
-            write_auxiliary_files(self._content, extra_files)
+            write_auxiliary_files(self._content, small)
             # Chunks and their folders were synchronised by TensorStore, the names of
             # these folders are by the last of these writes.
             listed = json.dumps(self._listed).encode()  # in its order
@@ -167,10 +178,14 @@ class OrbaxWriter:
             marks |= {"metrics": {}, "performance_metrics": {}}
             storage.write_json(self._content / COMMITTED[0], marks)
             storage.write_bytes(self._content / COMMITTED[1], b"committed\n")
+            if self.atomic:
+                write_auxiliary_files(self._content, last)
+                storage.remove(self._partial)
+                return
             os.rename(self._content, self.uri)
             storage.sync_folder(os.path.dirname(self.uri))
             _clear(self.folder)
-            (Path(self.folder) / UNFINISHED).unlink()
+            (self._partial / UNFINISHED).unlink()
             os.rmdir(self.folder)
 
 
@@ -179,19 +194,20 @@ def granularity(leaf: Any) -> int:
     return max(math.prod(_chunk(leaf)), 1)
 
 
-def _is_begun(folder: str, wanted: Mapping[str, Any]) -> bool:
+def _is_begun(folder: Folder, wanted: Mapping[str, Any]) -> bool:
     """Return whether a folder was begun for the same layout; if not, it is empty.
 
     Raises:
       UserError: it is neither: it holds another layout, or what we did not make.
     """
-    mark = Path(folder) / UNFINISHED
+    mark = folder / UNFINISHED
     try:
         found = json.loads(mark.read_text())
         ours = found["made_by"] == _MADE_BY
     except FileNotFoundError:
         # A kill may have left the mark half written, under the name that it has then.
-        if all(fnmatch.fnmatch(n, f".{UNFINISHED}.*.tmp") for n in os.listdir(folder)):
+        names = [path.name for path in folder.iterdir()]
+        if all(fnmatch.fnmatch(name, f".{UNFINISHED}.*.tmp") for name in names):
             return False
         ours = False
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -250,9 +266,9 @@ def _chunk(leaf: Any) -> list[int]:
     return [1] * len(shape)
 
 
-def _spec(folder: Path, path: str) -> dict[str, Any]:
-    name = path.replace("/", ".")
-    kvstore = {"driver": "file", "path": f"{folder}/{name}/"}
+def _spec(folder: Folder, path: str) -> dict[str, Any]:
+    kvstore = orbax_files.kvstore(folder)
+    kvstore["path"] += path.replace("/", ".") + "/"
     # An array of zeros must not look like one that was never written.
     return {
         "driver": "zarr",

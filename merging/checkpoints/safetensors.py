@@ -47,7 +47,7 @@ class SafetensorsSource:
 
     def __init__(self, uri: str):
         self.uri = uri
-        path = epath.Path(uri)
+        path = files.path_of(uri) if files.is_remote(uri) else epath.Path(uri)
         if not path.exists():
             raise MissingCheckpoint(uri)
         shards = _shards(path)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -56,26 +56,20 @@ class SafetensorsWriter:
         self.uri = os.fspath(uri).rstrip("/")
         self.folder = self.uri + PARTIAL
         require_tensor_names(abstract)
-        shards = [list(abstract)] if one else _shards(abstract, shard_bytes)
-        self._index: dict[str, Any] = {}
+        self._abstract, self._shards = abstract, shards(abstract, shard_bytes, one)
         self._places: dict[str, tuple[Path, int]] = {}
         self._dtypes = {path: np.dtype(leaf.dtype) for path, leaf in abstract.items()}
         begun: dict[Path, tuple[bytes, int]] = {}
-        for number, paths in enumerate(shards):
-            name = one or _file_name(number, len(shards))
-            first, starts = headers.build({p: abstract[p] for p in paths})
-            file = Path(self.folder) / name
-            sizes = [_bytes(abstract[p]) for p in paths]
-            begun[file] = (first, len(first) + sum(sizes))
-            for path in paths:
-                self._places[path] = (file, starts[path])
-                self._index[path] = name
-        self._total = sum(map(_bytes, abstract.values()))
-        self._several = len(shards) > 1
+        for shard in self._shards:
+            file = Path(self.folder) / shard.name
+            begun[file] = (shard.header, shard.size)
+            self._places |= {p: (file, start) for p, start in shard.starts.items()}
         processes.broadcast(lambda: self._make(begun))
         self._descriptors = {file: os.open(file, os.O_RDWR) for file in begun}
         self._disk, self._lock = ThreadPoolExecutor(1, "disk"), threading.Lock()
         self._unstored, self._stores = 0, list[Future]()
+
+    atomic = False
 
     def granularity(self, path: str) -> int:
         """Return 1: any piece can be written by itself."""
@@ -143,13 +137,13 @@ class SafetensorsWriter:
             folder.mkdir(parents=True, exist_ok=True)
             have = {p for p in folder.iterdir() if p.suffix == ".safetensors"}
             if have - set(begun):
-                raise _other_layout(self.folder)
+                raise other_layout(self.folder)
             for file, (first, size) in begun.items():
                 if file in have:
                     with open(file, "rb") as stream:
                         same = stream.read(len(first)) == first
                     if not same or file.stat().st_size != size:
-                        raise _other_layout(self.folder)
+                        raise other_layout(self.folder)
                     continue
                 fresh = file.with_suffix(".new")
                 with open(fresh, "wb") as stream:
@@ -163,12 +157,8 @@ class SafetensorsWriter:
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
         folder = Path(self.folder)
         files = dict(extra_files)
-        if self._several:
-            index = {
-                "metadata": {"total_size": self._total},
-                "weight_map": dict(sorted(self._index.items())),
-            }
-            files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        if len(self._shards) > 1:
+            files[INDEX] = index(self._shards, self._abstract)
         with errors.writing(self.folder):
             write_auxiliary_files(folder, files)
             for inside in folder.iterdir():
@@ -179,19 +169,56 @@ class SafetensorsWriter:
             storage.sync_folder(Path(self.uri).absolute().parent)
 
 
-def _shards(
+class Shard(NamedTuple):
+    """A file of weights: its name, leaves and where they begin, header and bytes."""
+
+    name: str
+    starts: dict[str, int]
+    header: bytes
+    size: int
+
+
+def shards(
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    shard_bytes: int,
+    one: str | None = None,
+) -> list[Shard]:
+    """Return the files that leaves are stored in; arguments as `SafetensorsWriter`."""
+    cut = [list(abstract)] if one else _cut(abstract, shard_bytes)
+    found = []
+    for number, paths in enumerate(cut):
+        header, starts = headers.build({p: abstract[p] for p in paths})
+        size = len(header) + sum(_bytes(abstract[p]) for p in paths)
+        name = one or _file_name(number, len(cut))
+        found.append(Shard(name, starts, header, size))
+    return found
+
+
+def index(
+    shards: Sequence[Shard], abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> bytes:
+    """Return the file that says which shard each leaf is in."""
+    places = {path: shard.name for shard in shards for path in shard.starts}
+    found = {
+        "metadata": {"total_size": sum(map(_bytes, abstract.values()))},
+        "weight_map": dict(sorted(places.items())),
+    }
+    return (json.dumps(found, indent=2) + "\n").encode()
+
+
+def _cut(
     abstract: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
 ) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
+    cut: list[list[str]] = [[]]
     room = shard_bytes
     for path, leaf in abstract.items():
         size = _bytes(leaf)
-        if size > room and shards[-1]:
-            shards.append([])
+        if size > room and cut[-1]:
+            cut.append([])
             room = shard_bytes
-        shards[-1].append(path)
+        cut[-1].append(path)
         room -= size
-    return shards
+    return cut
 
 
 def _bytes(leaf: Any) -> int:
@@ -214,7 +241,8 @@ def _allocate(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _other_layout(folder: str) -> UserError:
+def other_layout(folder: str) -> UserError:
+    """Return the error of an unfinished output that is laid out otherwise."""
     return UserError(
         f"{folder} holds the unfinished output of another merge, laid out differently. "
         "Delete it to start anew, or choose another output."

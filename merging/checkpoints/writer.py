@@ -7,9 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from merging.checkpoints.location import split, split_adapter
+from merging.checkpoints.files import path_of
+from merging.checkpoints.location import PARTIAL, split, split_adapter
 from merging.runtime import storage
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
 
 
 class Writer(Protocol):
@@ -18,10 +20,12 @@ class Writer(Protocol):
     Attributes:
       uri: what it will be called.
       folder: where it is until then; what lies in it is kept when it is opened again.
+      atomic: a piece that was written is there, whole, whatever happens to the machine.
     """
 
     uri: str
     folder: str
+    atomic: bool
 
     def granularity(self, path: str) -> int:
         """Return of how many elements the starts of pieces should be multiples."""
@@ -38,6 +42,8 @@ class Writer(Protocol):
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add small files, and publish it under its name; called by all processes.
 
+        The last of the files is the last that is written, where not all appear at once.
+
         Raises:
           NotStored: the disk did not take something that was written.
         """
@@ -52,17 +58,24 @@ def require_free_output(output: str, inputs: Sequence[str]) -> None:
     Raises:
       UserError: it does.
     """
-    storage.supported_path(output, "output")
+    place = storage.place(output, "output")
     path = Path(os.path.realpath(output))
-    if os.path.lexists(output):
+    if isinstance(place, ObjectPath):
+        path = place
+        # It appears object by object, and not at all before it is begun.
+        taken = place.exists() and not place.with_name(place.name + PARTIAL).exists()
+    else:
+        taken = os.path.lexists(output)
+    if taken:
         raise UserError(
             f"the output {output} exists, and is not what this very command makes; "
             "choose another name."
         )
     parts = [part for uri in inputs for part in split_adapter(uri) if part]
     for uri in parts:
-        where = Path(os.path.realpath(split(uri)[0]))
-        if "://" not in uri and (path == where or where in path.parents):
+        where = split(uri)[0]
+        where = path_of(where) if "://" in uri else Path(os.path.realpath(where))
+        if path == where or where in path.parents:
             raise UserError(
                 f"the output {output} lies in the input {uri}; choose a folder outside."
             )

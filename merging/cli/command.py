@@ -48,8 +48,8 @@ def takes_config_and_workdir(
     takes_config(parser, required=required)
     parser.add_argument(
         "--workdir",
-        type=local_path,
-        metavar="DIR",
+        type=any_path,
+        metavar="DIR|URI",
         help="where everything is kept, and continued from (runs/NAME-OF-CONFIG)",
     )
 
@@ -60,6 +60,16 @@ def local_path(text: str) -> Path:
 
     try:
         return Path(storage.supported_path(text, "path"))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+
+def any_path(text: str) -> Any:
+    """Return an option's path, of this machine or of an object store."""
+    from merging.runtime import storage
+
+    try:
+        return storage.place(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
@@ -90,7 +100,7 @@ def tell_processes(arguments: argparse.Namespace) -> None:
             os.environ[f"MERGING_{name.upper()}"] = str(getattr(arguments, name))
 
 
-def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Path]:
+def config_and_workdir(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Return the config with its overrides, and the workdir or its default.
 
     Raises:

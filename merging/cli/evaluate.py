@@ -4,8 +4,8 @@ import argparse
 
 from merging.cli.command import (
     Command,
+    any_path,
     config_and_workdir,
-    local_path,
     print_for_a_pipe,
     takes_config_and_workdir,
     takes_processes,
@@ -63,7 +63,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     takes_config_and_workdir(parser, required=False)
     parser.add_argument(
         "--compare",
-        type=local_path,
+        type=any_path,
         nargs=2,
         metavar=("A", "B"),
         help="the workdirs of two evaluations: print both values, the differences and"
@@ -71,7 +71,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=local_path,
+        type=any_path,
         metavar="DIR",
         help="with --compare: write a page of the comparison there as well",
     )

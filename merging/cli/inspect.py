@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.cli.command import Command, local_path, print_for_a_pipe
+from merging.cli.command import Command, any_path, print_for_a_pipe
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -29,7 +29,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=local_path,
+        type=any_path,
         metavar="DIR",
         help="write a page there: the change of every layer and kind of matrix",
     )

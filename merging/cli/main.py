@@ -22,7 +22,14 @@ from typing import NoReturn
 from merging.cli import COMMANDS
 from merging.cli.command import Command, config_help, tell_processes
 from merging.runtime import preemption
-from merging.runtime.errors import PREEMPTED, Preempted, UserError, listed, nearest
+from merging.runtime.errors import (
+    PREEMPTED,
+    Preempted,
+    Unreachable,
+    UserError,
+    listed,
+    nearest,
+)
 
 # Or Python spends more than a second, at its end, on the cycles of what it imported.
 atexit.register(gc.freeze)
@@ -57,6 +64,9 @@ def _guarded(argv: list[str]) -> tuple[int, str]:
     except Exception as error:
         if refused := _refused_by_the_system(error, argv):
             return _complain(f"{refused} Then: {_again(argv)}"), refused
+        if (silent := _unreachable(error)) is not None:
+            _complain(f"{silent} Then: {_again(argv)}")
+            return (PREEMPTED if silent.passing else 2), str(silent)
         if preemption.lost(error):
             reason = f"another process of this job was lost ({_last_line(error)})"
             print(f"merging: {reason}. {_stopped(argv)}", file=sys.stderr)
@@ -223,6 +233,13 @@ def _refused_by_the_system(
             return f"the system refused it ({error}). Change that or the path."
         error = error.__cause__ or error.__context__
     return None
+
+
+def _unreachable(error: BaseException | None) -> Unreachable | None:
+    """Return what an object store did not answer, if that is what an error is of."""
+    while error is not None and not isinstance(error, Unreachable):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _was_named(path: object, argv: Sequence[str]) -> bool:

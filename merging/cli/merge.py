@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.cli.command import Command, local_path, takes_config, takes_processes
+from merging.cli.command import Command, any_path, takes_config, takes_processes
 from merging.runtime.errors import UserError
 
 
@@ -47,7 +47,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--manifest",
-        type=local_path,
+        type=any_path,
         metavar="FILE",
         help="repeat the merge it records",
     )

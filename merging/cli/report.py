@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.cli.command import Command, local_path
+from merging.cli.command import Command, any_path
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -19,14 +19,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
-        type=local_path,
+        type=any_path,
         nargs="+",
         required=True,
         metavar="DIR",
         help="finished or unfinished runs; their rows are joined",
     )
     parser.add_argument(
-        "--out", type=local_path, metavar="DIR", help="(the first workdir's report/)"
+        "--out", type=any_path, metavar="DIR", help="(the first workdir's report/)"
     )
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.cli.command import Command, local_path, print_for_a_pipe
+from merging.cli.command import Command, any_path, print_for_a_pipe
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -14,7 +14,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workdir", type=local_path, required=True, metavar="DIR", help="of a sweep"
+        "--workdir", type=any_path, required=True, metavar="DIR", help="of a sweep"
     )
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from merging.cli.command import Command, local_path
+from merging.cli.command import Command, any_path
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "output", type=local_path, metavar="DIR", help="a merged checkpoint"
+        "output", type=any_path, metavar="DIR", help="a merged checkpoint"
     )
 
 

@@ -1,15 +1,14 @@
 """Two models on the same examples: what they differ by, and how sure that is."""
 
-from pathlib import Path
-
 from merging.evaluation import bootstrap, store, tables
 from merging.evaluation.scores import DatasetScore
 from merging.evaluation.tables import Value
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 from merging.runtime.text import Table
 
 
-def compare(one: Path, other: Path) -> str:
+def compare(one: Folder, other: Folder) -> str:
     """Return `compared` as text, under a line that names the two workdirs.
 
     Raises:
@@ -19,7 +18,7 @@ def compare(one: Path, other: Path) -> str:
     return f"{table.title}\n{table.text()}"
 
 
-def compared(one: Path, other: Path) -> Table:
+def compared(one: Folder, other: Folder) -> Table:
     """Return a table of two workdirs: values, differences, their paired intervals.
 
     Datasets of which both answered the same examples come first, then the means of

@@ -18,6 +18,7 @@ from typing import Any
 from merging.evaluation.scores import DatasetScore, Record
 from merging.evaluation.tables import Value
 from merging.runtime import storage
+from merging.runtime.storage import Folder
 
 FOLDER = "lm_eval"
 _NAMES = {
@@ -32,7 +33,7 @@ _NAMES = {
 
 
 def write(
-    workdir: Path,
+    workdir: Folder,
     records: Sequence[Record],
     values: Sequence[Mapping[str, Value]],
     *,
@@ -42,7 +43,7 @@ def write(
     context: int,
     chat_template: str,
     config: Mapping[str, Any],
-) -> Path:
+) -> Folder:
     """Write results_TIME.json in the place of an earlier one, and return its path.
 
     Args:

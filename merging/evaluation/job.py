@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +23,11 @@ from merging.evaluation.requests import TemplateRequests, dataset_names, metrics
 from merging.evaluation.scores import DatasetScore, Record
 from merging.evaluation.tables import truncation
 from merging.models import hf
-from merging.runtime import preemption, processes, sharding
+from merging.runtime import preemption, processes, sharding, storage
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.revision import git_revision
+from merging.runtime.storage import Folder
 from merging.runtime.text import parameters as shown_parameters
 
 # FLOPs done in the time that a compilation takes: on two CPU cores 0.6 s at 80 GFLOP/s,
@@ -120,7 +120,7 @@ def evaluate(
       batch_size: rows of a call.
       dtype: of a checkpoint's parameters and activations; as stored by default.
       mesh: devices to split the batches over; one device by default.
-      workdir: where to keep every finished dataset, and to go on from.
+      workdir: where to keep every finished dataset, and to go on from; also `gs://`.
 
     Raises:
       UserError: a checkpoint, suite, dataset, metric or split that can't be used; a
@@ -132,7 +132,7 @@ def evaluate(
     if isinstance(suite, str):
         suite = tasks.suite(suite, tokenizer=model.tokenizer)
     require_own_tokens(suite, model)
-    place = None if workdir is None else Path(workdir)
+    place = None if workdir is None else storage.place(workdir, "workdir")
     if place and not model.identity:
         raise UserError(
             "a model in memory has no name to keep its scores under: save it, and "
@@ -223,7 +223,7 @@ def _records(
     batch_size: int,
     dtype: str | None,
     mesh: Mesh | None,
-    workdir: Path | None,
+    workdir: Folder | None,
 ) -> Iterator[tuple[str, Record]]:
     """Read the model, and yield each dataset and its record when it is finished."""
     first = processes.is_first()

@@ -7,7 +7,6 @@ once, and serve every model of that context and vocabulary.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from merging import tasks
 from merging.evaluation.truncation import truncate
 from merging.runtime import storage
 from merging.runtime.errors import nearest
+from merging.runtime.storage import Folder
 from merging.tasks import EvalSet
 from merging.tasks.metrics import METRICS
 
@@ -131,7 +131,7 @@ def requests(
     metrics: Sequence[str] = (),
     context: int,
     vocab_size: int,
-    cache_dir: Path | str | None = None,
+    cache_dir: Folder | str | None = None,
     read: Callable[[TemplateRequests], None] | None = None,
 ) -> Requests:
     """Read a suite's evaluation sets as requests, for any number of models.

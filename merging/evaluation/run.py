@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from merging.runtime import config_keys, processes, results, sharding, storage, 
 from merging.runtime.config import config_hash
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.results import BASELINES, BASES
+from merging.runtime.storage import Folder
 
 _KEYS = {
     "checkpoint": str,
@@ -39,7 +39,7 @@ _KEYS = {
 }
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Folder) -> None:
     """Evaluate what a config names, and print a table; see `configs/evaluate/`.
 
     Raises:
@@ -53,8 +53,9 @@ def run(config: Any, workdir: Path) -> None:
         "merging evaluate",
         "evaluate/miniworld",
         remote=("checkpoint",),
+        kept=("base_results", "expert_results"),
     )
-    workdir = Path(storage.supported_path(workdir, "--workdir"))
+    workdir = storage.place(workdir, "--workdir")
     processes.initialize(workdir / "logs")
     _check(config)
     settings = config.suite.to_dict()
@@ -91,7 +92,7 @@ def run(config: Any, workdir: Path) -> None:
 
 def _published(
     config: Any,
-    workdir: Path,
+    workdir: Folder,
     suite: tasks.Suite,
     model: job.Model,
     records: list[Record],

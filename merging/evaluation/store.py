@@ -5,7 +5,6 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from merging.evaluation.scores import DatasetScore, Record, TemplateScore
 from merging.runtime import storage
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 
 FOLDER, INDEX = "tasks", "index.json"
 # Of the files' layout, and of the code that finds values: raise it when one changes.
@@ -24,7 +24,7 @@ def key(*parts: Any) -> str:
     return storage.digest(VERSION, *parts)
 
 
-def save(workdir: Path, key: str, record: Record) -> None:
+def save(workdir: Folder, key: str, record: Record) -> None:
     """Keep a dataset's record; the file appears whole or not at all.
 
     Raises:
@@ -34,7 +34,7 @@ def save(workdir: Path, key: str, record: Record) -> None:
     storage.write_bytes(_path(workdir, record.score.dataset, key), text.encode())
 
 
-def finished(workdir: Path, keys: Mapping[str, str]) -> dict[str, str]:
+def finished(workdir: Folder, keys: Mapping[str, str]) -> dict[str, str]:
     """Return {dataset: text to `parse`} of those that are there, in that order.
 
     A damaged file counts as none, so that it is made again.
@@ -64,7 +64,7 @@ def parse(text: str) -> Record:
     return Record(**values | {"score": score})
 
 
-def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> None:
+def write_index(workdir: Folder, keys: Mapping[str, str], described: Mapping) -> None:
     """Say which records are the workdir's present ones.
 
     Args:
@@ -76,7 +76,7 @@ def write_index(workdir: Path, keys: Mapping[str, str], described: Mapping) -> N
     storage.write_bytes(workdir / FOLDER / INDEX, text.encode())
 
 
-def described(workdir: Path) -> dict[str, Any]:
+def described(workdir: Folder) -> dict[str, Any]:
     """Return what the workdir's index says of its evaluation: `model` and `suite`.
 
     Raises:
@@ -87,7 +87,7 @@ def described(workdir: Path) -> dict[str, Any]:
     return {key: str(found.get(key, "unknown")) for key in ("model", "suite")}
 
 
-def present(workdir: Path) -> list[Record]:
+def present(workdir: Folder) -> list[Record]:
     """Return the records that a workdir's index lists.
 
     Raises:
@@ -119,5 +119,5 @@ def _unpacked(values: dict[str, Any]) -> Any:
     return np.frombuffer(data, "<f4").reshape(values["shape"])
 
 
-def _path(workdir: Path, dataset: str, key: str) -> Path:
+def _path(workdir: Folder, dataset: str, key: str) -> Folder:
     return workdir / FOLDER / f"{dataset}-{key}.json"

@@ -218,9 +218,11 @@ def verified(
         if (number := done.number) not in mine:
             continue
         block = cut.blocks[number]
-        if number not in stored:
+        # What may change after it was written is read again, wherever it is.
+        whole = writer.atomic and not done.ties
+        if not whole and number not in stored:
             stored[number] = _stored(cut, block, writer)
-        whole = stored[number] in (done.checksum, settled.get(number))
+        whole = whole or stored[number] in (done.checksum, settled.get(number))
         dtype = cut.kinds[block.kind].dtype
         if whole and journal.ties(done, dtype) is not None:
             found[number] = done

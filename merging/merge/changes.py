@@ -11,7 +11,7 @@ import numpy as np
 from merging.checkpoints import MissingCheckpoint, Source, open_checkpoint
 from merging.merge import manifest
 from merging.merge.rules import layer_leaf
-from merging.runtime import tree
+from merging.runtime import storage, tree
 from merging.runtime.errors import UserError
 
 # Bytes of either model that are read at a time.
@@ -169,7 +169,8 @@ def inspect(
         or base that can't be read.
     """
     source = open_checkpoint(model)
-    path = Path(model) / manifest.NAME
+    folder = storage.place(model) if model.startswith(storage.KEPT_IN) else Path(model)
+    path = folder / manifest.NAME
     record = manifest.read(path) if path.is_file() else None
     if record is None and base is None:
         raise UserError(
@@ -178,7 +179,7 @@ def inspect(
         )
     place = base
     if record and not place:
-        place = manifest.in_place(record["settings"], Path(model), {})["base"]
+        place = manifest.in_place(record["settings"], folder, {})["base"]
     if not place:
         note = "It was merged without a base; --base PATH names one to hold it against."
         return Inspection(model, record, None, [], [note])

@@ -10,7 +10,6 @@ import numpy as np
 
 from merging import checkpoints
 from merging.checkpoints import Writer
-from merging.checkpoints.safetensors_writer import SafetensorsWriter
 from merging.merge import blocks, manifest, spaces, statistics
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
@@ -156,7 +155,7 @@ def _merged_into(job: Job, merged, writer: Writer) -> Iterator[Writer]:
         yield writer
         return
     place = os.path.join(writer.folder, "coordinates")
-    inner = SafetensorsWriter(place, merged, 5 * 10**9)
+    inner = checkpoints.begin_safetensors(place, merged, 5 * 10**9)
     try:
         yield inner
     finally:

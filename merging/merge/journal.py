@@ -5,21 +5,27 @@ published. A line is written after the bytes it speaks of, so after a kill a lin
 is there tells the truth, and one that was cut in half is no line. After a power cut
 the bytes may be gone although the line is there: so a line has their checksum, and who
 goes on reads them back and holds them against it (`blocks.verified`).
+
+In an object store, which appends to nothing, each line is an object.
 """
 
+import contextlib
+import itertools
 import json
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from merging.checkpoints import errors
-from merging.runtime import processes, storage
+from merging.runtime import objects, processes, storage
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
+from merging.runtime.storage import Folder
 
 FOLDER = ".merge"
 # Of what a merge depends on: when its inputs were changed last.
@@ -63,12 +69,13 @@ class Journal:
       UserError: the folder holds the unfinished output of another merge.
     """
 
-    def __init__(self, output: str | Path, merge: Mapping[str, Any]):
-        self._folder = Path(output) / FOLDER
+    def __init__(self, output: str, merge: Mapping[str, Any]):
+        self._folder = storage.place(output) / FOLDER
         self._process = processes.index()
         self._lock = threading.Lock()
         processes.broadcast(lambda: self._begin(merge))
-        lines = processes.broadcast(lambda: _lines(self._folder / "answers.jsonl"))
+        self._numbers = itertools.count()
+        lines = processes.broadcast(lambda: self._lines("answers.jsonl"))
         self._answers = {line["name"]: line for line in lines}
         self._ties_name = f"ties.{self._process}.bin"
         self.done: dict[int, Done] = {}
@@ -95,8 +102,7 @@ class Journal:
 
     def records(self) -> list[Done]:
         """Return what all processes wrote down of finished blocks, in earlier runs."""
-        paths = sorted(self._folder.glob("blocks.*.jsonl"))
-        return [Done(**line) for path in paths for line in _lines(path)]
+        return [Done(**line) for line in self._lines("blocks.*.jsonl")]
 
     def keep_block(
         self,
@@ -116,9 +122,9 @@ class Journal:
           values: the output's dtype, one for each position.
         """
         start, kept = 0, positions.tobytes() + values.tobytes()
-        if kept:
-            start = self._add(self._ties_name, kept)
         name, ties = self._ties_name, len(positions)
+        if kept:
+            name, start = self._add(self._ties_name, kept)
         done = Done(number, checksum, ballot, ties, name, start, zlib.crc32(kept))
         self._append(f"blocks.{self._process}.jsonl", done._asdict())
         self.done[number] = done
@@ -127,10 +133,9 @@ class Journal:
         """Return the positions and values that `keep_block` was given; None if lost."""
         size = (4 + dtype.itemsize) * done.ties
         kept = b""
-        if size and (path := self._folder / done.file).exists():
-            with open(path, "rb") as file:
-                file.seek(done.start)
-                kept = file.read(size)
+        if size:
+            with contextlib.suppress(FileNotFoundError):
+                kept = _range(self._folder / done.file, done.start, size)
         if len(kept) != size or zlib.crc32(kept) != done.ties_checksum:
             return None
         positions = np.frombuffer(kept[: 4 * done.ties], np.uint32)
@@ -142,12 +147,11 @@ class Journal:
 
     def settled(self) -> dict[int, int]:
         """Return {number: checksum} of what all processes wrote down of those."""
-        paths = sorted(self._folder.glob("settled.*.jsonl"))
-        return {number: sum_ for path in paths for number, sum_ in _lines(path)}
+        return {number: sum_ for number, sum_ in self._lines("settled.*.jsonl")}
 
     def forget_blocks(self) -> None:
         """Have all blocks done over: of what was written, the disk has lost some."""
-        for path in self._folder.glob("blocks.*.jsonl"):
+        for path in self._files("blocks.*.jsonl"):
             path.unlink(missing_ok=True)
 
     def keep_negative(self, methods: Sequence[int]) -> None:
@@ -158,14 +162,13 @@ class Journal:
 
     def negative(self) -> list[int] | None:
         """Return what `keep_negative` was given, if an earlier run got as far."""
-        lines = processes.broadcast(lambda: _lines(self._folder / "negative.jsonl"))
+        lines = processes.broadcast(lambda: self._lines("negative.jsonl"))
         return lines[-1] if lines else None
 
     def keep_digests(self, digests: Mapping[str, str]) -> dict[str, str]:
         """Put this process's digests together with the others'."""
         name = f"digests.{self._process}.json"
-        with errors.writing(self._folder):
-            (self._folder / name).write_text(json.dumps(dict(digests)))
+        storage.write_bytes(self._folder / name, json.dumps(dict(digests)).encode())
         processes.barrier("digests are written")
         found: dict[str, str] = {}
         for process in range(processes.count()):
@@ -208,9 +211,14 @@ class Journal:
     def _append(self, name: str, record: Any) -> None:
         self._add(name, (json.dumps(record) + "\n").encode(), line=True)
 
-    def _add(self, name: str, data: bytes, line: bool = False) -> int:
-        """Write at a file's end; return where that was."""
+    def _add(self, name: str, data: bytes, line: bool = False) -> tuple[str, int]:
+        """Write at a file's end; return the file, and where in it that is."""
         path = self._folder / name
+        if isinstance(path, ObjectPath):
+            # In the order of their names they were written, by whichever run.
+            name += f".{time.time_ns():020d}.{next(self._numbers)}"
+            (self._folder / name).write_bytes(data)
+            return name, 0
         with errors.writing(path), self._lock, open(path, "a+b") as file:
             start = file.seek(0, 2)
             if line and start:
@@ -218,22 +226,37 @@ class Journal:
                 if file.read(1) != b"\n":
                     data = b"\n" + data  # a kill left half a line
             file.write(data)
-            return start
+            return name, start
+
+    def _files(self, pattern: str) -> list[Folder]:
+        """Return the files of lines under a name, in order."""
+        several = f"{pattern}.*" if isinstance(self._folder, ObjectPath) else pattern
+        return sorted(self._folder.glob(several))
+
+    def _lines(self, pattern: str) -> list[Any]:
+        """Return the whole lines of files; none if there are none."""
+        paths = self._files(pattern)
+        if isinstance(self._folder, ObjectPath):
+            contents = objects.read_all(paths)
+        else:
+            contents = [path.read_bytes() for path in paths]
+        found = []
+        for line in b"\n".join(contents).split(b"\n"):
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # empty, or cut short
+                continue
+        return found
+
+
+def _range(path: Folder, start: int, size: int) -> bytes:
+    if isinstance(path, ObjectPath):
+        return path.read_range(start, size)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def _as_json(record: Any) -> Any:
     """Return a record as reading its JSON gives it."""
     return json.loads(json.dumps(record))
-
-
-def _lines(path: Path) -> list[Any]:
-    """Return a file's whole lines; none if there is no file."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().split("\n"):
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # empty, or cut short
-            continue
-    return found

@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,11 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import MissingCheckpoint, Source
 from merging.merge.inputs import Inputs
-from merging.runtime import tree
+from merging.runtime import storage, tree
 from merging.runtime.errors import UserError, nearest
+from merging.runtime.objects import ObjectPath
 from merging.runtime.revision import git_revision
+from merging.runtime.storage import Folder
 
 NAME = "manifest.json"
 VERSION = 4
@@ -70,7 +71,7 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
 
     Not if a model's file was written to after the output was made.
     """
-    path = Path(output) / NAME
+    path = storage.place(output, "output") / NAME
     if not path.is_file():
         return False
     try:
@@ -82,12 +83,19 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
         return False
     if record["inputs"] != describe_inputs(inputs.everything, output):
         return False
-    made = path.stat().st_mtime_ns
+    made = _made(path)
     return all(changed <= made for _, _, changed in stamps(inputs.everything))
 
 
+def _made(path: Folder) -> int:
+    """Return when a file was made, in ns; of an object, whose time is in seconds."""
+    if isinstance(path, ObjectPath):
+        return (path.stat().mtime + 1) * 10**9
+    return path.stat().st_mtime_ns
+
+
 def in_place(
-    settings: Mapping[str, Any], folder: Path, inputs: Mapping[str, str]
+    settings: Mapping[str, Any], folder: Folder, inputs: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return a manifest's settings with its models' and files' places as of here.
 
@@ -198,8 +206,8 @@ def verify(output: str) -> list[str]:
     Raises:
       UserError: there is no checkpoint, or no manifest in it.
     """
-    path = Path(output) / NAME
-    if not Path(output).exists():
+    path = storage.place(output, "output") / NAME
+    if not path.parent.exists():
         raise MissingCheckpoint(output)
     recorded = read(path)["leaves"]
     source = checkpoints.open_stored(output)
@@ -216,13 +224,13 @@ def verify(output: str) -> list[str]:
     return lines
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Folder) -> dict[str, Any]:
     """Return a manifest.
 
     Raises:
       UserError: there is none, or it can't be read.
     """
-    path = Path(path)
+    path = storage.place(path, "manifest")
     try:
         text = path.read_text()
         manifest = json.loads(text)
@@ -272,12 +280,14 @@ def _recorded(uri: str, output: str) -> str:
         return "+".join(_recorded(part, output) for part in (model, adapter))
     if "://" in uri or os.path.isabs(uri):
         return uri
+    if storage.is_remote(output):  # from where no path leads back
+        return os.path.abspath(uri)
     folder, name = os.path.split(uri.rstrip("/"))
     here = os.path.join(os.path.realpath(folder or "."), name)
     return os.path.relpath(here, os.path.realpath(output))
 
 
-def _placed(uri: str, folder: str | Path) -> str:
+def _placed(uri: str, folder: str | Folder) -> str:
     """Return where the path is that a manifest in a folder has."""
     signs = [i for i, letter in enumerate(uri) if letter == "+"]
     for sign in signs[:_MOST_SIGNS]:
@@ -287,7 +297,10 @@ def _placed(uri: str, folder: str | Path) -> str:
     return _joined(uri, folder)
 
 
-def _joined(uri: str, folder: str | Path) -> str:
+def _joined(uri: str, folder: str | Folder) -> str:
     if "://" in uri or os.path.isabs(uri):
         return uri
+    if storage.is_remote(folder):
+        scheme, mark, rest = os.fspath(folder).partition("://")
+        return scheme + mark + os.path.normpath(os.path.join(rest, uri))
     return os.path.normpath(os.path.join(os.path.realpath(folder), uri))

@@ -25,8 +25,9 @@ from merging.merge import (
 )
 from merging.merge.manifest import verify
 from merging.methods import Method
-from merging.runtime import config_keys, memory, processes
+from merging.runtime import config_keys, memory, processes, storage
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 
 __all__ = [
     "merge_checkpoints",
@@ -76,7 +77,7 @@ def merge_checkpoints(
     format: str | None = None,
     shard_size: str | int = "5GB",
     auxiliary_files: str | None = None,
-) -> Path:
+) -> Folder:
     """Merge checkpoints on disk into a new one: θ = θ₀ + λ · combine(θᵢ − θ₀).
 
     Stopped at any moment and called again with the same arguments, it goes on and
@@ -89,8 +90,8 @@ def merge_checkpoints(
         which are the folders' own; ``NAME=FOLDER`` gives another. ``RUN@last:10`` is
         several, steps of a run in their order (see `merging.checkpoints.runs`).
       method: such as ``methods.ties(density=0.2)`` or ``"ties(density=0.2)"``.
-      output: the folder to make. It appears when it is complete; one that this very
-        merge has made is left as it is.
+      output: the folder to make, here or in `gs://`. It appears when it is complete
+        (there, its manifest does); one that this very merge has made is left as it is.
       schedule: the weights of experts along a run, such as ``"ema"`` (see
         `methods.run_weights`).
       method_file: a Python file of yours that registers methods; see
@@ -143,7 +144,7 @@ def merge_yaml(
     format: str | None = None,
     shard_size: str | int = "5GB",
     auxiliary_files: str | None = None,
-) -> Path:
+) -> Folder:
     """Merge as a mergekit YAML says, under the rules of mergekit 0.1.5.
 
     Args:
@@ -168,14 +169,14 @@ def merge_yaml(
     return _merge(output, memory_budget, merge_yaml=text, **settings)
 
 
-def _merge(output: str | Path, memory_budget: str | int, **settings: Any) -> Path:
+def _merge(output: str | Folder, memory_budget: str | int, **settings: Any) -> Folder:
     prepared, extra = preparation.prepare(os.fspath(output), memory_budget, **settings)
     if not _is_done(prepared):
         job.run(prepared, extra)
         if prepared.format == "safetensors" and card.CONFIG not in extra:
             text = f"{output} has no config.json: there was none to copy"
             warnings.warn(f"{text} (auxiliary_files).", stacklevel=3)
-    return Path(output)
+    return storage.place(output)
 
 
 def _scheduled(
@@ -216,12 +217,12 @@ def _is_done(prepared: job.Job) -> bool:
 
 
 def repeat(
-    path: str | Path,
+    path: str | Folder,
     output: str,
     *,
     inputs: Mapping[str, str] | None = None,
     memory_budget: str | int = "1GB",
-) -> Path:
+) -> Folder:
     """Do the merge of a manifest again, into another folder: the same bytes.
 
     Args:
@@ -236,7 +237,8 @@ def repeat(
         result has other bytes than the manifest records, and is not published.
     """
     record = manifest.read(path)
-    settings = manifest.in_place(record["settings"], Path(path).parent, inputs or {})
+    folder = storage.place(path).parent
+    settings = manifest.in_place(record["settings"], folder, inputs or {})
     if settings["method"].startswith("Method("):
         raise UserError(f"{path}: its method was a Python value; repeat it in Python.")
     if own := settings["method_file"]:
@@ -259,7 +261,7 @@ def repeat(
     processes.broadcast(lambda: checkpoints.require_free_output(output, given))
     expected = {p: leaf["sha256"] for p, leaf in record["leaves"].items()}
     job.run(prepared, extra, expected)
-    return Path(output)
+    return storage.place(output)
 
 
 def run(config: Any, *, dry_run: bool = False) -> None:
@@ -280,11 +282,18 @@ def run(config: Any, *, dry_run: bool = False) -> None:
             print(f"It is merged already. {summary}" if done else summary)
         return
     arguments = _arguments(config)
-    there = os.path.lexists(arguments["output"])
+    there = _is_there(arguments["output"])
     path = _merge(**arguments)
     if processes.is_first():
         done = "Nothing to do, it is merged" if there else "Merged"
         print(f"{done}: {path} (`merging verify {path}` checks it)")
+
+
+def _is_there(output: str) -> bool:
+    """Return whether an output is there; in an object store, the last of it."""
+    if storage.is_remote(output):
+        return (storage.place(output, "output") / manifest.NAME).exists()
+    return os.path.lexists(output)
 
 
 def prepare(config: Any) -> job.Job:
@@ -313,6 +322,7 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
         "merging merge",
         "merge/mergekit" if by_yaml else "merge/ties",
         remote=() if by_yaml else ("base", "experts", "statistics"),
+        kept=("output",),
     ).to_dict()
     if by_yaml:
         if not (yaml := values.pop("merge_yaml")):

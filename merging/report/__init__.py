@@ -6,14 +6,13 @@ The room is named as what it does: `merging.report(…)` is `merging.report.repo
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from merging.report import analyses
 from merging.report.summaries import summarise
-from merging.runtime import results, workdir
+from merging.runtime import results, storage, workdir
 from merging.runtime.naming import callable_as
 from merging.runtime.results import Row
-from merging.runtime.storage import write_bytes
+from merging.runtime.storage import Folder
 
 __all__ = ["report", "summary_text"]
 
@@ -23,7 +22,7 @@ def report(
     out: str | os.PathLike,
     configs: Mapping[str, object] | None = None,
     analysed: Iterable[tuple[str, Sequence[analyses.Found]]] = (),
-) -> Path:
+) -> Folder:
     """Write the whole report and return the path of its index.html.
 
     The folder gets index.html (self-contained), figures/*.png, *.svg and *.pdf, and
@@ -75,7 +74,7 @@ def report(
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
     text = page.page(grid, judged, drawn, behind, more, configs)
-    return _publish(Path(out), files, text)
+    return _publish(storage.place(out), files, text)
 
 
 def _read(rows: Iterable[Row | str | os.PathLike]) -> list[Row]:
@@ -104,16 +103,16 @@ def summary_text(rows: Iterable[Row]) -> str:
     )
 
 
-def _publish(directory: Path, files: dict[str, bytes], text: str) -> Path:
+def _publish(directory: Folder, files: dict[str, bytes], text: str) -> Folder:
     for name, data in files.items():
-        write_bytes(directory / name, data)
+        storage.write_bytes(directory / name, data)
     for folder in ("figures", "tables"):
         for path in (directory / folder).glob("F[1-6]*"):
             if f"{folder}/{path.name}" not in files:
                 with contextlib.suppress(OSError):
                     path.unlink()
     # Last: a page that exists has all its files beside it.
-    write_bytes(directory / "index.html", text.encode("utf-8"))
+    storage.write_bytes(directory / "index.html", text.encode("utf-8"))
     return directory / "index.html"
 
 

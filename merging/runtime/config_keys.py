@@ -25,6 +25,7 @@ def completed(
     example: str,
     *,
     remote: Sequence[str] = (),
+    kept: Sequence[str] = (),
 ) -> ConfigDict:
     """Return a config, locked, with the defaults of what it leaves out.
 
@@ -36,6 +37,7 @@ def completed(
       command: whose config it should be, for messages.
       example: the name of a shipped config that is one.
       remote: keys of checkpoints that are read, also from `storage.REMOTE`.
+      kept: keys of places that are written, also in `storage.KEPT_IN`.
 
     Raises:
       UserError: keys that are missing or unknown, a value of another kind, a path with
@@ -58,6 +60,7 @@ def completed(
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, str):
                 schemes = storage.REMOTE if key in remote else ()
+                schemes = storage.KEPT_IN if key in kept else schemes
                 storage.supported_path(item, key, schemes)
     return found.lock()
 

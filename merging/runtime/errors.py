@@ -15,6 +15,29 @@ class Preempted(RuntimeError):
     """
 
 
+class Unreachable(RuntimeError):
+    """An object store that did not answer, or refused; what it holds is not known.
+
+    No `UserError`, which is a ValueError: whoever takes that for a damaged file must
+    not take this for one.
+
+    Attributes:
+      path: what was asked for.
+      reason: what came back.
+      passing: whether it may well answer later, and the same command be given again.
+    """
+
+    def __init__(self, path: str, reason: str, passing: bool):
+        super().__init__(path, reason, passing)
+        self.path, self.reason, self.passing = path, reason, passing
+
+    def __str__(self) -> str:
+        remedy = "see to the network, and start again: what is finished is kept"
+        if not self.passing:
+            remedy = "see to the bucket, its permissions and your credentials"
+        return f"{self.path} cannot be reached ({self.reason}); {remedy}."
+
+
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 

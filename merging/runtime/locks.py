@@ -1,4 +1,9 @@
-"""One process at a time: a lock that ends with its holder, however that ends."""
+"""One process at a time: a lock that ends with its holder, however that ends.
+
+In an object store there are no locks. An object that only one can make stands for one,
+and a holder that is killed leaves it: on the same machine that is seen, and of another
+machine's it is said what to remove.
+"""
 
 import contextlib
 import errno
@@ -7,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -14,14 +20,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
+from merging.runtime.storage import Folder
 
 LOOK = 0.5  # seconds for one who looks at a lock to let go of it
+# In object stores: those of this process, and one of its threads at a time.
+_ours: set[str] = set()
+_taking = threading.Lock()
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def held(
-    path: Path, what: str, refusal: Callable[[str], UserError], remove: bool = False
+    path: Folder, what: str, refusal: Callable[[str], UserError], remove: bool = False
 ) -> Iterator[None]:
     """Hold the lock at a path, or be refused.
 
@@ -39,13 +50,21 @@ def held(
     Raises:
       UserError: the refusal.
     """
+    record = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv)[:200],
+    }
+    if isinstance(path, ObjectPath):
+        mine = _take(path, json.dumps(record).encode(), refusal)
+        try:
+            yield
+        finally:
+            _ours.discard(str(path))
+            path.unlink(missing_ok=True, generation=mine)
+        return
     with _opened(path, what, refusal) as file:
-        record = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv)[:200],
-        }
         with contextlib.suppress(OSError):  # a full disk: it is locked all the same
             file.truncate(0)
             file.write(json.dumps(record).encode())
@@ -58,7 +77,7 @@ def held(
                 file.truncate(0)
 
 
-def holder(path: Path) -> dict[str, Any] | None:
+def holder(path: Folder) -> dict[str, Any] | None:
     """Return who has a lock, or had it when it was killed; None: nobody.
 
     Returns:
@@ -70,6 +89,36 @@ def holder(path: Path) -> dict[str, Any] | None:
         return record | {"alive": _alive(path, record)}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _take(path: ObjectPath, record: bytes, refusal: Callable[[str], UserError]) -> str:
+    """Make a lock's object, or take it over from a process that this machine lost.
+
+    Returns:
+      The object's generation.
+    """
+    with _taking:
+        if str(path) in _ours:
+            raise refusal(_named(holder(path)))
+        while not path.create(record):
+            try:
+                # Before what it says: who has it by then, if another, keeps it.
+                before = path.generation()
+            except FileNotFoundError:
+                continue
+            found = holder(path)
+            if found is None or found["alive"] is False:
+                path.unlink(missing_ok=True, generation=before)
+                continue
+            error = refusal(_named(found))
+            if found and found["alive"] is None:
+                error = UserError(
+                    f"{error} If it no longer runs there, it was killed and has left "
+                    f"its lock; remove that: gcloud storage rm {path}"
+                )
+            raise error
+        _ours.add(str(path))
+        return path.generation()
 
 
 def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> BinaryIO:
@@ -109,21 +158,28 @@ def _lock(file: BinaryIO) -> None:
             time.sleep(LOOK / 10)
 
 
-def _alive(path: Path, record: Mapping[str, Any]) -> bool | None:
+def _alive(path: Folder, record: Mapping[str, Any]) -> bool | None:
     """Return whether a lock's holder still works; None where that can't be known."""
+    if isinstance(path, ObjectPath):
+        return str(path) in _ours or _runs(record)
     with open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
-            if record["host"] != socket.gethostname():
-                return None
-            # A container that is started again gives the same numbers again.
-            if int(record["pid"]) == os.getpid():
-                return False
-            return Path(f"/proc/{int(record['pid'])}").exists()
+            return _runs(record)
     return False
+
+
+def _runs(record: Mapping[str, Any]) -> bool | None:
+    """Return whether a process runs; None if it is another machine's."""
+    if record["host"] != socket.gethostname():
+        return None
+    # A container that is started again gives the same numbers again.
+    if int(record["pid"]) == os.getpid():
+        return False
+    return Path(f"/proc/{int(record['pid'])}").exists()
 
 
 def _look_for(path: Path, what: str, refusal: Callable[[str], UserError]) -> None:

@@ -7,14 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from merging.runtime import preemption
+from merging.runtime import preemption, storage
 from merging.runtime.errors import UserError
 
 # Numbers of all processes that `all_reduce` has in memory at a time: 8 MB.
@@ -29,7 +28,7 @@ _RANKS = (
 _OURS = ("MERGING_COORDINATOR", "MERGING_PROCESSES", "MERGING_PROCESS")
 
 
-def initialize(logs: Path | None = None) -> bool:
+def initialize(logs: storage.Folder | None = None) -> bool:
     """Join the other processes, when there are any; call before anything uses JAX.
 
     Told by MERGING_COORDINATOR (host:port), MERGING_PROCESSES and MERGING_PROCESS (on
@@ -82,17 +81,18 @@ def process_id() -> tuple[int, int]:
     return (int(number), workers) if workers > 1 and number.isdigit() else (0, 1)
 
 
-def print_apart(logs: Path | None, process: int) -> None:
+def print_apart(logs: storage.Folder | None, process: int) -> None:
     """Print into DIR/process_I.log from now on, and say so where it was printed before.
 
     Args:
-      logs: the folder; MERGING_LOGS goes before it. None changes nothing.
+      logs: the folder; MERGING_LOGS goes before it. None changes nothing. For one in an
+        object store, which nothing is added to, this machine's `storage.scratch`.
       process: I.
     """
     folder = os.environ.get("MERGING_LOGS") or logs
     if folder is None:
         return
-    path = Path(folder) / f"process_{process}.log"
+    path = storage.scratch(storage.place(folder)) / f"process_{process}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"merging: process {process} prints into {path}", file=sys.stderr, flush=True)
     sys.stdout.flush()

@@ -10,31 +10,33 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TextIO
 
+from merging.runtime import storage
 from merging.runtime.text import duration
 
 
 class EventLog:
     """JSON lines in a file, one event each, safe to append to from many processes.
 
+    In an object store, of one process; there the lines are written from time to time.
+
     Args:
       path: the file, made with its folders; None writes nothing, as processes other
         than the first of a group want it.
     """
 
-    def __init__(self, path: str | Path | None):
-        self._path = None if path is None else Path(path)
+    def __init__(self, path: str | storage.Folder | None):
+        self._file = None if path is None else storage.Growing(storage.place(path))
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event: its UTC time, its name, and JSON-able fields."""
-        if self._path is None:
+        if self._file is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.path.parent.mkdir(parents=True, exist_ok=True)
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         line = json.dumps(record | {"event": event} | fields) + "\n"
-        with open(self._path, "a+b", buffering=0) as file:
+        with open(self._file.path, "a+b", buffering=0) as file:
             # Looking at the last byte and writing must not be parted by a neighbour.
             # Some network file systems have no locks; an append is one call there, too.
             with contextlib.suppress(OSError):
@@ -44,6 +46,12 @@ class EventLog:
                 if file.read(1) != b"\n":
                     line = "\n" + line  # a process was killed in the middle of its line
             file.write(line.encode())
+        self._file.settle()
+
+    def settle(self) -> None:
+        """Have an object store take all that was written."""
+        if self._file is not None:
+            self._file.settle(now=True)
 
 
 class Progress:
@@ -98,6 +106,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._log.settle()
         self.tick(now=True)
         if self._live:
             self._live.stop()

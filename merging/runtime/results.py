@@ -7,6 +7,7 @@ reason, and never half-believed.
 
 import dataclasses
 import gzip
+import io
 import json
 import math
 import os
@@ -14,10 +15,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_type_hints
+from typing import Annotated, BinaryIO, NamedTuple, get_type_hints
 
 from merging.runtime.errors import UserError
-from merging.runtime.storage import write_bytes
+from merging.runtime.storage import Folder, place, write_bytes
 
 FILE = "results.jsonl"
 BASES = ("pt", "it")
@@ -184,7 +185,7 @@ def order(row: Row) -> tuple:
     )
 
 
-def write(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
+def write(path: str | os.PathLike, rows: Iterable[Row]) -> Folder:
     """Write rows, sorted, to a JSON-lines file (gzip when it ends in .gz).
 
     The file appears whole or not at all. The same rows give the same bytes.
@@ -193,7 +194,7 @@ def write(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
       ValueError: a row that `read` would refuse.
       UserError: the file cannot be written (disk full, no permission).
     """
-    path, data = Path(path), lines(rows)
+    path, data = place(path), lines(rows)
     # A gzip header holds a clock reading unless told otherwise.
     write_bytes(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
@@ -248,8 +249,8 @@ def read(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Row]:
     return sorted(rows, key=order)
 
 
-def _locate(path: str | os.PathLike) -> Path:
-    path = Path(path)
+def _locate(path: str | os.PathLike) -> Folder:
+    path = place(path)
     if path.is_dir():
         candidates = [path / FILE, path / f"{FILE}.gz"]
     else:
@@ -262,12 +263,13 @@ def _locate(path: str | os.PathLike) -> Path:
     raise UserError(f"cannot read result rows of {path}: no {wanted}")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Folder) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        with path.open("rb") as probe:
-            zipped = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
+        with _opened(path) as opened:
+            zipped = opened.read(2) == b"\x1f\x8b"
+            opened.seek(0)
+            file = gzip.open(opened) if zipped else opened
             while line := file.readline(MAX_LINE + 1):
                 number += 1
                 yield number, line
@@ -278,6 +280,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             f"cannot read {path} after line {number}: {error}; the file is cut or "
             "damaged, write it anew by running its sweep again"
         ) from error
+
+
+def _opened(path: Folder) -> BinaryIO:
+    if isinstance(path, Path):
+        return path.open("rb")
+    return io.BytesIO(path.read_bytes())
 
 
 def _parse(line: bytes) -> Row:

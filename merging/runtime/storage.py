@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, and the digests that name their content.
 
 Every room that publishes a file or a folder, or keys something by what it depends on,
-does it with these: atomicity and hashing are written once.
+does it with these: atomicity and hashing are written once. What is kept lies in a
+`Folder`, of this machine or of an object store: `place` makes one of what the user
+wrote.
 """
 
 import contextlib
@@ -10,15 +12,22 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from merging.runtime import compilations, objects
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
 
-# Object stores that checkpoints are read from.
+# Object stores that checkpoints are read from, and those that things are kept in.
 REMOTE = ("gs://", "s3://")
+KEPT_IN = (objects.SCHEME,)
+Folder = Path | ObjectPath
+SETTLE = 30.0  # seconds between two writings of a file that grows in an object store
 # One slash is what pathlib leaves of two.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -50,12 +59,118 @@ def supported_path(
     return text
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
+def place(path: str | os.PathLike, name: str = "path") -> Folder:
+    """Return where the user means: a path of this machine, or of an object store.
+
+    Args:
+      path: what was given.
+      name: of the setting, for the message.
+
+    Raises:
+      UserError: a scheme that is not supported, or the store's client is not installed.
+    """
+    text = supported_path(path, name, KEPT_IN)
+    return objects.connect(text, name) if is_remote(text) else Path(path)
+
+
+def absolute(path: Folder) -> Folder:
+    """Return a path that does not depend on the folder that this process is in."""
+    return path if isinstance(path, ObjectPath) else path.absolute()
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether this names something in an object store."""
+    return "://" in os.fspath(path)
+
+
+def scratch(folder: Folder) -> Path:
+    """Return this machine's own folder for what belongs to one in an object store.
+
+    For what can be made again: caches and logs. One of this machine's is its own.
+    """
+    if isinstance(folder, ObjectPath):
+        return compilations.user_cache() / "scratch" / digest(str(folder))
+    return folder
+
+
+def fetch(folder: Folder, wanted: Collection[str]) -> None:
+    """Bring what folders of an object store have into a `scratch`, if it isn't there.
+
+    Files are not compared: they are named by content, or checked by who reads them.
+
+    Args:
+      folder: whose scratch.
+      wanted: names of folders in it.
+    """
+    if not isinstance(folder, ObjectPath):
+        return
+    here = scratch(folder)
+    for found in folder.find():
+        inside = str(found.relative_to(folder))
+        local = here / inside
+        if inside.split("/")[0] in wanted and not local.exists():
+            local.parent.mkdir(parents=True, exist_ok=True)
+            fresh = local.with_name(f".{local.name}.{os.getpid()}.tmp")
+            found.fetch(fresh)
+            os.replace(fresh, local)
+
+
+def keep(folder: Folder, inside: Path) -> None:
+    """Put a file, or a folder's, inside a `scratch` into the object store, too."""
+    if not isinstance(folder, ObjectPath):
+        return
+    here = scratch(folder)
+    # A description last: who finds it finds what it describes.
+    files = [path for path in (inside, *inside.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.suffix == ".json"):
+        (folder / str(path.relative_to(here))).send(path)
+
+
+class Growing:
+    """A file that is added to, which in an object store is written anew, not often.
+
+    Attributes:
+      path: on this machine, where lines are added.
+
+    Args:
+      kept: where it is kept.
+    """
+
+    def __init__(self, kept: Folder):
+        self._kept, self._last = kept, float("-inf")
+        self.path = scratch(kept.parent) / kept.name
+        if isinstance(kept, ObjectPath):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            if kept.exists():  # what another machine has left
+                kept.fetch(self.path)
+
+    def settle(self, now: bool = False) -> None:
+        """Have the object store take what was added, if that is due."""
+        due = now or time.monotonic() - self._last > SETTLE
+        if due and isinstance(self._kept, ObjectPath) and self.path.exists():
+            self._last = time.monotonic()
+            self._kept.send(self.path)
+
+
+def remove(folder: Folder) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    if isinstance(folder, ObjectPath):
+        folder.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> Folder:
     """Write bytes so that `path` holds the old content or all of the new; return it.
 
     Raises:
       UserError: the file cannot be written (disk full, no permission).
     """
+    if is_remote(path):
+        path = place(path)
+        path.write_bytes(data)
+        return path
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,13 +198,20 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
     return path
 
 
-def write_json(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
+def write_json(path: str | os.PathLike, record: Mapping[str, Any]) -> Folder:
     """Write a record as JSON, keys sorted, as `write_bytes` does."""
-    return write_bytes(path, json.dumps(record, indent=1, sort_keys=True).encode())
+    return write_bytes(path, as_json(record))
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """Return a record's file."""
+    return json.dumps(record, indent=1, sort_keys=True).encode()
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Make the names in a folder survive a power cut; an object store's do."""
+    if is_remote(folder):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

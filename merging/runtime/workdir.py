@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from merging.runtime import locks, storage
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 
 CONFIG, LOCK = "config.json", "driver.json"
 # What may be there before a run has claimed a workdir.
@@ -16,7 +16,7 @@ _OURS = (LOCK, "logs", "data")
 
 
 def claim(
-    workdir: Path, config: Mapping[str, Any], config_hash: str, kind: str
+    workdir: Folder, config: Mapping[str, Any], config_hash: str, kind: str
 ) -> None:
     """Make the workdir this config's, or see that it is.
 
@@ -38,7 +38,7 @@ def claim(
     storage.write_json(workdir / CONFIG, record)
 
 
-def require_own(workdir: Path, config_hash: str, kind: str) -> bool:
+def require_own(workdir: Folder, config_hash: str, kind: str) -> bool:
     """Return whether a workdir is this config's already; makes nothing.
 
     Raises:
@@ -71,14 +71,14 @@ def configs(workdirs: Iterable[str | os.PathLike]) -> dict[str, Any]:
     found = {}
     for workdir in workdirs:
         try:
-            record = json.loads((Path(workdir) / CONFIG).read_text())
+            record = json.loads((storage.place(workdir) / CONFIG).read_text())
             found[str(record["config_hash"])] = record["config"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
 
 
-def _held(path: Path) -> str | None:
+def _held(path: Folder) -> str | None:
     """Return the hash of the config whose run a workdir holds; None: no run of ours.
 
     Ours is never half written, and another config.json may be a model's.
@@ -90,7 +90,7 @@ def _held(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def only_driver(workdir: Path) -> Iterator[None]:
+def only_driver(workdir: Folder) -> Iterator[None]:
     """Be the one that works in a workdir, or be refused (`locks.held`).
 
     Raises:
@@ -109,13 +109,15 @@ def only_driver(workdir: Path) -> Iterator[None]:
         with locks.held(workdir / LOCK, str(workdir), taken):
             yield
     finally:
-        if fresh and [p.name for p in workdir.iterdir()] == [LOCK]:
+        if storage.is_remote(workdir):
+            pass  # there are no empty folders
+        elif fresh and [p.name for p in workdir.iterdir()] == [LOCK]:
             # Refused before anything was done: the mistake leaves nothing behind.
             with contextlib.suppress(OSError):
                 (workdir / LOCK).unlink()
                 workdir.rmdir()
 
 
-def driver(workdir: Path) -> dict[str, Any] | None:
+def driver(workdir: Folder) -> dict[str, Any] | None:
     """Return who works in a workdir, or did until it was killed; None: nobody."""
     return locks.holder(workdir / LOCK)

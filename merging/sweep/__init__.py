@@ -6,7 +6,6 @@ The room is named as what it does: `merging.sweep(config, workdir)` is
 
 import contextlib
 import sys
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from merging import report
 from merging.runtime import processes, results, storage, workdir
 from merging.runtime.errors import UserError
 from merging.runtime.naming import callable_as
+from merging.runtime.storage import Folder
 from merging.sweep import runners
 from merging.sweep.driver import finish, open_store
 from merging.sweep.experiment import Experiment
@@ -28,7 +28,7 @@ __all__ = ["Experiment", "Grid", "Store", "finish", "open_store", "read", "statu
 __all__ += ["planned", "rows", "sweep", "with_needs"]
 
 
-def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> Path:
+def sweep(config: Any, folder: Folder | str, shard: tuple[int, int] = (0, 1)) -> Folder:
     """Do what is left of a sweep, then write its rows and report.
 
     Called by every process of a job, it runs each step on all their devices together
@@ -37,8 +37,8 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
 
     Args:
       config: a sweep's config, see configs/scaling_curves/tiny.py.
-      folder: the workdir, where every finished step is kept; continued if it holds this
-        config's.
+      folder: the workdir, here or in `gs://`, where every finished step is kept;
+        continued if it holds this config's.
       shard: (i, n): do the i-th of n parts of the grid only, in a workdir of its own.
 
     Returns:
@@ -86,7 +86,7 @@ def sweep(config: Any, folder: Path | str, shard: tuple[int, int] = (0, 1)) -> P
         return _record(grid, store, config_hash, report_too=True)
 
 
-def _joined(config: Any, folder: Path | str) -> bool:
+def _joined(config: Any, folder: Folder | str) -> bool:
     """Join the other processes of this job, if there are any, and say whether."""
     number, count = processes.process_id()
     local = isinstance(config, ConfigDict) and config.get("runner") == "local"
@@ -97,7 +97,9 @@ def _joined(config: Any, folder: Path | str) -> bool:
             " or give each machine a part and a workdir of its own (--shard i/n); "
             "`merging report` joins their rows."
         )
-    return not local and processes.initialize(Path(folder) / "logs")
+    return not local and processes.initialize(
+        storage.place(folder, "--workdir") / "logs"
+    )
 
 
 def _keep_rows(grid: Grid, store: Store, config_hash: str) -> None:
@@ -108,7 +110,7 @@ def _keep_rows(grid: Grid, store: Store, config_hash: str) -> None:
         print(f"warning: {store.results} is not up to date: {error}", file=sys.stderr)
 
 
-def _record(grid: Grid, store: Store, config_hash: str, *, report_too: bool) -> Path:
+def _record(grid: Grid, store: Store, config_hash: str, *, report_too: bool) -> Folder:
     """Have one process write the rows and the report, and tell of them."""
 
     def write() -> str:
@@ -119,13 +121,14 @@ def _record(grid: Grid, store: Store, config_hash: str, *, report_too: bool) -> 
             print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
         return str(page)
 
-    return Path(store.once(write))
+    return storage.place(store.once(write))
 
 
 def _write(
     grid: Grid, store: Store, config_hash: str, *, report_too: bool
-) -> tuple[list[results.Row], Path]:
+) -> tuple[list[results.Row], Folder]:
     """Write the rows of all that is finished, and the report when they changed."""
+    store.look()
     page = store.workdir / "report" / "index.html"
     found = rows(grid, with_needs(grid.targets()), store, config_hash)
     lines = results.lines(found)

@@ -4,13 +4,13 @@ import copy
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from merging.runtime import config as configs
 from merging.runtime import processes, storage
 from merging.runtime import workdir as runtime_workdir
 from merging.runtime.progress import EventLog, Progress
+from merging.runtime.storage import Folder
 from merging.runtime.text import duration
 from merging.sweep import restoring, runners
 from merging.sweep.experiment import Experiment
@@ -22,7 +22,7 @@ _BASES = ("pretrain", "instruct", "load")
 
 
 def open_store(
-    config: Any, workdir: Path | str, together: bool = False
+    config: Any, workdir: Folder | str, together: bool = False
 ) -> tuple[Store, str]:
     """Return the workdir as this config's store, and the config's hash.
 
@@ -37,8 +37,7 @@ def open_store(
             if name in identity:
                 del identity[name]
     config_hash = configs.config_hash(identity)
-    folder = Path(storage.supported_path(workdir, "--workdir"))
-    store = Store(folder, together)
+    store = Store(storage.place(workdir, "--workdir"), together)
     claim = functools.partial(runtime_workdir.claim, store.workdir, identity.to_dict())
     store.once(lambda: claim(config_hash, "sweep"))
     return store, config_hash
@@ -80,6 +79,7 @@ def _pending(targets: Sequence[Step], store: Store) -> list[Step]:
     A finished step whose record can't be read is forgotten, with a warning.
     """
     ordered = with_needs(targets)
+    store.look()
     for step in ordered:
         if store.finished(step):
             try:

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from merging.runtime import preemption
+from merging.runtime import preemption, storage
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
@@ -116,14 +116,14 @@ def order(step: Step) -> tuple:
     return kind, -step.cost
 
 
-def share_compilations(workdir: Path) -> None:
+def share_compilations(workdir: storage.Folder) -> None:
     """Have every worker, and every start, find the programs that one compiled.
 
     JAX reads these when it is imported first, which in this process may have been.
     """
     import jax
 
-    cache = str(workdir / "compiled")
+    cache = str(storage.scratch(workdir) / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -12,6 +11,7 @@ from merging import evaluation, models, tasks
 from merging.evaluation import DatasetScore, ModelLabels, Record
 from merging.runtime import sharding
 from merging.runtime.results import Row
+from merging.runtime.storage import Folder
 from merging.sweep.experiment import Experiment
 
 BATCH = 128  # rows of a call, or a few more that divide over a mesh
@@ -23,7 +23,7 @@ def scores(
     params: models.Params,
     split: str,
     datasets: Collection[str],
-    data_dir: Path,
+    data_dir: Folder,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Return {dataset: value} of a model; arguments as `scored`."""
@@ -36,7 +36,7 @@ def tested(
     decoder: models.DecoderConfig,
     params: models.Params,
     datasets: Collection[str],
-    data_dir: Path,
+    data_dir: Folder,
     mesh: Mesh | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return what a step's output holds of its test; arguments as `scored`.
@@ -61,7 +61,7 @@ def scored(
     params: models.Params,
     split: str,
     datasets: Collection[str],
-    data_dir: Path,
+    data_dir: Folder,
     mesh: Mesh | None = None,
 ) -> list[DatasetScore]:
     """Return a model's scores on some of the suite's datasets.
@@ -94,7 +94,7 @@ def examples(
     decoder: models.DecoderConfig,
     split: str,
     datasets: Collection[str],
-    data_dir: Path,
+    data_dir: Folder,
 ) -> dict[str, int]:
     """Return {dataset: number of examples}; arguments as `scores`."""
     asked = _requests(
@@ -113,7 +113,7 @@ def _requests(
     datasets: frozenset[str],
     context: int,
     vocab_size: int,
-    data_dir: Path,
+    data_dir: Folder,
 ) -> evaluation.Requests:
     names = [of.name for of in suite.datasets if of.name in datasets]
     each = (
@@ -130,7 +130,7 @@ def _dataset_requests(
     dataset: str,
     context: int,
     vocab_size: int,
-    data_dir: Path,
+    data_dir: Folder,
 ) -> evaluation.Requests:
     return evaluation.requests(
         suite,

@@ -2,12 +2,12 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from merging.runtime import text, workdir
+from merging.runtime import storage, text, workdir
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 from merging.sweep.reading import read
 from merging.sweep.steps import Grid, Step, part, with_needs
 from merging.sweep.store import Broken, Store
@@ -15,13 +15,14 @@ from merging.sweep.store import Broken, Store
 STATES = ("done", "begun", "failed", "waiting")
 
 
-def status(folder: Path | str) -> str:
+def status(folder: Folder | str) -> str:
     """Return a table of a sweep's workdir in words; changes nothing in it.
 
     Raises:
       UserError: it holds no sweep.
     """
-    store = Store(Path(folder))
+    store = Store(storage.place(folder, "--workdir"))
+    store.look()
     steps = with_needs(part(_grid(store).targets(), *store.part()))
     states = {step: _state(store, step) for step in steps}
     counts: dict[str, Counter[str]] = {}

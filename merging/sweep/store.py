@@ -11,17 +11,24 @@ WORKDIR/results.jsonl          the rows of all that is finished
 WORKDIR/report/
 WORKDIR/compiled/              JAX's compilation cache
 WORKDIR/events.jsonl           what was done when
+
+In an object store, which renames nothing, a step is worked on in its own folder, and
+finished by its output.json, which is written last; compiled/ is this machine's.
 """
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from merging.runtime import processes, storage
+from merging.runtime import objects, processes, storage
+from merging.runtime.objects import ObjectPath
+from merging.runtime.storage import Folder
 from merging.sweep.steps import Step
+
+OUTPUT = "output.json"
 
 
 class Broken(RuntimeError):
@@ -48,11 +55,12 @@ class Store:
         reads an output, or changes something, alike: the first does it, all hear it.
     """
 
-    def __init__(self, folder: Path, together: bool = False):
-        self.workdir = Path(folder).absolute()
+    def __init__(self, folder: Folder, together: bool = False):
+        self.workdir = storage.absolute(storage.place(folder))
         self.together = together
         self.data = self.workdir / "data"
         self.results = self.workdir / "results.jsonl"
+        self._known: dict[str, dict[str, Any]] = {}  # outputs, by keys
 
     def once(self, what: Callable[[], Any]) -> Any:
         """Return what one process finds or does, on all of them; plain JSON.
@@ -76,23 +84,38 @@ class Store:
             return 0, 1
         return index, count
 
-    def path(self, step: Step) -> Path:
+    def path(self, step: Step) -> Folder:
         """Where a step's output is once it is finished."""
         return self.workdir / "steps" / step.kind / _folder(step)
 
-    def partial(self, step: Step) -> Path:
+    def partial(self, step: Step) -> Folder:
         """Where it is until then; made if it isn't there."""
-        path = self.workdir / "partial" / _folder(step)
+        path = self._unfinished(step)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def _unfinished(self, step: Step) -> Folder:
+        if storage.is_remote(self.workdir):
+            return self.path(step)
+        return self.workdir / "partial" / _folder(step)
+
     def begun(self, step: Step) -> bool:
         """Return whether a step was worked on and not finished."""
-        return (self.workdir / "partial" / _folder(step)).exists()
+        return self._unfinished(step).exists() and not self.finished(step)
 
     def finished(self, step: Step) -> bool:
         """Return whether a step's output is there."""
-        return (self.path(step) / "output.json").exists()
+        return step.key in self._known or (self.path(step) / OUTPUT).exists()
+
+    def look(self) -> None:
+        """Read all that is finished at once, where asking for each takes a while."""
+        if not isinstance(self.workdir, ObjectPath):
+            return
+        paths = [p for p in (self.workdir / "steps").find() if p.name == OUTPUT]
+        for content in objects.read_all(paths):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                found = json.loads(content)
+                self._known[str(found["key"])] = found
 
     def output(self, step: Step) -> dict[str, Any]:
         """Return what a finished step recorded.
@@ -107,8 +130,10 @@ class Store:
 
     def _output(self, step: Step) -> tuple[dict[str, Any], str]:
         """Return a step's output, and why it is broken."""
+        if step.key in self._known:
+            return self._known[step.key], ""
         try:
-            output = json.loads((self.path(step) / "output.json").read_text())
+            output = json.loads((self.path(step) / OUTPUT).read_text())
         # Not other errors of the system: what can't be read now isn't to be redone.
         except (FileNotFoundError, ValueError) as error:
             return {}, str(error)
@@ -120,9 +145,12 @@ class Store:
         """Forget a step's output, finished or not."""
 
         def discard() -> None:
-            shutil.rmtree(self.path(step), ignore_errors=True)
-            shutil.rmtree(self.partial(step), ignore_errors=True)
+            # First, or a kill would leave it as the mark of what is half removed.
+            (self.path(step) / OUTPUT).unlink(missing_ok=True)
+            storage.remove(self.path(step))
+            storage.remove(self._unfinished(step))
 
+        self._known.pop(step.key, None)
         self.once(discard)
 
     def publish(self, step: Step, output: dict[str, Any]) -> None:
@@ -132,11 +160,12 @@ class Store:
     def _publish(self, step: Step, output: dict[str, Any]) -> None:
         path, partial = self.path(step), self.partial(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_json(partial / "output.json", {"key": step.key, **output})
-        if path.exists():  # without an output.json: what a kill left of discarding it
-            shutil.rmtree(path)
-        os.rename(partial, path)
-        storage.sync_folder(path.parent)
+        storage.write_json(partial / OUTPUT, {"key": step.key, **output})
+        if partial != path:
+            if path.exists():  # without an output: what a kill left of discarding it
+                shutil.rmtree(path)
+            os.rename(partial, path)
+            storage.sync_folder(path.parent)
         self._failure(step).unlink(missing_ok=True)
 
     def fail(self, step: Step, reason: str) -> None:
@@ -151,7 +180,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _failure(self, step: Step) -> Path:
+    def _failure(self, step: Step) -> Folder:
         return self.workdir / "failed" / f"{_folder(step)}.json"
 
 

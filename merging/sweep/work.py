@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from merging import models, tasks, training
 from merging.models import hf as families
-from merging.runtime import processes, tree
+from merging.runtime import processes, storage, tree
 from merging.runtime.revision import git_revision
+from merging.runtime.storage import Folder
 from merging.sweep import merges, restoring, scoring
 from merging.sweep.experiment import Experiment
 from merging.sweep.restoring import restore
@@ -156,7 +155,7 @@ def _train(
     if step.kind == "expert":
         output["validation"] = _validated(experiment, store, step, mesh, trained.params)
     if processes.is_first():
-        shutil.rmtree(folder / "training", ignore_errors=True)
+        storage.remove(folder / "training")
     return output
 
 
@@ -193,7 +192,7 @@ def _examples(experiment: Experiment, store: Store, what: str, split: str):
 
 
 @functools.lru_cache(maxsize=6)
-def _arrays(suite: tasks.Suite, what: str, split: str, length: int, cache_dir: Path):
+def _arrays(suite: tasks.Suite, what: str, split: str, length: int, cache_dir: Folder):
     return training.Examples(
         *tasks.materialise(suite, what, split, length, cache_dir=cache_dir)
     )

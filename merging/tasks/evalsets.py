@@ -3,12 +3,12 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from merging.runtime.errors import UserError, nearest
+from merging.runtime.storage import Folder
 from merging.tasks import rows
 from merging.tasks.backend import load_seqio
 from merging.tasks.errors import require_none
@@ -125,7 +125,7 @@ def load_suite(
     datasets: Sequence[str] | None = None,
     max_length: int | None = None,
     longest: int | None = None,
-    cache_dir: Path | str | None = None,
+    cache_dir: Folder | str | None = None,
     fewer: bool = False,
 ) -> list[EvalSet]:
     """Return a suite's evaluation sets, without TensorFlow if they are on disk.

@@ -93,7 +93,7 @@ class Stored:
 
 
 def store(
-    suite: Suite, what: str, split: str, length: int, cache_dir: Path | str
+    suite: Suite, what: str, split: str, length: int, cache_dir: storage.Folder | str
 ) -> Stored:
     """Return training data of a suite, written now unless it is there.
 
@@ -108,7 +108,8 @@ def store(
       split: "train", "validation" or "test" (the first two have no "test").
       length: the most tokens of an example; a longer one is an error, or where a
         suite's texts are real ones, loses tokens at its begin.
-      cache_dir: where it is kept, on storage that all processes see.
+      cache_dir: where it is kept, on storage that all processes see; of an object
+        store, each machine reads a copy (`storage.scratch`).
 
     Raises:
       UserError: an unknown name or split, no examples, an answer without a token, or
@@ -118,10 +119,13 @@ def store(
 
     rates = suite.mixture(what)
     key = storage.digest(suite.digest, split, length)
-    root = Path(cache_dir) / "stored"
-    folders = {name: root / f"{name}-{split}-{key}" for name in rates}
+    root = storage.place(cache_dir) / "stored"
+    here = storage.scratch(root)
+    folders = {name: here / f"{name}-{split}-{key}" for name in rates}
+    wanted = {folder.name for folder in folders.values()}
+    storage.fetch(root, wanted)
     counts = processes.broadcast(
-        lambda: [parts.plan(suite, n, split, f) for n, f in folders.items()]
+        lambda: [_plan(suite, n, split, f, root) for n, f in folders.items()]
     )
     planned = [
         [parts.Part(name, split, length, i, count, folder) for i in range(count)]
@@ -131,9 +135,22 @@ def store(
     for part in every[processes.index() :: processes.count()]:
         if not parts.is_whole(part.path):
             parts.write(suite, part)
+            storage.keep(root, part.path)
     processes.barrier(f"{what} ({split}) is stored")
+    storage.fetch(root, wanted)  # what other machines have written
     paths = [[part.path for part in of_task] for of_task in planned]
     return Stored(f"{what} ({split})", paths, list(rates.values()), length)
+
+
+def _plan(
+    suite: Suite, name: str, split: str, folder: Path, root: storage.Folder
+) -> int:
+    """Return the number of a task's parts, and keep it where they are."""
+    known = (folder / parts.PLAN).exists()
+    count = parts.plan(suite, name, split, folder)
+    if not known:
+        storage.keep(root, folder / parts.PLAN)
+    return count
 
 
 def materialise(
@@ -142,7 +159,7 @@ def materialise(
     split: str,
     length: int,
     *,
-    cache_dir: Path | str | None = None,
+    cache_dir: storage.Folder | str | None = None,
 ) -> TokenArrays:
     """Return training data of a suite in memory: every example of `store`, once.
 

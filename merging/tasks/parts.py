@@ -24,7 +24,7 @@ from merging.tasks.suites import Suite
 
 MOST_PARTS = 64  # of a task
 TOGETHER = 4096  # examples that are read, written and checked at a time
-_FACTS, _PLAN = "part.json", "plan.json"
+PLAN, _FACTS = "plan.json", "part.json"
 
 
 class Part(NamedTuple):
@@ -63,7 +63,7 @@ def plan(suite: Suite, name: str, split: str, folder: Path) -> int:
     Raises:
       UserError: an unknown split.
     """
-    path = folder / _PLAN
+    path = folder / PLAN
     if path.exists():
         return json.loads(path.read_text())["parts"]
     from merging.tasks.registration import register, seqio

@@ -50,7 +50,7 @@ def of_suite(
     suite: Suite,
     split: str,
     names: Sequence[str],
-    cache_dir: Path | str | None = None,
+    cache_dir: storage.Folder | str | None = None,
     count: int | None = None,
 ) -> dict[str, list[Row]]:
     """Return the rows of a suite's evaluation Tasks by their names in seqio.
@@ -69,7 +69,8 @@ def of_suite(
     key = storage.digest(suite.digest, split, count)
     tables = {}
     for task in wanted:
-        path = Path(cache_dir) / f"{task}-evaluation-{split}-{key}.npz"
+        name = f"{task}-evaluation-{split}-{key}.npz"
+        path = storage.place(cache_dir) / name
         if (table := _kept(path)) is None:
             table = _read(suite, task, split, count)
             file = io.BytesIO()
@@ -105,13 +106,14 @@ def _unbatched(batch) -> Iterator[Row]:
         yield dict(zip(columns, row, strict=True))
 
 
-def _kept(path: Path) -> list[Row] | None:
+def _kept(path: storage.Folder) -> list[Row] | None:
     """Return the rows of a file, or None where there is none that can be read.
 
     One that is cut short or not ours is reported, since it can be made again.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        file = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+        with np.load(file, allow_pickle=False) as archive:
             return _unpack(archive)
     except FileNotFoundError:
         return None

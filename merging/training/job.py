@@ -21,10 +21,8 @@ import contextlib
 import copy
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +36,7 @@ from merging.runtime import config_keys, processes, sharding, storage, tree, wor
 from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
+from merging.runtime.storage import Folder
 from merging.training.batches import Examples, Source
 from merging.training.hyperparameters import Hyperparameters, Trained
 from merging.training.loop import train
@@ -82,7 +81,7 @@ class Training(NamedTuple):
 
 def fit(
     what: Training,
-    folder: Path,
+    folder: Folder,
     *,
     mesh: Mesh | None = None,
     report: Callable[[RunState], object] | None = None,
@@ -133,7 +132,7 @@ def fit(
     return trained
 
 
-def run(config: Any, folder: Path | str) -> Path:
+def run(config: Any, folder: Folder | str) -> Folder:
     """Train what the config says (see configs/train/pretrain.py).
 
     Called by every process of a job. Stopped at any moment and called again with the
@@ -141,7 +140,7 @@ def run(config: Any, folder: Path | str) -> Path:
 
     Args:
       config: such as `merging.runtime.config.load("configs/train/pretrain.py")`.
-      folder: the workdir.
+      folder: the workdir, of this machine or `gs://`.
 
     Returns:
       The checkpoint's path.
@@ -160,7 +159,7 @@ def run(config: Any, folder: Path | str) -> Path:
     >>> merging.train(pretrain, "base")  # doctest: +ELLIPSIS
     Trained: ...
     """
-    folder = Path(storage.supported_path(folder, "--workdir")).absolute()
+    folder = storage.absolute(storage.place(folder, "--workdir"))
     config = config_keys.completed(
         config, _KEYS, "merging train", "train/pretrain", remote=("start",)
     )
@@ -190,7 +189,7 @@ def run(config: Any, folder: Path | str) -> Path:
     return folder / "checkpoint"
 
 
-def _is_trained(folder: Path) -> bool:
+def _is_trained(folder: Folder) -> bool:
     """Return whether a workdir's training is done, and say so."""
     if not processes.broadcast((folder / "train.json").exists):
         return False
@@ -200,7 +199,7 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _train(
-    what: Training, folder: Path, mesh: Mesh, identity: ConfigDict, begin: float
+    what: Training, folder: Folder, mesh: Mesh, identity: ConfigDict, begin: float
 ) -> None:
     """Train, and tell how it went."""
     hparams = what.hyperparameters
@@ -212,6 +211,7 @@ def _train(
     with Progress(hparams.steps, f"train {identity.what}") as shown:
         told = _Told(folder / "losses.jsonl", shown)
         trained = fit(what, folder, mesh=mesh, report=told)
+        told.settle()
     seconds = time.monotonic() - begin
     processes.broadcast(lambda: _record(folder, trained, what.decoder, seconds))
     if processes.is_first():
@@ -251,7 +251,7 @@ def _training(
     suite: tasks.Suite,
     hparams: Hyperparameters,
     mesh: Mesh,
-    data: Path,
+    data: Folder,
 ) -> Training:
     """Return what a config's values name, parameters on the mesh."""
     decoder, params = _start(values, suite, mesh)
@@ -274,8 +274,9 @@ def _training(
 class _Told:
     """Shows how far a training is, and keeps its losses; process 0 does the writing."""
 
-    def __init__(self, path: Path, shown: Progress):
-        self._path, self._shown = path, shown
+    def __init__(self, path: Folder, shown: Progress):
+        self._file = storage.Growing(path) if processes.is_first() else None
+        self._shown = shown
         self._told: RunState | None = None
 
     def __call__(self, now: RunState) -> None:
@@ -288,12 +289,18 @@ class _Told:
         if len(now.validations):
             note += f", validation {now.validations[-1, 1]:.4f}"
         self._shown.note(note)
-        if processes.is_first():
+        if self._file is not None:
             # An earlier run may have told of steps that it could not save.
             mode = "w" if self._told is None else "a"
-            with open(self._path, mode) as file:
+            with open(self._file.path, mode) as file:
                 file.writelines(_lines(now, self._told))
+            self._file.settle()
         self._told = now
+
+    def settle(self) -> None:
+        """Keep all that was told, where that takes a while."""
+        if self._file is not None:
+            self._file.settle(now=True)
 
 
 def _lines(now: RunState, before: RunState | None) -> list[str]:
@@ -362,7 +369,7 @@ def _start(
 
 
 def _record(
-    folder: Path, trained: Trained, decoder: models.DecoderConfig, seconds: float
+    folder: Folder, trained: Trained, decoder: models.DecoderConfig, seconds: float
 ) -> None:
     record = {
         "steps": int(trained.steps),
@@ -376,4 +383,4 @@ def _record(
         "git_revision": git_revision(),
     }
     storage.write_json(folder / "train.json", record)
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    storage.remove(folder / "training")

@@ -4,17 +4,16 @@ import functools
 import logging
 import os
 import re
-import shutil
 import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from merging import checkpoints
-from merging.runtime import processes, tree
+from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
+from merging.runtime.storage import Folder
 from merging.training.batches import Source
 
 KEPT = 2  # the newest, and the one before should the newest be damaged
@@ -47,9 +46,9 @@ def fingerprint(identity: Any, examples: Source) -> int:
     return zlib.crc32(repr((identity, examples.digest)).encode())
 
 
-def save(workdir: os.PathLike, run: RunState, identity: int) -> Path:
+def save(workdir: os.PathLike, run: RunState, identity: int) -> Folder:
     """Write a checkpoint, then forget all but the newest ones; return its path."""
-    path = Path(workdir) / f"step_{run.step:08d}"
+    path = storage.place(workdir) / f"step_{run.step:08d}"
     record = {
         "identity": np.asarray(identity, np.uint32),
         "state": _named(run.state),
@@ -62,13 +61,13 @@ def save(workdir: os.PathLike, run: RunState, identity: int) -> Path:
     checkpoints.save(path, record)
     if processes.is_first():
         for old in _steps(workdir)[:-KEPT]:
-            shutil.rmtree(Path(workdir) / f"step_{old:08d}", ignore_errors=True)
+            storage.remove(storage.place(workdir) / f"step_{old:08d}")
     return path
 
 
 def restore(
     workdir: os.PathLike, state: Any, identity: int
-) -> tuple[RunState, Path] | None:
+) -> tuple[RunState, Folder] | None:
     """Return the newest checkpoint that can be read, or None where there is none.
 
     Args:
@@ -80,7 +79,7 @@ def restore(
       UserError: the newest one belongs to other hyperparameters, another model or data.
     """
     for step in reversed(processes.broadcast(lambda: _steps(workdir))):
-        path = Path(workdir) / f"step_{step:08d}"
+        path = storage.place(workdir) / f"step_{step:08d}"
         found, unreadable = None, np.zeros(1, np.int64)
         try:
             found = _read(path, state, identity)
@@ -93,7 +92,7 @@ def restore(
     return None
 
 
-def _read(path: Path, state: Any, identity: int) -> RunState:
+def _read(path: Folder, state: Any, identity: int) -> RunState:
     source = checkpoints.open_saved(path)
     stored = source.abstract
     params = tree.map_named(lambda _, leaf: leaf, state.params)
@@ -117,7 +116,7 @@ def _read(path: Path, state: Any, identity: int) -> RunState:
     )
 
 
-def _another(path: Path) -> UserError:
+def _another(path: Folder) -> UserError:
     return UserError(
         f"{path} is of a training with other hyperparameters, model or examples; "
         "continue that one, or choose another workdir."
@@ -131,7 +130,8 @@ def _named(state: Any) -> dict[str, Any]:
 
 
 def _steps(workdir: os.PathLike) -> list[int]:
-    if not Path(workdir).is_dir():
+    folder = storage.place(workdir)
+    if not folder.is_dir():
         return []
-    found = map(_STEP.fullmatch, os.listdir(workdir))
+    found = (_STEP.fullmatch(path.name) for path in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)

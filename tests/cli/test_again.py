@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import merging
-from merging.checkpoints import formats
+from merging.checkpoints import files
 from merging.cli import COMMANDS
 from merging.runtime.errors import UserError
 from merging.training import job
@@ -26,13 +26,13 @@ def test_an_object_store_that_does_not_answer_is_named(run_here, monkeypatch):
         def __str__(self):
             return self.uri
 
-    monkeypatch.setattr(formats.epath, "Path", Silent)
-    experts = "--config.experts=gs://bucket/expert"
+    monkeypatch.setattr(files.epath, "Path", Silent)
+    experts = "--config.experts=s3://bucket/expert"
     status, _, err = run_here(
         "merge", "--config", "merge/average", experts, "--config.output=o"
     )
     assert status == 2 and err.count("\n") == 1
-    assert "gs://bucket/expert cannot be reached (RuntimeError: Could not" in err
+    assert "s3://bucket/expert cannot be reached (RuntimeError: Could not" in err
 
 
 def test_a_minimal_config_of_ones_own_takes_the_defaults(run_here, place):

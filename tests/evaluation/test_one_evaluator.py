@@ -116,9 +116,13 @@ def test_scores_come_in_the_suites_order_with_each_examples_counts(checkpoint, s
     assert copa.value == only.values["accuracy"]
 
 
+@pytest.mark.parametrize("where", ["here", "in an object store"])
 def test_a_workdir_keeps_what_is_finished_for_any_later_call(
-    checkpoint, suite, tmp_path, monkeypatch
+    checkpoint, suite, tmp_path, monkeypatch, where, request
 ):
+    if where != "here":
+        request.getfixturevalue("object_store")
+        tmp_path = "gs://store/scores"
     how = dict(datasets=["copa", "mrpc"], count=5, workdir=tmp_path)
     before = merging.evaluate(checkpoint, suite, **how)
     monkeypatch.setattr(merging.evaluation, "evaluate", None)

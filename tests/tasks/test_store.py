@@ -102,6 +102,20 @@ def test_files_are_parts_that_processes_share_out(lines, alone, tmp_path, monkey
     assert {f"{r['inputs']} {r['targets']}" for r in written} <= texts
 
 
+def test_another_machine_reads_what_one_has_kept_in_an_object_store(
+    lines, alone, object_store, tmp_path, monkeypatch
+):
+    for machine in ("one", "other"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        kept = store(lines, "echo", "train", 32, "gs://store/data")
+        monkeypatch.setattr(parts, "write", None)
+        monkeypatch.setattr(parts, "plan", lambda *_: FILES)
+        assert kept.digest == alone.digest
+        every = np.arange(alone.count)
+        np.testing.assert_array_equal(kept.take(every), alone.take(every))
+    assert len(object_store.names("data/stored/")) == 2 * (3 * FILES + 1)
+
+
 def test_a_mixture_is_drawn_by_its_rates(alone):
     drawn = alone.draw(0, 0, 4096)
     assert np.sum(drawn < 23) == 3 * 1024  # "copy", whose rate is 3 to 1

@@ -9,7 +9,7 @@ import pytest
 from tolerance import decoder_length, rounding
 
 from merging import checkpoints, models, training
-from merging.runtime import sharding
+from merging.runtime import sharding, storage
 from merging.runtime.errors import Preempted, UserError
 from merging.tasks.sampling import permuted
 from merging.training import batches, job, steps
@@ -106,6 +106,26 @@ def test_the_first_steps_equal_adamw_by_hand():
 
 def test_columns_that_teach_nothing_are_cut_to_a_multiple_of_16():
     assert batches.opened(EXAMPLES, 24).examples.tokens.shape == (64, 16)
+
+
+def test_a_run_in_an_object_store_continues_to_the_same_bits(object_store, plain):
+    """Killed between two objects of its newest checkpoint."""
+    workdir = storage.place("gs://store/training")
+    hyperparameters = dataclasses.replace(HYPERPARAMETERS, checkpoint_every=8)
+    train_until(18, hyperparameters=hyperparameters, workdir=workdir)
+    for mark in ("commit_success.txt", "_CHECKPOINT_METADATA", "state/_METADATA"):
+        (workdir / "step_00000016" / mark).unlink()
+    seen = []
+    resumed = training.train(
+        *(CONFIG, PARAMS, EXAMPLES, hyperparameters),
+        workdir=workdir,
+        report=lambda now: seen.append(now.step),
+    )
+    assert min(seen) == 10
+    assert_same_bits(resumed.losses, plain.losses)
+    assert_same_bits(resumed.params, plain.params)
+    saved = sorted(path.name for path in workdir.iterdir())
+    assert saved == ["step_00000008", "step_00000016"]
 
 
 @pytest.mark.parametrize("newest_is_damaged", [False, True])

@@ -21,7 +21,14 @@ from merging.merge.extraction.plan import WEIGHT, Plan
 from merging.merge.extraction.plan import plan as make_plan
 from merging.merge.inputs import open_inputs
 from merging.merge.rules import is_embedding, layer_leaf
-from merging.runtime import config_keys, memory, preemption, processes, tree
+from merging.runtime import (
+    config_keys,
+    memory,
+    preemption,
+    processes,
+    storage,
+    tree,
+)
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.progress import Progress
 
@@ -77,6 +84,7 @@ def extract(
     """
     if not base or not model or not output:
         raise UserError("name the base, the model and the folder to make (output).")
+    storage.supported_path(output, "output")
     _check_numbers(rank, energy)
     if dtype not in DTYPES:
         raise nearest("dtype", dtype, DTYPES)

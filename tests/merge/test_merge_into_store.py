@@ -1,0 +1,140 @@
+"""Merges into an object store: a local merge's bytes, whatever happens on the way."""
+
+import models
+import numpy as np
+import pytest
+
+from merging import UserError, checkpoints
+from merging.merge import streamed
+from merging.runtime import storage
+from merging.runtime.objects import ObjectPath
+
+# Several blocks, shards of several pieces, and a negative majority that is applied.
+MERGE = {"shard_size": "300kB", "seed": 3}
+BUDGETS = {"safetensors": "3MB", "orbax": "7MB"}  # there a chunk is a whole leaf
+TIES = "ties(density=1)"
+
+
+class Cut(Exception):
+    """The power went."""
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A base and experts, many of whose votes cancel, under a negative majority."""
+    folder = tmp_path_factory.mktemp("family")
+    shapes = {"a": (500, 300), "b": (700, 100), "c": (70,), "d": (), "e": (0, 3)}
+    base = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    experts = {}
+    for number in range(2):
+        moved = {
+            n: (x + rng.choice([-1, -1, 1], x.shape) / 4).astype("f4")
+            for n, x in base.items()
+        }
+        experts[f"e{number}"] = models.save(folder / f"e{number}", moved)
+    return models.save(folder / "base", base), experts
+
+
+@pytest.fixture(scope="module")
+def expected(family, tmp_path_factory):
+    """The files of a local merge, by format: {name: content}."""
+    found = {}
+    for format in ("safetensors", "orbax"):
+        output = tmp_path_factory.mktemp("expected") / "out"
+        streamed.merge_checkpoints(*family, TIES, output, **settings(format))
+        found[format] = contents(output)
+    return found
+
+
+def settings(format):
+    return MERGE | {"format": format, "memory_budget": BUDGETS[format]}
+
+
+def contents(folder):
+    files = folder.find() if isinstance(folder, ObjectPath) else folder.rglob("*")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.is_file()
+    }
+
+
+def cut_before(monkeypatch, name, times):
+    """Have the program end before it writes an object of such a name so often."""
+    left = [times]
+    for method in ("write_bytes", "compose"):
+        whole = getattr(ObjectPath, method)
+
+        def cut(path, given, whole=whole):
+            left[0] -= name in str(path)
+            if not left[0]:
+                raise Cut
+            return whole(path, given)
+
+        monkeypatch.setattr(ObjectPath, method, cut)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+def test_a_merge_into_a_store_has_the_bytes_of_a_local_one(
+    family, object_store, expected, format
+):
+    output = f"gs://store/{format}"
+    made = streamed.merge_checkpoints(*family, TIES, output, **settings(format))
+    assert contents(made) == expected[format]
+    assert not object_store.names(f"{format}.")  # neither lock nor pieces
+    assert streamed.verify(output) == []
+    asked = len(object_store.asked)
+    streamed.merge_checkpoints(*family, TIES, output, **settings(format))
+    assert {method for method, _ in object_store.asked[asked:]} == {"GET"}
+    changed = made / (
+        "a/0.0" if format == "orbax" else "model-00001-of-00002.safetensors"
+    )
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    assert "its bytes have changed" in streamed.verify(output)[0]
+
+
+CUTS = {
+    "safetensors": ["/pieces/", "/negative", "/settled.", "-00002-of"],
+    "orbax": ["/blocks.", "/_CHECKPOINT_METADATA"],
+}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+def test_a_merge_that_is_cut_between_objects_goes_on_to_the_same_bytes(
+    family, object_store, expected, monkeypatch, format
+):
+    output = f"gs://store/cut_{format}"
+    pieces = f"cut_{format}.partial/pieces"
+    written = {}
+    for name in CUTS[format]:
+        with monkeypatch.context() as cut, pytest.raises(Cut):
+            cut_before(cut, name, 3 if name == "/pieces/" else 1)
+            streamed.merge_checkpoints(*family, TIES, output, **settings(format))
+        with pytest.raises(UserError):
+            checkpoints.open_checkpoint(output)
+        now = {n: object_store.generation(n) for n in object_store.names(pieces)}
+        if name == "/negative":  # what was merged before was not merged again
+            assert now.items() >= written.items()
+        written = now
+    made = streamed.merge_checkpoints(*family, TIES, output, **settings(format))
+    assert contents(made) == expected[format]
+    assert not object_store.names(f"cut_{format}.")
+
+
+def test_an_output_in_a_store_that_is_anothers_is_refused(family, object_store):
+    base, experts = family
+    storage.write_bytes("gs://store/taken/notes.txt", b"mine")
+    with pytest.raises(
+        UserError, match="gs://store/taken exists, and is not what this"
+    ):
+        streamed.merge_checkpoints(base, experts, TIES, "gs://store/taken")
+    storage.write_json("gs://store/begun.partial/layout.json", {"other.safetensors": 1})
+    with pytest.raises(UserError, match="unfinished output of another merge"):
+        streamed.merge_checkpoints(base, experts, TIES, "gs://store/begun")
+    with pytest.raises(UserError, match="lies in the input gs://store/safetensors"):
+        inside = "gs://store/safetensors/new"
+        streamed.merge_checkpoints("gs://store/safetensors", experts, TIES, inside)
+    assert object_store.names("taken") == ["taken/notes.txt"]
