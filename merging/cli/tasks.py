@@ -7,7 +7,7 @@ from merging.cli.command import Command, local_path, print_for_a_pipe
 from merging.runtime.errors import UserError, nearest
 
 _ACTIONS = ("list", "show", "prepare")
-_SUITES = ("t0", "miniworld")
+_SUITES = ("t0", "miniworld", "english")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -17,6 +17,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError(f"merging tasks {arguments.action} takes no dataset.")
     if arguments.suite == "miniworld":
         return _generated(arguments)
+    if arguments.suite == "english":
+        return _english(arguments)
     if arguments.suite == "jsonl":
         raise UserError("suite jsonl is files of your own: what they hold, they say.")
     if arguments.suite != "t0":
@@ -39,6 +41,31 @@ def _generated(arguments: argparse.Namespace) -> int:
     name = suite.dataset(arguments.dataset).name
     for example in suite.source.generator.examples(name, "test", 0, 3):
         print_for_a_pipe(listing.shown(name, **example) + "\n")
+    return 0
+
+
+def _english(arguments: argparse.Namespace) -> int:
+    """Make the file of real English, and say what it holds and how it is used."""
+    from merging.runtime.text import table
+    from merging.tasks import english
+
+    if arguments.action != "prepare" or arguments.only:
+        raise UserError(
+            "suite english is a file, made by `merging tasks prepare --suite english` "
+            "and used as one of your own."
+        )
+    if arguments.data_dir is None:
+        raise UserError("merging tasks prepare needs --data_dir DIR.")
+    counts = english.prepare(arguments.data_dir)
+    parts = ("train", "validation", "test")
+    rows = [("dataset", *parts)]
+    rows += [(name, *(of[part] for part in parts)) for name, of in counts.items()]
+    print_for_a_pipe(table(rows, right=(1, 2, 3)))
+    path = arguments.data_dir / english.FILE
+    print_for_a_pipe(
+        f"{path} is ready: --config.suite=jsonl --config.data.files={path}, or "
+        "--config smollm2/english."
+    )
     return 0
 
 
@@ -151,6 +178,7 @@ COMMAND = Command(
       merging tasks list --suite miniworld
       merging tasks prepare --suite t0 --data_dir data
       merging tasks prepare --data_dir data --only copa,rte --contamination
+      merging tasks prepare --suite english --data_dir data
     """,
     _options,
     _run,

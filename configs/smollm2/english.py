@@ -1,0 +1,28 @@
+"""Eight experts of SmolLM2-135M-Instruct on real English, merged in five ways.
+
+    merging convert --config configs/convert/smollm2.py --config.output=runs/smollm2
+    merging tasks prepare --suite english --data_dir data
+    merging sweep --config configs/smollm2/english.py --workdir runs/smollm2_english
+
+The suite: merging/tasks/english. All weights are fine-tuned, in float32. It has not
+been run whole: on two cores an expert's 200 steps take the better part of an hour.
+"""
+
+import miniworld
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = miniworld.get_config()
+    config.suite = "jsonl"
+    config.data = ConfigDict(dict(files=("data/english.jsonl",)))
+    config.methods = ("average", "task_arithmetic", "ties", "dare_ties", "rht")
+    config.experts_merged = (2, 4, 6, 8)
+    config.seeds = 2
+    config.learning_rate = 5e-5
+    config.expert = ConfigDict(dict(steps=200, rate=1.0))
+    config.scales.dare_ties = (0.15, 0.3, 0.6, 1.0)
+    config.scales.rht = (0.5, 0.8, 1.1, 1.4)
+    config.densities.dare_ties = (0.2,)
+    config.densities.rht = (0.7,)
+    return config
