@@ -50,6 +50,9 @@ def folder(tmp_path_factory):
     for i in range(300):  # a second meaning of some words
         gloss = f'quite another thing, namely {i}; "she has no {name(i)} left"'
         nouns.append(synset(3000 + i, [name(i)], [("@", i % 40, "0000")], gloss))
+    for i in range(300, 320):  # or two of one definition
+        gloss = f'a thing with the number {i}; "the {name(i)} is there"'
+        nouns.append(synset(3000 + i, [name(i)], [], gloss))
     good = [
         synset(i, [f"{name(i)}ish"], [("!", i ^ 1, "0101")], f"{i} by its look", "a")
         for i in range(200)

@@ -164,8 +164,8 @@ def _senses(words: _Words, synset: Synset) -> Iterator[Example]:
             senses = words.senses[f"{synset.pos} {word}"]
             if len(senses) < 2 or not _stands_in(word, sentence):
                 continue
-            pool = [sense.gloss for sense in senses]
-            few = len(set(pool)) if len(pool) < CHOICES else CHOICES
+            pool = sorted({sense.gloss for sense in senses})
+            few = min(len(pool), CHOICES)
             choices = _drawn(pool, synset.gloss, sentence, lambda _: False, few)
             if choices:
                 asked = f"What does “{word}” mean here?\n{sentence}"
@@ -241,6 +241,8 @@ def _drawn(
     size: int = CHOICES,
 ) -> tuple[str, ...]:
     """Return `size` different choices, the right one among them; () for too few."""
+    if size < 2:
+        return ()
     drawing = random.Random(rank(key))
     chosen: Collection[str] = {right}
     for _ in range(_TRIES):
