@@ -11,6 +11,7 @@ import http.server
 import io
 import logging
 import os
+import random
 import re
 import socket
 import struct
@@ -29,6 +30,7 @@ from gcp_storage_emulator.storage import Storage
 for _name in ("gcp_storage_emulator", "api.object", "api.bucket"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # "not found" is no error
 BUCKET = "store"
+FAULTS = ("429", "503", "reset", "lost", "slow")
 SLOW = 0.3  # seconds that a slow answer takes
 
 
@@ -38,6 +40,8 @@ class Store:
     Attributes:
       faults: {method of a request: faults to come, in their order}: a status such as
         "503", "reset" (of the connection), "lost" (only the answer), "slow", "" (none).
+      chance: that any request meets one of `FAULTS`.
+      met: how many did, of each.
       asked: (method, path) of all requests.
       environment: variables for a process that is to use it.
     """
@@ -48,6 +52,8 @@ class Store:
             collections.deque
         )
         self.asked: list[tuple[str, str]] = []
+        self.chance, self.random = 0.0, random.Random(0)
+        self.met: collections.Counter[str] = collections.Counter()
         self.lock = threading.RLock()
         with contextlib.suppress(Exception):
             buckets.create_bucket(BUCKET, self.storage)
@@ -105,6 +111,9 @@ class _Handler(emulator.RequestHandler):
         store.asked.append((method, self.path))
         waiting = store.faults[method]
         fault = waiting.popleft() if waiting else ""
+        if not fault and store.random.random() < store.chance:
+            fault = store.random.choice(FAULTS)
+        store.met[fault] += bool(fault)
         if fault == "reset":
             return self._hang_up()
         if fault == "slow":

@@ -15,7 +15,7 @@ from merging.checkpoints import errors, safetensors
 from merging.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, no_base
 from merging.checkpoints.adapter_source import AdapterSource
 from merging.checkpoints.files import path_of
-from merging.checkpoints.location import locate, split_adapter
+from merging.checkpoints.location import PARTIAL, locate, split_adapter
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
 from merging.runtime import locks, processes, storage
@@ -24,6 +24,7 @@ from merging.runtime.errors import Unreachable, UserError, nearest
 FORMATS = ("orbax", "safetensors")
 # What an adapter is written as; no model is.
 PEFT = "peft"
+LOCK = ".lock"
 
 
 def open_checkpoint(
@@ -123,10 +124,21 @@ def begin_safetensors(
     return make(uri, abstract, shard_bytes, one)
 
 
+def clear(uri: str) -> None:
+    """Remove what a kill left beside an output that it had finished, in a store."""
+    if not storage.is_remote(uri):
+        return
+    lock, partial = (storage.place(uri.rstrip("/") + end) for end in (LOCK, PARTIAL))
+    if lock.exists() or partial.exists():
+        # Unless another is at it.
+        with contextlib.suppress(UserError), locks.held(lock, uri, UserError):
+            storage.remove(partial)
+
+
 @contextlib.contextmanager
 def _only_writer(uri: str) -> Iterator[None]:
     """Hold the lock of an output, which lies beside it: it outlives the renaming."""
-    lock = storage.absolute(storage.place(uri.rstrip("/") + ".lock"))
+    lock = storage.absolute(storage.place(uri.rstrip("/") + LOCK))
 
     def taken(who: str) -> UserError:
         return UserError(

@@ -171,7 +171,9 @@ def merge_yaml(
 
 def _merge(output: str | Folder, memory_budget: str | int, **settings: Any) -> Folder:
     prepared, extra = preparation.prepare(os.fspath(output), memory_budget, **settings)
-    if not _is_done(prepared):
+    if _is_done(prepared):
+        processes.broadcast(lambda: checkpoints.clear(prepared.output))
+    else:
         job.run(prepared, extra)
         if prepared.format == "safetensors" and card.CONFIG not in extra:
             text = f"{output} has no config.json: there was none to copy"

@@ -96,6 +96,10 @@ def test_a_merge_into_a_store_has_the_bytes_of_a_local_one(
     assert "its bytes have changed" in streamed.verify(output)[0]
 
 
+def cut_at_once(*_):
+    raise Cut
+
+
 CUTS = {
     "safetensors": ["/pieces/", "/negative", "/settled.", "-00002-of"],
     "orbax": ["/blocks.", "/_CHECKPOINT_METADATA"],
@@ -119,6 +123,10 @@ def test_a_merge_that_is_cut_between_objects_goes_on_to_the_same_bytes(
         if name == "/negative":  # what was merged before was not merged again
             assert now.items() >= written.items()
         written = now
+    with monkeypatch.context() as cut, pytest.raises(Cut):
+        cut.setattr(storage, "remove", cut_at_once)  # when all but the rest is done
+        streamed.merge_checkpoints(*family, TIES, output, **settings(format))
+    assert object_store.names(f"cut_{format}.")
     made = streamed.merge_checkpoints(*family, TIES, output, **settings(format))
     assert contents(made) == expected[format]
     assert not object_store.names(f"cut_{format}.")
