@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from merging.runtime import preemption
 from merging.runtime.errors import UserError
 from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
@@ -58,11 +59,8 @@ def held(
     }
     if isinstance(path, ObjectPath):
         mine = _take(path, json.dumps(record).encode(), refusal)
-        try:
+        with preemption.released(lambda: _let_go(path, mine)):
             yield
-        finally:
-            _ours.discard(str(path))
-            path.unlink(missing_ok=True, generation=mine)
         return
     with _opened(path, what, refusal) as file:
         with contextlib.suppress(OSError):  # a full disk: it is locked all the same
@@ -119,6 +117,11 @@ def _take(path: ObjectPath, record: bytes, refusal: Callable[[str], UserError]) 
             raise error
         _ours.add(str(path))
         return path.generation()
+
+
+def _let_go(path: ObjectPath, mine: str) -> None:
+    path.unlink(missing_ok=True, generation=mine)
+    _ours.discard(str(path))
 
 
 def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> BinaryIO:

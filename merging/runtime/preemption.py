@@ -11,12 +11,14 @@ losing little work, and about not hanging.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from merging.runtime.errors import PREEMPTED, Preempted
@@ -29,6 +31,7 @@ _LOST = ("Connection closed", "Connection reset", "Gloo", "NCCL", "UNAVAILABLE")
 
 _asked = threading.Event()
 _over = threading.Event()
+_held: list[Callable[[], object]] = []
 _others: list[Any] = []  # the coordination client and this process's number
 
 
@@ -119,6 +122,17 @@ def lost(error: BaseException) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def released(release: Callable[[], object]) -> Iterator[None]:
+    """Call this when the context ends, and also where a process is ended at once."""
+    _held.append(release)
+    try:
+        yield
+    finally:
+        _held.remove(release)
+        release()
+
+
 def _note(signum: int, frame: object) -> None:
     _asked.set()
 
@@ -180,4 +194,9 @@ def _exit(status: int, text: str = "") -> None:
         print(f"merging: {text}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    for release in list(_held):
+        # Which may take longer than there is time for.
+        thread = threading.Thread(target=release, daemon=True)
+        thread.start()
+        thread.join(LINGER)
     os._exit(status)

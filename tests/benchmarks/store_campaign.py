@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -138,9 +139,9 @@ def words(name: str, config: str, values: dict[str, Any], **options: str) -> lis
 def undisturbed(job: Job, workdir: Path) -> str:
     """Return what comes out on a local disk."""
     place = workdir / "local" / job.name.replace(" ", "_")
-    if not (place / job.last).exists():
-        place.parent.mkdir(exist_ok=True)
-        run(job.command(str(place)), {}).wait()
+    shutil.rmtree(place, ignore_errors=True)  # perhaps of another version
+    place.parent.mkdir(exist_ok=True)
+    run(job.command(str(place)), {}).wait(LIMIT)
     return job.outcome(place)
 
 

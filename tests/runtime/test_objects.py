@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from merging.cli.main import main
-from merging.runtime import locks, storage, workdir
+from merging.runtime import locks, preemption, storage, workdir
 from merging.runtime.errors import Unreachable, UserError
 from merging.runtime.progress import EventLog
 
@@ -119,6 +119,14 @@ def test_a_lock_in_a_store_has_one_holder_and_goes_with_it(place):
             with held(path):
                 pass
     assert not path.exists()
+
+
+def test_a_process_that_is_ended_at_once_lets_go_of_its_lock(place, monkeypatch):
+    """As after SIGTERM and the time that was left, or when another process fails."""
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    with held(place / "lock"):
+        preemption._exit(75)
+        assert not (place / "lock").exists()
 
 
 @pytest.mark.parametrize("host", [socket.gethostname(), "another"])
