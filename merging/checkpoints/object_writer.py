@@ -134,7 +134,9 @@ class ObjectWriter:
         self, number: str, start: int, length: int
     ) -> Iterator[tuple[int, int, int]]:
         """Yield (its start, elements to skip, to take) of each piece in a range."""
-        for first, count in sorted(self._pieces.get(number, {}).items()):
+        with self._lock:  # other pieces of the leaf are being written
+            pieces = sorted(self._pieces.get(number, {}).items())
+        for first, count in pieces:
             begin, end = max(first, start), min(first + count, start + length)
             if begin < end:
                 yield first, begin - first, end - begin
