@@ -33,7 +33,9 @@ STALL = 60  # seconds without a byte, after which a request is made again
 MOST_COMPOSED = 32  # objects in one call; the store's limit
 _THREADS = 8
 _FINAL = ("Forbidden", "Bad Request", "PERMISSION_DENIED", "UNAUTHENTICATED")
+_CLIENTS = ("gcsfs", "aiohttp", "google", "requests", "fsspec")
 _STATUSES = (
+    "Forbidden",
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
     *("RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "CANCELLED", "UNKNOWN"),
 )
@@ -251,11 +253,13 @@ def unreachable(path: object, error: BaseException) -> Unreachable:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether TensorStore says that a store did not answer, or refused.
+    """Return whether an error says that a store did not answer, or refused.
 
-    And not that something isn't there, or is not what it should be.
+    And not that something isn't there, or is not what it should be. TensorStore's are
+    told by their words, the client's by where they come from.
     """
-    return isinstance(error, Unreachable) or str(error).startswith(_STATUSES)
+    ours = type(error).__module__.split(".")[0] in _CLIENTS
+    return ours or str(error).startswith(_STATUSES)
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -13,8 +13,8 @@ import pytest
 import tensorstore
 
 from merging import checkpoints
-from merging.runtime import sharding
-from merging.runtime.errors import UserError
+from merging.runtime import sharding, storage
+from merging.runtime.errors import Unreachable, UserError
 
 
 def tree_of(seed=0):
@@ -213,3 +213,38 @@ def chunk_of(path, name):
     base = {"driver": "ocdbt", "base": f"file://{path}/state/", "path": f"{name}/"}
     stored = tensorstore.open({"driver": "zarr3", "kvstore": base}).result()
     return stored.chunk_layout.read_chunk.shape
+
+
+def test_a_store_that_refuses_holds_no_damaged_checkpoint(object_store):
+    checkpoints.save("gs://store/c", tree_of())
+    opened = checkpoints.open_saved("gs://store/c")
+    object_store.faults["GET"].extend(["403"] * 100)
+    try:
+        with pytest.raises(Unreachable, match="gs://store/c cannot be reached"):
+            opened.restore()
+        with pytest.raises(Unreachable):
+            checkpoints.restore("gs://store/c")
+        object_store.faults["POST"].extend(["403"] * 100)
+        with pytest.raises(Unreachable):
+            checkpoints.save("gs://store/other", tree_of())
+    finally:
+        object_store.faults.clear()
+    assert_same_bits(checkpoints.restore("gs://store/c"), tree_of())
+    for path in storage.place("gs://store/c/state").find():
+        if "/d/" in str(path):
+            path.unlink()
+    with pytest.raises(checkpoints.CorruptCheckpoint):
+        checkpoints.restore("gs://store/c")
+
+
+def test_a_checkpoint_in_a_store_takes_the_place_of_a_half_written_one_only(
+    object_store,
+):
+    storage.write_bytes("gs://store/half/state/d/1", b"half")
+    storage.write_bytes("gs://store/notes/mine.txt", b"mine")
+    checkpoints.save("gs://store/half", tree_of())
+    checkpoints.save("gs://store/half", tree_of(1))
+    assert_same_bits(checkpoints.restore("gs://store/half"), tree_of(1))
+    assert "half/state/d/1" not in object_store.names("half")
+    with pytest.raises(UserError, match="exists and is no checkpoint"):
+        checkpoints.save("gs://store/notes", tree_of())
