@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.schedule = (
         ""  # weights along a run: uniform, ema, linear, minus_sqrt, lawa(k)
     )
-    config.output = ""  # the folder to make
+    config.output = ""  # the folder to make, here or in gs://
     config.method = ConfigDict(dict(name="average", weights=None))
     config.statistics = ()  # NAME=FOLDER of each expert, for methods that want some
     # "REGEX => METHOD(…)" or "REGEX => base" for leaves that are treated otherwise.

@@ -3,7 +3,7 @@
     merging plan --config scaling_curves/palm --topology v5p:4x4x8 --count
     merging sweep --config scaling_curves/palm --config.data.data_dir=T0 \
         --config.pretrained_bases=BASES/1b,… --config.mesh.fsdp=-1 \
-        --config.mesh.tensor=4 --workdir palm
+        --config.mesh.tensor=4 --workdir gs://BUCKET/palm
 
 1B, 8B, 24B and 64B in PaLM's shape, pretrained (given: a folder of Orbax for each, with
 its config.json and tokenizer) and instruction-tuned from those; eight experts of each,
