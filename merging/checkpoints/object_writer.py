@@ -30,7 +30,7 @@ from merging.runtime import objects, processes, storage
 from merging.runtime.objects import ObjectPath
 
 _LAYOUT = "layout.json"
-_THREADS = 8
+_THREADS = 16
 
 
 class ObjectWriter:
@@ -63,6 +63,7 @@ class ObjectWriter:
         self._numbers = {path: f"{n:06d}" for n, path in enumerate(abstract)}
         self._partial = storage.place(self.folder)
         self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, "pieces")
         # {leaf's number: {first element: elements}}
         self._pieces: dict[str, dict[int, int]] = {}
         processes.broadcast(self._make)
@@ -93,10 +94,14 @@ class ObjectWriter:
         if not self._covers(number, start, len(out)):
             raise errors.CorruptCheckpoint(self.folder, f"{path} was cut short")
         flat = out.view(np.uint8)
-        for first, skip, take in self._parts(number, start, len(out)):
+
+        def read(part: tuple[int, int, int]) -> None:
+            first, skip, take = part
             got = self._piece(number, first).read_range(skip * size, take * size)
             at = (first + skip - start) * size
             flat[at : at + take * size] = np.frombuffer(got, np.uint8)
+
+        list(self._threads.map(read, self._parts(number, start, len(out))))
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Join the pieces and add files, the last of them at the end; all processes."""
@@ -104,7 +109,8 @@ class ObjectWriter:
         processes.broadcast(lambda: self._publish(extra_files))
 
     def close(self) -> None:
-        """Do nothing: there is nothing open."""
+        """Stop the threads."""
+        self._threads.shutdown(cancel_futures=True)
 
     def _make(self) -> None:
         layout = {
@@ -189,8 +195,7 @@ class ObjectWriter:
         step = objects.MOST_COMPOSED
         groups = [parts[at : at + step] for at in range(0, len(parts), step)]
         made = [folder / f"{n:06d}" for n in range(len(groups))]
-        with ThreadPoolExecutor(_THREADS, "join") as threads:
-            list(threads.map(ObjectPath.compose, made, groups))
+        list(self._threads.map(ObjectPath.compose, made, groups))
         return made
 
 

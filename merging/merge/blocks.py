@@ -17,6 +17,7 @@ import numpy as np
 
 from merging.checkpoints import Writer
 from merging.merge import checks, kernels
+from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
 from merging.merge.journal import Done, Journal
 from merging.merge.kernels import Gathered
@@ -50,13 +51,18 @@ class BlockMerger:
     ):
         self._cut, self._pipeline, self._states = cut, pipeline, states
         self._writer, self._journal, self._names = writer, journal, names
+        self._behind = Behind(at_once=not writer.atomic)
 
     def run(self, numbers: Sequence[int], advance: Callable[[int, str], None]) -> None:
         """Merge these blocks of the partition."""
         blocks = self._pipeline.each(numbers, self._models, self._merge, told=True)
-        for block in blocks:
-            path = self._cut.paths[block.pieces[0].leaf]
-            advance(self._cut.bytes_of(block), path)
+        try:
+            for block in blocks:
+                path = self._cut.paths[block.pieces[0].leaf]
+                advance(self._cut.bytes_of(block), path)
+            self._behind.finish()
+        finally:
+            self._behind.close()
 
     def _models(self, kind: Kind) -> list[int]:
         """Return which models a kind's blocks are read from."""
@@ -126,12 +132,20 @@ class BlockMerger:
         kind = self._cut.kinds[loaded.block.kind]
         if merged.dtype != kind.dtype:  # its bytes would go to the wrong places
             raise TypeError(f"merged as {merged.dtype}, to be stored as {kind.dtype}")
-        checksum = 0
-        for piece, part in loaded.block.parts(merged):
-            self._writer.write(self._cut.paths[piece.leaf], piece.start, part)
-            checksum = _checksum(part, checksum)
+        if self._writer.atomic:
+            # What is merged may be an input's own memory, which is the next block's.
+            merged = merged.copy()
+        number, parts = loaded.number, loaded.block.parts(merged)
         positions = positions.astype(np.uint32)
-        self._journal.keep_block(loaded.number, checksum, ballot, positions, values)
+
+        def store() -> None:
+            checksum = 0
+            for piece, part in parts:
+                self._writer.write(self._cut.paths[piece.leaf], piece.start, part)
+                checksum = _checksum(part, checksum)
+            self._journal.keep_block(number, checksum, ballot, positions, values)
+
+        self._behind.call(store, merged.nbytes + positions.nbytes + values.nbytes)
 
     def _require_equal(self, loaded: Loaded) -> None:
         """Integers are copied, and must be the same in all models."""

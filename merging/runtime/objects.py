@@ -31,7 +31,7 @@ from merging.runtime.errors import Unreachable, UserError
 SCHEME = "gs://"
 STALL = 60  # seconds without a byte, after which a request is made again
 MOST_COMPOSED = 32  # objects in one call; the store's limit
-_THREADS = 8
+_THREADS = 16
 _FINAL = ("Forbidden", "Bad Request", "PERMISSION_DENIED", "UNAUTHENTICATED")
 _CLIENTS = ("gcsfs", "aiohttp", "google", "requests", "fsspec")
 _STATUSES = (
