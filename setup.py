@@ -38,7 +38,9 @@ setup(
     },
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.10",
+        # Its minor releases take away what was deprecated; tests/test_packaging.py says
+        # how the bound is raised.
+        "jax>=0.10,<0.11",
         "flax>=0.12.8",
         "optax>=0.2.8",
         # v1 of its API still moves between minor releases.
@@ -49,6 +51,8 @@ setup(
         "tokenizers>=0.21",
         "sentencepiece>=0.2",
         "jinja2>=3.1",
+        # Checkpoints by a repository's name; tokenizers needs it, too.
+        "huggingface_hub>=0.30",
         "tensorflow-datasets>=4.9.10",
         # tensorflow-datasets imports it on every download without declaring it.
         "importlib_resources",
@@ -60,6 +64,8 @@ setup(
         # Only its script, which the report's page contains.
         "plotly>=6,<8",
         "rich",
+        # Losses of a training, for TensorBoard, without TensorFlow.
+        "tensorboardX>=2.6",
         "rouge-score>=0.1.2",
         "sacrebleu>=2.4",
         "pyyaml>=6",
@@ -95,12 +101,14 @@ setup(
         "search": ["optuna>=4.4", "cmaes>=0.11"],
         # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
         "hub": ["datasets>=3"],
+        # `merging evaluate --config evaluate/lm_eval`: its tasks, without PyTorch.
+        "lm_eval": ["lm_eval>=0.4.13"],
         # Workdirs, inputs and outputs in gs://.
         "gcs": ["gcsfs>=2026.4"],
         # `merging sweep --runner ray`, on every node.
         "ray": ["ray>=2.40"],
-        "gpu": ["jax[cuda12]>=0.10"],
-        "tpu": ["jax[tpu]>=0.10"],
+        "gpu": ["jax[cuda12]>=0.10,<0.11"],
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
     },
     entry_points={"console_scripts": ["merging=merging.cli.main:main"]},
 )

@@ -12,6 +12,8 @@ CACHE = Path(tempfile.gettempdir()) / "merging-test-compilation-cache"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# No test asks a server; a name of the Hub means what lies in its cache.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

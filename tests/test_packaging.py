@@ -1,10 +1,12 @@
 """What an installation holds: every file that the package needs, and the configs."""
 
+import importlib.metadata
 import runpy
 import shutil
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from merging.runtime import config as configs
 from merging.runtime.errors import UserError
@@ -49,6 +51,29 @@ def test_the_licence_is_named_and_there(metadata):
     assert metadata["license_files"] == ["LICENSE"]
     assert f"version: {metadata['version']}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {metadata['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["jax", "orbax-checkpoint"])
+def test_what_moves_has_an_upper_bound_and_is_within_it(metadata, name):
+    given = [
+        *metadata["install_requires"],
+        *sum(metadata["extras_require"].values(), []),
+    ]
+    bounds = {one.specifier for one in map(Requirement, given) if one.name == name}
+    assert len(bounds) == 1, (
+        f"{name} has one range, the same in every extra of setup.py"
+    )
+    (bound,) = bounds
+    assert any(one.operator in ("<", "<=", "~=") for one in bound), (
+        f"{name} {bound} has no upper bound, and its next minor release may break us"
+    )
+    here = importlib.metadata.version(name)
+    assert here in bound, (
+        f"{name} {here} is installed, and setup.py takes {bound}. If you want the new "
+        "one, run the whole suite with it, mend what fails, read in its changelog what "
+        f"is deprecated, and raise the bound of {name} in setup.py. If not: pip "
+        f"install '{name}{bound}'."
+    )
 
 
 @pytest.fixture

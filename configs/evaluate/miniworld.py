@@ -35,4 +35,5 @@ def get_config() -> ConfigDict:
     )
     config.base_results = ""  # workdirs to hold the rows against
     config.expert_results = ""
+    config.samples = True  # write every prompt, answer and metric for other programs
     return config

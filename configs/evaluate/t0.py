@@ -16,4 +16,5 @@ def get_config() -> ConfigDict:
     config = miniworld.get_config()
     config.suite = ConfigDict(dict(name="t0", data_dir="", only=(), chat=False))
     config.count = 1000  # examples of each dataset, at most
+    config.samples = False  # of long prompts, three templates each
     return config

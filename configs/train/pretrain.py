@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     # Devices of all processes: copies of the model (data) and parts of it (fsdp,
     # tensor); one may be -1, for all that are left.
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    # Where losses go beside losses.jsonl: tensorboard, wandb, trackio or none.
+    config.logger = "tensorboard"
 
     config.hyperparameters = ConfigDict(
         dict(

@@ -83,8 +83,12 @@ def write(
     return storage.write_bytes(workdir / FILE, (text + "\n").encode())
 
 
-def read(workdir: Path, analysis: str) -> dict[str, Any]:
+def read(workdir: Path, analysis: str | None = None) -> dict[str, Any]:
     """Return a workdir's record, its rows as `Row`s.
+
+    Args:
+      workdir: the folder, or its file.
+      analysis: what it must be of; anything by default.
 
     Raises:
       UserError: there is none, or it is of another analysis.
@@ -96,7 +100,7 @@ def read(workdir: Path, analysis: str) -> dict[str, Any]:
         kind = record["analysis"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no finished analysis ({error}).") from None
-    if kind != analysis:
+    if analysis is not None and kind != analysis:
         raise UserError(f"{path} holds the analysis {kind!r}, not {analysis!r}.")
     return record | {"rows": rows}
 

@@ -18,7 +18,7 @@ from merging.checkpoints.files import path_of
 from merging.checkpoints.location import PARTIAL, locate, split_adapter
 from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
-from merging.runtime import locks, processes, storage
+from merging.runtime import hub, locks, processes, storage
 from merging.runtime.errors import Unreachable, UserError, nearest
 
 FORMATS = ("orbax", "safetensors")
@@ -36,7 +36,8 @@ def open_checkpoint(
       uri: a folder, the folder of a CheckpointManager or a step of it, or a part of a
         tree, as `RUN/100#params` (see `merging.checkpoints.location`). Of a training's
         state, the parameters are taken, and a warning says what is left out. A model
-        with a LoRA adapter on it is `BASE+ADAPTER`.
+        with a LoRA adapter on it is `BASE+ADAPTER`; a repository of the Hugging Face
+        Hub is `ORGANISATION/NAME@REVISION` (see `merging.runtime.hub`).
       base: what an adapter that is named alone lies on.
       rounded: give leaves that an adapter changes in the base's dtype, not in float32.
 
@@ -45,7 +46,7 @@ def open_checkpoint(
       CorruptCheckpoint: its metadata can't be read.
       UserError: it is no checkpoint that is read here.
     """
-    uri = storage.supported_path(uri, "checkpoint", storage.REMOTE)
+    uri = hub.fetched(storage.supported_path(uri, "checkpoint", storage.REMOTE))
     if "://" in uri:
         reach(path_of(uri))
     model, adapter = split_adapter(uri)
@@ -67,6 +68,7 @@ def open_checkpoint(
 
 def open_stored(uri: str) -> Source:
     """Open what a folder itself stores: of an adapter without its base, A and B."""
+    uri = hub.fetched(uri)
     return Adapter(uri).tensors if is_adapter(uri) else open_checkpoint(uri)
 
 

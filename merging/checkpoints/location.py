@@ -5,6 +5,7 @@
     RUN/100       one of its steps
     PATH#params   a part of an Orbax tree, by the keys that lead to it
     BASE+ADAPTER  a model, as any of these, with a LoRA adapter on it (a folder of PEFT)
+    OWNER/NAME    a repository of the Hugging Face Hub (`merging.runtime.hub`)
 
 Nothing is taken for a checkpoint because of its name alone, and what is not understood
 is answered with what was found and what would be taken.
@@ -21,6 +22,7 @@ from etils import epath
 from merging.checkpoints import safetensors
 from merging.checkpoints.errors import MissingCheckpoint
 from merging.checkpoints.files import path_of
+from merging.runtime import hub
 from merging.runtime.errors import UserError
 
 TREE = "_METADATA"  # Orbax's list of a tree's leaves
@@ -124,7 +126,8 @@ def folders_of(uri: str | os.PathLike) -> tuple[epath.Path, ...]:
     Raises:
       MissingCheckpoint: nothing has that name.
     """
-    folder = path_of(split(split_adapter(uri)[0])[0])
+    place = hub.fetched(os.fspath(uri), weights=False)
+    folder = path_of(split(split_adapter(place)[0])[0])
     if not folder.exists():
         raise MissingCheckpoint(uri)
     if not folder.is_dir():

@@ -24,7 +24,7 @@ from merging.checkpoints import safetensors
 from merging.checkpoints.errors import MissingCheckpoint
 from merging.checkpoints.formats import open_checkpoint, reach
 from merging.checkpoints.location import is_committed, items, path_of
-from merging.runtime import storage
+from merging.runtime import hub, storage
 from merging.runtime.errors import UserError, listed
 
 GRAMMAR = "RUN@100,200, RUN@100:300, RUN@last:10 or RUN@*"
@@ -58,6 +58,8 @@ def run_steps(text: str) -> list[RunStep] | None:
     Raises:
       UserError: no such run or step, or two folders of one number; says what there is.
     """
+    if text.startswith(hub.SCHEME):  # what follows an @ is a revision
+        return None
     text = storage.supported_path(text, "checkpoint", storage.REMOTE)
     if "@" not in text and not _WILD.search(text):
         return None

@@ -28,12 +28,18 @@ def _run(arguments: argparse.Namespace) -> int:
             "workdirs of two evaluations."
         )
     config, workdir = config_and_workdir(arguments)
-    from merging.evaluation import bootstrap
-    from merging.evaluation.run import run
-    from merging.report import evaluation_page
     from merging.runtime import compilations, processes, storage
 
     compilations.keep()
+    if "tasks" in config:  # the harness's, and so are its results
+        from merging.evaluation import harness
+
+        harness.run(config, workdir)
+        return 0
+    from merging.evaluation import bootstrap
+    from merging.evaluation.run import run
+    from merging.report import evaluation_page
+
     run(config, workdir)
     if processes.is_first():
         how = bootstrap.Options(**config.get("bootstrap", {}))
@@ -86,7 +92,8 @@ COMMAND = Command(
     it at any time, and the same command continues. Prints each dataset's value, mean
     and spread over its prompt templates, with a bootstrap interval; writes a page that
     shows them, result rows for `merging report`, and a results file for readers of
-    lm-evaluation-harness.
+    lm-evaluation-harness. With --config evaluate/lm_eval the tasks are that harness's
+    own, few-shot and per-sample logs too (pip install 'merging[lm_eval]').
 
     examples:
       merging evaluate --config evaluate/miniworld \\
@@ -95,6 +102,8 @@ COMMAND = Command(
           --config.checkpoint=MERGED --config.labels.method=ties \\
           --config.base_results=scores --workdir merged_scores
       merging evaluate --compare scores merged_scores --out comparison
+      merging evaluate --config evaluate/lm_eval --config.checkpoint=MODEL \\
+          --config.tasks=hellaswag,arc_easy --workdir harness_scores
     """,
     _options,
     _run,

@@ -1,8 +1,12 @@
 """`merging report`: figures, tables and verdicts from rows."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from merging.cli.command import Command, any_path
+from merging.cli.command import Command, any_path, local_path
+from merging.runtime.errors import UserError
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -10,10 +14,25 @@ def _run(arguments: argparse.Namespace) -> int:
     from merging.runtime import results, workdir
 
     rows = results.read(arguments.workdir)
+    analysed = [_analysis(place) for place in arguments.analysis]
     out = arguments.out or arguments.workdir[0] / "report"
-    page = report.report(rows, out, workdir.configs(arguments.workdir))
+    page = report.report(rows, out, workdir.configs(arguments.workdir), analysed)
     print(f"Report of {len(rows)} rows: {page}")
     return 0
+
+
+def _analysis(place: Path) -> tuple[str, Sequence[Any]]:
+    """Return what was done in a workdir of `merging analyze` or `fit`, and its rows."""
+    from merging.analysis import rows
+    from merging.report import analyses
+
+    record = rows.read(place)
+    if record["analysis"] not in analyses.DRAWN:
+        raise UserError(
+            f"{place} holds the analysis {record['analysis']!r}, of which a report "
+            f"draws nothing; it draws {', '.join(analyses.DRAWN)}."
+        )
+    return record["analysis"], record["rows"]
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +43,15 @@ def _options(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="DIR",
         help="finished or unfinished runs; their rows are joined",
+    )
+    parser.add_argument(
+        "--analysis",
+        type=local_path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="workdirs of `merging analyze` or `merging fit`, whose geometry,"
+        " saturation or law becomes a section of the page",
     )
     parser.add_argument(
         "--out", type=any_path, metavar="DIR", help="(the first workdir's report/)"
@@ -40,6 +68,7 @@ COMMAND = Command(
     examples:
       merging report --workdir curves
       merging report --workdir part0 part1 part2 --out joined
+      merging report --workdir curves --analysis geometry saturation
     """,
     _options,
     _run,

@@ -36,7 +36,8 @@ COMMAND = Command(
     WORKDIR/logs/process_I.log.
 
     WORKDIR gets checkpoint/ (Orbax, to merge, convert, evaluate or train on; with
-    validation also best/), losses.jsonl with the loss of every step, and train.json.
+    validation also best/), losses.jsonl with the loss of every step, the same for
+    TensorBoard (or for W&B or trackio, --config.logger=wandb), and train.json.
 
     examples:
       merging train --config train/pretrain --workdir base

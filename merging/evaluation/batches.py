@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merging.evaluation import shapes
-from merging.evaluation.requests import Call, Request, Requests, TemplateRequests
+from merging.evaluation.requests import (
+    BareRequests,
+    Call,
+    Request,
+    Requests,
+    TemplateRequests,
+)
 from merging.evaluation.shapes import Shape
 from merging.runtime.errors import UserError
 from merging.runtime.sharding import place
@@ -35,11 +41,6 @@ class Batch(NamedTuple):
     arrays: tuple[Any, ...]
     tokens: int
 
-    @property
-    def answers(self) -> int:
-        """Answers to each request: log-likelihoods, or token ids."""
-        return self.call[0] if self.call else self.arrays[3].shape[1]
-
 
 class Batches(NamedTuple):
     """Requests cut into batches.
@@ -50,7 +51,7 @@ class Batches(NamedTuple):
       padding: share of all slots that hold no token of a request.
     """
 
-    sets: tuple[TemplateRequests, ...]
+    sets: tuple[TemplateRequests | BareRequests, ...]
     batches: tuple[Batch, ...]
     padding: float
 
@@ -138,7 +139,9 @@ def choose_shapes(requests: Requests, compile_cost: float | None = None) -> Shap
     )
 
 
-def _sizes(sets: Sequence[TemplateRequests]) -> tuple[np.ndarray, np.ndarray]:
+def _sizes(
+    sets: Sequence[TemplateRequests | BareRequests],
+) -> tuple[np.ndarray, np.ndarray]:
     """Return lengths and tails [R] of all requests."""
     both = [np.stack(one.sizes) for one in sets] or [np.zeros((2, 0), int)]
     lengths, tails = np.concatenate(both, axis=1)
@@ -146,7 +149,10 @@ def _sizes(sets: Sequence[TemplateRequests]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(
-    sets: tuple[TemplateRequests, ...], fitting: Shapes, batch_size: int, sharding: Any
+    sets: tuple[TemplateRequests | BareRequests, ...],
+    fitting: Shapes,
+    batch_size: int,
+    sharding: Any,
 ) -> Batches:
     asked = [request for one in sets for request in one.requests]
     calls = [one.call for one in sets for _ in one.requests]

@@ -4,17 +4,19 @@ Its names, where it finds the same quantity: acc for accuracy, acc_norm per char
 acc_mutual_info unconditional; and em, as its coqa and drop say, for exact match after
 SQuAD's normalisation: what it calls exact_match normalises nothing. And its scale: BLEU
 out of 100, all else out of 1. What says that it ran itself, such as its version, is
-left out.
+left out. Beside results_TIME.json there is samples_TASK_TIME.jsonl of each task, with a
+line for each example under each prompt template (see `samples`).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from merging.evaluation import samples
 from merging.evaluation.scores import DatasetScore, Record
 from merging.evaluation.tables import Value
 from merging.runtime import storage
@@ -43,6 +45,7 @@ def write(
     context: int,
     chat_template: str,
     config: Mapping[str, Any],
+    examples: Callable[[str], Iterable[samples.Sample]] | None = None,
 ) -> Folder:
     """Write results_TIME.json in the place of an earlier one, and return its path.
 
@@ -55,21 +58,30 @@ def write(
       context: the most tokens that the model was given.
       chat_template: that prompts stood in; "" for none.
       config: what else the harness calls the config.
+      examples: the samples of a dataset by its name; no file of them by default.
     """
     name = _folder(model)
     now = datetime.now(UTC)
     folder = workdir / FOLDER / name
-    path = folder / f"results_{now:%Y-%m-%dT%H-%M-%S.%f}.json"
-    earlier = list(folder.glob("results_*.json"))
-    by_task: dict[str, dict[str, Any]] = {}
+    time = f"{now:%Y-%m-%dT%H-%M-%S.%f}"
+    path = folder / f"results_{time}.json"
+    earlier = [*folder.glob("results_*.json"), *folder.glob("samples_*.jsonl")]
+    by_task: dict[str, dict[str, Any]] = {"task_hashes": {}}
     for record, metrics in zip(records, values, strict=True):
         task = f"{suite}_{record.score.dataset}"
         for key, value in _facts(task, record.score, metrics, split).items():
             by_task.setdefault(key, {})[task] = value
+        if examples is not None:
+            file = folder / f"samples_{task}_{time}.jsonl"
+            found = samples.write(file, examples(record.score.dataset), _named)
+            by_task["task_hashes"][task] = found
     found = by_task | {
         "config": {"model": "merging", **config},
         "git_hash": records[0].git_revision,
         "model_source": "merging",
+        "system_instruction": None,
+        "system_instruction_sha": None,
+        "fewshot_as_multiturn": False,
         "model_name": model,
         "model_name_sanitized": name,
         "max_length": context,
@@ -82,6 +94,11 @@ def write(
     for old in earlier:
         old.unlink()
     return path
+
+
+def _named(metric: str) -> tuple[str, int]:
+    """Return a metric's name and scale in the harness."""
+    return _NAMES.get(metric, metric), 100 if metric == "bleu" else 1
 
 
 def _folder(model: str) -> str:
@@ -109,7 +126,7 @@ def _facts(
         },
         "versions": 1,
         "n-shot": 0,
-        "higher_is_better": {_NAMES.get(metric, metric): True for metric in values},
+        "higher_is_better": {_named(metric)[0]: True for metric in values},
         "n-samples": {"original": score.examples, "effective": score.examples},
     }
 
@@ -121,7 +138,7 @@ def _results(task: str, examples: int, values: Mapping[str, Value]) -> dict[str,
         "sample_len": examples,
     }
     for metric, value in values.items():
-        name, scale = _NAMES.get(metric, metric), 100 if metric == "bleu" else 1
+        name, scale = _named(metric)
         found[f"{name},none"] = scale * value.value
         found[f"{name}_stderr,none"] = scale * value.interval.deviation
     return found

@@ -8,10 +8,11 @@ knows no model.
 
 import functools
 import io
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -205,7 +206,8 @@ def _read(
 ) -> evaluation.Requests:
     """Return the datasets' requests; arguments as `evaluation.requests`."""
     templates = sum(len(suite.evaluations(name)) for name in datasets)
-    with _progress(templates, "reading", check=preemption.raise_if_asked) as shown:
+    check = preemption.raise_if_asked  # each reads for itself
+    with progress(templates, "reading", check=check) as shown:
 
         def read(one: TemplateRequests) -> None:
             shown.advance(note=one.dataset.name)
@@ -226,16 +228,11 @@ def _records(
     workdir: Folder | None,
 ) -> Iterator[tuple[str, Record]]:
     """Read the model, and yield each dataset and its record when it is finished."""
+    predictor = load(model, dtype, mesh)
     first = processes.is_first()
-    if first and model.uri:
-        size = shown_parameters(model.parameters)
-        print(f"Reading {size} parameters of {model.uri}.", file=sys.stderr)
-    config, params = model.load(dtype, mesh)
-    bound = (functools.partial(call, params) for call in models.predictor(config, mesh))
-    predictor = models.Predictor(*bound)
     log = EventLog(workdir / "events.jsonl" if workdir and first else None)
     tokens = sum(one.tokens for one in requests.sets)
-    with _progress(tokens, "evaluating", log=log, check=_stop) as shown:
+    with progress(tokens, "evaluating", log=log) as shown:
         for name in datasets:
             start = time.monotonic()
             (score,) = evaluation.evaluate(
@@ -251,6 +248,29 @@ def _records(
             yield name, Record(score, seconds, git_revision())
 
 
+def load(model: Model, dtype: str | None, mesh: Mesh | None) -> models.Predictor:
+    """Read a model's parameters, and return its functions bound to them.
+
+    Args:
+      model: from `open_model`.
+      dtype: of parameters and activations; None as stored.
+      mesh: devices to split rows and parameters over; None for one.
+    """
+    if processes.is_first() and model.uri:
+        size = shown_parameters(model.parameters)
+        print(f"Reading {size} parameters of {model.uri}.", file=sys.stderr)
+    config, params = model.load(dtype, mesh)
+    bound = (functools.partial(call, params) for call in models.predictor(config, mesh))
+    return models.Predictor(*bound)
+
+
+def mesh_of(sizes: Mapping[str, int]) -> Mesh | None:
+    """Return a mesh of these axes; None for one of the only device."""
+    if jax.device_count() == 1 and math.prod(map(abs, sizes.values())) == 1:
+        return None
+    return sharding.make_mesh(sizes)
+
+
 def compile_cost(parameters: int) -> float:
     """Return how many tokens a model handles in the time of a compilation, roughly."""
     flops = _COMPILATION.get(jax.default_backend())
@@ -258,12 +278,25 @@ def compile_cost(parameters: int) -> float:
     return flops / (2 * parameters)
 
 
-def _progress(total: float, label: str, **options: Any) -> Progress:
-    stream = None if processes.is_first() else io.StringIO()
-    return Progress(total, label, stream=stream, **options)
-
-
 def _stop() -> None:
     # Between the same two batches on every process, which meet in collectives.
     if processes.preempted():
         raise Preempted("stopped by SIGTERM")
+
+
+def progress(
+    total: float,
+    label: str,
+    *,
+    log: EventLog | None = None,
+    check: Callable[[], None] = _stop,
+) -> Progress:
+    """Return what shows how far a job of all processes is: only the first one's does.
+
+    Args:
+      total, label, log: as of a `Progress`.
+      check: called after each step; by default it ends the work of all processes after
+        the same batch if one was asked to stop.
+    """
+    stream = None if processes.is_first() else io.StringIO()
+    return Progress(total, label, stream=stream, log=log, check=check)

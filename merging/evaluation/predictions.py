@@ -64,15 +64,31 @@ def predict(
       predictor: the model.
       tick: called after every batch with its tokens; what it raises ends the work.
     """
-    # Log-likelihoods and token ids alike are exact in float64.
-    width = max(batch.answers for batch in batches.batches)
-    table = np.zeros((sum(len(one.requests) for one in batches.sets), width))
+    table = answers(batches, predictor, tick)
+    ends = np.cumsum([len(one.requests) for one in batches.sets])
+    parts = np.split(table, ends[:-1])
+    return [_prediction(*pair) for pair in zip(batches.sets, parts, strict=True)]
+
+
+def answers(
+    batches: Batches,
+    predictor: Predictor,
+    tick: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Return a model's answers [R, width] to all requests, sets one after the other.
+
+    To one to score what `score` returns of it, to one to generate its token ids; 0 in
+    what is left of a row.
+
+    Args:
+      batches, predictor, tick: as of `predict`; `score` may return further columns.
+    """
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     pending: collections.deque = collections.deque()
 
     def collect() -> None:
         batch, result = pending.popleft()
-        answers = to_host(result)[: len(batch.requests)]
-        table[batch.requests, : answers.shape[1]] = answers
+        found.append((batch.requests, to_host(result)[: len(batch.requests)]))
         if tick is not None:
             tick(batch.tokens)
 
@@ -84,9 +100,12 @@ def predict(
             collect()
     while pending:
         collect()
-    ends = np.cumsum([len(one.requests) for one in batches.sets])
-    parts = np.split(table, ends[:-1])
-    return [_prediction(*pair) for pair in zip(batches.sets, parts, strict=True)]
+    width = max(part.shape[1] for _, part in found)
+    # Log-likelihoods and token ids alike are exact in float64.
+    table = np.zeros((sum(len(one.requests) for one in batches.sets), width))
+    for numbers, part in found:
+        table[numbers, : part.shape[1]] = part
+    return table
 
 
 def _prediction(one: TemplateRequests, table: np.ndarray) -> Prediction:

@@ -83,8 +83,7 @@ class TemplateRequests:
     @functools.cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of each request but the prefix, and those of them in its tail."""
-        tails = np.array([request.tail for request in self.requests])
-        return np.array([len(r.prompt) for r in self.requests]) + tails, tails
+        return _sizes(self.requests)
 
     @property
     def tokens(self) -> int:
@@ -105,6 +104,29 @@ class TemplateRequests:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class BareRequests:
+    """Requests of no dataset: what another program asks, and reads the answers of.
+
+    Attributes:
+      requests: as of a `TemplateRequests`.
+      call: as of a `TemplateRequests`.
+    """
+
+    requests: tuple[Request, ...]
+    call: Call = ()
+
+    @functools.cached_property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each request but the prefix, and those of them in its tail."""
+        return _sizes(self.requests)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads and makes."""
+        return int(self.sizes[0].sum()) + sum(self.call[:1]) * len(self.requests)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Requests:
     """What to ask models, from `requests`.
 
@@ -113,7 +135,7 @@ class Requests:
       kept: the batches that were made of them (see `batches.prepare`).
     """
 
-    sets: tuple[TemplateRequests, ...]
+    sets: tuple[TemplateRequests | BareRequests, ...]
     kept: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def only(self, datasets: Iterable[str]) -> "Requests":
@@ -207,20 +229,51 @@ def template_requests(
     """Return the requests of an evaluation set that is no longer than the context."""
     prompts = _rows(eval_set.prompts, eval_set.prompt_lengths)
     choices = _rows(eval_set.continuations, eval_set.continuation_lengths)
+    begun = functools.partial(_request, eval_set)
     found: list[Request] = []
     answers = unconditional = None
     if not eval_set.ranked:
-        found = [_request(eval_set, prompt) for prompt in prompts]
+        found = [begun(prompt) for prompt in prompts]
     else:
-        answers = _rank(found, eval_set, prompts, choices, eval_set.groups)
+        answers = _rank(found, begun, prompts, choices, eval_set.groups)
         if any(METRICS[metric].unconditional for metric in metrics):
-            unconditional = _rank_unconditional(found, eval_set, choices)
+            unconditional = _rank_unconditional(found, begun, choices)
     return TemplateRequests(
         *(dataset, metrics, eval_set, truncated, tuple(found), answers, unconditional)
     )
 
 
-def _rank(found: list[Request], eval_set: EvalSet, prompts, choices, groups) -> Answers:
+def opened(prompt: np.ndarray) -> Request:
+    """Return a request of a prompt [P >= 1] that begins with what opens it."""
+    return Request(int(prompt[0]), prompt[1:], [])
+
+
+def ranked(
+    prompts: Sequence[np.ndarray], choices: Sequence[np.ndarray]
+) -> tuple[BareRequests, Answers]:
+    """Return what asks for each choice behind its prompt, and where the answers are.
+
+    Args:
+      prompts: ids, each with what opens it; neighbours that are equal share a request.
+      choices: ids of each one's choice, one or more.
+    """
+    found: list[Request] = []
+    answers = _rank(found, opened, prompts, choices, [0] * len(prompts))
+    return BareRequests(tuple(found)), answers
+
+
+def _sizes(requests: Sequence[Request]) -> tuple[np.ndarray, np.ndarray]:
+    tails = np.array([request.tail for request in requests])
+    return np.array([len(request.prompt) for request in requests]) + tails, tails
+
+
+def _rank(
+    found: list[Request],
+    begun: Callable[[np.ndarray], Request],
+    prompts,
+    choices,
+    groups,
+) -> Answers:
     """Ask for every row's choice behind its prompt, in requests added to `found`.
 
     Neighbours of one example (group) and one prompt share a request.
@@ -229,7 +282,7 @@ def _rank(found: list[Request], eval_set: EvalSet, prompts, choices, groups) -> 
     for prompt, choice, group in zip(prompts, choices, groups, strict=True):
         key = (group, prompt.tobytes())
         if key != previous or _is_full(found[-1], choice):
-            found.append(_request(eval_set, prompt))
+            found.append(begun(prompt))
             previous = key
         found[-1].choices.append(choice)
         at.append((len(found) - 1, len(found[-1].choices) - 1))
@@ -237,12 +290,14 @@ def _rank(found: list[Request], eval_set: EvalSet, prompts, choices, groups) -> 
     return requests, places
 
 
-def _rank_unconditional(found: list[Request], eval_set: EvalSet, choices) -> Answers:
+def _rank_unconditional(
+    found: list[Request], begun: Callable[[np.ndarray], Request], choices
+) -> Answers:
     """Ask for every row's choice behind the prefix alone, for equal ones once."""
     unlike = {choice.tobytes(): choice for choice in choices}
     number = {key: i for i, key in enumerate(unlike)}
     nothing = [_NO_PROMPT] * len(unlike)
-    where = _rank(found, eval_set, nothing, unlike.values(), [0] * len(unlike))
+    where = _rank(found, begun, nothing, unlike.values(), [0] * len(unlike))
     rows = [number[choice.tobytes()] for choice in choices]
     return where[0][rows], where[1][rows]
 
@@ -258,7 +313,7 @@ def _request(eval_set: EvalSet, prompt: np.ndarray) -> Request:
     if eval_set.bos_id is not None:
         return Request(eval_set.bos_id, prompt, [])
     if len(prompt):
-        return Request(int(prompt[0]), prompt[1:], [])
+        return opened(prompt)
     return Request(eval_set.prefix_id, prompt, [])
 
 

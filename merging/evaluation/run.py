@@ -1,18 +1,15 @@
 """What `merging evaluate` does with a config: scores, then rows, tables and exports."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from merging import tasks
-from merging.evaluation import bootstrap, export, job, store, tables
+from merging.evaluation import bootstrap, export, job, samples, store, tables
 from merging.evaluation.rows import ModelLabels, reference, require_comparable, rows
-from merging.evaluation.scores import Record
-from merging.runtime import config_keys, processes, results, sharding, storage, text
+from merging.evaluation.scores import DatasetScore, Record
+from merging.runtime import config_keys, processes, results, storage, text
 from merging.runtime.config import config_hash
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.results import BASELINES, BASES
@@ -36,6 +33,7 @@ _KEYS = {
     ),
     "base_results": "",
     "expert_results": "",
+    "samples": True,
 }
 
 
@@ -71,7 +69,7 @@ def run(config: Any, workdir: Folder) -> None:
         model,
         suite,
         **{key: config[key] for key in chosen},
-        mesh=_mesh(config.mesh),
+        mesh=job.mesh_of(config.mesh),
         workdir=workdir,
     )
     if processes.is_first():
@@ -120,9 +118,30 @@ def _published(
             "limit": config.count or None,
             "bootstrap_iters": how.resamples,
         },
+        examples=_examples(config, workdir, suite, scores) if config.samples else None,
     )
     lines = [tables.table(scores, values, how.level).text(), *tables.notes(scores)]
     return "\n".join([*lines, f"For lm-evaluation-harness's readers: {exported}"])
+
+
+def _examples(
+    config: Any, workdir: Folder, suite: tasks.Suite, scores: list[DatasetScore]
+) -> Callable[[str], Iterator[samples.Sample]]:
+    """Return the samples of a dataset by its name, its examples read once more."""
+    found = {score.dataset: score for score in scores}
+
+    def of(dataset: str) -> Iterator[samples.Sample]:
+        sets = tasks.load_suite(
+            suite,
+            config.split,
+            config.count or None,
+            datasets=[dataset],
+            cache_dir=workdir / "data",  # where `job.evaluate` has left them
+            fewer=True,
+        )
+        return samples.samples(found[dataset], sets, suite.tokenizer.spelled)
+
+    return of
 
 
 def _labels(config: Any, suite: str, model: job.Model) -> ModelLabels:
@@ -131,12 +150,6 @@ def _labels(config: Any, suite: str, model: job.Model) -> ModelLabels:
     labels["family"] = labels["family"] or model.family
     labels["size"] = labels["size"] or text.parameters(model.parameters)
     return ModelLabels(suite=suite, params=model.parameters, parameters={}, **labels)
-
-
-def _mesh(sizes: Mapping[str, int]) -> Mesh | None:
-    if jax.device_count() == 1 and math.prod(map(abs, sizes.values())) == 1:
-        return None
-    return sharding.make_mesh(sizes)
 
 
 def _check(config: Any) -> None:

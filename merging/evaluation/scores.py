@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class TemplateScore:
       log_p: sum of the right answers' log-likelihoods, in nats; None where texts are
         generated, for then no answer is scored.
       tokens: of these answers.
+      outputs: what the model made of each row of the evaluation set: float32 [M], log p
+        of each choice, in nats, or M texts; None where a score is made without.
     """
 
     examples: int
@@ -38,6 +40,7 @@ class TemplateScore:
     counts: Mapping[str, np.ndarray]
     log_p: float | None = None
     tokens: int | None = None
+    outputs: np.ndarray | Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +152,13 @@ def _score(one: TemplateRequests, prediction: Prediction) -> TemplateScore:
     return TemplateScore(
         *(one.eval_set.examples, one.truncated, one.answers_digest, values, counts),
         *_right_answers(one, prediction),
+        _plain(prediction.outputs),
     )
+
+
+def _plain(outputs: Any) -> np.ndarray | tuple[str, ...]:
+    is_text = not isinstance(outputs, np.ndarray)
+    return tuple(map(str, outputs)) if is_text else outputs
 
 
 def _right_answers(

@@ -16,7 +16,7 @@ from merging.runtime.storage import Folder
 
 FOLDER, INDEX = "tasks", "index.json"
 # Of the files' layout, and of the code that finds values: raise it when one changes.
-VERSION = 3
+VERSION = 4
 
 
 def key(*parts: Any) -> str:
@@ -107,7 +107,7 @@ def present(workdir: Folder) -> list[Record]:
 
 
 def _packed(counts: np.ndarray) -> dict[str, Any]:
-    """Return counts [N, k] as compressed text: a byte or less for an example."""
+    """Return numbers as compressed text: of counts a byte or less for an example."""
     data = zlib.compress(counts.astype("<f4").tobytes(), 9)
     return {"shape": counts.shape, "float32": base64.b64encode(data).decode()}
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from merging import checkpoints
 from merging.merge.inputs import Inputs
+from merging.runtime import hub
 from merging.runtime.errors import UserError, nearest
 
 CARD, CONFIG = "README.md", "config.json"
+# What the Hub looks for beside a model that a YAML made.
+YAML = "mergekit_config.yml"
 TOKENIZER, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 # What configs call the number of layers, and lists with something for each of them.
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -48,6 +51,8 @@ def auxiliary_files(
     if CONFIG in files:
         files[CONFIG] = _config(files[CONFIG], dtype, inputs.tied)
     files[CARD] = model_card(inputs, settings, target).encode()
+    if settings["merge_yaml"]:
+        files[YAML] = settings["merge_yaml"].encode()
     return files
 
 
@@ -59,6 +64,7 @@ def _place(inputs: Inputs, chosen: str | None) -> str:
         return inputs.base.uri
     if chosen in inputs.experts:
         return inputs.experts[chosen].uri
+    chosen = hub.fetched(chosen, weights=False)
     if Path(chosen).is_dir() or "://" in chosen:
         return chosen
     if "/" in chosen:
@@ -68,15 +74,21 @@ def _place(inputs: Inputs, chosen: str | None) -> str:
 
 def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     """Return a model card in the Hugging Face hub's convention."""
-    base = inputs.base.uri if inputs.base and settings["base"] else None
-    experts = {name: source.uri for name, source in inputs.experts.items()}
-    models = [*([base] if base else []), *experts.values()]
+    start = inputs.base.uri if inputs.base and settings["base"] else None
+    base = start and _called(start)
+    experts = {name: _called(source.uri) for name, source in inputs.experts.items()}
+    sources = [*([start] if start else []), *(s.uri for s in inputs.experts.values())]
+    # The Hub links a repository by its name alone.
+    models = [found.name if (found := hub.repository(u)) else u for u in sources]
     space = settings["space"]
     # Which library opens it: transformers reads no Orbax.
     names = {"safetensors": "transformers", checkpoints.PEFT: "peft"}
     library = [f"library_name: {names[target]}"] if target in names else []
     front = ["---", *library, "tags:", "- merge", "- model-merging"]
-    front += ["base_model:", *(f"- {json.dumps(m)}" for m in models), "---", ""]
+    front += ["base_model:", *(f"- {json.dumps(m)}" for m in models)]
+    # An adapter is no merge to the Hub, but an adapter of its base.
+    front += [] if target == checkpoints.PEFT else ["base_model_relation: merge"]
+    front += ["---", ""]
     rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]
     along = settings["schedule"]
@@ -105,6 +117,12 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
             "",
         ]
     )  # fmt: skip
+
+
+def _called(uri: str) -> str:
+    """Return a place as a reader finds it: of the Hub, the name and the commit."""
+    found = hub.repository(uri)
+    return f"{found.name}@{found.commit}" if found else uri
 
 
 def with_layers(files: Mapping[str, bytes], layers: Sequence[int]) -> dict[str, bytes]:

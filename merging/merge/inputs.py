@@ -13,7 +13,7 @@ from merging.checkpoints import Source, open_checkpoint
 from merging.merge import checks
 from merging.merge.statistics import label
 from merging.methods import Statistics
-from merging.runtime import tree
+from merging.runtime import hub, tree
 from merging.runtime.errors import UserError
 
 # What the base is called beside the experts' names.
@@ -141,6 +141,8 @@ def _says_untied(source: Source) -> bool:
 def expert_names(uris: Sequence[str]) -> dict[str, str]:
     """Return {name: uri} of texts ``PATH``, named after its last folder, or NAME=PATH.
 
+    A repository of the Hub is called by its name without owner and revision.
+
     What a name is does not depend on the other experts: random masks follow from it.
     A checkpoint given twice is merged twice, the second time as ``NAME#2``. Steps of a
     run, ``RUN@last:10`` (see `checkpoints.runs`), come in their order, as ``RUN@100``.
@@ -185,7 +187,8 @@ def _named(text: str) -> list[tuple[str, str]]:
         name, uri = "", text
     steps = checkpoints.run_steps(uri)
     if steps is None:
-        return [(name or uri.rstrip("/").rsplit("/", 1)[-1] or uri, uri)]
+        last = hub.last_part(uri) or uri.rstrip("/").rsplit("/", 1)[-1]
+        return [(name or last or uri, uri)]
     return [(f"{name}@{s.number}" if name else s.name, s.uri) for s in steps]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import MissingCheckpoint, Source
 from merging.merge.inputs import Inputs
-from merging.runtime import storage, tree
+from merging.runtime import hub, storage, tree
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.objects import ObjectPath
 from merging.runtime.revision import git_revision
@@ -273,8 +273,12 @@ def _recorded(uri: str, output: str) -> str:
     """Return a path as a manifest in the folder `output` has it.
 
     An absolute one as it is, and a relative one from there, whatever folder the merge
-    was started in: a folder of models and their merges can be moved as a whole.
+    was started in: a folder of models and their merges can be moved as a whole. Of a
+    repository of the Hub, its name and the commit that was fetched.
     """
+    uri = hub.fetched(uri, weights=False)
+    if found := hub.repository(uri):
+        return found.uri
     model, adapter = checkpoints.split_adapter(uri)
     if adapter is not None:
         return "+".join(_recorded(part, output) for part in (model, adapter))

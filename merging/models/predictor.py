@@ -32,10 +32,13 @@ class Predictor(NamedTuple):
       generate: ``(…, max_new_tokens, end_ids) -> [B, max_new_tokens]``: greedy
         continuation, 0 after the first of ``end_ids``; what stands behind the prompt is
         ignored.
+      score_greedy: as ``score`` -> [B, 2 C]: the C log p, then for each continuation 1
+        where greedy generation would give it, else 0.
     """
 
     score: Callable[..., jax.Array]
     generate: Callable[..., jax.Array]
+    score_greedy: Callable[..., jax.Array]
 
 
 @functools.lru_cache(maxsize=64)
@@ -46,10 +49,13 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
       config: the decoder.
       mesh: devices to split the rows over; the parameters stay where they are.
     """
-    score = jax.jit(functools.partial(_score, config))
-    generate = jax.jit(functools.partial(_generate, config), static_argnums=(4, 5))
+    functions = Predictor(
+        jax.jit(functools.partial(_score, config, False)),
+        jax.jit(functools.partial(_generate, config), static_argnums=(4, 5)),
+        jax.jit(functools.partial(_score, config, True)),
+    )
     if mesh is None:
-        return Predictor(score, generate)
+        return functions
 
     def over_mesh(function):
         def placed(params, *arguments):
@@ -59,10 +65,12 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
 
         return placed
 
-    return Predictor(over_mesh(score), over_mesh(generate))
+    return Predictor(*map(over_mesh, functions))
 
 
-def _score(config, params, prefixes, tokens, lengths, firsts, segments, targets):
+def _score(
+    config, greedy, params, prefixes, tokens, lengths, firsts, segments, targets
+):
     """One forward pass: a prompt's keys and values serve all its continuations."""
     model = bind(config, params)
     inputs, room = _prefixed(prefixes, tokens), segments.shape[1]
@@ -73,30 +81,51 @@ def _score(config, params, prefixes, tokens, lengths, firsts, segments, targets)
     hidden, _ = model(inputs, where)
     log_p = jax.nn.log_softmax(model.logits(_at(hidden, lengths)))
     scores = jnp.take_along_axis(log_p, firsts, axis=-1)
-    if not room:
-        return scores
-    slots = jnp.minimum(lengths[:, None] + 1 + jnp.arange(room), inputs.shape[1] - 1)
-    tail = jnp.take_along_axis(hidden, slots[..., None], axis=1)
-    log_p = _log_p(model, tail, targets)
-    own = segments[..., None] == jnp.arange(firsts.shape[1])
-    return scores + jnp.sum(jnp.where(own, log_p[..., None], 0), axis=1)
+    best = _is_best(log_p[:, None], firsts) if greedy else None
+    if room:
+        last = inputs.shape[1] - 1
+        slots = jnp.minimum(lengths[:, None] + 1 + jnp.arange(room), last)
+        tail = jnp.take_along_axis(hidden, slots[..., None], axis=1)
+        log_p, also = _log_p(model, tail, targets, greedy)
+        own = segments[..., None] == jnp.arange(firsts.shape[1])
+        scores += jnp.sum(jnp.where(own, log_p[..., None], 0), axis=1)
+        if greedy:
+            best &= jnp.all(~own | also[..., None], axis=1)
+    if greedy:
+        return jnp.concatenate([scores, best.astype(scores.dtype)], axis=1)
+    return scores
 
 
-def _log_p(model, hidden, targets):
-    """Return log p [B, M] of the token after each hidden [B, M, d_model]."""
+def _log_p(model, hidden, targets, greedy):
+    """Return log p [B, M] of the token after each hidden [B, M, d_model].
+
+    And, if asked for `greedy`, whether it is the most likely one; else None.
+    """
 
     def after(hidden, targets):
         logits = model.logits(hidden)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
+        return log_p, _is_best(logits, targets) if greedy else None
 
     rows, room = targets.shape
     at_once = max(1, LOGITS // (rows * model.config.vocab_size))
     if at_once >= room:
         return after(hidden, targets)
     columns = (hidden.swapaxes(0, 1), targets.swapaxes(0, 1))
-    log_p = jax.lax.map(lambda pair: after(*pair), columns, batch_size=at_once)
-    return log_p.swapaxes(0, 1)
+    found = jax.lax.map(lambda pair: after(*pair), columns, batch_size=at_once)
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), found)
+
+
+def _is_best(logits, targets):
+    """Return [B, M] whether argmax of logits [B, M or 1, V] is the target.
+
+    Of equal ones argmax takes the first. Comparisons are one vectorised pass, where
+    XLA's argmax on a CPU is none.
+    """
+    own = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    earlier = jnp.arange(logits.shape[-1]) < targets[..., None]
+    return ~jnp.any((logits > own) | ((logits == own) & earlier), axis=-1)
 
 
 def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, end_ids):

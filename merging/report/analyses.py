@@ -222,6 +222,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Sequence[Found]], list[Panel]]]] = {
     "saturation": ("Why gains saturate", _saturation),
     "law": ("The merging law", _law),
 }
+DRAWN = tuple(_KINDS)
 
 
 def _lines(

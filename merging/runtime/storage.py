@@ -23,8 +23,9 @@ from merging.runtime import compilations, objects
 from merging.runtime.errors import UserError
 from merging.runtime.objects import ObjectPath
 
-# Object stores that checkpoints are read from, and those that things are kept in.
-REMOTE = ("gs://", "s3://")
+# Object stores that checkpoints are read from, and the Hugging Face Hub (`hub`); and
+# those that things are kept in.
+REMOTE = ("gs://", "s3://", "hf://")
 KEPT_IN = (objects.SCHEME,)
 Folder = Path | ObjectPath
 SETTLE = 30.0  # seconds between two writings of a file that grows in an object store

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from merging import checkpoints, models
 from merging.merge.stored import StoredLeaf
 from merging.models import hf as families
-from merging.runtime import processes, storage, text
+from merging.runtime import hub, processes, storage, text
 from merging.runtime.errors import UserError, nearest
 from merging.tasks import Tokenizer
 
@@ -215,9 +215,10 @@ def _unchanged(path: str, expected: str, described: str) -> families.Model:
 
 def require_folder(path: str, key: str = "pretrained_bases") -> None:
     """Refuse what is no folder; a GGUF file is converted first."""
-    if path.startswith(storage.REMOTE):
+    place = hub.fetched(path, weights=False)
+    if place.startswith(storage.REMOTE):
         return
-    if not Path(checkpoints.split(path)[0]).is_dir():
+    if not Path(checkpoints.split(place)[0]).is_dir():
         raise UserError(
             f"{key}: {path!r} is no folder with a checkpoint and its "
             "config.json. SmolLM2's is made by: merging convert "

@@ -5,7 +5,7 @@ tags, filters and functions that transformers offers, for which templates are wr
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -55,10 +55,24 @@ class ChatTemplate:
         Raises:
           UserError: the template fails.
         """
+        return self.render([{"role": "user", "content": prompt}])
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], answering: bool = True
+    ) -> str:
+        """Return messages in the template, up to where an answer begins.
+
+        Args:
+          messages: each has a `role` and `content`.
+          answering: False: up to where the last message, which is begun, goes on.
+
+        Raises:
+          UserError: the template fails.
+        """
         try:
             text = self._template.render(
-                messages=[{"role": "user", "content": prompt}],
-                add_generation_prompt=True,
+                messages=list(messages),
+                add_generation_prompt=answering,
                 tools=None,
                 documents=None,
                 **self._tokens,
@@ -66,6 +80,10 @@ class ChatTemplate:
             text.encode()  # half of a surrogate pair is no text
         except Exception as error:  # of a stranger's program, any
             raise UserError(f"the chat template fails: {error}") from error
+        if not answering:
+            # Templates end a turn; and many drop white space at a message's ends.
+            begun = str(messages[-1]["content"]).strip()
+            text = text[: text.rfind(begun) + len(begun)] if begun in text else text
         return text
 
 

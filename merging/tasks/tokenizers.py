@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from merging.runtime import storage
+from merging.runtime import hub, storage
 from merging.runtime.errors import UserError
 from merging.tasks.chat import ChatTemplate
 
@@ -60,6 +60,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids up to the first that ends a text."""
+
+    def spelled(self, ids: Iterable[int]) -> str:
+        """Return the text of all ids, special ones as they are spelled."""
 
 
 class FileTokenizer:
@@ -112,6 +115,26 @@ class FileTokenizer:
         """Return a text's ids, with neither opening nor end mark."""
         return self._codec.encode([text])[0]
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, as `encode`."""
+        return self._codec.encode(list(texts))
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], answering: bool = True
+    ) -> str:
+        """Return messages in the chat template, up to where an answer begins.
+
+        Args:
+          messages: each has a `role` and `content`.
+          answering: False: up to where the last message, which is begun, goes on.
+
+        Raises:
+          UserError: the tokenizer was opened without a template, or that fails.
+        """
+        if self._template is None:
+            raise UserError("this tokenizer was opened without its chat template")
+        return self._template.render(messages, answering)
+
     def encode_pairs(
         self, inputs: Sequence[str], targets: Sequence[str]
     ) -> tuple[list[list[int]], list[list[int]]]:
@@ -149,19 +172,24 @@ class FileTokenizer:
         kept = itertools.takewhile(lambda i: i not in self.end_ids, map(int, ids))
         return self._codec.decode([i for i in kept if i < len(self)])
 
+    def spelled(self, ids: Iterable[int]) -> str:
+        """Return the text of all ids, special ones as they are spelled."""
+        return self._codec.decode(list(map(int, ids)), special=True)
+
 
 @functools.lru_cache(maxsize=8)
 def open_tokenizer(path: str, chat: bool = False) -> FileTokenizer:
     """Open a model's tokenizer.
 
     Args:
-      path: ``tokenizer.json`` or a SentencePiece ``*.model``, or a folder with one.
+      path: ``tokenizer.json`` or a SentencePiece ``*.model``, or a folder with one; or
+        a repository of the Hugging Face Hub (see `merging.runtime.hub`).
       chat: wrap prompts in the chat template that lies beside it.
 
     Raises:
       UserError: no such file, one that can't be read, no end mark, no chat template.
     """
-    return FileTokenizer(Path(path), chat)
+    return FileTokenizer(Path(hub.fetched(path, weights=False)), chat)
 
 
 def holds_tokenizer(names: Iterable[str]) -> bool:
@@ -206,8 +234,8 @@ class _HuggingFace:
         found = self._of.encode_batch_fast(texts, add_special_tokens=False)
         return [each.ids for each in found]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._of.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        return self._of.decode(list(ids), skip_special_tokens=not special)
 
 
 class _SentencePiece:
@@ -231,7 +259,8 @@ class _SentencePiece:
     def encode(self, texts: list[str]) -> list[list[int]]:
         return self._of.encode(texts)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        del special  # SentencePiece spells no control symbol out
         return self._of.decode(list(ids))
 
     def _id_of(self, token: Any, own: int) -> int | None:

@@ -81,6 +81,10 @@ class Words:
         last = len(self.words)
         return " ".join(self.words[i if 0 <= i < last else UNK] for i in ids)
 
+    def spelled(self, ids: Iterable[int]) -> str:
+        """Return the text of all ids, control tokens as they are spelled."""
+        return " ".join(self.words[i] for i in ids)
+
     def unknown(self, texts: Sequence[str]) -> list[tuple[int, str]]:
         """Return (index of the text, word) of every word that has no id."""
         ids = self.ids

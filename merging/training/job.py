@@ -13,6 +13,7 @@ WORKDIR/config.json      whose training this is
 WORKDIR/driver.json      who works on it; see `runtime.workdir.only_driver`
 WORKDIR/data/            the suite's examples, written once
 WORKDIR/losses.jsonl     a line for each step and each validation
+WORKDIR/tensorboard/     the same for TensorBoard, or whatever `logger` names
 WORKDIR/train.json       what came out; there when it is done
 WORKDIR/logs/            what processes other than 0 print
 """
@@ -20,7 +21,6 @@ WORKDIR/logs/            what processes other than 0 print
 import contextlib
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -32,7 +32,15 @@ from ml_collections import ConfigDict
 from merging import checkpoints, models, tasks
 from merging.models import hf as families
 from merging.runtime import config as configs
-from merging.runtime import config_keys, processes, sharding, storage, tree, workdir
+from merging.runtime import (
+    config_keys,
+    loggers,
+    processes,
+    sharding,
+    storage,
+    tree,
+    workdir,
+)
 from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
@@ -41,8 +49,10 @@ from merging.training.batches import Examples, Source
 from merging.training.hyperparameters import Hyperparameters, Trained
 from merging.training.loop import train
 from merging.training.run_state import RunState
+from merging.training.told import Told, short
 
-_HOW = ("mesh",)  # does not change what is computed, so a run may go on with another
+# What does not change what is computed, so that a run may go on with another.
+_HOW = ("mesh", "logger")
 _PRETRAIN, _FRESH = "pretrain", "fresh"
 _KEYS = {
     "suite": str,
@@ -55,6 +65,7 @@ _KEYS = {
     "seed": 0,
     "param_dtype": "",
     "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    "logger": "tensorboard",
     "hyperparameters": ConfigDict,
 }
 
@@ -164,6 +175,7 @@ def run(config: Any, folder: Folder | str) -> Folder:
         config, _KEYS, "merging train", "train/pretrain", remote=("start",)
     )
     processes.initialize(folder / "logs")
+    loggers.require_known(config.logger)
     values = config.to_dict()
     hparams = config_keys.section(
         Hyperparameters, values["hyperparameters"], "hyperparameters"
@@ -185,7 +197,7 @@ def run(config: Any, folder: Folder | str) -> Folder:
         processes.broadcast(lambda: workdir.require_own(folder, digest, "training"))
         if not _is_trained(folder):
             what = _training(values, suite, hparams, mesh, folder / "data")
-            _train(what, folder, mesh, identity, begin)
+            _train(what, folder, mesh, config, begin)
     return folder / "checkpoint"
 
 
@@ -199,17 +211,21 @@ def _is_trained(folder: Folder) -> bool:
 
 
 def _train(
-    what: Training, folder: Folder, mesh: Mesh, identity: ConfigDict, begin: float
+    what: Training, folder: Folder, mesh: Mesh, config: ConfigDict, begin: float
 ) -> None:
     """Train, and tell how it went."""
-    hparams = what.hyperparameters
+    hparams, identity = what.hyperparameters, _identity(config)
     digest = configs.config_hash(identity)
     # Only now: what was refused so far must not keep the workdir.
     processes.broadcast(
         lambda: workdir.claim(folder, identity.to_dict(), digest, "training")
     )
-    with Progress(hparams.steps, f"train {identity.what}") as shown:
-        told = _Told(folder / "losses.jsonl", shown)
+    name = config.logger if processes.is_first() else loggers.NONE
+    with (
+        Progress(hparams.steps, f"train {config.what}") as shown,
+        loggers.opened(name, folder, config.to_dict()) as logger,
+    ):
+        told = Told(folder / "losses.jsonl", shown, logger)
         trained = fit(what, folder, mesh=mesh, report=told)
         told.settle()
     seconds = time.monotonic() - begin
@@ -271,59 +287,6 @@ def _training(
     return Training(decoder, params, examples["train"], hparams, validation, files)
 
 
-class _Told:
-    """Shows how far a training is, and keeps its losses; process 0 does the writing."""
-
-    def __init__(self, path: Folder, shown: Progress):
-        self._file = storage.Growing(path) if processes.is_first() else None
-        self._shown = shown
-        self._told: RunState | None = None
-
-    def __call__(self, now: RunState) -> None:
-        """Take note of the steps since the last call."""
-        if self._told is None:
-            self._shown.skip(now.step)  # by earlier runs, or while this one compiled
-        else:
-            self._shown.advance(now.step - self._told.step)
-        note = f"loss {now.losses[-1]:.4f}"
-        if len(now.validations):
-            note += f", validation {now.validations[-1, 1]:.4f}"
-        self._shown.note(note)
-        if self._file is not None:
-            # An earlier run may have told of steps that it could not save.
-            mode = "w" if self._told is None else "a"
-            with open(self._file.path, mode) as file:
-                file.writelines(_lines(now, self._told))
-            self._file.settle()
-        self._told = now
-
-    def settle(self) -> None:
-        """Keep all that was told, where that takes a while."""
-        if self._file is not None:
-            self._file.settle(now=True)
-
-
-def _lines(now: RunState, before: RunState | None) -> list[str]:
-    """Return the lines of the steps and validations that are new."""
-    first = before.step if before else 0
-    validated = len(before.validations) if before else 0
-    records = [
-        (step + 1, 0, {"step": step + 1, "loss": _short(now.losses[step])})
-        for step in range(first, now.step)
-    ]
-    records += [
-        (step, 1, {"step": int(step), "validation_loss": _short(value)})
-        for step, value in now.validations[validated:]
-    ]
-    records.sort(key=lambda record: record[:2])
-    return [json.dumps(record) + "\n" for *_, record in records]
-
-
-def _short(value: Any) -> float:
-    """Return a float32 as the shortest number that is read as the same."""
-    return float(str(np.float32(value)))
-
-
 def _identity(config: ConfigDict) -> ConfigDict:
     """Return what of a config its results depend on."""
     identity = copy.deepcopy(config)
@@ -373,7 +336,7 @@ def _record(
 ) -> None:
     record = {
         "steps": int(trained.steps),
-        "loss": _short(trained.losses[-1]),
+        "loss": short(trained.losses[-1]),
         "stopped_early": bool(trained.stopped_early),
         "best_step": int(trained.best_step),
         "parameters": models.parameter_count(decoder),

@@ -130,8 +130,8 @@ def test_a_run_that_is_not_there_is_missing(tmp_path):
 
 
 def test_a_scheme_that_is_not_read_is_refused():
-    with pytest.raises(UserError, match="hf:// is not supported here"):
-        run_steps("hf://run@last:2")
+    with pytest.raises(UserError, match="az:// is not supported here"):
+        run_steps("az://run@last:2")
 
 
 def test_steps_of_two_kinds_or_of_one_number_are_refused(tmp_path):

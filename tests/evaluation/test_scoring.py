@@ -348,6 +348,45 @@ def test_the_export_has_the_names_of_lm_evaluation_harness(made):
     assert record["config"]["model_num_parameters"] == rows["copa"].params
 
 
+def sha(content):
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("dataset", "metric"), [("copa", "acc"), ("ropes", "em")])
+def test_the_export_has_a_line_for_every_example(made, dataset, metric):
+    folder = made / "scores_a" / "lm_eval"
+    (file,) = folder.glob(f"*/samples_miniworld_{dataset}_*.jsonl")
+    (path,) = folder.glob("*/results_*.json")
+    assert file.stem.endswith(path.stem.removeprefix("results"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["doc_id"] for line in lines] == list(range(EXAMPLES))
+    assert (
+        np.mean([line[metric] for line in lines]) == values(made / "scores_a")[dataset]
+    )
+    texts = tasks.suite("miniworld").source.generator.examples(
+        dataset, "test", 0, EXAMPLES
+    )
+    hashes = []
+    for line, example in zip(lines, texts, strict=True):
+        asked = list(line["arguments"].values())
+        assert asked[0]["arg_0"] == line["doc"]["inputs"] == example["inputs"]
+        assert line["prompt_hash"] == sha(example["inputs"])
+        if dataset == "copa":
+            assert [one["arg_1"] for one in asked] == [
+                f" {choice}" for choice in example["choices"]
+            ]
+            log_p = [float(answer[0]) for answer in line["filtered_resps"]]
+            right = int(np.argmax(log_p)) == example["label"]
+            assert line["acc"] == right and line["target"] == str(example["label"])
+        else:
+            assert line["target"] == example["targets"]
+            assert line["resps"] == [line["filtered_resps"]]
+            assert isinstance(line["resps"][0][0], str)
+        hashes += [line["doc_hash"], line["prompt_hash"], line["target_hash"]]
+    record = json.loads(path.read_text())
+    assert record["task_hashes"][f"miniworld_{dataset}"] == sha("".join(hashes))
+
+
 def exported(workdir, score, summary, **how):
     how = dict(model="m", suite="s", split="test", context=8, config={}) | how
     how = dict(chat_template="") | how

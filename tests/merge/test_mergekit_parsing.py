@@ -42,7 +42,7 @@ dtype: int8
         "'tokenizer': give the models one vocabulary",
         "3: leave it out",
         "models[0].parameters: keys with values, not 3",
-        "models[1].model: b@main: download the revision",
+        "models[1].model: b@main: only a repository, OWNER/NAME, has revisions",
         "models[2].parameters.weight: no number: 'heavy'",
         "models[2].parameters: there is no parameter 'gamma' here",
         "models[2].parameters.lambda: is one for all models",

@@ -119,6 +119,24 @@ def test_continuations_of_one_token_need_nothing_behind_the_prompt():
     assert_close(got, expected)
 
 
+def test_a_continuation_is_greedy_where_generation_gives_it():
+    predictor = models.predictor(CONFIG)
+    made = predictor.generate(PARAMS, PREFIXES, TOKENS, LENGTHS, 8, (99,))
+    made = np.asarray(made)[:, :3].tolist()
+    other = [[*row[:2], (row[2] + 1) % 24] for row in made]
+    ways = [[m, o, m[:1], o[2:]] for m, o in zip(made, other, strict=True)]
+    found = predictor.score_greedy(PARAMS, *questions(ways))
+    assert_close(found[:, :4], predictor.score(PARAMS, *questions(ways)))
+    expected = [[1, 0, 1, o[2] == m[0]] for m, o in zip(made, other, strict=True)]
+    assert found[:, 4:].tolist() == expected
+
+
+def test_of_equal_logits_the_first_is_the_greedy_one():
+    logits = np.array([[[1.0, 3.0, 3.0, 0.0]]])
+    best = [predictor_module._is_best(logits, np.array([[i]])) for i in range(4)]
+    assert np.ravel(best).tolist() == [False, True, False, False]
+
+
 def test_padding_behind_a_row_changes_no_score():
     narrow = models.predictor(CONFIG).score(PARAMS, *questions(CONTINUATIONS))
     wide = models.predictor(CONFIG).score(PARAMS, *questions(CONTINUATIONS, 40))

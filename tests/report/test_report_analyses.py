@@ -5,8 +5,11 @@ from typing import NamedTuple
 import browser
 import pytest
 
-from merging.report import analyses, page, verdicts
+from merging.analysis import rows as analysis_rows
+from merging.cli.main import main
+from merging.report import analyses, figures, page, verdicts
 from merging.report.summaries import summarise
+from merging.runtime import results
 
 
 class Row(NamedTuple):
@@ -79,3 +82,22 @@ def test_the_page_draws_them(run, tmp_path):
         left = shown.evaluate("document.querySelector('#law_fit_0 .plot').data.length")
         assert left == 1
         assert shown.locator("nav a[href='#geometry']").count() == 1
+
+
+def test_the_command_takes_analyses_by_their_workdirs(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(figures, "draw", lambda grid: [])  # those for papers
+    rows = run(("1x",), ("it",), ("average",), (2,), seeds=1)
+    results.write(tmp_path / "curves" / results.FILE, rows)
+    for name, found in (("geometry", GEOMETRY), ("connectivity", SATURATION)):
+        table = [analysis_rows.Row(**row._asdict()) for row in found]
+        analysis_rows.write(tmp_path / name, name, table, settings={})
+    command = ["report", "--workdir", str(tmp_path / "curves"), "--analysis"]
+    assert main([*command, str(tmp_path / "connectivity")]) == 2
+    assert "it draws geometry, saturation, law" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "curves")]) == 2
+    assert "is no finished analysis" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "geometry")]) == 0
+    text = (tmp_path / "curves" / "report" / "index.html").read_text("utf-8")
+    assert "Geometry of the task vectors" in text and "geometry_cosine" in text

@@ -21,6 +21,7 @@ from merging.merge.mergekit.document import (
     shown,
 )
 from merging.merge.mergekit.signatures import SIGNATURES
+from merging.runtime import hub
 from merging.runtime.errors import UserError
 
 # Of a file in bytes, of a plain scalar that is read as more than a text, of values, and
@@ -238,8 +239,10 @@ def _model(
         return None
     if not isinstance(value, str) or not value or not value.isprintable():
         wrong.add(f"{where}: a model's folder, not {shown(value)}")
-    elif "@" in value:
-        wrong.add(f"{where}: {cut(value)}: download the revision and name its folder")
+    elif "@" in value and hub.last_part(value) is None:
+        wrong.add(
+            f"{where}: {cut(value)}: only a repository, OWNER/NAME, has revisions"
+        )
     else:
         return value
     return None
