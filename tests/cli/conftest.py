@@ -31,6 +31,7 @@ import sys
 sys.path.insert(0, {folder!r})
 import {module}
 sys.path.pop(0)
+del sys.modules[{module!r}]  # two folders have a config of that name
 
 def get_config():
     config = {module}.get_config()

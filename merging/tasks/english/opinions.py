@@ -51,9 +51,8 @@ def examples(archive: bytes) -> Iterator[Example]:
     inner = zipfile.ZipFile(io.BytesIO(archive)).read(_INNER)
     with tarfile.open(fileobj=io.BytesIO(inner)) as tar:
         for dataset, name in _FILES.items():
-            with tar.extractfile(f"hutto_ICWSM_2014/{name}") as file:
-                text = file.read().decode("utf-8", "replace")
-            yield from _balanced(dataset, text)
+            file = tar.extractfile(f"hutto_ICWSM_2014/{name}")
+            yield from _balanced(dataset, file.read().decode("utf-8", "replace"))
 
 
 def _balanced(dataset: str, text: str) -> Iterator[Example]:
