@@ -89,7 +89,7 @@ class _Asked(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The run after some steps: coefficients [G, K], Adam's state, entropies [steps]."""
+    """The run after some steps: coefficients [G, K], Adam's state, their entropies."""
 
     values: Any
     optimizer: Any
@@ -236,13 +236,12 @@ def _learn(asked: _Asked, found: dict[str, Prompts], folder: Path, mesh: Mesh) -
         )[1]
         for name in asked.experts
     )
-    how = config.learning_rate, config.bounds, mesh
+    how = config.learning_rate, tuple(config.bounds), mesh
     functions = entropy.functions(decoder, asked.groups, *how)
     models = _Models(functions, base, experts, found, mesh)
     shape = len(asked.groups.names), len(experts)
     start = np.full(shape, config.start, np.float32)
-    now = _State(start, functions.start(start), ())
-    now = _restored(folder / STATE, now)
+    now = _restored(folder / STATE, _State(*functions.start(start), ()))
     now = _steps(models, now, config, folder)
     values = sharding.to_host(now.values)
     of = {"before": start, "after": values}
@@ -332,15 +331,23 @@ def _restored(path: Path, like: _State) -> _State:
         return like
     try:
         record = json.loads(kept)
-        leaves, structure = jax.tree.flatten(like.optimizer)
-        stored = zip(leaves, record["optimizer"], strict=True)
-        state = [np.array(of, leaf.dtype).reshape(leaf.shape) for leaf, of in stored]
-        values = np.array(record["coefficients"], np.float32)
-        values = values.reshape(like.values.shape)
+        stored = [record["coefficients"], *record["optimizer"]]
+        leaves, structure = jax.tree.flatten((like.values, like.optimizer))
+        both = zip(leaves, stored, strict=True)
+        # Where those are that a step returns, or the next would be compiled anew.
+        values, state = jax.tree.unflatten(
+            structure,
+            [
+                sharding.place(
+                    np.array(of, leaf.dtype).reshape(leaf.shape), leaf.sharding
+                )
+                for leaf, of in both
+            ],
+        )
         found = tuple(map(float, record["entropies"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is no state of an adamerge; remove it.") from None
-    return _State(values, jax.tree.unflatten(structure, state), found)
+    return _State(values, state, found)
 
 
 def _publish(

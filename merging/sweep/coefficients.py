@@ -1,7 +1,6 @@
 """λ of each expert for groups of leaves: which leaves share one, and as a merge."""
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +23,12 @@ class Groups(NamedTuple):
       names: of the groups.
       patterns: of the leaves' paths in the checkpoint, likewise; none where all leaves
         are one group.
-      of: {path of a decoder's leaf: the numbers of its layers' groups [layers], or []}.
+      of: (path of a decoder's leaf, its group's number, or those of its layers).
     """
 
     names: tuple[str, ...]
     patterns: tuple[str, ...]
-    of: Mapping[str, np.ndarray]
+    of: tuple[tuple[str, int | tuple[int, ...]], ...]
 
 
 def groups(model: hf.Model, kind: str) -> Groups:
@@ -60,12 +59,12 @@ def groups(model: hf.Model, kind: str) -> Groups:
     label = {name: _label(name, kind) for name in names}
     found = list(dict.fromkeys(label.values()))
     number = {name: found.index(of) for name, of in label.items()}
-    of = {
-        path: np.array([number[name] for name in own])
+    of = tuple(
+        (path, tuple(number[name] for name in own))
         if model.leaves[path].stacked and not model.stacked
-        else np.array(number[own[0]])
+        else (path, number[own[0]])
         for path, own in tensors.items()
-    }
+    )
     patterns = () if kind == "task" else tuple(pattern for _, pattern in found)
     return Groups(tuple(name for name, _ in found), patterns, of)
 
@@ -82,7 +81,7 @@ def _label(name: str, kind: str) -> tuple[str, str]:
 
 
 def recipe(found: Groups, values: np.ndarray, start: float) -> Recipe:
-    """Return the merge by coefficients [G, experts], in the order the experts were given.
+    """Return the merge by coefficients [G, K], of the experts as they were given.
 
     Args:
       found: the groups.

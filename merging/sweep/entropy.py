@@ -50,15 +50,13 @@ class Functions(NamedTuple):
     each of D datasets.
 
     Attributes:
-      start: ``(values [G, K]) -> the optimizer's state``.
-      gradient: ``(values, base, experts, prompts) -> (entropy in nats, its gradient)``,
-        the mean over datasets of the mean over prompts.
-      step: ``(values, state, base, experts, prompts) -> (values, state, entropy)``.
+      start: ``(values [G, K]) -> (values, Adam's state)``, on all devices.
+      step: ``(values, state, base, experts, prompts) -> (values, state, entropy)``, in
+        nats, the mean over datasets of the mean over prompts.
       totals: ``(values, base, experts, prompts) -> [D]``, sums over prompts.
     """
 
     start: Any
-    gradient: Any
     step: Any
     totals: Any
 
@@ -129,14 +127,15 @@ def _entropy(log_p: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
+@functools.lru_cache(maxsize=8)
 def functions(
     config: models.DecoderConfig,
     groups: Groups,
     learning_rate: float,
-    bounds: Sequence[float],
+    bounds: tuple[float, float],
     mesh: Mesh | None,
 ) -> Functions:
-    """Return the functions of a merge on a mesh.
+    """Return the functions of a merge on a mesh, the same ones for equal arguments.
 
     Args:
       config: the decoder; its dtype is that of activations.
@@ -167,6 +166,9 @@ def functions(
         count = len(rows.weights)
         return total / count, pull(slope)[0] / count
 
+    def start(values):
+        return values, optimizer.init(values)
+
     def step(values, state, base, experts, rows):
         entropy, slope = gradient(values, base, experts, rows)
         updates, state = optimizer.update(slope, state)
@@ -183,18 +185,18 @@ def functions(
     # Coefficients and sums are read by every process.
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     jit = functools.partial(jax.jit, out_shardings=everywhere)
-    return Functions(jit(optimizer.init), jit(gradient), jit(step), jit(totals))
+    return Functions(jit(start), jit(step), jit(totals))
 
 
 def merged(
     groups: Groups, values: jax.Array, base: models.Params, experts: Sequence[Any]
 ) -> models.Params:
     """Return θ₀ + Σ λ Δ in float32; λ is [G, K], of K experts."""
-    flat = [tree.flatten(expert) for expert in experts]
+    flat, group = [tree.flatten(expert) for expert in experts], dict(groups.of)
 
     def leaf(path: str, start: jax.Array) -> jax.Array:
         start = start.astype(jnp.float32)
-        found, share = start, values[groups.of[path]]  # [layers, K], or [K]
+        found, share = start, values[np.array(group[path])]  # [layers, K], [K]
         for k, expert in enumerate(flat):
             each = share[..., k].reshape(-1, *[1] * (start.ndim - 1))
             each = each if share.ndim > 1 else share[k]
