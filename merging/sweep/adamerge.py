@@ -14,12 +14,10 @@ WORKDIR/merged/          its checkpoint, with a manifest, unless not asked for
 """
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -32,13 +30,12 @@ from merging.merge.inputs import Inputs, expert_names, open_inputs
 from merging.models import hf
 from merging.runtime import config as configs
 from merging.runtime import config_keys, processes, sharding, storage, text, workdir
-from merging.runtime.errors import Preempted, UserError
-from merging.runtime.progress import Progress
+from merging.runtime.errors import UserError
 from merging.runtime.revision import git_revision
-from merging.sweep import coefficients, entropy, merge_config
+from merging.sweep import coefficients, entropy, entropy_steps, merge_config
 from merging.sweep.coefficients import Groups
-from merging.sweep.entropy import Functions, Prompts
-from merging.tasks.sampling import permuted
+from merging.sweep.entropy import Prompts
+from merging.sweep.entropy_steps import Models, State
 
 DONE, STATE, MERGE, MERGED = "adamerge.json", "state.json", "adamerged.py", "merged"
 _KEYS = {
@@ -86,24 +83,6 @@ class _Asked(NamedTuple):
     suite: tasks.Suite
     datasets: tuple[str, ...]
     identity: ConfigDict
-
-
-class _State(NamedTuple):
-    """The run after some steps: coefficients [G, K], Adam's state, their entropies."""
-
-    values: Any
-    optimizer: Any
-    entropies: tuple[float, ...]
-
-
-class _Models(NamedTuple):
-    """What is on the devices: the functions, base, experts; and the prompts."""
-
-    functions: Functions
-    base: Any
-    experts: tuple[Any, ...]
-    prompts: dict[str, Prompts]
-    mesh: Mesh
 
 
 def adamerge(config: Any, folder: Path | str) -> Path:
@@ -238,116 +217,23 @@ def _learn(asked: _Asked, found: dict[str, Prompts], folder: Path, mesh: Mesh) -
     )
     how = config.learning_rate, tuple(config.bounds), mesh
     functions = entropy.functions(decoder, asked.groups, *how)
-    models = _Models(functions, base, experts, found, mesh)
+    models = Models(functions, base, experts, found, mesh)
     shape = len(asked.groups.names), len(experts)
     start = np.full(shape, config.start, np.float32)
-    now = _restored(folder / STATE, _State(*functions.start(start), ()))
-    now = _steps(models, now, config, folder)
+    now = entropy_steps.take(
+        models,
+        entropy_steps.restored(folder / STATE, State(*functions.start(start), ())),
+        folder / STATE,
+        steps=config.steps,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        save_every=config.save_every,
+    )
     values = sharding.to_host(now.values)
     of = {"before": start, "after": values}
-    measured = {k: _entropies(models, v, config.batch_size) for k, v in of.items()}
+    size = config.batch_size
+    measured = {k: entropy_steps.entropies(models, v, size) for k, v in of.items()}
     _publish(asked, folder, values, measured, now.entropies)
-
-
-def _steps(models: _Models, now: _State, config: ConfigDict, folder: Path) -> _State:
-    """Take the steps that are left; they are saved."""
-    total, saved = config.steps, len(now.entropies)
-    with Progress(total, "adamerge") as shown:
-        shown.skip(saved)
-        while (step := len(now.entropies)) < total:
-            rows = _batch(models, config.seed, step, config.batch_size)
-            with sharding.on(models.mesh):
-                values, state, entropy_now = models.functions.step(
-                    now.values, now.optimizer, models.base, models.experts, rows
-                )
-            told = text.shortest(sharding.to_host(entropy_now))
-            if not np.isfinite(told):
-                raise UserError(
-                    f"the entropy of step {step} is {told}: a model's predictions are "
-                    "not finite; look at the inputs, or choose --config.dtype=float32."
-                )
-            now = _State(values, state, (*now.entropies, told))
-            shown.advance(note=f"entropy {told:.4f}")
-            step += 1
-            preempted = processes.preempted()
-            if preempted or step == total or step - saved >= config.save_every:
-                _save(folder / STATE, now)
-                saved = step
-            if preempted and step < total:
-                raise Preempted(f"stopped by SIGTERM at step {step} of {total}")
-    return now
-
-
-def _batch(models: _Models, seed: int, step: int, size: int) -> Prompts:
-    """Return a step's prompts [D, B]: of each dataset the next of a permutation."""
-    places = {
-        name: permuted(seed, stream, len(of.weights), step * size, (step + 1) * size)
-        for stream, (name, of) in enumerate(models.prompts.items())
-    }
-    return _placed(models, places, size)
-
-
-def _placed(models: _Models, places: Mapping[str, np.ndarray], size: int) -> Prompts:
-    rows = entropy.dealt(models.prompts, places, size)
-    mine = sharding.rows_here(models.mesh, size)
-    return Prompts(
-        *(sharding.place_rows(models.mesh, x[:, mine], size, 1) for x in rows)
-    )
-
-
-def _entropies(models: _Models, values: np.ndarray, size: int) -> dict[str, float]:
-    """Return the mean entropy of each dataset's prompts, all of them."""
-    counts = {name: len(of.weights) for name, of in models.prompts.items()}
-    totals = np.zeros(len(counts))
-    for first in range(0, max(counts.values()), size):
-        places = {n: np.arange(first, min(first + size, c)) for n, c in counts.items()}
-        with sharding.on(models.mesh):
-            sums = models.functions.totals(
-                values, models.base, models.experts, _placed(models, places, size)
-            )
-        totals += sharding.to_host(sums)
-    return {
-        name: text.shortest(total / counts[name])
-        for name, total in zip(counts, totals, strict=True)
-    }
-
-
-def _save(path: Path, now: _State) -> None:
-    values, *state = map(
-        sharding.to_host, (now.values, *jax.tree.leaves(now.optimizer))
-    )
-    record = {
-        "coefficients": values.tolist(),
-        "optimizer": [leaf.tolist() for leaf in state],
-        "entropies": now.entropies,
-    }
-    processes.broadcast(lambda: bool(storage.write_json(path, record)))
-
-
-def _restored(path: Path, like: _State) -> _State:
-    """Return the state that was saved, or else the first."""
-    kept = processes.broadcast(lambda: path.read_text() if path.exists() else "")
-    if not kept:
-        return like
-    try:
-        record = json.loads(kept)
-        stored = [record["coefficients"], *record["optimizer"]]
-        leaves, structure = jax.tree.flatten((like.values, like.optimizer))
-        both = zip(leaves, stored, strict=True)
-        # Where those are that a step returns, or the next would be compiled anew.
-        values, state = jax.tree.unflatten(
-            structure,
-            [
-                sharding.place(
-                    np.array(of, leaf.dtype).reshape(leaf.shape), leaf.sharding
-                )
-                for leaf, of in both
-            ],
-        )
-        found = tuple(map(float, record["entropies"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path} is no state of an adamerge; remove it.") from None
-    return _State(values, state, found)
 
 
 def _publish(

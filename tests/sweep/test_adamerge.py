@@ -15,7 +15,7 @@ from merging.merge import verify
 from merging.models import hf
 from merging.models.hf.convert import convert
 from merging.runtime import sharding, tree
-from merging.sweep import adamerge, coefficients, entropy
+from merging.sweep import coefficients, entropy, entropy_steps
 
 CONFIG = models.DecoderConfig(
     vocab_size=24,
@@ -224,7 +224,7 @@ def test_a_stopped_run_goes_on_to_the_same_coefficients(
     argv = arguments(place, tmp_path / "run", merge="false")
     stops = iter([False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(adamerge.processes, "preempted", lambda: next(stops))
+        patch.setattr(entropy_steps.processes, "preempted", lambda: next(stops))
         assert main(argv) == 75
     kept = json.loads((tmp_path / "run" / "state.json").read_text())
     assert len(kept["entropies"]) == 2
