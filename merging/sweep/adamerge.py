@@ -149,7 +149,7 @@ def _read(config: ConfigDict) -> _Asked:
     held_in = tuple(d.name for d in suite.datasets if d.split == "held_in")
     datasets = tuple(dataset_names(suite, config.datasets or held_in))
     identity = ConfigDict({k: v for k, v in config.items() if k not in _HOW})
-    identity.inputs = processes.broadcast(lambda: _contents(inputs))
+    identity.inputs = tuple(processes.broadcast(lambda: _contents(inputs)))
     identity.suite_digest = suite.digest
     return _Asked(config, inputs, experts, model, groups, suite, datasets, identity)
 
@@ -174,11 +174,12 @@ def _check(config: ConfigDict) -> None:
         raise UserError("this cannot be run:\n" + "\n".join(faults))
 
 
-def _contents(inputs: Inputs) -> dict[str, str]:
-    return {
-        name: storage.digest(checkpoints.content(source))
+def _contents(inputs: Inputs) -> list[str]:
+    # A name may hold a dot, which no key of a config does.
+    return [
+        f"{name} {storage.digest(checkpoints.content(source))}"
         for name, source in zip(inputs.names, inputs.sources, strict=True)
-    }
+    ]
 
 
 def _prompts(asked: _Asked, folder: Path) -> dict[str, Prompts]:

@@ -162,7 +162,7 @@ def place(tmp_path_factory):
 def arguments(place, workdir, **values):
     given = {
         "base": place / "base",
-        "experts": f"{place / 'a'},{place / 'b'}",
+        "experts": f"{place / 'a'},v0.2={place / 'b'}",
         "suite.validation_examples": 8,
         "datasets": ",".join(DATASETS),
         "batch_size": 8,
@@ -221,9 +221,8 @@ def test_it_lowers_the_entropy_and_merges_as_its_config_says(place, whole):
     path = "model.layers.0.mlp.up_proj.weight"
     leaf = {n: np.asarray(s.read([path], {})[path], float) for n, s in read.items()}
     share = table["model.layers.0"]
-    expected = leaf["base"] + sum(
-        share[n] * (leaf[n] - leaf["base"]) for n in ("a", "b")
-    )
+    expected = leaf["base"] + share["a"] * (leaf["a"] - leaf["base"])
+    expected += share["v0.2"] * (leaf["b"] - leaf["base"])
     np.testing.assert_allclose(leaf["merged"], expected, atol=1e-6)
 
 
