@@ -73,11 +73,9 @@ def prompts(requests: Requests) -> tuple[dict[str, Prompts], dict[str, int]]:
     """
     rows: dict[str, list[Request]] = {}
     left_out: dict[str, int] = {}
-    ranked = {}
     for one in requests.sets:
         name, found = one.dataset.name, _unlabelled(one)
         rows.setdefault(name, []).extend(found)
-        ranked[name] = one.eval_set.ranked
         left_out[name] = left_out.get(name, 0) + one.eval_set.examples - len(found)
     if empty := [name for name, of in rows.items() if not of]:
         raise UserError(
