@@ -3,7 +3,8 @@
   python tests/benchmarks/method_matrix.py --workdir matrix
   python tests/benchmarks/method_matrix.py --workdir matrix --only ties
 
-Of one base and up to three experts (10M parameters, bfloat16): in memory on one device
+Of one base and up to three experts (10M parameters, or 0.9M for methods that see whole
+matrices, in bfloat16): in memory on one device
 and sharded over eight, streamed by a whole command under a budget, by two processes,
 and killed (SIGKILL to a command that has finished some blocks, at a random moment) and
 gone on with. Leaves are compared by SHA-256. The streamed merge's peak of anonymous
@@ -46,7 +47,9 @@ from merging.merge.costs import cost
 from merging.merge.rules import Spec
 from merging.runtime import sharding, storage, tree
 
-SHAPE = inputs.Shape(256, 6, 1024, 4, 8000)
+SHAPE, BUDGET = inputs.Shape(256, 6, 1024, 4, 8000), "20MB"
+# Of matrices that are decomposed, in memory by each of the devices.
+SMALL, SMALL_BUDGET = inputs.Shape(128, 4, 256, 4, 1000), "2MB"
 ALLOWANCE = 400_000_000
 DEVICES = 8
 _BEFORE = re.compile(r"(\d+) of (\d+) blocks were finished before")
@@ -60,18 +63,17 @@ def main() -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--only", default="", help="methods whose name matches this")
-    parser.add_argument("--budget", default="20MB", help="of streamed merges (20MB)")
     parser.add_argument("--seed", type=int, default=0, help="of the kills' moments")
     parser.add_argument("--in_memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.workdir = options.workdir.absolute()
     chosen = [name for name in methods.names() if re.search(options.only, name)]
-    models = inputs.make(options.workdir, SHAPE, 3)
     if options.in_memory:
-        in_memory(options.workdir, models, chosen)
+        in_memory(options.workdir, chosen)
         return 0
-    for kind in {methods.get(name).statistics for name in chosen} - {None}:
-        gather(options.workdir, models, kind)
+    for name in chosen:
+        if built(name).statistics:
+            gather(options.workdir, name)
     # Devices of one process wait for each other in the threads of one pool, of which
     # XLA makes as many as there are devices: too few where a program has more to do.
     told = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
@@ -84,7 +86,7 @@ def main() -> int:
     done = read(options.workdir / "rows.jsonl")
     for name in chosen:
         if name not in done:
-            done[name] = row(options, models, name)
+            done[name] = row(options, name)
             append(options.workdir / "rows.jsonl", done[name])
             print(done[name], flush=True)
     rows = [done[name] for name in chosen]
@@ -92,12 +94,12 @@ def main() -> int:
     return 0 if all(one["holds"] for one in rows) else 1
 
 
-def row(options: argparse.Namespace, models: inputs.Models, name: str) -> dict:
+def row(options: argparse.Namespace, name: str) -> dict:
     """Return what came of a method, in every way."""
     moments = random.Random(f"{options.seed} {name}")
     kept = read(options.workdir / "memory.jsonl")[name]
     output = merge_trials.fresh(options.workdir / "out" / "merged")
-    command = command_of(options, models, name, output)
+    command = command_of(options.workdir, name, output)
     expected, usage = streamed(options, command, output)
     again, _ = streamed(options, command, output, processes=2)
     blocks, before, resumed = killed(options, command, output, moments, usage.wall)
@@ -107,9 +109,9 @@ def row(options: argparse.Namespace, models: inputs.Models, name: str) -> dict:
         "2 processes": again == expected,
         "killed, resumed": resumed == expected,
     }
-    whole = methods.get(name).granularity == "matrix"
-    matrix = 4 * SHAPE.vocab * SHAPE.hidden * (1 + len(models.experts))
-    allowed = storage.parse_size(options.budget) + ALLOWANCE + 4 * matrix * whole
+    shape, budget = size_of(name)
+    matrices = 4 * 4 * shape.vocab * shape.hidden * (1 + cases.experts_for(name))
+    allowed = storage.parse_size(budget) + ALLOWANCE + matrices * (shape is SMALL)
     return {
         "method": name,
         "passes": cost(built(name)).passes,
@@ -177,32 +179,47 @@ def _finished(output: Path) -> bool:
     return any(path.stat().st_size for path in journal.glob("blocks.*.jsonl"))
 
 
-def command_of(
-    options: argparse.Namespace, models: inputs.Models, name: str, output: Path
-) -> list[str]:
+def command_of(workdir: Path, name: str, output: Path) -> list[str]:
     """Return the command that merges by a method."""
+    models = models_of(workdir, name)
+    experts = models.experts[: cases.experts_for(name)]
     settings = {
         "method.name": text_of(name),
         "base": models.base,
-        "experts": ",".join(map(str, experts_of(models, name))),
+        "experts": ",".join(map(str, experts)),
         "output": output,
-        "memory_budget": options.budget,
+        "memory_budget": size_of(name)[1],
     }
-    if kind := built(name).statistics:
-        settings["statistics"] = ",".join(
-            f"{path.name}={options.workdir / 'statistics' / path.name / kind.name}"
-            for path in experts_of(models, name)
-        )
+    if told := statistics(workdir, name):
+        given = (f"{expert}={folder}" for expert, folder in told.items())
+        settings["statistics"] = ",".join(given)
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [
-        sys.executable,
-        "-m",
-        "merging",
-        "merge",
-        "--config",
-        "merge/method",
-        *flags,
-    ]
+    words = "-m merging merge --config merge/method".split()
+    return [sys.executable, *words, *flags]
+
+
+def size_of(name: str) -> tuple[inputs.Shape, str]:
+    """Return the shape of the models that a method merges, and the budget."""
+    whole = built(name).granularity == "matrix"
+    return (SMALL, SMALL_BUDGET) if whole else (SHAPE, BUDGET)
+
+
+def models_of(workdir: Path, name: str) -> inputs.Models:
+    """Return the models that a method merges; made now if they are not there."""
+    return inputs.make(workdir, size_of(name)[0], 3)
+
+
+def statistics(workdir: Path, name: str) -> dict[str, Path]:
+    """Return {expert: folder of its statistics}, for a method that wants some."""
+    kind = built(name).statistics
+    if kind is None:
+        return {}
+    models = models_of(workdir, name)
+    place = workdir / "statistics" / models.base.parent.name
+    return {
+        path.name: place / path.name / kind.name
+        for path in models.experts[: cases.experts_for(name)]
+    }
 
 
 def built(name: str) -> methods.Method:
@@ -222,11 +239,6 @@ def _numbers(name: str) -> dict[str, Any]:
     return found
 
 
-def experts_of(models: inputs.Models, name: str) -> list[Path]:
-    """Return as many experts as a method merges."""
-    return list(models.experts[: cases.experts_for(name)])
-
-
 def digests(output: Path) -> dict[str, str]:
     """Return the SHA-256 of each leaf, as the manifest has it and `verify` finds it."""
     if lines := merging.merge.verify(str(output)):
@@ -235,20 +247,19 @@ def digests(output: Path) -> dict[str, str]:
     return {path: leaf["sha256"] for path, leaf in leaves.items()}
 
 
-def gather(workdir: Path, models: inputs.Models, kind: methods.Statistics) -> None:
+def gather(workdir: Path, name: str) -> None:
     """Write made-up statistics of every expert, as `merging collect` would."""
-    for path in models.experts:
-        folder = workdir / "statistics" / path.name / kind.name
+    models = models_of(workdir, name)
+    for expert, folder in statistics(workdir, name).items():
         if folder.exists():
             continue
-        source = checkpoints.open_checkpoint(str(path))
-        wanted = built("fisher" if kind.of == "element" else "regmean")
-        found = statistics_of(wanted, {path.name: source.abstract})[path.name]
+        source = checkpoints.open_checkpoint(str(models.base.parent / expert))
+        found = statistics_of(built(name), {expert: source.abstract})[expert]
         leaves = tree.flatten(found)
         abstract = {p: _abstract(leaf) for p, leaf in leaves.items()}
         with checkpoints.create(str(folder), "safetensors", abstract) as writer:
-            for name, leaf in leaves.items():
-                writer.write(name, 0, np.ascontiguousarray(leaf).reshape(-1))
+            for path, leaf in leaves.items():
+                writer.write(path, 0, np.ascontiguousarray(leaf).reshape(-1))
             writer.finish({})
 
 
@@ -256,23 +267,17 @@ def _abstract(leaf: np.ndarray) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def in_memory(workdir: Path, models: inputs.Models, chosen: list[str]) -> None:
+def in_memory(workdir: Path, chosen: list[str]) -> None:
     """Merge in memory, on one device and over several, and keep the digests."""
     mesh = sharding.make_mesh({"data": DEVICES})
     done = read(workdir / "memory.jsonl")
     for name in (name for name in chosen if name not in done):
-        paths = experts_of(models, name)
-        method, found = built(name), {}
-        for way in ("one", "several"):
-            base, *experts = (
-                _read(path, mesh if way == "several" else None)
-                for path in (models.base, *paths)
-            )
-            told = {}
-            if kind := method.statistics:
-                folders = workdir / "statistics"
-                told = {p.name: _read(folders / p.name / kind.name) for p in paths}
-            named = {p.name: of for p, of in zip(paths, experts, strict=True)}
+        models, method, found = models_of(workdir, name), built(name), {}
+        told = {e: _read(path) for e, path in statistics(workdir, name).items()}
+        for way, where in (("one", None), ("several", mesh)):
+            base = _read(models.base, where)
+            experts = models.experts[: cases.experts_for(name)]
+            named = {path.name: _read(path, where) for path in experts}
             merged = merging.merge(base, named, method, statistics=told or None)
             found[way] = {p: _digest(leaf) for p, leaf in tree.flatten(merged).items()}
         append(workdir / "memory.jsonl", {"method": name, **found})
