@@ -76,11 +76,13 @@ def main() -> int:
             gather(options.workdir, name)
     # Devices of one process wait for each other in the threads of one pool, of which
     # XLA makes as many as there are devices: too few where a program has more to do.
-    told = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
-    told |= {"JAX_PLATFORMS": "cpu", "NPROC": str(4 * DEVICES)}
+    # And how XLA cuts a product of matrices depends on how many they are: as many for
+    # all, as on one machine.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "NPROC": str(4 * DEVICES)}
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
     subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--in_memory"],
-        env=os.environ | told,
+        env=os.environ | {"XLA_FLAGS": flags},
         check=True,
     )
     done = read(options.workdir / "rows.jsonl")
