@@ -112,6 +112,9 @@ def test_an_unknown_name_gets_the_nearest_names(elsewhere):
     with pytest.raises(UserError, match="did you mean scaling_curves/smoke") as caught:
         configs.load("scaling_curves/smok")
     assert "scaling_curves/tiny" in str(caught.value)
+    assert "merge/" not in str(caught.value)
+    with pytest.raises(UserError, match=r"--config merge/method:slerp\.$"):
+        configs.load("merge/slerp")
 
 
 @pytest.mark.parametrize("name", sorted(configs.shipped()))

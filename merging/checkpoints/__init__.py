@@ -24,6 +24,7 @@ from merging.checkpoints.formats import (
 from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.location import split, split_adapter
 from merging.checkpoints.names import require_tensor_names
+from merging.checkpoints.rows import Rows
 from merging.checkpoints.runs import RunStep, run_steps
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
@@ -41,6 +42,7 @@ __all__ = [
     "MissingCheckpoint",
     "NotStored",
     "Origin",
+    "Rows",
     "RunStep",
     "Source",
     "SourceFile",

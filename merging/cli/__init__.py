@@ -4,6 +4,7 @@ A command imports what it needs when it runs: help must not wait for JAX.
 """
 
 from merging.cli import (
+    adamerge,
     analyze,
     collect,
     completion,
@@ -36,6 +37,7 @@ COMMANDS = {
     "evaluate": evaluate.COMMAND,
     "sweep": sweep.COMMAND,
     "search": search.COMMAND,
+    "adamerge": adamerge.COMMAND,
     "status": status.COMMAND,
     "analyze": analyze.COMMAND,
     "fit": fit.COMMAND,

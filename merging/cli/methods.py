@@ -6,6 +6,14 @@ import textwrap
 
 from merging.cli.command import Command, print_for_a_pipe
 
+# Its λ come from a job of its own; what merges is task arithmetic by layer.
+_ADAMERGE = """\
+AdaMerging is a job of its own (merging adamerge)
+    θ = θ₀ + Σ λ[layer, expert] Δ, λ by the entropy of predictions on unlabelled prompts
+    Yang et al. 2024, arXiv 2310.02575
+    for each of 500 steps a forward and a backward pass; all models in memory
+    start 0.3, Adam's learning rate 0.001, λ within 0 and 1"""
+
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging import methods
@@ -33,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         text = json.dumps(records, indent=2)
     else:
-        text = "\n\n".join([*map(_method_text, records), _spaces_text()])
+        text = "\n\n".join([*map(_method_text, records), _ADAMERGE, _spaces_text()])
     print_for_a_pipe(text)
     return 0
 

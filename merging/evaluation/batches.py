@@ -165,17 +165,25 @@ def _batches(
             numbers = mine[rows]
             part = [asked[i] for i in numbers]
             part += part[-1:] * (batch_size - len(part))
-            arrays = _arrays(part, shape, fitting.choices)[: 3 if call else None]
+            made = arrays(part, shape, fitting.choices)[: 3 if call else None]
             if sharding is not None:
-                arrays = tuple(place(array, sharding) for array in arrays)
+                made = tuple(place(array, sharding) for array in made)
             tokens = int(lengths[numbers].sum()) + len(rows) * sum(call[:1])
-            found.append(Batch(call, numbers, arrays, tokens))
+            found.append(Batch(call, numbers, made, tokens))
             slots += batch_size * (shape.width + 1)
     return Batches(sets, tuple(found), 1 - int((lengths + 1).sum()) / slots)
 
 
-def _arrays(part: list[Request], shape: Shape, choices: int) -> tuple[np.ndarray, ...]:
-    """Return prefixes, tokens, prompt lengths, firsts, segments and targets."""
+def arrays(
+    part: Sequence[Request], shape: Shape, choices: int
+) -> tuple[np.ndarray, ...]:
+    """Return prefixes, tokens, prompt lengths, firsts, segments and targets of rows.
+
+    Args:
+      part: the rows.
+      shape: that all of them fit.
+      choices: that a row has room for.
+    """
     tokens = np.zeros((len(part), shape.width), np.int32)
     firsts = np.zeros((len(part), choices), np.int32)
     segments = np.full((len(part), shape.tail), -1, np.int32)

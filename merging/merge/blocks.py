@@ -118,7 +118,15 @@ class BlockMerger:
         values = np.zeros(0, dtype)
         if len(positions):
             few = Gathered(metadata, positions, block.columns)
-            values = _merged_again(method, base, experts, spread, few, dtype)
+            if method.granularity == "element":
+                values = _merged_again(method, base, experts, spread, few, dtype)
+            else:  # an element's rank in its row needs the row
+                negative = np.zeros(metadata.offset.low.shape, bool)
+                there = (*there[:2], negative, there[3])
+                whole = kernels.merge(
+                    base_there, method, *there, strides=block.strides, dtype=dtype
+                )
+                values = few.only(few.elements(np.asarray(whole)))
         self._write(loaded, merged, int(ballot), positions, values)
 
     def _write(

@@ -1,6 +1,7 @@
 """The files beside merged weights: config, tokenizer, and a model card."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,17 @@ CARD, CONFIG = "README.md", "config.json"
 # What the Hub looks for beside a model that a YAML made.
 YAML = "mergekit_config.yml"
 TOKENIZER, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_VOCABULARY = "vocab_size"
 # What configs call the number of layers, and lists with something for each of them.
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# What a tokenizer is made of; and what may be left of it where its tokens changed.
+_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|special_tokens_map|added_tokens|chat_template|normalizer|tekken)"
+    r".*|merges\.txt|additional_chat_templates/.*|.+\.(model|spm|tiktoken|jinja)"
+)
+_WITHOUT_TOKENS = re.compile(
+    r"tokenizer_config\.json|special_tokens_map\.json|.*chat_template.*"
+)
 _LAYER_LISTS = ("layer_types", "no_rope_layers", "layers_block_type", "mlp_layer_types")
 
 
@@ -153,6 +163,42 @@ def with_layers(files: Mapping[str, bytes], layers: Sequence[int]) -> dict[str, 
         f"{CONFIG} does not say how many layers there are ({', '.join(_LAYER_KEYS)}), "
         "so that slices would leave it wrong."
     )
+
+
+def with_vocabulary(
+    files: Mapping[str, bytes], size: int, donor: str, content: bytes | None
+) -> dict[str, bytes]:
+    """Return the files with another vocabulary: mergekit's `tokenizer_source`.
+
+    Args:
+      files: by name; of a config, the size of the vocabulary follows.
+      size: rows of the embeddings.
+      donor: the folder whose tokenizer to take.
+      content: of a tokenizer.json in place of its own.
+
+    Raises:
+      UserError: the config does not say how large the vocabulary is.
+    """
+    found = {n: text for n, text in files.items() if not _TOKENIZER.fullmatch(n)}
+    tokenizer = checkpoints.read_auxiliary_files(donor)
+    tokenizer = {n: text for n, text in tokenizer.items() if _TOKENIZER.fullmatch(n)}
+    if content is not None:
+        kept = {n: t for n, t in tokenizer.items() if _WITHOUT_TOKENS.fullmatch(n)}
+        tokenizer = kept | {"tokenizer.json": content}
+    if CONFIG in found:
+        config = _json(found[CONFIG])
+        inner = config.get("text_config")
+        parts = [config, inner if isinstance(inner, dict) else {}]
+        holding = [part for part in parts if type(part.get(_VOCABULARY)) is int]
+        if not holding:
+            raise UserError(
+                f"{CONFIG} does not say how large the vocabulary is ({_VOCABULARY}), so"
+                " that tokenizer_source would leave it wrong."
+            )
+        for part in holding:
+            part[_VOCABULARY] = size
+        found[CONFIG] = _as_bytes(config)
+    return found | tokenizer
 
 
 def with_chat_template(

@@ -215,7 +215,10 @@ def _require_same_leaves(inputs: Inputs) -> None:
             " save that model with them untied, or the others with them tied."
         )
     if any("embed" in line and ": shape" in line for line in lines):
-        advice.append("For vocabularies of two sizes, resize the embeddings first.")
+        advice.append(
+            "Vocabularies of two sizes are merged by a mergekit YAML with "
+            "tokenizer_source."
+        )
     raise UserError(
         "the models do not have the same leaves:\n  "
         + "\n  ".join(lines)

@@ -29,6 +29,7 @@ class _Asked(NamedTuple):
       dtype: of the merged leaves; None is the first model's.
       document: the mergekit YAML, if there is one.
       layers: of the first model, one for each of the output's; None is all of them.
+      vocabulary: of the output, as a mergekit YAML asks for it.
       adapter: what is made of the merged leaves, where adapters are merged as such.
     """
 
@@ -38,6 +39,7 @@ class _Asked(NamedTuple):
     dtype: str | None
     document: mergekit.Document | None = None
     layers: tuple[int, ...] | None = None
+    vocabulary: mergekit.Vocabulary | None = None
     adapter: spaces.Output | None = None
 
 
@@ -179,6 +181,7 @@ def _asked_by_yaml(settings: dict[str, Any]) -> _Asked:
         document.out_dtype,
         document,
         merge.layers,
+        merge.vocabulary,
     )
 
 
@@ -199,6 +202,8 @@ def _files(asked: _Asked, target: str, settings: dict[str, Any]) -> dict[str, by
         files[adapter_config.NAME] = asked.adapter.config()
     if asked.layers is not None:
         files = card.with_layers(files, asked.layers)
+    if (of := asked.vocabulary) is not None:
+        files = card.with_vocabulary(files, of.size, of.donor, of.content)
     if document is not None and document.chat_template:
         files = card.with_chat_template(files, document.chat_template, document.models)
     return files

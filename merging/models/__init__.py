@@ -14,7 +14,7 @@ from merging.models.functional import (
     shift_right,
 )
 from merging.models.partition_rules import partition_rules, require_whole_heads
-from merging.models.predictor import Predictor, predictor
+from merging.models.predictor import Predictor, likelihoods, predictor
 from merging.models.sizes import FAMILIES, size, sizes
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "forward",
     "init",
     "input_grams",
+    "likelihoods",
     "logits",
     "parameter_count",
     "predictor",

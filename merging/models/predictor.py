@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from merging.models.config import DecoderConfig
 from merging.models.decoder import Cache
-from merging.models.functional import bind
+from merging.models.functional import Params, bind
 from merging.models.positions import causal, positions, shared_prompt
 from merging.runtime.sharding import on, place_batch
 
@@ -68,10 +68,38 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
     return Predictor(*map(over_mesh, functions))
 
 
-def _score(
+def likelihoods(
+    config: DecoderConfig,
+    params: Params,
+    prefixes: jax.Array,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    firsts: jax.Array,
+    segments: jax.Array,
+    targets: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return log p [B, V] of what follows each prompt, and [B, C] of continuations.
+
+    Rows are as `Predictor` has them.
+    """
+    rows = prefixes, tokens, lengths, firsts, segments, targets
+    return _likelihoods(config, False, params, *rows)[:2]
+
+
+def _score(config, greedy, params, *rows):
+    _, scores, best = _likelihoods(config, greedy, params, *rows)
+    if greedy:
+        return jnp.concatenate([scores, best.astype(scores.dtype)], axis=1)
+    return scores
+
+
+def _likelihoods(
     config, greedy, params, prefixes, tokens, lengths, firsts, segments, targets
 ):
-    """One forward pass: a prompt's keys and values serve all its continuations."""
+    """One forward pass: a prompt's keys and values serve all its continuations.
+
+    The third is which continuations are the most likely, if asked for `greedy`.
+    """
     model = bind(config, params)
     inputs, room = _prefixed(prefixes, tokens), segments.shape[1]
     if room:
@@ -81,6 +109,7 @@ def _score(
     hidden, _ = model(inputs, where)
     log_p = jax.nn.log_softmax(model.logits(_at(hidden, lengths)))
     scores = jnp.take_along_axis(log_p, firsts, axis=-1)
+    following = log_p
     best = _is_best(log_p[:, None], firsts) if greedy else None
     if room:
         last = inputs.shape[1] - 1
@@ -91,9 +120,7 @@ def _score(
         scores += jnp.sum(jnp.where(own, log_p[..., None], 0), axis=1)
         if greedy:
             best &= jnp.all(~own | also[..., None], axis=1)
-    if greedy:
-        return jnp.concatenate([scores, best.astype(scores.dtype)], axis=1)
-    return scores
+    return following, scores, best
 
 
 def _log_p(model, hidden, targets, greedy):

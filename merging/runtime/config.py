@@ -104,8 +104,22 @@ def _by_name(spec: str) -> tuple[Path, str | None]:
     name, colon, argument = spec.partition(":")
     known = shipped()
     if name not in known:
-        raise nearest("config (neither a file, FILE.py[:arg], nor a name)", name, known)
+        raise _unknown(name, known)
     return known[name], argument if colon else None
+
+
+def _unknown(name: str, known: Mapping[str, Path]) -> UserError:
+    """Return the error for a name that no config has, with those of its folder."""
+    folder, _, rest = name.partition("/")
+    inside = [other for other in known if other.startswith(f"{folder}/")]
+    kind = "config (neither a file, FILE.py[:arg], nor a name)"
+    error = nearest(kind, name, inside or known)
+    if rest and f"{folder}/method" in known:
+        return UserError(
+            f"{error} A method of `merging methods` without a config of its own goes by"
+            f" --config {folder}/method:{rest}."
+        )
+    return error
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

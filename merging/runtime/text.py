@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 def size(count: float) -> str:
     """Return bytes with three digits and a decimal unit: `512 B`, `1.25 GB`."""
@@ -21,6 +23,11 @@ def parameters(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.3g}{name}"
     return f"{count / 1e3:.3g}K"
+
+
+def shortest(value: float) -> float:
+    """Return a float32 as the shortest number that is read as the same."""
+    return float(str(np.float32(value)))
 
 
 def duration(seconds: float) -> str:

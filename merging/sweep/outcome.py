@@ -12,6 +12,7 @@ from merging.evaluation import DatasetScore, bootstrap, tables
 from merging.merge import merge_checkpoints
 from merging.report.searches import Point, search_figure
 from merging.runtime import storage, text
+from merging.sweep import merge_config
 from merging.sweep.resident import Resident
 from merging.sweep.scorers import Scorer, Settings
 from merging.sweep.space import Recipe, Space
@@ -19,27 +20,6 @@ from merging.sweep.trials import Lines, Trial
 
 BASE, GRID, BEST = "base", "task arithmetic, λ by the grid", "search"
 _COLUMNS = [f"{k}{end}" for k in ("mean", "ratio") for end in ("", "_low", "_high")]
-_CONFIG = '''"""{title}
-
-    merging merge --config {path} --config.output=MERGED
-
-{words}
-"""
-
-from ml_collections import ConfigDict
-
-
-def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.base = {base!r}
-    config.experts = (
-{experts}    )
-    config.output = {output!r}
-    config.method = ConfigDict({method!r})
-    config.rules = {rules!r}
-    config.seed = {seed!r}
-    return config
-'''
 
 
 class Outcome(NamedTuple):
@@ -102,24 +82,19 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
 
 
 def _write_config(outcome: Outcome, settings: Settings) -> Path:
-    path, best, recipe = settings.folder / "best.py", outcome.best, outcome.recipe
-    method = {"name": recipe.method}
-    if settings.method_file:
-        method["file"] = str(Path(settings.method_file).absolute())
-    given = (f"{name}={uri}" for name, uri in settings.experts.items())
+    best = outcome.best
     words = f"Of {len(outcome.trials)} trials, number {best.number} had the highest "
-    made = _CONFIG.format(
+    return merge_config.write(
+        settings.folder / "best.py",
+        outcome.recipe,
         title="The best merge that a search found.",
-        path=path,
         words=f"{words}objective on\nthe validation split, {best.value:.6f}.",
-        base=settings.base or "",
-        experts="".join(f"        {one!r},\n" for one in given),
-        output=str(settings.folder / f"merged_{best.number}"),
-        method=method,
-        rules=recipe.rules,
+        base=settings.base,
+        experts=settings.experts,
+        output=settings.folder / f"merged_{best.number}",
+        method_file=settings.method_file,
         seed=settings.seed,
     )
-    return storage.write_bytes(path, made.encode())
 
 
 def _test(outcome: Outcome, held: Resident, settings: Settings) -> list[dict[str, Any]]:

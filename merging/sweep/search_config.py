@@ -205,10 +205,11 @@ def identity(asked: Asked) -> ConfigDict:
     for key in _HOW:
         del found[key]
     inputs = asked.resident.inputs
-    found.inputs = {
-        name: storage.digest(checkpoints.content(source))
+    # A name may hold a dot, which no key of a config does.
+    found.inputs = tuple(
+        f"{name} {storage.digest(checkpoints.content(source))}"
         for name, source in zip(inputs.names, inputs.sources, strict=True)
-    }
+    )
     found.suite_digest = tasks.suite(
         asked.settings.suite, **asked.settings.suite_arguments(asked.resident)
     ).digest

@@ -38,6 +38,7 @@ from merging.runtime import (
     processes,
     sharding,
     storage,
+    text,
     tree,
     workdir,
 )
@@ -49,7 +50,7 @@ from merging.training.batches import Examples, Source
 from merging.training.hyperparameters import Hyperparameters, Trained
 from merging.training.loop import train
 from merging.training.run_state import RunState
-from merging.training.told import Told, short
+from merging.training.told import Told
 
 # What does not change what is computed, so that a run may go on with another.
 _HOW = ("mesh", "logger")
@@ -336,7 +337,7 @@ def _record(
 ) -> None:
     record = {
         "steps": int(trained.steps),
-        "loss": short(trained.losses[-1]),
+        "loss": text.shortest(trained.losses[-1]),
         "stopped_early": bool(trained.stopped_early),
         "best_step": int(trained.best_step),
         "parameters": models.parameter_count(decoder),

@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from merging.runtime import processes, storage
+from merging.runtime import processes, storage, text
 from merging.runtime.loggers import Logger
 from merging.runtime.progress import Progress
 from merging.runtime.storage import Folder
@@ -67,17 +65,12 @@ def _records(now: RunState, before: RunState | None) -> list[dict[str, Any]]:
     first = before.step if before else 0
     validated = len(before.validations) if before else 0
     records = [
-        (step + 1, 0, {"step": step + 1, "loss": short(now.losses[step])})
+        (step + 1, 0, {"step": step + 1, "loss": text.shortest(now.losses[step])})
         for step in range(first, now.step)
     ]
     records += [
-        (step, 1, {"step": int(step), "validation_loss": short(value)})
+        (step, 1, {"step": int(step), "validation_loss": text.shortest(value)})
         for step, value in now.validations[validated:]
     ]
     records.sort(key=lambda record: record[:2])
     return [record for *_, record in records]
-
-
-def short(value: Any) -> float:
-    """Return a float32 as the shortest number that is read as the same."""
-    return float(str(np.float32(value)))

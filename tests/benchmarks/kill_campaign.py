@@ -216,7 +216,7 @@ def finish(started: list[subprocess.Popen]) -> list[str]:
 
 def merge_cell(models: Path, method: str, processes: int, format: str) -> Cell:
     """Return merges of three small experts, in many blocks."""
-    config = together.ROOT / "configs" / "merge" / f"{method}.py"
+    config = f"merge/method:{method}"
     experts = ",".join(str(models / f"e{i}") for i in range(3))
 
     def command(output: Path) -> list[str]:
@@ -331,7 +331,7 @@ def _leaves(folder: Path) -> bytes:
     return b"".join(np.asarray(leaf).tobytes() for leaf in leaves.values())
 
 
-def _command(job: str, config: Path, settings: dict[str, Any]) -> list[str]:
+def _command(job: str, config: Path | str, settings: dict[str, Any]) -> list[str]:
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     return [sys.executable, "-m", "merging", job, "--config", str(config), *flags]
 

@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import mergekit_files as files
 import mergekit_others
+import mergekit_vocabularies
 from mergekit_files import Yaml
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear")
-# Folders of models: the same numbers in three dtypes, and float32 with a tied head.
-FAMILIES = ("float32", "bfloat16", "float16", "tied")
+# Folders of models: the same numbers in three dtypes, and float32 with a tied head; and
+# others with three vocabularies.
+FAMILIES = ("float32", "bfloat16", "float16", "tied", *mergekit_vocabularies.FAMILIES)
 
 
 class Case(NamedTuple):
@@ -60,6 +62,8 @@ def cases() -> Iterator[Case]:
         yield _case("passthrough", name, yaml)
     for method, name, yaml in mergekit_others.files():
         yield _case(method, name, yaml)
+    for method, name, yaml in mergekit_vocabularies.yamls():
+        yield _case(method, name, {"family": "vocabularies"} | yaml)
 
 
 def _case(method: str, name: str, yaml: Yaml) -> Case:

@@ -12,7 +12,8 @@ agree so well with what it makes of the file itself is counted. Of 16 bits a tri
 magnitudes at the threshold are often equal, and each program keeps others: such weights
 are counted apart.
 DARE's masks come from different generators: of each large tensor the share of weights
-that move must agree to 0.05, and how far they move together to 10 %. A file that one
+that move must agree to 0.05, and how far they move together to 10 %. Where a vocabulary
+is made, rows are compared token by token. A file that one
 refuses, the other must refuse, unless what mergekit makes is not finite. Two hundred
 files take 4 minutes on two cores.
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 import contenders
 import inputs
 import mergekit_random
+import mergekit_vocabularies
 import ml_dtypes
 import numpy as np
 import yaml
@@ -65,7 +67,11 @@ def main() -> int:
     )
     print(contenders.versions(environment))
     for family in FAMILIES:
-        _make(workdir / "models" / family, family)
+        if family in mergekit_vocabularies.FAMILIES:
+            folder, tied = workdir / "models" / family, family.endswith("tied")
+            mergekit_vocabularies.make(folder, tied)
+        else:
+            _make(workdir / "models" / family, family)
     folder = workdir / f"run{int(time.time())}"
     random = mergekit_random.cases(options.seed, options.random)
     listed = random if options.random else cases()
@@ -183,6 +189,12 @@ def _compared(case: Case, models: Path, folder: Path, number: int) -> dict[str, 
     configs = [_config(folder / f"{number}.{who}") for who in ("theirs", "ours")]
     if theirs.keys() != ours.keys():
         return {"verdict": "DIFFERS", "note": "other tensors"}
+    if "tokenizer" in " ".join(case.yaml):
+        places = (folder / f"{number}.{who}" for who in ("theirs", "ours"))
+        try:
+            theirs = mergekit_vocabularies.in_our_order(theirs, *places)
+        except (ValueError, OSError) as error:
+            return {"verdict": "DIFFERS", "note": str(error)}
     if any(theirs[n].dtype != ours[n].dtype for n in ours):
         return {"verdict": "DIFFERS", "note": "another dtype"}
     if configs[0] != configs[1]:
@@ -314,7 +326,8 @@ def _config(folder: Path) -> dict[str, object]:
     found = json.loads((folder / "config.json").read_text())
     # transformers 5 writes dtype, 4 torch_dtype.
     dtype = found.get("dtype") or found.get("torch_dtype")
-    return {"layers": found["num_hidden_layers"], "dtype": dtype}
+    words = found["vocab_size"]
+    return {"layers": found["num_hidden_layers"], "dtype": dtype, "words": words}
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

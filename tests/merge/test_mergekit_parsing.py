@@ -32,14 +32,17 @@ models:
   - {model: c, parameters: {weight: heavy, gamma: 1, lambda: 2}}
   - {model: c, layer_range: [0, 2]}
   - 7
-tokenizer: {source: union}
+tokenizer: {tokens: {x: 1}, pad_to_multiple_of: 0, size: 3}
+tokenizer_source: null
 parameters: {normalize: [0, 2], density: [{filter: 1, value: 2}], rescale: null}
 dtype: int8
 3: 4
 """
     )
     for words in (
-        "'tokenizer': give the models one vocabulary",
+        "tokenizer: 'size': leave it out",
+        "tokenizer.tokens: embeddings of single tokens are not followed",
+        "tokenizer.pad_to_multiple_of: a whole number from 1 to 65536, not 0",
         "3: leave it out",
         "models[0].parameters: keys with values, not 3",
         "models[1].model: b@main: only a repository, OWNER/NAME, has revisions",

@@ -62,7 +62,7 @@ def test_tied_weights_and_other_vocabularies_are_said_to_be_that(own, tmp_path):
         "lm_head.weight: in 'bad', but not in 'the base'",
         "tied to the embedding: save",
         "model.embed_tokens.weight: shape (601, 130) in 'bad', (600, 130)",
-        "resize the embeddings",
+        "merged by a mergekit YAML",
     ):
         assert words in str(caught.value)
 

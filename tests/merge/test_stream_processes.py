@@ -11,12 +11,10 @@ import models
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from together import ROOT, environment, heard, start
+from together import environment, heard, start
 
 from merging import checkpoints, merge_checkpoints
 from merging.runtime import errors, tree
-
-CONFIGS = ROOT / "configs" / "merge"
 
 
 def command(family, output, method="ties", **values):
@@ -24,7 +22,7 @@ def command(family, output, method="ties", **values):
     settings = {"base": base, "experts": ",".join(experts.values()), "output": output}
     settings |= {"memory_budget": "700kB"} | values
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    config = str(CONFIGS / f"{method}.py")
+    config = f"merge/method:{method}"
     return [sys.executable, "-m", "merging", "merge", "--config", config, *flags]
 
 

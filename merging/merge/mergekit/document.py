@@ -50,6 +50,18 @@ class Slice(NamedTuple):
     parameters: Parameters
 
 
+class Tokenizer(NamedTuple):
+    """Whose vocabulary the output has.
+
+    Attributes:
+      source: ``base``, ``union``, or a model's folder.
+      pad_to_multiple_of: rows of embeddings are filled up to a multiple of this.
+    """
+
+    source: str
+    pad_to_multiple_of: int = 1
+
+
 class Document(NamedTuple):
     """What a mergekit YAML says.
 
@@ -61,6 +73,7 @@ class Document(NamedTuple):
       dtype: that float inputs are cast to; None leaves them.
       out_dtype: of the result; None is the inputs'.
       chat_template: None if it says nothing.
+      tokenizer: None leaves all vocabularies as they are.
     """
 
     method: str
@@ -70,6 +83,7 @@ class Document(NamedTuple):
     dtype: str | None
     out_dtype: str | None
     chat_template: str | None
+    tokenizer: Tokenizer | None = None
 
     @property
     def signature(self) -> Signature:

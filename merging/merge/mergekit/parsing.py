@@ -17,6 +17,7 @@ from merging.merge.mergekit.document import (
     Mistakes,
     Part,
     Slice,
+    Tokenizer,
     cut,
     shown,
 )
@@ -27,15 +28,12 @@ from merging.runtime.errors import UserError
 # Of a file in bytes, of a plain scalar that is read as more than a text, of values, and
 # of layers.
 LARGEST, _LONGEST, _MOST_NODES, _MOST_LAYERS = 200_000, 100, 50_000, 10_000
+_MOST_PADDING = 2**16
 
-_VOCABULARY = "give the models one vocabulary first (with mergekit); it is kept"
-_ELSEWHERE = {
-    "tokenizer": _VOCABULARY,
-    "tokenizer_source": _VOCABULARY,
-    "modules": "merge one module's models or slices",
-}
+_ELSEWHERE = {"modules": "merge one module's models or slices"}
 _KEYS = ("merge_method", "base_model", "models", "slices", "parameters")
-_KEYS += ("dtype", "out_dtype", "chat_template")
+_KEYS += ("dtype", "out_dtype", "chat_template", "tokenizer", "tokenizer_source")
+_OF_TOKENIZER = ("source", "pad_to_multiple_of", "tokens")
 
 
 def read(path: str | Path) -> str:
@@ -86,6 +84,7 @@ def parse(text: str, name: str = "the mergekit YAML") -> Document:
         _dtype(found, "dtype", wrong),
         _dtype(found, "out_dtype", wrong),
         _text(found.get("chat_template"), "chat_template", wrong),
+        _tokenizer(found, wrong),
     )
     _check_inputs(document, wrong)
     wrong.raise_if_any(f"{name} asks for what is not followed here:")
@@ -274,6 +273,40 @@ def _text(value: Any, where: str, wrong: Mistakes) -> str | None:
         return value or None
     wrong.add(f"{where}: a text, not {shown(value)}")
     return None
+
+
+def _tokenizer(found: Mapping[Any, Any], wrong: Mistakes) -> Tokenizer | None:
+    """Return whose vocabulary to take: `tokenizer_source`, or `tokenizer`'s."""
+    said, source = found.get("tokenizer"), found.get("tokenizer_source")
+    if said is None:
+        where, said = "tokenizer_source", {"source": source}
+        if source is None:
+            return None
+    elif source is not None:
+        wrong.add("tokenizer, tokenizer_source: write one of them")
+        return None
+    elif not isinstance(said, dict):
+        wrong.add(f"tokenizer: keys with values, not {shown(said)}")
+        return None
+    else:
+        where = "tokenizer.source"
+    for key in said:
+        if key not in _OF_TOKENIZER:
+            wrong.add(f"tokenizer: {shown(key)}: leave it out")
+    if said.get("tokens"):
+        wrong.add("tokenizer.tokens: embeddings of single tokens are not followed")
+    name = said.get("source")
+    name = "union" if name is None else name
+    if isinstance(name, str):
+        name = name.removeprefix("model:")
+    model = _model(name, where, wrong)
+    multiple = said.get("pad_to_multiple_of")
+    multiple = 1 if multiple is None else multiple
+    if type(multiple) is not int or not 1 <= multiple <= _MOST_PADDING:
+        text = f"a whole number from 1 to {_MOST_PADDING}, not {shown(multiple)}"
+        wrong.add(f"tokenizer.pad_to_multiple_of: {text}")
+        return None
+    return None if model is None else Tokenizer(model, multiple)
 
 
 def _is_unicode(text: str) -> bool:

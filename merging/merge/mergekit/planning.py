@@ -7,7 +7,8 @@ over the depth goes from the first to the last layer of its slice; embeddings, t
 norm and the head have the first value, and a slice of one layer the last.
 
 The models become views (`merging.checkpoints.View`), one for the base and one for each
-place among a slice's sources: a view's layers are the output's.
+place among a slice's sources: a view's layers are the output's, and its embeddings have
+the output's vocabulary.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from merging.merge.mergekit.document import Document, Part, Slice
 from merging.merge.mergekit.layers import Home, Homes
 from merging.merge.mergekit.parameters import value_of
 from merging.merge.mergekit.translation import translated
+from merging.merge.mergekit.vocabulary import Vocabulary, vocabulary
 from merging.methods import Method
 from merging.runtime import tree
 from merging.runtime.errors import UserError
@@ -41,11 +43,13 @@ class Merge(NamedTuple):
       recipe: {path of each float leaf: the method that merges it}.
       layers: for each layer of the output, the one of the first model it comes from;
         None where the file lists whole models.
+      vocabulary: of the output; None where all keep theirs.
     """
 
     inputs: Inputs
     recipe: dict[str, Method]
     layers: tuple[int, ...] | None
+    vocabulary: Vocabulary | None
 
 
 def plan(
@@ -63,11 +67,13 @@ def plan(
         each other, a parameter that is required and missing, or that is not followed.
     """
     homes = Homes(document, {n: tree.flatten(s.abstract) for n, s in models.items()})
-    inputs = _views(document, homes, models, dtype)
+    tokens = vocabulary(document, models)
+    inputs = _views(document, homes, models, dtype, tokens)
     require_mergeable(inputs)
     leaves = inputs.abstracts[0]
     floats = [p for p, leaf in leaves.items() if tree.dtype_class(leaf) == "float"]
-    return Merge(inputs, _recipe(document, homes, floats, inputs), homes.layers)
+    recipe = _recipe(document, homes, floats, inputs)
+    return Merge(inputs, recipe, homes.layers, tokens)
 
 
 def _experts_of(document: Document, one: Slice) -> list[Part]:
@@ -95,15 +101,25 @@ def _views(
     homes: Homes,
     models: Mapping[str, Source],
     dtype: np.dtype | None,
+    tokens: Vocabulary | None,
 ) -> Inputs:
     """Return the views of the base and of the experts, checked by no one yet."""
 
+    def origin(path: str, model: str, name: str) -> Origin:
+        if tokens is None:
+            return Origin(models[model], name)
+        home = homes.of(path)
+        merged = {part.model: models[part.model] for part in home.sources}
+        base = home.slice.base or document.base
+        rows = tokens.rows(path, model, base, merged) if model in merged else None
+        return Origin(models[model], name, rows)
+
     def view(sources: Sequence[Part], uri: str) -> View:
         origins = {
-            path: Origin(models[model], name)
+            path: origin(path, model, name)
             for path, model, name in homes.paths(sources)
         }
-        return View(uri, origins, dtype)
+        return View(uri, origins, dtype, tokens and tokens.files)
 
     base = None
     if document.has_base:

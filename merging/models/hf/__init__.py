@@ -14,7 +14,9 @@ from merging.models.hf.loading import (
     load,
     open_gguf_model,
     open_model,
+    read,
     read_leaf,
+    with_weights_of,
 )
 from merging.models.hf.own import describe
 from merging.models.hf.registry import FAMILIES, read_config
@@ -35,8 +37,10 @@ __all__ = [
     "load",
     "open_gguf_model",
     "open_model",
+    "read",
     "read_leaf",
     "read_config",
     "row_size",
     "scatter",
+    "with_weights_of",
 ]

@@ -173,9 +173,35 @@ def load(
       UserError: as `open_model`, or a mesh that does not divide the leaves.
       CorruptCheckpoint: bytes of a checkpoint with checksums have changed.
     """
+    return read(open_model(uri, described), dtype=dtype, mesh=mesh)
+
+
+def with_weights_of(model: Model, source: Source) -> Model:
+    """Return the same model with another checkpoint's weights, such as an adapter's.
+
+    Raises:
+      UserError: its leaves are not those of the model.
+    """
+    found = tree.flatten(source.abstract)
+    table = model.leaves
+    if not model.stacked:
+        return model._replace(source=source, leaves=fitted(table, found))
+    both = {"the model": model.source.abstract, source.uri: source.abstract}
+    if lines := tree.differences(both):
+        raise UserError(f"{source.uri} is another model:\n  " + "\n  ".join(lines))
+    leaves = {
+        path: leaf._replace(dtype=np.dtype(found[path].dtype))
+        for path, leaf in table.items()
+    }
+    return model._replace(source=source, leaves=leaves)
+
+
+def read(
+    model: Model, *, dtype: str | None = None, mesh: Mesh | None = None
+) -> tuple[DecoderConfig, Params]:
+    """Return an opened model's decoder and parameters; as `load`."""
     if dtype is not None and dtype not in DTYPES:
         raise nearest("dtype", dtype, DTYPES)
-    model = open_model(uri, described)
     shardings = {}
     if mesh is not None:
         rules = partition_rules(model.config)
@@ -183,7 +209,8 @@ def load(
         shardings = tree.flatten(chosen)
     both = {"dtype": dtype or model.dtype, "param_dtype": dtype or model.dtype}
     config = dataclasses.replace(model.config, **both)
-    if model.source.format == "orbax" and model.stacked:
+    # An adapter on an Orbax folder has its format, and no restore.
+    if model.stacked and hasattr(model.source, "restore"):
         wanted = {
             path: jax.ShapeDtypeStruct(
                 leaf.shape, dtype or leaf.dtype, sharding=shardings.get(path)
