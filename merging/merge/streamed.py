@@ -220,7 +220,7 @@ def _is_done(prepared: job.Job) -> bool:
 
 def repeat(
     path: str | Folder,
-    output: str,
+    output: str | os.PathLike,
     *,
     inputs: Mapping[str, str] | None = None,
     memory_budget: str | int = "1GB",
@@ -238,7 +238,7 @@ def repeat(
       UserError: an input has changed since, or the method was a Python value; the
         result has other bytes than the manifest records, and is not published.
     """
-    record = manifest.read(path)
+    record, output = manifest.read(path), os.fspath(output)
     folder = storage.place(path).parent
     settings = manifest.in_place(record["settings"], folder, inputs or {})
     if settings["method"].startswith("Method("):
