@@ -105,7 +105,7 @@ def jobs(workdir: Path) -> list[Job]:
             lambda place: words("sweep", str(config), _SWEEP, workdir=place),
             "results.jsonl",
             rows_of,
-            2500,
+            900,
         ),
     ]
 
