@@ -56,6 +56,7 @@ def execute(step: Step, experiment: Fakes, store: Store, tick, mesh=None) -> Non
         raise TwoPartError("an odd", "error")
     if step.name == "killed":
         _meet(store, 2)
+        time.sleep(0.5)  # its tick is on the way
         os.kill(os.getpid(), signal.SIGKILL)
     if step.name == "stopped":
         _meet(store, 2)

@@ -3,6 +3,7 @@
 A worker ends with the driver, however that ends, and never goes on alone.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -10,7 +11,13 @@ import pickle
 import queue
 import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -50,6 +57,7 @@ class Pool:
             initializer=_start_worker,
             initargs=(experiment, store, self._ticks, os.getpid()),
         )
+        self._seen: set[BaseProcess] = set()
         self._steps: dict[str, Step] = {}
         self.begun: set[str] = set()
 
@@ -88,6 +96,12 @@ class Pool:
     def done(self, running: dict[Future, Step], update) -> Iterator[Future]:
         """Yield what has ended, after a short wait; tell how far the rest is."""
         found, _ = wait(running, 0.5, FIRST_COMPLETED)
+        self._seen |= self._processes()
+        if not found and any(worker.exitcode is not None for worker in self._seen):
+            # The executor waits for those workers that there were when it last heard of
+            # anything; of a later one's death it hears with the next thing.
+            with contextlib.suppress(BrokenExecutor):
+                self._pool.submit(os.getpid)
         latest: Ticks = {}
         while True:
             try:

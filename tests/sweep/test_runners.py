@@ -71,12 +71,21 @@ def test_a_workers_odd_error_is_its_steps_and_not_the_end_of_the_pool(tmp_path):
     assert finished(Store(tmp_path)) == {"one", "two"}
 
 
-def test_a_killed_worker_is_told_of_and_strange_processes_are_left_alone(tmp_path):
+def test_a_killed_worker_is_told_of_and_strange_processes_are_left_alone(
+    tmp_path, monkeypatch
+):
+    # On a busy machine the pool looks at its workers before the last one is there.
+    start = multiprocessing.context.SpawnProcess.start
+    monkeypatch.setattr(
+        multiprocessing.context.SpawnProcess,
+        "start",
+        lambda self: time.sleep(0.5) or start(self),
+    )
     mine = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     mine.start()
     try:
         with pytest.raises(UserError, match="worker process died, at one of: ") as e:
-            run([step("killed"), step("slow to save")], Fakes("local"), tmp_path)
+            run([step("slow to save"), step("killed")], Fakes("local"), tmp_path)
         assert mine.is_alive()
         assert "killed" in str(e.value) and "--config.workers=1" in str(e.value)
     finally:
