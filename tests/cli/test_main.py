@@ -189,14 +189,19 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     status, out, _ = run("report", "--workdir", one, two)
     assert status == 0
-    assert calls == [[one, two], (["row"] * 3, one / "report", {})]
+    assert calls == [[one, two], (["row"] * 3, one / "report", {}, [])]
     assert out == f"Report of 3 rows: {one / 'report' / 'i.html'}\n"
     # The config of a workdir that holds a run of ours goes to the page.
     record = {"config_hash": "abc", "config": {"sizes": ["1x"]}}
     two.mkdir()
     (two / "config.json").write_text(json.dumps(record))
     run("report", "--workdir", one, two, "--out", tmp_path / "joined")
-    assert calls[-1] == (["row"] * 3, tmp_path / "joined", {"abc": {"sizes": ["1x"]}})
+    assert calls[-1] == (
+        ["row"] * 3,
+        tmp_path / "joined",
+        {"abc": {"sizes": ["1x"]}},
+        [],
+    )
 
 
 def test_methods_are_listed_with_definition_paper_cost_and_evidence(run):

@@ -61,7 +61,9 @@ def by_dataset(scores):
     return {score.dataset: score.value for score in scores}
 
 
-@pytest.mark.parametrize("context", [CONTEXT, SHORT])
+@pytest.mark.parametrize(
+    "context", [CONTEXT, pytest.param(SHORT, marks=pytest.mark.long)]
+)
 def test_every_way_to_evaluate_gives_the_same_values(
     checkpoint, suite, data, tmp_path, context
 ):

@@ -119,7 +119,7 @@ def wait_for_blocks(partial, blocks, process):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_processes_share_the_work_and_give_the_same_bytes(
     family, tmp_path, expected, processes
 ):

@@ -204,7 +204,10 @@ CUTS = {
 }
 
 
-@ways
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [(n, cases.CASES[n][0]) for n in (*cases.KINDS, "della", "nuslerp", "regmean")],
+)
 def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
     method = methods.get(name, **parameters)
     shape, least, block_shape = CUTS[method.granularity]
@@ -266,6 +269,7 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(name, parameters):
     assert cases.bits(merged) == cases.bits(rounded)
 
 
+@pytest.mark.long
 @ways
 def test_float64_stays_float64_where_x64_is_on(name, parameters):
     with jax.enable_x64(True):

@@ -195,6 +195,7 @@ def whole(place):
     return workdir
 
 
+@pytest.mark.long
 def test_it_lowers_the_entropy_and_merges_as_its_config_says(place, whole):
     found = record(whole)
     before, after = (found["entropy"][k] for k in ("before", "after"))
@@ -226,6 +227,7 @@ def test_it_lowers_the_entropy_and_merges_as_its_config_says(place, whole):
     np.testing.assert_allclose(leaf["merged"], expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_same_coefficients(
     place, whole, tmp_path, monkeypatch, capsys
 ):

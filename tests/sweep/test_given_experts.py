@@ -98,6 +98,7 @@ def finished(folder, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.long
 def test_one_command_scores_and_merges_what_is_there_and_trains_nothing(finished):
     rows = results.read(finished)
     assert {r.method for r in rows} == {"base", "expert", "average", "ties"}
@@ -112,6 +113,7 @@ def test_one_command_scores_and_merges_what_is_there_and_trains_nothing(finished
     assert not list(finished.glob("steps/*/*/training"))
 
 
+@pytest.mark.long
 def test_its_rows_are_those_of_merge_and_evaluate(finished, folder, tmp_path):
     (row, *_) = [r for r in results.read(finished) if r.method == "ties" and r.K == 3]
     chosen = row.parameters
@@ -149,6 +151,7 @@ def test_its_rows_are_those_of_merge_and_evaluate(finished, folder, tmp_path):
         assert (one == other).all()
 
 
+@pytest.mark.long
 def test_experts_that_do_not_fit_the_devices_are_merged_from_storage(
     finished, folder, tmp_path, capsys
 ):

@@ -138,6 +138,7 @@ def own_files(folder):
     return str(folder / "mine.jsonl")
 
 
+@pytest.mark.long
 def test_own_files_need_no_validation_of_what_is_held_out(base, tmp_path):
     changes = {"suite": "jsonl", "methods": ("average",), "scales": {}}
     given = config(base, **changes, expert={"steps": 1, "rate": 1.0})
@@ -255,6 +256,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(base, tmp_path):
         read(chosen)
 
 
+@pytest.mark.long
 def test_a_text_without_opening_mark_is_learned_from_its_second_token_on():
     _, opened = families.read_config(json.dumps(LLAMA))
     unopened = dataclasses.replace(opened, bos_id=None)

@@ -197,6 +197,7 @@ def test_both_layouts_have_their_own_names_and_merge_alike(experts, asked, tmp_p
             np.testing.assert_allclose(found[path], leaf, atol=tolerance, err_msg=path)
 
 
+@pytest.mark.long
 def test_a_stopped_collection_goes_on_to_the_same_bytes(
     experts, asked, tmp_path, monkeypatch
 ):

@@ -192,6 +192,7 @@ def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
     assert (described["bos_token_id"], described["eos_token_id"]) == (0, 1)
 
 
+@pytest.mark.long
 def test_a_suite_of_files_is_trained_on_in_the_starts_own_tokens(tmp_path):
     texts = tasks.suite("miniworld").source.generator.documents(0, 50)
     made = scored_models.byte_level(texts, 300)
@@ -227,6 +228,7 @@ def test_a_start_whose_bytes_have_changed_is_refused(alone, tmp_path):
         job.run(config.load(CONFIG, overrides), tmp_path / "run")
 
 
+@pytest.mark.long
 def test_an_expert_starts_from_a_checkpoint(alone, tmp_path):
     """Without a step to speak of, it is the checkpoint that it started from."""
     overrides = OVERRIDES | {
