@@ -1,5 +1,6 @@
 """What is saved comes back to the bit; what is damaged is never taken for whole."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -248,3 +249,18 @@ def test_a_checkpoint_in_a_store_takes_the_place_of_a_half_written_one_only(
     assert "half/state/d/1" not in object_store.names("half")
     with pytest.raises(UserError, match="exists and is no checkpoint"):
         checkpoints.save("gs://store/notes", tree_of())
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_not_taken_for_zeros(
+    tmp_path, monkeypatch
+):
+    checkpoints.save(tmp_path / "c", {"a": jnp.ones(8), "b": jnp.ones(4)})
+    source = checkpoints.open_saved(tmp_path / "c")
+
+    def read(path, sharding, dtype):  # as TensorStore reads chunks that are gone
+        shutil.rmtree(tmp_path / "c", ignore_errors=True)
+        return jnp.zeros(source.abstract[path].shape, dtype)
+
+    monkeypatch.setattr(source, "_read", read)
+    with pytest.raises(checkpoints.CorruptCheckpoint, match="changed bytes in a, b"):
+        source.restore()
