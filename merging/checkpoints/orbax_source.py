@@ -179,7 +179,7 @@ class OrbaxSource:
 
     def _checked(self, path: str, like: Any, changed: list[str]) -> jax.Array:
         """Return a leaf; its path goes to `changed` if its bytes have changed."""
-        # Before the leaf: of a folder that is removed meanwhile TensorStore reads zeros.
+        # Before the leaf: of a folder that goes meanwhile TensorStore reads zeros.
         sum_ = self._sums.get(self._stored[path])
         found = self._read(path, getattr(like, "sharding", None), tree.dtype(like))
         if sum_ and str(found.dtype) == sum_[1]:
