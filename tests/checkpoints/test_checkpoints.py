@@ -221,7 +221,7 @@ def test_a_store_that_refuses_holds_no_damaged_checkpoint(object_store):
     opened = checkpoints.open_saved("gs://store/c")
     object_store.faults["GET"].extend(["403"] * 100)
     try:
-        with pytest.raises(Unreachable, match="gs://store/c cannot be reached"):
+        with pytest.raises(Unreachable, match="gs://store/c.* cannot be reached"):
             opened.restore()
         with pytest.raises(Unreachable):
             checkpoints.restore("gs://store/c")
