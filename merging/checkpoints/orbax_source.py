@@ -66,7 +66,7 @@ class OrbaxSource:
     format = "orbax"
 
     def __init__(self, location: Location, *, whole: bool = False):
-        self.uri, self._root = location.uri, location.folder
+        self.uri, self._root, self._whole = location.uri, location.folder, whole
         trees = _committed_trees(location)
         orbax_files.require_inside(self._root)
         item, listed, taken = _choose(trees, location, whole)
@@ -194,7 +194,11 @@ class OrbaxSource:
 
     @functools.cached_property
     def _sums(self) -> dict[str, list]:
-        return _checksums(self._root)
+        found = _checksums(self._root)
+        # What `save` wrote has this file.
+        if self._whole and not found and not (self._root / COMMITTED[0]).exists():
+            raise errors.CorruptCheckpoint(self.uri, "it went while it was read")
+        return found
 
     def _read(
         self, path: str, sharding: jax.sharding.Sharding | None, dtype: Any
