@@ -50,11 +50,17 @@ class Entry(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """The list, and how the arrays are kept."""
+    """The list, and how the arrays are kept.
+
+    Attributes:
+      whole: every chunk was written, also those of zeros alone, so that one that isn't
+        there is missing.
+    """
 
     entries: list[Entry]
     zarr3: bool
     ocdbt: bool
+    whole: bool
 
 
 def read(folder: epath.Path) -> Listed:
@@ -76,7 +82,8 @@ def read(folder: epath.Path) -> Listed:
         places = tuple(k["key_type"] == _SEQUENCE for k in entry["key_metadata"])
         kind = str(entry["value_metadata"]["value_type"])
         entries.append(Entry(keys, keys, places, kind))
-    return Listed(entries, bool(listed.get("use_zarr3")), bool(listed.get("use_ocdbt")))
+    facts = ("use_zarr3", "use_ocdbt", "store_array_data_equal_to_fill_value")
+    return Listed(entries, *(bool(listed.get(fact)) for fact in facts))
 
 
 def below(entries: Iterable[Entry], keys: Sequence[str]) -> list[Entry]:
