@@ -4,8 +4,8 @@
     merging tasks prepare --suite english --data_dir data
     merging sweep --config configs/smollm2/english.py --workdir runs/smollm2_english
 
-The suite: merging/tasks/english. All weights are fine-tuned, in float32. It has not
-been run whole: on two cores an expert's 200 steps take the better part of an hour.
+The suite: merging/tasks/english. All weights are fine-tuned, in float32. Nobody has run
+it yet, so its steps and rates are guesses.
 """
 
 import miniworld

@@ -31,7 +31,7 @@ def run(
     decoder = experiment.decoder(step.settings["size"], step.settings["base"])
     base, *experts = step.needs
     bring = restoring.restore
-    if not restoring.fit(experiment, step.settings["size"], len(experts), mesh):
+    if not restoring.fits(experiment, step.settings["size"], len(experts), mesh):
         bring = restoring.stored
         restoring.forget(experts)
     base = restoring.restore(experiment, store, base, mesh)

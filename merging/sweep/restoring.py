@@ -41,7 +41,7 @@ def make_room(step: Step) -> None:
         del _restored[others.pop(0)]
 
 
-def fit(experiment: Experiment, size: str, experts: int, mesh: Mesh | None) -> bool:
+def fits(experiment: Experiment, size: str, experts: int, mesh: Mesh | None) -> bool:
     """Return whether a base, experts and their merge fit the devices together."""
     room = _room(experiment)
     return not room or (experts + 2) * _model_bytes(experiment, size, mesh) <= room
@@ -52,7 +52,7 @@ def notes(experiment: Experiment, mesh: Mesh | None) -> list[str]:
     found = []
     for size in experiment.sizes:
         stay = [
-            k for k in experiment.experts_merged if not fit(experiment, size, k, mesh)
+            k for k in experiment.experts_merged if not fits(experiment, size, k, mesh)
         ]
         if stay:
             one = text.size(_model_bytes(experiment, size, mesh))

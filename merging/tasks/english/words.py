@@ -3,7 +3,7 @@
 import collections
 import random
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from merging.tasks.english.records import (
     Example,
@@ -244,7 +244,7 @@ def _drawn(
     if size < 2:
         return ()
     drawing = random.Random(rank(key))
-    chosen: Collection[str] = {right}
+    chosen = {right}
     for _ in range(_TRIES):
         if len(chosen) == size:
             return shuffled(chosen, key)
