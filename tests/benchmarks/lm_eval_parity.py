@@ -67,7 +67,7 @@ def main() -> int:
 def write_tasks(folder: Path, items: int) -> list[str]:
     """Write every task as JSON lines and a YAML file; return their names."""
     shutil.rmtree(folder, ignore_errors=True)
-    scoring_speed.write_tasks(folder, items)
+    scoring_speed.write_tasks(folder, scoring_speed.TASKS, items)
     names = list(scoring_speed.TASKS)
     few = json.loads((folder / "topics.yaml").read_text())
     few |= {"task": "topics_5_shot", "num_fewshot": 5, "fewshot_split": "test"}
