@@ -10,8 +10,10 @@ import numpy as np
 
 from merging.evaluation import DatasetScore, bootstrap, tables
 from merging.merge import merge_checkpoints
+from merging.report import search_page
 from merging.report.searches import Point, search_figure
 from merging.runtime import storage, text
+from merging.runtime.revision import git_revision
 from merging.sweep import merge_config
 from merging.sweep.resident import Resident
 from merging.sweep.scorers import Scorer, Settings
@@ -19,6 +21,7 @@ from merging.sweep.space import Recipe, Space
 from merging.sweep.trials import Lines, Trial
 
 BASE, GRID, BEST = "base", "task arithmetic, λ by the grid", "search"
+GAIN = f"{BEST} − grid, paired"
 _COLUMNS = [f"{k}{end}" for k in ("mean", "ratio") for end in ("", "_low", "_high")]
 
 
@@ -58,14 +61,24 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
     """
     folder = settings.folder
     path = _write_config(outcome, settings)
-    figure = search_figure(
-        [Point(t.number, t.point, t.value) for t in outcome.trials],
-        reference=outcome.grid and outcome.grid["value"],
-    )
+    points = [Point(t.number, t.point, t.value) for t in outcome.trials]
+    reference = outcome.grid and outcome.grid["value"]
+    figure = search_figure(points, reference)
     for suffix in ("png", "svg"):
         storage.write_bytes(folder / f"search.{suffix}", getattr(figure, suffix))
     lines = _test(outcome, held, settings)
+    page = folder / "report" / "index.html"
+    made = search_page.page(
+        points,
+        lines,
+        gain=GAIN,
+        reference=reference,
+        facts=_facts(outcome, settings),
+        provenance=_provenance(outcome, settings),
+    )
+    storage.write_bytes(page, made.encode())
     print(_table(lines))
+    print(f"Report: {page}")
     print(f"Best, trial {outcome.best.number} of {len(outcome.trials)}: {path}")
     if settings.merge:
         merged = merge_checkpoints(
@@ -79,6 +92,31 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
         )
         print(f"Merged: {merged} (`merging verify {merged}` checks it)")
     return path
+
+
+def _facts(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:
+    """Return what was searched, in words."""
+    where = settings.base or "no base"
+    return [
+        ("base and experts", f"{where}; {', '.join(outcome.experts)}"),
+        ("method of the best", outcome.recipe.method),
+        ("suite", f"{settings.suite}: {', '.join(settings.datasets)}"),
+        ("trials", str(len(outcome.trials))),
+    ]
+
+
+def _provenance(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:
+    """Return what it takes to get the best merge, and this page, again."""
+    rules = "; ".join(outcome.recipe.rules)
+    experts = ", ".join(f"{name}={path}" for name, path in settings.experts.items())
+    return [
+        ("Experts", experts),
+        ("Best merge", f"{outcome.recipe.method}{rules and f', rules: {rules}'}"),
+        ("To merge it", f"merging merge --config {settings.folder / 'best.py'}"),
+        ("Config", f"{settings.folder / 'config.json'}"),
+        ("Seed of random masks", str(settings.seed)),
+        ("Revision", git_revision()),
+    ]
 
 
 def _write_config(outcome: Outcome, settings: Settings) -> Path:
@@ -163,7 +201,7 @@ def compared(
     ]
     if GRID in drawn:
         gain = {k: drawn[BEST][k] - drawn[GRID][k] for k in ("mean", "ratio")}
-        line = {"model": f"{BEST} − grid, paired", "split": "test"}
+        line = {"model": GAIN, "split": "test"}
         lines.append(line | _shown(gain, how.level))
     return lines
 

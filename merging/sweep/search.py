@@ -8,6 +8,7 @@ WORKDIR/test.jsonl         base, experts, the grid's and the search's best on th
                            split, which is not read before the search is over
 WORKDIR/best.py            the best trial, a config of `merging merge`
 WORKDIR/merged_N/          its checkpoint, with a manifest, if asked for; N is the trial
+WORKDIR/report/index.html  a page of it all
 WORKDIR/search.png, .svg   the search's history, and a slice for each number
 WORKDIR/data/              the suite's rows; WORKDIR/compiled/ JAX's programs
 """

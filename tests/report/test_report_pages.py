@@ -1,4 +1,4 @@
-"""The pages of an evaluation, of two compared, and of a merge, in a browser."""
+"""The pages of an evaluation, of two compared, a merge and a search, in a browser."""
 
 import browser
 import numpy as np
@@ -7,7 +7,8 @@ import pytest
 from merging.evaluation import DatasetScore, Record, TemplateScore, store, tables
 from merging.evaluation.comparison import compared
 from merging.merge.changes import Inspection, LeafChange
-from merging.report import evaluation_page, merge_page
+from merging.report import evaluation_page, merge_page, search_page
+from merging.report.searches import Point
 
 DATASETS = (("imdb", "held_in"), ("rte", "held_in"), ("wic", "held_out"))
 
@@ -130,3 +131,34 @@ def test_a_merges_text_has_every_kind_the_most_moved_first():
     # √(1 + 9) / √(100 + 100), and 5 of 8.
     assert "62.5% differ" in text and "22.36% of its norm" in text
     assert lines[-2].split()[0] == "b" and lines[-1].split()[0] == "a"
+
+
+def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
+    trials = [
+        Point(number, {"scale": number / 4, "weights[<i>a</i>]": 1 - number / 4}, value)
+        for number, value in enumerate((0.5, 0.75, 0.625))
+    ]
+    tested = [
+        {"model": model, "mean": ratio / 2, "mean_low": 0.1, "mean_high": 0.9}
+        | {"ratio": ratio, "ratio_low": ratio - 0.25, "ratio_high": ratio + 0.125}
+        | ({} if model == "gain" else {"datasets": {"qqp": ratio, "wic": 0.25}})
+        for model, ratio in (("base", 0.5), ("search", 0.625), ("gain", 0.125))
+    ]
+    path = tmp_path / "page.html"
+    path.write_text(
+        search_page.page(trials, tested, gain="gain", reference=0.5625), "utf-8"
+    )
+    with browser.opened(chromium, path) as shown:
+        answer = shown.text_content(".answer")
+        assert "number 1 has the highest objective on validation, 0.7500" in answer
+        assert "less the grid's is +0.1250 (-0.1250 to +0.2500, paired)" in answer
+        assert "can't tell them apart" in answer
+        assert drawn(shown, "history", 1)["y"] == [0.5, 0.75, 0.75]
+        assert drawn(shown, "history", 3)["y"] == [0.5625, 0.5625]
+        test = drawn(shown, "tested")
+        assert (test["x"], test["y"]) == ([0.5, 0.625], ["base", "search"])
+        assert test["error_x"]["array"] == [0.125] * 2
+        best = drawn(shown, "slice_1", 1)
+        assert (best["x"], best["y"]) == ([0.75], [0.75])
+        assert drawn(shown, "by_set")["z"] == [[0.5, 0.25], [0.625, 0.25]]
+        assert "weights[<i>a</i>]" in shown.text_content("#slice_1")

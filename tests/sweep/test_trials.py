@@ -133,6 +133,8 @@ def test_the_best_trial_is_a_merge_to_run_and_scores_what_its_line_says(place, w
     manifests = [json.loads((p / "manifest.json").read_text()) for p in (merged, again)]
     assert manifests[0]["leaves"] == manifests[1]["leaves"]
     assert manifests[0]["settings"]["method"] == best["method"]
+    page = (workdir / "report" / "index.html").read_text("utf-8")
+    assert f"number {best['number']} has the highest objective" in page
     suite = merging.tasks.suite(
         "jsonl", files=(str(place / "mine.jsonl"),), tokenizer=str(place / "base")
     )
