@@ -28,7 +28,7 @@ def _run(arguments: argparse.Namespace) -> int:
             "workdirs of two evaluations."
         )
     config, workdir = config_and_workdir(arguments)
-    from merging.runtime import compilations, processes, storage
+    from merging.runtime import compilations, processes
 
     compilations.keep()
     if "tasks" in config:  # the harness's, and so are its results
@@ -38,13 +38,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     from merging.evaluation import bootstrap
     from merging.evaluation.run import run
-    from merging.report import evaluation_page
+    from merging.report import document, evaluation_page
 
     run(config, workdir)
     if processes.is_first():
         how = bootstrap.Options(**config.get("bootstrap", {}))
-        page = workdir / "report" / "index.html"
-        storage.write_bytes(page, evaluation_page.evaluation(workdir, how).encode())
+        made = evaluation_page.evaluation(workdir, how)
+        page = document.write(made, workdir / "report")
         print(f"Report: {page}")
     return 0
 
@@ -54,12 +54,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     text = compare(*arguments.compare)
     if arguments.out:
-        from merging.report import evaluation_page
-        from merging.runtime import storage
+        from merging.report import document, evaluation_page
 
-        page = arguments.out / "index.html"
         made = evaluation_page.compared(*arguments.compare)
-        storage.write_bytes(page, made.encode())
+        page = document.write(made, arguments.out)
         text += f"\nReport: {page}"
     print_for_a_pipe(text)
     return 0

@@ -7,14 +7,12 @@ from merging.cli.command import Command, any_path, print_for_a_pipe
 
 def _run(arguments: argparse.Namespace) -> int:
     from merging.merge.changes import inspect
-    from merging.report import merge_page
-    from merging.runtime import storage
+    from merging.report import document, merge_page
 
     found = inspect(arguments.model, arguments.base)
     text = merge_page.text(found)
     if arguments.out:
-        page = arguments.out / "index.html"
-        storage.write_bytes(page, merge_page.page(found).encode())
+        page = document.write(merge_page.page(found), arguments.out)
         text += f"\nReport: {page}"
     print_for_a_pipe(text)
     return 0

@@ -47,6 +47,7 @@ def report(
     """
     # Imported late: plotting needs matplotlib, and the command line must start quickly.
     from merging.report import curves, figures, judging, page, tables, verdicts
+    from merging.report.document import beside, render
 
     rows = list(rows)
     if configs is None:
@@ -73,8 +74,8 @@ def report(
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
-    text = page.page(grid, judged, drawn, behind, more, configs)
-    return _publish(storage.place(out), files, text)
+    whole = page.page(grid, judged, drawn, behind, more, configs)
+    return _publish(storage.place(out), files | beside(whole), render(whole))
 
 
 def _read(rows: Iterable[Row | str | os.PathLike]) -> list[Row]:

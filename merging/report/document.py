@@ -1,8 +1,9 @@
 """A self-contained web page: what it holds, and how that becomes HTML.
 
-Three pages are made of this: a sweep's, an evaluation's and a merge's. The template,
-its style and its scripts lie in templates/, where a designer can edit them; data reach
-the scripts as JSON, and nothing in the page is loaded from anywhere.
+Pages of sweeps, evaluations, searches and merges are made of this. The template, its
+style and its scripts lie in templates/, where a designer can edit them; data reach the
+scripts as JSON, and nothing in the page is loaded from anywhere. What would make a page
+too large to be mailed lies in files beside it, which it names.
 """
 
 import base64
@@ -16,6 +17,8 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from merging.report.judging import Verdict
+from merging.runtime import storage
+from merging.runtime.storage import Folder
 from merging.runtime.text import Table, shown
 
 # Compressed rows beyond this are left beside the page.
@@ -128,6 +131,25 @@ _CLASSES["not tested"] = "untested"
 _MARKS = {"holds": "✓", "does not hold": "✗", "mixed": "≈", "not tested": "–"}
 
 
+def write(document: Document, folder: Folder) -> Folder:
+    """Write a page and what lies beside it; return the page's path."""
+    for name, data in beside(document).items():
+        storage.write_bytes(folder / name, data)
+    # Last: a page that exists has all its files beside it.
+    storage.write_bytes(folder / "index.html", render(document).encode())
+    return folder / "index.html"
+
+
+def beside(document: Document) -> dict[str, bytes]:
+    """Return the files that a page names as lying beside it, by their names there."""
+    found = {d.name: d.data for d in document.downloads if not _fits(d)}
+    for section in document.sections:
+        for table in section.tables:
+            if len(table.rows) > LONGEST_TABLE:
+                found[f"tables/{table.name}.csv"] = table.csv()
+    return found
+
+
 def render(document: Document) -> str:
     """Return the page's HTML; whatever stands in the document is escaped."""
     # Imported late: the command line must start quickly.
@@ -152,10 +174,8 @@ def render(document: Document) -> str:
         "labels": document.labels,
         "positions": document.positions,
     }  # fmt: skip
-    fits, left_out = [], []
-    for download in document.downloads:
-        small = len(gzip.compress(download.data, mtime=0)) <= LARGEST_DOWNLOAD
-        (fits if small else left_out).append(download)
+    fits = [download for download in document.downloads if _fits(download)]
+    left_out = [download for download in document.downloads if not _fits(download)]
     return environment.from_string(_template("page.html.j2")).render(
         document=document._replace(sections=sections, downloads=fits),
         left_out=left_out,
@@ -190,6 +210,10 @@ def versions() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(found)
+
+
+def _fits(download: Download) -> bool:
+    return len(gzip.compress(download.data, mtime=0)) <= LARGEST_DOWNLOAD
 
 
 def _rounded(value: Any) -> Any:

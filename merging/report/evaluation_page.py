@@ -11,7 +11,6 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
-    render,
     versions,
 )
 from merging.runtime.text import Table, duration
@@ -30,7 +29,7 @@ for _look in _LOOKS["series"].values():
     _look["dash"] = "none"
 
 
-def evaluation(workdir: Path, how: bootstrap.Options = bootstrap.DEFAULT) -> str:
+def evaluation(workdir: Path, how: bootstrap.Options = bootstrap.DEFAULT) -> Document:
     """Return the page of a workdir's finished evaluation.
 
     Args:
@@ -61,27 +60,25 @@ def evaluation(workdir: Path, how: bootstrap.Options = bootstrap.DEFAULT) -> str
         ("datasets", str(len(records))),
         ("examples", str(sum(score.examples for score in scores))),
     ]
-    return render(
-        Document(
-            title=f"Evaluation: {Path(said['model']).name or said['model']}"
-            f" on {said['suite']}",
-            facts=facts,
-            answer=_answer(records, own, how.level),
-            lead=panels,
-            notes=tables.notes(scores),
-            sections=[
-                Section("prompts", "Prompt templates", templates),
-                Section("values", "Values", tables=[table], opened=True),
-            ],
-            terms=_terms(how),
-            provenance=_provenance([("Model", said["model"], records)]),
-            downloads=[Download("values.csv", table.title, table.csv())],
-            looks=_LOOKS,
-        )
+    return Document(
+        title=f"Evaluation: {Path(said['model']).name or said['model']}"
+        f" on {said['suite']}",
+        facts=facts,
+        answer=_answer(records, own, how.level),
+        lead=panels,
+        notes=tables.notes(scores),
+        sections=[
+            Section("prompts", "Prompt templates", templates),
+            Section("values", "Values", tables=[table], opened=True),
+        ],
+        terms=_terms(how),
+        provenance=_provenance([("Model", said["model"], records)]),
+        downloads=[Download("values.csv", table.title, table.csv())],
+        looks=_LOOKS,
     )
 
 
-def compared(one: Path, other: Path) -> str:
+def compared(one: Path, other: Path) -> Document:
     """Return the page of two evaluations on the same examples, A and B.
 
     Raises:
@@ -130,28 +127,26 @@ def compared(one: Path, other: Path) -> str:
             _plot(both, {**wide, "xaxis": {"title": "value"}, "yaxis": down}),
         ),
     ]
-    return render(
-        Document(
-            title=f"Two models on {said[0]['suite']}",
-            facts=[
-                ("A", f"{said[0]['model']} ({one})"),
-                ("B", f"{said[1]['model']} ({other})"),
-                ("datasets compared", str(len(datasets))),
-            ],
-            answer=_answer_of_two(table, datasets),
-            lead=panels,
-            notes=[table.title.partition("; ")[2]] if "; " in table.title else [],
-            sections=[Section("values", "Values", tables=[table], opened=True)],
-            terms=_terms(bootstrap.DEFAULT),
-            provenance=_provenance(
-                [
-                    (name, about["model"], found)
-                    for name, about, found in zip("AB", said, records, strict=True)
-                ]
-            ),
-            downloads=[Download("comparison.csv", "the table above", table.csv())],
-            looks=_LOOKS,
-        )
+    return Document(
+        title=f"Two models on {said[0]['suite']}",
+        facts=[
+            ("A", f"{said[0]['model']} ({one})"),
+            ("B", f"{said[1]['model']} ({other})"),
+            ("datasets compared", str(len(datasets))),
+        ],
+        answer=_answer_of_two(table, datasets),
+        lead=panels,
+        notes=[table.title.partition("; ")[2]] if "; " in table.title else [],
+        sections=[Section("values", "Values", tables=[table], opened=True)],
+        terms=_terms(bootstrap.DEFAULT),
+        provenance=_provenance(
+            [
+                (name, about["model"], found)
+                for name, about, found in zip("AB", said, records, strict=True)
+            ]
+        ),
+        downloads=[Download("comparison.csv", "the table above", table.csv())],
+        looks=_LOOKS,
     )
 
 

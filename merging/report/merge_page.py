@@ -11,7 +11,6 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
-    render,
     versions,
 )
 from merging.runtime.text import Table, parameters
@@ -43,33 +42,30 @@ def text(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def page(found: Inspection) -> str:
-    """The page's HTML."""
+def page(found: Inspection) -> Document:
+    """The page of a merge."""
     changes = found.changes
     tables = [by_kind(changes), every_leaf(changes)] if changes else []
-    return render(
-        Document(
-            title=f"Merge: {Path(found.model).name or found.model}",
-            facts=_facts(found),
-            answer=_answer(found),
-            lead=_by_layer(changes),
-            notes=found.notes,
-            sections=[
-                Section("layers", "Layer by layer", _heat_maps(changes)),
-                Section("leaves", "Outside of layers", _outside(changes)),
-                Section("tables", "Tables", tables=tables, intro=_ROUNDING),
-            ],
-            terms=[
-                (_RELATIVE, "how far a part moved, in units of the base's own norm."),
-                (_KEPT, f"1 − the sparsity of θ − θ₀. {_ROUNDING}"),
-            ],
-            provenance=[*_made_of(found), ("Page drawn by", versions())],
-            downloads=[
-                Download("changes.csv", table.title, table.csv())
-                for table in tables[1:]
-            ],
-            looks=_LOOKS,
-        )
+    return Document(
+        title=f"Merge: {Path(found.model).name or found.model}",
+        facts=_facts(found),
+        answer=_answer(found),
+        lead=_by_layer(changes),
+        notes=found.notes,
+        sections=[
+            Section("layers", "Layer by layer", _heat_maps(changes)),
+            Section("leaves", "Outside of layers", _outside(changes)),
+            Section("tables", "Tables", tables=tables, intro=_ROUNDING),
+        ],
+        terms=[
+            (_RELATIVE, "how far a part moved, in units of the base's own norm."),
+            (_KEPT, f"1 − the sparsity of θ − θ₀. {_ROUNDING}"),
+        ],
+        provenance=[*_made_of(found), ("Page drawn by", versions())],
+        downloads=[
+            Download("changes.csv", table.title, table.csv()) for table in tables[1:]
+        ],
+        looks=_LOOKS,
     )
 
 

@@ -14,7 +14,6 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
-    render,
     versions,
 )
 from merging.report.judging import RULE, Verdict, verdict_table
@@ -31,8 +30,8 @@ def page(
     behind: Mapping[str, Sequence[Table]] = {},
     more: Sequence[Section] = (),
     configs: Mapping[str, object] | None = None,
-) -> str:
-    """Return the page's HTML; whatever stands in rows is escaped.
+) -> Document:
+    """Return the page; whatever stands in rows is escaped.
 
     Args:
       grid: the experiment.
@@ -42,18 +41,6 @@ def page(
       more: sections that do not come from result rows (laws, geometry).
       configs: config hash → values, where they are known.
     """
-    return render(document(grid, verdicts, figures, behind, more, configs or {}))
-
-
-def document(
-    grid: Grid,
-    verdicts: Sequence[Verdict],
-    figures: Sequence[Figure],
-    behind: Mapping[str, Sequence[Table]],
-    more: Sequence[Section],
-    configs: Mapping[str, object],
-) -> Document:
-    """The page's content; arguments as `page`."""
     every, left_out = points.points(grid)
     gained, added = points.gain_curves(grid)
     drawn = {
@@ -84,7 +71,7 @@ def document(
         verdict_table=verdict_table(verdicts),
         sections=[*panels.sections(found), *more, *_numbers(grid, behind)],
         terms=panels.TERMS,
-        provenance=_provenance(grid, figures, configs),
+        provenance=_provenance(grid, figures, configs or {}),
         downloads=[Download("rows.csv", f"{len(grid.rows)} rows", _csv(grid.rows))],
         tables=list(drawn.values()),
         looks={

@@ -8,7 +8,6 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
-    render,
     versions,
 )
 from merging.report.searches import Point
@@ -37,8 +36,8 @@ def page(
     reference: float | None = None,
     facts: Sequence[tuple[str, str]] = (),
     provenance: Sequence[tuple[str, str]] = (),
-) -> str:
-    """Return the page's HTML.
+) -> Document:
+    """Return the page of a finished search.
 
     Args:
       points: the trials, in their order.
@@ -58,36 +57,34 @@ def page(
         ("number", "value"),
         tuple(best.values.items()),
     )
-    return render(
-        Document(
-            title=f"Search: {len(points)} trials in {len(best.values)} dimensions",
-            facts=facts,
-            answer=_answer(points, best, tested, gain, reference),
-            lead=[_history(points, best, reference), _models(models)],
-            sections=[
-                Section("slices", "The objective over each number", _slices(points)),
-                Section("datasets", "Dataset by dataset, test split", _by_set(models)),
-                Section("tables", "Tables", tables=[values, scores, trials]),
-            ],
-            terms=[
-                (
-                    "Objective",
-                    "the mean over datasets of a merge's value over the best expert's, "
-                    "on the validation split. Choosing by it flatters what is chosen.",
-                ),
-                (
-                    "Ratio",
-                    "the same on the test split, which the search did not read; bars "
-                    "are bootstrap intervals over its examples.",
-                ),
-            ],
-            provenance=[*provenance, ("Page drawn by", versions())],
-            downloads=[
-                Download("trials.csv", trials.title, trials.csv()),
-                Download("test.csv", scores.title, scores.csv()),
-            ],
-            looks=_LOOKS,
-        )
+    return Document(
+        title=f"Search: {len(points)} trials in {len(best.values)} dimensions",
+        facts=facts,
+        answer=_answer(points, best, tested, gain, reference),
+        lead=[_history(points, best, reference), _models(models)],
+        sections=[
+            Section("slices", "The objective over each number", _slices(points)),
+            Section("datasets", "Dataset by dataset, test split", _by_set(models)),
+            Section("tables", "Tables", tables=[values, scores, trials]),
+        ],
+        terms=[
+            (
+                "Objective",
+                "the mean over datasets of a merge's value over the best expert's, "
+                "on the validation split. Choosing by it flatters what is chosen.",
+            ),
+            (
+                "Ratio",
+                "the same on the test split, which the search did not read; bars "
+                "are bootstrap intervals over its examples.",
+            ),
+        ],
+        provenance=[*provenance, ("Page drawn by", versions())],
+        downloads=[
+            Download("trials.csv", trials.title, trials.csv()),
+            Download("test.csv", scores.title, scores.csv()),
+        ],
+        looks=_LOOKS,
     )
 
 

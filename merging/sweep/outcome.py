@@ -10,7 +10,7 @@ import numpy as np
 
 from merging.evaluation import DatasetScore, bootstrap, tables
 from merging.merge import merge_checkpoints
-from merging.report import search_page
+from merging.report import document, search_page
 from merging.report.searches import Point, search_figure
 from merging.runtime import storage, text
 from merging.runtime.revision import git_revision
@@ -67,7 +67,6 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
     for suffix in ("png", "svg"):
         storage.write_bytes(folder / f"search.{suffix}", getattr(figure, suffix))
     lines = _test(outcome, held, settings)
-    page = folder / "report" / "index.html"
     made = search_page.page(
         points,
         lines,
@@ -76,7 +75,7 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
         facts=_facts(outcome, settings),
         provenance=_provenance(outcome, settings),
     )
-    storage.write_bytes(page, made.encode())
+    page = document.write(made, folder / "report")
     print(_table(lines))
     print(f"Report: {page}")
     print(f"Best, trial {outcome.best.number} of {len(outcome.trials)}: {path}")

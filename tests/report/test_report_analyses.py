@@ -8,6 +8,7 @@ import pytest
 from merging.analysis import rows as analysis_rows
 from merging.cli.main import main
 from merging.report import analyses, figures, page, verdicts
+from merging.report.document import render
 from merging.report.summaries import summarise
 from merging.runtime import results
 
@@ -73,7 +74,7 @@ def test_the_page_draws_them(run, tmp_path):
     grid = summarise(run(("1x",), ("it",), ("average",), (2,), seeds=1))
     more = analyses.sections([("geometry", GEOMETRY), ("law", LAW)])
     path = tmp_path / "page.html"
-    text = page.page(grid, verdicts.verdicts(grid), more=more)
+    text = render(page.page(grid, verdicts.verdicts(grid), more=more))
     path.write_text(text, "utf-8")
     with browser.chromium() as chromium, browser.opened(chromium, path) as shown:
         assert "a · <b>" in shown.locator("#geometry_cosine .plot").text_content()

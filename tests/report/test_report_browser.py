@@ -8,6 +8,7 @@ import browser
 import pytest
 
 from merging.report import judging, page, summaries, verdicts
+from merging.report.document import render
 from merging.report.summaries import across_methods, measure, summarise
 
 # What the script sends is rounded to six digits.
@@ -17,7 +18,7 @@ ROUNDED = 1e-5
 def written(rows, folder):
     grid = summarise(rows)
     path = folder / "page.html"
-    path.write_text(page.page(grid, verdicts.verdicts(grid)), "utf-8")
+    path.write_text(render(page.page(grid, verdicts.verdicts(grid))), "utf-8")
     return grid, path
 
 

@@ -6,6 +6,7 @@ What the page shows is looked at in a browser, in test_report_browser.py.
 import csv
 import html.parser
 import io
+import random
 import struct
 import subprocess
 import sys
@@ -14,8 +15,16 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from merging import report
-from merging.report import figures, plotting
+from merging.report import document, figures, page, plotting, points
+from merging.report.document import (
+    LARGEST_DOWNLOAD,
+    LONGEST_TABLE,
+    Document,
+    Download,
+    Section,
+)
 from merging.report.summaries import Spread, summarise
+from merging.runtime.text import Table
 
 FIGURES = ("F1", "F1_gain", "F2", "F3", "F4", "F5", "F6", "F6_normalised")
 
@@ -110,6 +119,43 @@ def test_a_run_without_merges_is_reported_without_figures(model, tmp_path):
     path = report.report(rows, tmp_path)
     assert "not tested" in path.read_text("utf-8")
     assert not (tmp_path / "figures").exists()
+
+
+def test_what_is_too_large_for_the_page_lies_beside_it(tmp_path):
+    rows = tuple((number,) for number in range(LONGEST_TABLE + 1))
+    long = Table("long", "A long table", ("number",), rows)
+    short = long._replace(name="short", rows=rows[1:])
+    noise = Download("rows.csv", "noise", random.Random(0).randbytes(LARGEST_DOWNLOAD))
+    page = document.write(
+        Document(
+            *("A page", (), ()),
+            sections=[Section("tables", "Tables", tables=[long, short])],
+            downloads=[noise, noise._replace(name="few.csv", data=b"few")],
+        ),
+        tmp_path,
+    )
+    text = page.read_text("utf-8")
+    assert "401 rows, beside the page in <code>tables/long.csv</code>" in text
+    assert "rows.csv (noise) is too large to be part of this page" in text
+    assert "Download few.csv" in text and "Download rows.csv" not in text
+    kept = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert kept == {"index.html", "tables/long.csv", "rows.csv"}
+    assert (tmp_path / "rows.csv").read_bytes() == noise.data
+    assert (tmp_path / "tables/long.csv").read_bytes() == long.csv()
+
+
+def test_a_page_of_too_many_points_loses_categories_and_then_datasets(run, monkeypatch):
+    grid = summarise(run(("1x",), ("it",), ("average", "ties"), (2, 4), seeds=1))
+    every, notes = points.points(grid)
+    assert not notes and len({row[2] for row in every.rows}) > 1
+    monkeypatch.setattr(points, "MOST_POINTS", len(every.rows) - 1)
+    fewer, notes = points.points(grid)
+    assert {row[2] for row in fewer.rows} == {points.ALL}
+    assert "too many for the page to tell categories apart" in notes[0]
+    monkeypatch.setattr(points, "MOST_POINTS", 10)
+    made = page.page(grid, [])
+    assert "The rows are too many for the page's heat map of datasets." in made.notes
+    assert "datasets" not in [table.name for table in made.tables]
 
 
 def test_holes_leave_no_empty_panel(run):

@@ -8,6 +8,7 @@ from merging.evaluation import DatasetScore, Record, TemplateScore, store, table
 from merging.evaluation.comparison import compared
 from merging.merge.changes import Inspection, LeafChange
 from merging.report import evaluation_page, merge_page, search_page
+from merging.report.document import render
 from merging.report.searches import Point
 
 DATASETS = (("imdb", "held_in"), ("rte", "held_in"), ("wic", "held_out"))
@@ -64,7 +65,7 @@ def drawn(shown, panel, number=0):
 
 def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_path):
     path = tmp_path / "page.html"
-    path.write_text(evaluation_page.evaluation(workdirs[0]), "utf-8")
+    path.write_text(render(evaluation_page.evaluation(workdirs[0])), "utf-8")
     score = next(
         r.score for r in store.present(workdirs[0]) if r.score.dataset == "rte"
     )
@@ -89,7 +90,7 @@ def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_
 
 def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_path):
     path = tmp_path / "page.html"
-    path.write_text(evaluation_page.compared(*workdirs), "utf-8")
+    path.write_text(render(evaluation_page.compared(*workdirs)), "utf-8")
     rows = {row[0]: row for row in compared(*workdirs).rows}
     with browser.opened(chromium, path) as shown:
         points = drawn(shown, "difference")
@@ -110,7 +111,7 @@ def test_a_merges_page_maps_layers_by_kind(chromium, tmp_path):
     changes.append(LeafChange("emb", (4,), "float32", None, "emb", 4, 4, 1.0, 4.0, 0.9))
     found = Inspection("merged", None, "base", changes, [])
     path = tmp_path / "page.html"
-    path.write_text(merge_page.page(found), "utf-8")
+    path.write_text(render(merge_page.page(found)), "utf-8")
     with browser.opened(chromium, path) as shown:
         heat = drawn(shown, "heat_kept")
         assert heat["z"] == [[0.1, 0.2, 0.3]] * 2
@@ -146,7 +147,7 @@ def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
     ]
     path = tmp_path / "page.html"
     path.write_text(
-        search_page.page(trials, tested, gain="gain", reference=0.5625), "utf-8"
+        render(search_page.page(trials, tested, gain="gain", reference=0.5625)), "utf-8"
     )
     with browser.opened(chromium, path) as shown:
         answer = shown.text_content(".answer")
