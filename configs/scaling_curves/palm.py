@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
             rht=(0.2, 0.5, 0.8, 1.1, 1.4, 1.8),
         )
     )
+    config.logger = "tensorboard"  # of losses: or wandb, trackio, none
     config.runner = "inline"
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=4))  # data: over slices
     config.device_memory = ""  # "16GB": experts that do not fit stay in storage

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.densities = ConfigDict(dict(ties=(0.2,)))
+    config.logger = "tensorboard"  # of losses: or wandb, trackio, none
     config.runner = ""  # inline: one step at a time, with all threads
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # over all devices
     config.device_memory = ""  # "16GB": experts that do not fit stay in storage

@@ -60,6 +60,7 @@ class Experiment:
       method_files: Python files that register methods of your own.
       runner: where steps run, "inline" or "local"; "" for what fits (see `runners`).
       workers: processes of the local runner; 0 for one per CPU core.
+      logger: of trainings' losses (`runtime.loggers`).
       mesh: {axis: size} of the devices that an inline step runs on; one may be -1.
       device_memory: bytes of a device, "16GB", that models may fill; "" for what JAX
         knows of it. Experts that don't fit are read from storage as they are merged.
@@ -91,6 +92,7 @@ class Experiment:
     method_files: tuple[str, ...] = ()
     runner: str = ""
     workers: int = 0
+    logger: str = "tensorboard"
     mesh: Mapping[str, int] = field(default_factory=lambda: {"data": 1})
     device_memory: str = ""
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})

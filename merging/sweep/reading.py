@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from merging import methods, models, tasks
 from merging.models.config import DTYPES
-from merging.runtime import config_keys, storage
+from merging.runtime import config_keys, loggers, storage
 from merging.runtime.errors import UserError, listed, nearest
 from merging.sweep import given
 from merging.sweep.experiment import BASES, Experiment, Phase
@@ -41,13 +41,14 @@ _KEYS = {
     "method_files": (),
     "runner": "",
     "workers": 0,
+    "logger": "tensorboard",
     "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
     "device_memory": "",
     "resources": ("CPU=1",),
     "plan": ConfigDict(),
 }
 # Of these keys a sweep's results do not depend: it goes on with others.
-HOW = ("workers", "runner", "mesh", "device_memory", "resources", "plan")
+HOW = ("workers", "logger", "runner", "mesh", "device_memory", "resources", "plan")
 _DEFAULT_VOCABULARY = 32_000  # of a plan that names none
 
 
@@ -292,6 +293,7 @@ def _check_numbers(experiment: Experiment) -> None:
             faults.append(f"{name} = {getattr(experiment, name)} must be positive")
     if experiment.runner not in ("", *RUNNERS):
         raise nearest("runner", experiment.runner, RUNNERS)
+    loggers.require_known(experiment.logger)
     if experiment.vocab_size < 0:
         faults.append(f"vocab_size = {experiment.vocab_size} must be 0 or more")
     if experiment.workers < 0:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from merging import models, tasks, training
 from merging.models import hf as families
-from merging.runtime import processes, storage, tree
+from merging.runtime import loggers, processes, storage, tree
 from merging.runtime.revision import git_revision
 from merging.runtime.storage import Folder
 from merging.sweep import merges, restoring, scoring
@@ -19,6 +19,8 @@ from merging.sweep.restoring import restore
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
 from merging.training.job import Training, fit
+from merging.training.run_state import RunState
+from merging.training.told import Told
 
 # AdamW's small updates vanish in 16-bit parameters: half a unit in the last place of a
 # bfloat16 is a four-hundredth of the weight.
@@ -134,16 +136,24 @@ def _train(
     )
     examples = _examples(experiment, store, step.settings["what"], "train")
     folder = store.partial(step)
-    trained = fit(
-        Training(decoder, params, examples, hparams, validation, files),
-        folder,
-        mesh=mesh,
-        report=lambda now: tick(
-            0.95 * now.step / hparams.steps, f"{step.name} loss {now.losses[-1]:.3f}"
-        ),
-        keep_best=False,
-        dtype=kept.param_dtype,
-    )
+    logger = experiment.logger if processes.is_first() else loggers.NONE
+    with loggers.opened(logger, folder, step.settings) as opened:
+        told = Told(folder / "losses.jsonl", opened)
+
+        def report(now: RunState) -> None:
+            told(now)
+            note = f"{step.name} loss {now.losses[-1]:.3f}"
+            tick(0.95 * now.step / hparams.steps, note)
+
+        trained = fit(
+            Training(decoder, params, examples, hparams, validation, files),
+            folder,
+            mesh=mesh,
+            report=report,
+            keep_best=False,
+            dtype=kept.param_dtype,
+        )
+        told.settle()
     tested = functools.partial(_tested, experiment, store, step, mesh)
     output = {
         "steps": int(trained.steps),

@@ -226,7 +226,7 @@ def _train(
         Progress(hparams.steps, f"train {config.what}") as shown,
         loggers.opened(name, folder, config.to_dict()) as logger,
     ):
-        told = Told(folder / "losses.jsonl", shown, logger)
+        told = Told(folder / "losses.jsonl", logger, shown)
         trained = fit(what, folder, mesh=mesh, report=told)
         told.settle()
     seconds = time.monotonic() - begin

@@ -13,9 +13,15 @@ from merging.training.run_state import RunState
 
 
 class Told:
-    """Shows how far a training is, and keeps its losses; process 0 does the writing."""
+    """Keeps a training's losses, and logs them; process 0 does the writing.
 
-    def __init__(self, path: Folder, shown: Progress, logger: Logger):
+    Args:
+      path: gets a line for each step and each validation.
+      logger: is told of each step once, however often the training was stopped.
+      shown: shows how far it is, if given.
+    """
+
+    def __init__(self, path: Folder, logger: Logger, shown: Progress | None = None):
         self._file = storage.Growing(path) if processes.is_first() else None
         self._shown, self._logger = shown, logger
         self._told: RunState | None = None
@@ -24,14 +30,8 @@ class Told:
 
     def __call__(self, now: RunState) -> None:
         """Take note of the steps since the last call."""
-        if self._told is None:
-            self._shown.skip(now.step)  # by earlier runs, or while this one compiled
-        else:
-            self._shown.advance(now.step - self._told.step)
-        note = f"loss {now.losses[-1]:.4f}"
-        if len(now.validations):
-            note += f", validation {now.validations[-1, 1]:.4f}"
-        self._shown.note(note)
+        if self._shown is not None:
+            self._show(now, self._shown)
         if self._file is not None:
             # An earlier run may have told of steps that it could not save.
             mode = "w" if self._told is None else "a"
@@ -44,6 +44,16 @@ class Told:
                 file.writelines(json.dumps(record) + "\n" for record in records)
             self._file.settle()
         self._told = now
+
+    def _show(self, now: RunState, shown: Progress) -> None:
+        if self._told is None:
+            shown.skip(now.step)  # by earlier runs, or while this one compiled
+        else:
+            shown.advance(now.step - self._told.step)
+        note = f"loss {now.losses[-1]:.4f}"
+        if len(now.validations):
+            note += f", validation {now.validations[-1, 1]:.4f}"
+        shown.note(note)
 
     def settle(self) -> None:
         """Keep all that was told, where that takes a while."""

@@ -97,7 +97,7 @@ def test_a_resumed_training_logs_every_step_once(tmp_path):
 
     for states in ([state(2), state(4)], [state(3), state(6)]):
         with Progress(6, "train", stream=io.StringIO()) as shown:
-            tell = Told(tmp_path / "losses.jsonl", shown, logger)
+            tell = Told(tmp_path / "losses.jsonl", logger, shown)
             for now in states:
                 tell(now)
     assert [step for step, values in told if "loss" in values] == [1, 2, 3, 4, 5, 6]
