@@ -258,7 +258,8 @@ def _apply(
     if spent is not None:
         leaves = tree.flatten(spent)
         old = [leaves[path] for path in job.cut.paths]
-    merged: list[Any] = [None] * len(job.like)
+    # A leaf without elements is in no block.
+    merged: list[Any] = [None if x.size else jnp.copy(x) for x in job.like]
     # Of a base that is written over, what must be known is asked before.
     sound = [
         numerics.all_finite(x) if donate and x is not None else True for x in job.base

@@ -372,6 +372,8 @@ def in_memory_blocks(
 ) -> Partition:
     """Return the partition of float leaves in memory, all merged by one method.
 
+    Leaves without elements are in no block.
+
     Args:
       paths: of the leaves, sorted.
       leaves: the arrays whose dtype and layout the merged ones take.
@@ -395,7 +397,9 @@ def in_memory_blocks(
     for i, leaf in enumerate(leaves):
         places[i] = kind_of(i)
         devices = leaf.sharding.device_set
-        if may_pack and len(devices) == 1 and 0 < leaf.size <= PACKED_LEAF:
+        if not leaf.size:  # nothing to merge, and a program to compile
+            continue
+        if may_pack and len(devices) == 1 and leaf.size <= PACKED_LEAF:
             pack = packs.setdefault((next(iter(devices)), places[i]), [])
             if pack and sum(leaves[j].size for j in pack) + leaf.size > PACKED_BLOCK:
                 packed.append((places[i], pack[:]))

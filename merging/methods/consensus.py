@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +30,11 @@ def sce(density: float = 0.1, scale: float = 1.0) -> Method:
     expert's weight in a leaf is its share of the sum of squares that is left; where all
     are 0 they are equal. Signs are elected by mass, a zero sum counts as +.
     """
-    return compose("sce", combiner=Sce(kept_share(density)), scale=scale)
+    return compose("sce", combiner=Sce(varying(density)), scale=scale)
 
 
-def kept_share(density: float, nothing: bool = False) -> float:
-    """Return a fraction kept, one for all experts; see `transforms.fraction`."""
-    found = fraction("density", density, nothing)
-    if isinstance(found, tuple):
-        raise UserError(f"density must be one number for all experts, not {density!r}.")
-    return found
-
-
-@jax.tree_util.register_static
+# The density is the host's business: another compiles nothing.
+@partial(jax.tree_util.register_dataclass, data_fields=["density"], meta_fields=[])
 @dataclass(frozen=True)
 class Varying:
     """Keep, of all experts, the elements that vary the most; see `sce`."""
@@ -75,6 +69,18 @@ class Varying:
         return [jnp.where(keep, value, 0) for value in values]
 
 
+def varying(density: float, nothing: bool = False) -> tuple[Varying, ...]:
+    """Return what selects a fraction, one for all experts: nothing if it is 1.
+
+    Raises:
+      UserError: no fraction (see `transforms.fraction`), or several.
+    """
+    found = fraction("density", density, nothing)
+    if isinstance(found, tuple):
+        raise UserError(f"density must be one number for all experts, not {density!r}.")
+    return (Varying(found),) if found < 1 else ()
+
+
 @dataclass(frozen=True)
 class _KeptOf:
     density: float
@@ -87,26 +93,23 @@ def _squares(values: Sequence[Array], weights: object) -> list[Array]:
     return [numerics.product(value, value) for value in values]
 
 
-@jax.tree_util.register_static
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["selections"], meta_fields=["least"]
+)
 @dataclass(frozen=True)
 class Sce:
     """The mean, by each expert's energy in a leaf, of those that agree; see `sce`.
 
     Attributes:
-      density: of what is selected; 1 selects all.
+      selections: of what varies the most; none selects all.
       least: a leaf whose mean squares sum to less has equal weights, and a divisor is
         no less; 0 but for mergekit's.
     """
 
-    density: float
+    selections: tuple[Varying, ...]
     least: float = 0.0
     granularity = "row"
     takes = None
-
-    @property
-    def selections(self):
-        """Select, unless all are."""
-        return (Varying(self.density),) if self.density < 1 else ()
 
     def check(self, weights):
         """Take any."""

@@ -121,7 +121,9 @@ def _solved(gram: Array, right: Array) -> Array:
     scaled = gram * unit[:, None] * unit[None, :]
     scaled = jnp.where(jnp.eye(len(gram), dtype=bool), 1, scaled)
     factor = jax.scipy.linalg.cho_factor(scaled, lower=True)
-    return jax.scipy.linalg.cho_solve(factor, (right * unit).T).T * unit
+    found = jax.scipy.linalg.cho_solve(factor, (right * unit).T).T
+    # The mean is added to it: fused or not, as the matrices of a block are many or one.
+    return numerics.product(found, unit)
 
 
 def _product(one: Array, other: Array) -> Array:

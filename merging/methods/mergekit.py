@@ -10,7 +10,7 @@ import math
 
 from merging.methods import combiners
 from merging.methods.combiners import Weights
-from merging.methods.consensus import Sce, kept_share
+from merging.methods.consensus import Sce, varying
 from merging.methods.method import Method, compose
 from merging.methods.registry import register
 from merging.methods.sparsification import band, magprune, match_norm
@@ -219,7 +219,7 @@ def della_linear_mergekit(
 )
 def sce_mergekit(density: float = 1.0) -> Method:
     """SCE with mergekit's floors, which small task vectors stay below."""
-    combiner = Sce(kept_share(density, nothing=True), least=1e-6)
+    combiner = Sce(varying(density, nothing=True), least=1e-6)
     return compose("sce@mergekit", combiner=combiner, scale=1.0)
 
 

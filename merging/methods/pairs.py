@@ -123,8 +123,8 @@ class Importance:
         """Return the key of the least importance that is kept: an array [leaves]."""
         dtype = np.float64 if layout.wide else np.float32
         keys = [cut[0].astype(layout.key_dtype).view(dtype) for cut in found]
-        low, middle, high = (key.astype(np.float64) for key in keys)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # of a leaf without elements
+            low, middle, high = (key.astype(np.float64) for key in keys)
             return (middle + 1.5 * (high - low)).astype(dtype)
 
     def apply(self, values, weights, base, index, state):
