@@ -14,15 +14,17 @@ from merging.cli import main as command_line
 from merging.merge import job, manifest
 from merging.merge import streamed as stream
 
-SIZE = 3_000_000
+# Leaves that a digest looks at some places of only.
+large = pytest.mark.parametrize("place", [3_000_000], indirect=True)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, request):
     """A folder with a base and two experts in it, and the working directory."""
+    size = getattr(request, "param", 30_000)
     for number, name in enumerate(("base", "e1", "e2")):
         rng = np.random.default_rng(number)
-        models.save(tmp_path / name, {"w": rng.normal(size=SIZE).astype(np.float32)})
+        models.save(tmp_path / name, {"w": rng.normal(size=size).astype(np.float32)})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,6 +77,7 @@ def test_models_that_are_elsewhere_can_be_named(place, capsys):
     assert weights(place / "again") == weights(place / "out")
 
 
+@large
 def test_a_change_between_the_places_of_the_digest_is_seen(place):
     merge()
     path = place / "e1" / "model.safetensors"
@@ -103,6 +106,7 @@ def test_an_input_that_is_written_to_meanwhile_publishes_nothing(place, monkeypa
     assert not (place / "out").exists()
 
 
+@large
 def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(place, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from together import environment, heard, start
 
 from merging import checkpoints, merge_checkpoints
+from merging.cli import main
 from merging.runtime import errors, tree
 
 
@@ -26,31 +27,35 @@ def command(family, output, method="ties", **values):
     return [sys.executable, "-m", "merging", "merge", "--config", config, *flags]
 
 
-def run(family, output, **values):
-    ran = subprocess.run(
-        command(family, output, **values),
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran
+@pytest.fixture
+def go_on(capsys):
+    """Run the command in this process; return what it told."""
+
+    def run(family, output, **values):
+        status = main.main(command(family, output, **values)[3:])
+        told = capsys.readouterr().err
+        assert status == 0, told
+        return told
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def expected(family, tmp_path_factory):
     """The bytes of a merge that nothing disturbed."""
     output = tmp_path_factory.mktemp("expected") / "out"
-    run(family, output)
+    assert main.main(command(family, output)[3:]) == 0
     return (output / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("blocks", [1, 4])
-def test_a_killed_merge_goes_on_to_the_same_bytes(family, tmp_path, expected, blocks):
-    output = tmp_path / "out"
-    journal = tmp_path / "out.partial" / ".merge" / "blocks.0.jsonl"
+def kill(merge, journal, blocks):
+    """Start a merge, and kill it when so many blocks are in its journal.
+
+    Returns:
+      How many were when it was dead; None if it was faster than the kill.
+    """
     with subprocess.Popen(
-        command(family, output), env=environment(), stderr=subprocess.DEVNULL
+        merge, env=environment(), stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -58,42 +63,38 @@ def test_a_killed_merge_goes_on_to_the_same_bytes(family, tmp_path, expected, bl
                 break
             time.sleep(random.uniform(0, 0.003))
         process.send_signal(signal.SIGKILL)
-    if not output.exists():
-        finished = journal.read_bytes().count(b"\n")
-        assert finished >= blocks
-        again = run(family, output)
-        assert f"{finished} of " in again.stderr
-    assert (output / "model.safetensors").read_bytes() == expected
-    assert not (tmp_path / "out.partial").exists()
+    return journal.read_bytes().count(b"\n") if journal.exists() else None
 
 
-def test_a_block_whose_bytes_were_lost_is_done_again(family, tmp_path, expected):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_killed_merge_goes_on_to_the_same_bytes(
+    family, tmp_path, expected, go_on, lost
+):
     output, partial = tmp_path / "out", tmp_path / "out.partial"
-    with subprocess.Popen(
-        command(family, output), env=environment(), stderr=subprocess.DEVNULL
-    ) as process:
-        journal = partial / ".merge" / "blocks.0.jsonl"
-        while process.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b"\n") >= 2:
-                break
-        process.send_signal(signal.SIGKILL)
-    if output.exists():
-        pytest.skip("it was faster than the kill")
-    weights = partial / "model.safetensors"
-    size = weights.stat().st_size
-    with open(weights, "r+b") as file:  # as after a power failure
-        file.seek(4096)
-        file.write(bytes(size - 4096))
-    run(family, output)
+    blocks = 1 + 3 * lost
+    finished = kill(
+        command(family, output), partial / ".merge" / "blocks.0.jsonl", blocks
+    )
+    if finished is not None:
+        assert finished >= blocks and not output.exists()
+        weights = partial / "model.safetensors"
+        if lost:  # as after a power failure
+            size = weights.stat().st_size
+            with open(weights, "r+b") as file:
+                file.seek(4096)
+                file.write(bytes(size - 4096))
+        told = go_on(family, output)
+        assert lost or f"{finished} of " in told
     assert (output / "model.safetensors").read_bytes() == expected
+    assert not partial.exists()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["model_stock", "iso_c"])
 def test_methods_that_see_more_than_an_element_are_shared_killed_and_resumed(
-    family, tmp_path, method
+    family, tmp_path, go_on, method
 ):
-    run(family, tmp_path / "one", method=method)
+    go_on(family, tmp_path / "one", method=method)
     expected = (tmp_path / "one" / "model.safetensors").read_bytes()
     merge = command(family, tmp_path / "two", method=method, memory_budget="300kB")
     started = start(merge, 2, environment())
@@ -144,7 +145,7 @@ def test_processes_write_orbax_together(family, tmp_path, expected):
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):
+def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected, go_on):
     output = tmp_path / "out"
     # Small blocks, so that it is far from the end when the signal comes.
     settings = {"memory_budget": "300kB"}
@@ -161,7 +162,7 @@ def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected):
         assert process.returncode == errors.PREEMPTED, said
         assert "stopped by SIGTERM" in said and "to continue" in said
         assert not output.exists()
-        assert "were finished before" in run(family, output, **settings).stderr
+        assert "were finished before" in go_on(family, output, **settings)
     assert (output / "model.safetensors").read_bytes() == expected
 
 
@@ -210,17 +211,6 @@ def test_the_first_error_is_named_by_every_process(family, tmp_path):
     assert [process.returncode for process in started] == [2, 2], said
     assert all("NaN or Inf in the weights" in text for text in said), said
     assert sum("failed first" in text for text in said) == 1
-
-
-def test_a_kill_without_warning_leaves_no_output(family, tmp_path):
-    output = tmp_path / "out"
-    with subprocess.Popen(
-        command(family, output), env=environment(), stderr=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None and not (tmp_path / "out.partial").exists():
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-    assert not output.exists()
 
 
 def test_a_process_without_a_block_takes_part(tmp_path):

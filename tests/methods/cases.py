@@ -1,9 +1,12 @@
 """Parameters under which every method is put through the battery, and its models."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
 from merging import methods
+from merging.merge import partition
 from merging.runtime import tree
 
 # Every method of the registry has an entry; `test_laws` checks that.
@@ -105,9 +108,25 @@ SHAPES = {
 
 def shapes_for(name, parameters):
     """Return `SHAPES`, or fewer where leaves are not packed and each is compiled."""
-    if methods.get(name, **parameters).granularity == "element":
+    kind = methods.get(name, **parameters).granularity
+    if kind == "element":
         return SHAPES
-    return {path: SHAPES[path] for path in ("layers/attention", "scalar")}
+    kinds = {
+        "row": ("layers/attention", "odd", "scalar"),
+        "matrix": ("layers/attention", "layers/norm", "embedding", "scalar"),
+    }
+    return {path: SHAPES[path] for path in kinds[kind]}
+
+
+def one_leaf_for(name, parameters):
+    """Return one leaf that divides over devices, of a block's shape in `SHAPES`.
+
+    A merge of it on one device is programs that a merge of `shapes_for` has compiled.
+    """
+    if methods.get(name, **parameters).granularity == "element":
+        rows = sum(-(-math.prod(s) // partition.PACKED_ROW) for s in SHAPES.values())
+        return {"layers/attention": (rows, 16, partition.PACKED_ROW // 16)}
+    return {"layers/attention": SHAPES["layers/attention"]}
 
 
 def experts_for(name):

@@ -13,7 +13,7 @@ from tolerance import rounding
 
 import merging
 from merging import UserError, methods
-from merging.merge import memory, partition
+from merging.merge import kernels, memory, partition
 from merging.runtime import numerics, tree
 
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
@@ -76,7 +76,7 @@ def test_the_battery_covers_the_registry():
 
 @pytest.mark.parametrize(("name", "parameters"), [*cases.ALL, *cases.MORE])
 def test_agrees_with_the_float64_reference(name, parameters):
-    base, experts = some_models(name)
+    base, experts = some_models(name, shapes=cases.shapes_for(name, parameters))
     merged = merge(base, experts, methods.get(name, **parameters), donate=False)
     reference = expected(name, parameters, base, experts)
     assert_agrees(merged, reference, rounding(roundings(name)))
@@ -96,7 +96,7 @@ def test_agrees_with_the_float64_reference(name, parameters):
     ],
 )
 def test_copies_of_one_model_merge_to_that_model(name, parameters):
-    base, experts = cases.models(1)
+    base, experts = cases.models(1, shapes=cases.shapes_for(name, parameters))
     copies = dict.fromkeys("abc", experts["law"])
     merged = merge(base, copies, methods.get(name, **parameters), donate=False)
     # A sum of three, a division, an addition, of weights below 1/6.
@@ -105,8 +105,9 @@ def test_copies_of_one_model_merge_to_that_model(name, parameters):
 
 @scaled
 def test_a_scale_of_zero_gives_the_base(name):
-    base, experts = some_models(name)
-    merged = merge(base, experts, methods.get(name, scale=0), donate=False)
+    parameters = {**cases.CASES[name][0], "scale": 0}
+    base, experts = some_models(name, shapes=cases.shapes_for(name, parameters))
+    merged = merge(base, experts, methods.get(name, **parameters), donate=False)
     assert cases.bits(merged) == cases.bits(base)
 
 
@@ -160,9 +161,9 @@ def mesh_layouts():
         )
 
 
-def spread_models(name):
-    """Return models of many different magnitudes, whose leaves divide over devices."""
-    base, experts = some_models(name, shapes={"a/w": (8, 16, 24), "odd": (63,)})
+def spread_models(name, shapes):
+    """Return models of many different magnitudes."""
+    base, experts = some_models(name, shapes=shapes)
     rng = np.random.default_rng(3)
     return base, {
         n: jax.tree.map(lambda x: x + rng.normal(size=x.shape) * 1e-2, e)
@@ -170,9 +171,13 @@ def spread_models(name):
     }
 
 
-@pytest.mark.parametrize("name", cases.KINDS)
+# Leaves that divide over devices, and that do not.
+BOTH = {path: cases.SHAPES[path] for path in ("layers/attention", "odd")}
+
+
+@pytest.mark.parametrize("name", ["average", "ties", "dare_ties", "rht"])
 def test_packed_and_unpacked_agree_bit_for_bit(name, monkeypatch):
-    base, experts = spread_models(name)
+    base, experts = spread_models(name, BOTH)
     method = methods.get(name)
     packed = cases.bits(merge(base, experts, method, donate=False))
     monkeypatch.setattr(partition, "PACKED_LEAF", 0)
@@ -181,11 +186,13 @@ def test_packed_and_unpacked_agree_bit_for_bit(name, monkeypatch):
 
 @ways
 def test_sharded_and_unsharded_agree_bit_for_bit(name, parameters):
-    base, experts = spread_models(name)
+    every = name in cases.KINDS and parameters is cases.CASES[name][0]
+    shapes = BOTH if every else cases.one_leaf_for(name, parameters)
+    base, experts = spread_models(name, shapes)
     method = methods.get(name, **parameters)
     alone = cases.bits(merge(base, experts, method, donate=False))
     layouts = list(mesh_layouts())
-    for label, place in layouts if name in cases.KINDS else layouts[-1:]:
+    for label, place in layouts if every else layouts[-1:]:
         sharded = place(base)
         merged = merge(
             sharded, {n: place(e) for n, e in experts.items()}, method, donate=False
@@ -196,12 +203,8 @@ def test_sharded_and_unsharded_agree_bit_for_bit(name, parameters):
             assert leaf.sharding.is_equivalent_to(given, leaf.ndim), path
 
 
-# {granularity: (the leaf's shape, elements and shape of the least block)}.
-CUTS = {
-    "element": ((12, 10), 1, (-1,)),
-    "row": ((12, 10), 10, (-1, 10)),
-    "matrix": ((6, 4, 6), 24, (-1, 6)),
-}
+# {granularity: elements of the least block of a leaf, and the block's shape}.
+CUTS = {"element": (1, (-1,)), "row": (24, (-1, 24)), "matrix": (16 * 24, (-1, 24))}
 
 
 @pytest.mark.parametrize(
@@ -210,53 +213,45 @@ CUTS = {
 )
 def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
     method = methods.get(name, **parameters)
-    shape, least, block_shape = CUTS[method.granularity]
-    base, experts = some_models(name, shapes={"w": shape})
+    least, shape = CUTS[method.granularity]
+    shapes = cases.one_leaf_for(name, parameters)
+    (path,) = shapes
+    base, experts = some_models(name, shapes=shapes)
     job = memory._prepare(base, experts, method, 0, statistics_of(method, experts))
-    whole = np.asarray(merge(base, experts, method, donate=False)["w"])
-    models = [
-        np.asarray(p["w"]) for p in (base, *(experts[n] for n in sorted(experts)))
-    ]
-    states = [
-        [jax.tree.map(lambda x: x[0], s) for s in of] for of in job.states.transforms
-    ]
-    combined = jax.tree.map(lambda x: x[0], job.states.combined)
-    matrix = job.cut.blocks[0].matrix
-    strides = (block_shape[-1], 1) if len(block_shape) > 1 else (1,)
-    merge_block = jax.jit(methods.merge_block, static_argnums=(6, 7))
-    for size in (40,) if method.granularity == "element" else (3,):
-        parts = []
-        for start in range(0, whole.size, size * least):
-            piece = slice(start, min(start + size * least, whole.size))
-            cut = [m.reshape(-1)[piece].reshape(block_shape) for m in models]
-            told = job.told[0]
-            if method.statistics == methods.FISHER:
-                told = [x.reshape(-1)[piece].reshape(block_shape) for x in told]
-            elif told is not None:
-                told = [x[piece.start // least : piece.stop // least] for x in told]
-            index = numerics.element_index(
-                cut[0].shape, strides, numerics.as_index(start, whole.size)
-            )
-            merged = merge_block(
-                job.method,
-                cut[0],
-                cut[1:],
-                states,
-                combined,
-                index,
-                jnp.float32,
-                matrix,
-                told,
-            )
-            parts.append(merged.ravel())
-        np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
+    merged = merge(base, experts, method, donate=False)
+    whole = tree.flatten(merged)[path]
+    models = [np.asarray(x[0]) for x in (job.base, *job.experts)]
+    states = jax.tree.map(lambda x: x[0], (job.states.transforms, job.states.combined))
+    size = least * {"element": 448, "row": 8, "matrix": 1}[method.granularity]
+    parts = []
+    for start in range(0, whole.size, size):
+        piece = slice(start, min(start + size, whole.size))
+        base, *experts = [
+            m.reshape(-1)[piece].reshape(shape) if m.shape else None for m in models
+        ]
+        told = job.told[0]
+        if told is not None:
+            told = [x[piece.start // least : piece.stop // least] for x in told]
+        merged = kernels.merge(
+            base,
+            job.method,
+            experts,
+            *states,
+            numerics.as_index(start, whole.size),
+            strides=(24, 1)[-len(shape) :],
+            dtype=jnp.dtype(jnp.float32),
+            matrix=job.cut.blocks[0].matrix,
+            statistics=told,
+        )
+        parts.append(np.ravel(merged))
+    np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
 
 
-@ways
-def test_bfloat16_is_merged_in_float32_and_rounded_once(name, parameters):
-    base, experts = some_models(
-        name, dtype=jnp.bfloat16, shapes=cases.shapes_for(name, parameters)
-    )
+@pytest.mark.parametrize("name", (*cases.KINDS, "nuslerp", "regmean"))
+def test_bfloat16_is_merged_in_float32_and_rounded_once(name):
+    parameters = cases.CASES[name][0]
+    shapes = cases.one_leaf_for(name, parameters)
+    base, experts = some_models(name, dtype=jnp.bfloat16, shapes=shapes)
     method = methods.get(name, **parameters)
 
     def widen(params):
@@ -274,7 +269,7 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(name, parameters):
 def test_float64_stays_float64_where_x64_is_on(name, parameters):
     with jax.enable_x64(True):
         base, experts = some_models(
-            name, dtype=jnp.float64, shapes=cases.shapes_for(name, parameters)
+            name, dtype=jnp.float64, shapes=cases.one_leaf_for(name, parameters)
         )
         experts = {
             n: jax.tree.map(lambda x: x * (1 + 2.0**-40), e) for n, e in experts.items()
@@ -288,15 +283,19 @@ def test_float64_stays_float64_where_x64_is_on(name, parameters):
 @pytest.mark.parametrize("density", [1e-9, 1 / 63, 1 - 1e-12])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tiny_leaves_and_densities_at_the_edges(name, density):
-    shapes = {"one": (1,), "two": (2,), "sixty_three": (63,)}
-    base, experts = cases.models(shapes=shapes)
-    parameters = {"density": density}
+    parameters = {**cases.CASES[name][0], "density": density}
     if "epsilon" in methods.parameters(name):
         parameters["epsilon"] = 0.0
+    ones = 1
+    if methods.get(name, **parameters).granularity == "element":
+        ones = 13  # with the other as many rows as `cases.SHAPES`
+    shapes = {f"one_{i}": (1,) for i in range(ones)} | {"odd": (63,)}
+    base, experts = cases.models(shapes=shapes)
     merged = merge(base, experts, methods.get(name, **parameters), donate=False)
     reference = expected(name, parameters, base, experts)
     # Three rescaled task vectors; at the least density none of an element is kept.
-    largest = max(1, 3 * 11 / 256 / density) if density > 1e-9 else 1
+    weight = sum(map(abs, parameters.get("weights", (1, 1, 1))))
+    largest = max(1, weight * 11 / 256 / density) if density > 1e-9 else 1
     assert_agrees(merged, reference, rounding(roundings(name), largest))
 
 
@@ -318,7 +317,7 @@ def test_a_leaf_without_elements_is_merged_to_one(name):
 
 @every_method
 def test_one_expert_is_enough(name):
-    base, experts = cases.models(1, shapes={"w": (16, 24)})
+    base, experts = cases.models(1, shapes=cases.one_leaf_for(name, {}))
     if methods.get(name).takes == 2:
         with pytest.raises(UserError, match=f"{name} merges 2 experts, not 1; "):
             merge(base, experts, methods.get(name))
@@ -329,8 +328,8 @@ def test_one_expert_is_enough(name):
 
 @pytest.mark.parametrize("name", cases.KINDS)
 def test_structure_and_dtypes_are_the_bases(name):
-    base, experts = some_models(name)
-    base["layers"]["norm"] = base["layers"]["norm"].astype(jnp.bfloat16)
+    base, experts = some_models(name, shapes={"norm": (16,), **BOTH})
+    base["norm"] = base["norm"].astype(jnp.bfloat16)
     base["steps"] = jnp.arange(3)
     experts = {n: {**e, "steps": jnp.arange(3)} for n, e in experts.items()}
     merged = merge(base, experts, methods.get(name), donate=False)

@@ -7,7 +7,7 @@ from tolerance import rounding
 from merging import UserError, merge, methods
 
 
-def merged(deltas, method, path="w", statistics=None):
+def merged(deltas, method, path="w.weight", statistics=None):
     """Merge task vectors on a base of 0, as leaves of one name."""
     base = {path: np.zeros_like(deltas[0])}
     experts = {str(i): {path: delta} for i, delta in enumerate(deltas)}
@@ -44,10 +44,10 @@ def test_wudi_lowers_its_loss(matrices):
         return sum(((tau - m) @ m.T) ** 2 for m in matrices).sum()
 
     start = sum(matrices)
-    found = merged(matrices, methods.wudi(steps=20, learning_rate=0.01), "w.weight")
+    found = merged(matrices, methods.wudi(steps=20, learning_rate=0.01))
     assert loss(found) < loss(start)
     assert np.abs(found - start).max() < 0.2 * (1 + 1e-3)  # Adam's steps are bounded
-    still = merged(matrices, methods.wudi(steps=0), "w.weight")
+    still = merged(matrices, methods.wudi(steps=0))
     np.testing.assert_array_equal(still, start)
 
 
