@@ -24,7 +24,6 @@ from merging.merge import (
 from merging.merge.stored import StoredLeaf
 from merging.runtime.errors import UserError
 
-
 TWO = {"a": (64, 8), "b": (8, 3)}
 
 
