@@ -184,7 +184,13 @@ def test_packed_and_unpacked_agree_bit_for_bit(name, monkeypatch):
     assert cases.bits(merge(base, experts, method, donate=False)) == packed
 
 
-@ways
+# Mergekit's that are made of parts which others have, too, are held by `test_stream`
+# alone: it merges every method in blocks that are spread over eight devices.
+KEPT_APART = ("della@mergekit", "breadcrumbs@mergekit", "model_stock@mergekit")
+SPREAD = [(n, p) for n, p in cases.WAYS if "@" not in n or n in KEPT_APART]
+
+
+@pytest.mark.parametrize(("name", "parameters"), SPREAD)
 def test_sharded_and_unsharded_agree_bit_for_bit(name, parameters):
     every = name in cases.KINDS and parameters is cases.CASES[name][0]
     shapes = BOTH if every else cases.one_leaf_for(name, parameters)
