@@ -102,7 +102,7 @@ def _regressed(
             gram = jnp.where(jnp.eye(len(gram), dtype=bool), gram, inside)
             total = total + gram
             # Of the distance to the mean, so that equal models merge to themselves.
-            pull = pull + _product(matrix - mean, gram)
+            pull = pull + numerics.matmul(matrix - mean, gram)
         return mean + _solved(total, pull)
 
     return jax.lax.map(solved, (mean, list(values), list(statistics)))
@@ -124,7 +124,3 @@ def _solved(gram: Array, right: Array) -> Array:
     found = jax.scipy.linalg.cho_solve(factor, (right * unit).T).T
     # The mean is added to it: fused or not, as the matrices of a block are many or one.
     return numerics.product(found, unit)
-
-
-def _product(one: Array, other: Array) -> Array:
-    return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)

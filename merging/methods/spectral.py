@@ -118,7 +118,7 @@ def _isotropic(
 
     def flattened(matrix: Array) -> Array:
         left, spectrum, right = _svd(matrix)
-        return numerics.scaled(_product(left, right), _mean(spectrum))
+        return numerics.scaled(numerics.matmul(left, right), _mean(spectrum))
 
     return jax.lax.map(flattened, total)
 
@@ -144,13 +144,13 @@ def _isotropic_by_task(
         )
         lefts, spectra, rights = [], [], []
         for matrix in matrices:
-            inside = _product(left, _product(left.T, matrix))
+            inside = numerics.matmul(left, numerics.matmul(left.T, matrix))
             u, s, v = (x[..., :own] for x in _svd_by_columns(matrix - inside))
             lefts, spectra, rights = [*lefts, u], [*spectra, s], [*rights, v]
         mean = _mean(jnp.concatenate([*spectra, spectrum]))
         left = _polar(jnp.concatenate([*lefts, left], axis=1))
         right = _polar(jnp.concatenate([*rights, right], axis=1))
-        return numerics.scaled(_product(left, right.T), mean)
+        return numerics.scaled(numerics.matmul(left, right.T), mean)
 
     return jax.lax.map(flattened, values)
 
@@ -172,7 +172,7 @@ def _orthogonalised(
         )
         # Column by column, as a product with a diagonal matrix is.
         scaled = numerics.product(_polar(left), jnp.broadcast_to(spectrum, left.shape))
-        return _product(scaled, _polar(right).T)
+        return numerics.matmul(scaled, _polar(right).T)
 
     return jax.lax.map(reassembled, values)
 
@@ -190,13 +190,13 @@ def _least_disturbing(
     def descended(matrices: Sequence[Array]) -> Array:
         metric, pull = 0.0, 0.0
         for matrix in matrices:
-            square = jnp.sum(numerics.product(matrix, matrix))
+            square = _sum(numerics.product(matrix, matrix))
             share = jnp.where(square > 0, 1 / jnp.where(square > 0, square, 1), 0)
-            gram = _product(matrix.T, numerics.scaled(matrix, share))
-            metric, pull = metric + gram, pull + _product(matrix, gram)
+            gram = numerics.matmul(matrix.T, numerics.scaled(matrix, share))
+            metric, pull = metric + gram, pull + numerics.matmul(matrix, gram)
 
         def step(i: Array, now: tuple[Array, ...]) -> tuple[Array, ...]:
-            gradient = 2 * (_product(now[0], metric) - pull)
+            gradient = 2 * (numerics.matmul(now[0], metric) - pull)
             return _adam(i, now, gradient, learning_rate)
 
         start = add(matrices)
@@ -250,14 +250,13 @@ def _polar(columns: Array) -> Array:
     left, spectrum, right = _svd(columns)
     eps = jnp.finfo(columns.dtype).eps * max(columns.shape)
     kept = jnp.where(spectrum > eps * spectrum[0], left, 0)
-    return _product(kept, right)
+    return numerics.matmul(kept, right)
 
 
 def _mean(spectrum: Array) -> Array:
-    """Return the mean, added in a fixed order."""
-    pieces = numerics.piece_sums(spectrum)
-    return numerics.divided(numerics.piece_sums(pieces)[0], spectrum.size)
+    return numerics.divided(_sum(spectrum), spectrum.size)
 
 
-def _product(one: Array, other: Array) -> Array:
-    return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)
+def _sum(values: Array) -> Array:
+    """Return the sum of all, added in a fixed order."""
+    return numerics.row_sums(values.ravel())[0]

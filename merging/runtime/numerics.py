@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 # A count of at most this many elements fits an int32 on the device.
 COUNT_LIMIT = 2**31 - 1
 # Neighbours in a row whose float terms are summed on the device; a power of two.
 PIECE = 1024
 _WORD = 0xFFFFFFFF
+_ROWS = Layout(major_to_minor=(0, 1))
 
 
 class Index(NamedTuple):
@@ -219,6 +221,17 @@ def product(one: Array, other: Array) -> Array:
     zero = ((one != one) | (other != other)).astype(bits)
     found = lax.bitcast_convert_type(one * other, bits)
     return lax.bitcast_convert_type(found + zero, one.dtype)
+
+
+def matmul(one: Array, other: Array) -> Array:
+    """Return the product of two matrices, by the same routine whatever is around it.
+
+    XLA takes another one, which adds in another order, where an operand lies the other
+    way around in memory, or where a transposition is folded into the product.
+    """
+    one, other = (with_layout_constraint(x, _ROWS) for x in (one, other))
+    found = jnp.matmul(one, other, precision=lax.Precision.HIGHEST)
+    return with_layout_constraint(found, _ROWS)
 
 
 def piece_sums(values: Array) -> Array:

@@ -209,13 +209,15 @@ def test_sharded_and_unsharded_agree_bit_for_bit(name, parameters):
             assert leaf.sharding.is_equivalent_to(given, leaf.ndim), path
 
 
+# What has arithmetic of its own beside the kinds of what the engine does.
+CUT_APART = ("della", "nuslerp", "regmean", "iso_cts", "wudi")
 # {granularity: elements of the least block of a leaf, and the block's shape}.
 CUTS = {"element": (1, (-1,)), "row": (24, (-1, 24)), "matrix": (16 * 24, (-1, 24))}
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [(n, cases.CASES[n][0]) for n in (*cases.KINDS, "della", "nuslerp", "regmean")],
+    [(name, cases.CASES[name][0]) for name in (*cases.KINDS, *CUT_APART)],
 )
 def test_blocks_of_any_size_agree_with_the_whole_leaf(name, parameters):
     method = methods.get(name, **parameters)
