@@ -39,6 +39,10 @@ def made(tmp_path_factory):
     return folder
 
 
+def tokenizer_of(folder):
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def evaluate(folder, model, workdir=None, **values):
     """Run the command and return its status; `values` replace the config's."""
     return main(arguments(folder, model, workdir, **values))
@@ -154,7 +158,7 @@ def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, caps
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert main([*config, "--config.suite.chat=true"]) == 0
     model = families.load(folder)
-    codec = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    codec = tokenizer_of(folder)
     ids = lambda text: codec.encode(text, add_special_tokens=False).ids  # noqa: E731
     right = []
     for example in examples:
@@ -207,7 +211,8 @@ def test_a_compilation_is_worth_fewer_tokens_of_a_larger_model(made):
 
 def test_neither_batches_nor_devices_change_a_value(made, tmp_path):
     changed = dict(batch_size=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-    workdir = copy(made, tmp_path, without=DATASETS)
+    # One of texts, and one of choices.
+    workdir = copy(made, tmp_path, without=["ropes", "copa"])
     assert evaluate(made, "a", workdir, **changed) == 0
     assert values(workdir) == values(made / "scores_a")
 
@@ -271,7 +276,7 @@ def test_what_values_depend_on_makes_another_task(made, tmp_path, evaluated, cha
 
 def test_prompts_longer_than_the_context_are_counted(made, tmp_path, capsys):
     workdir = copy(made, tmp_path)
-    assert evaluate(made, "a", workdir, datasets="copa,mrpc", context=24) == 0
+    assert evaluate(made, "a", workdir, datasets="copa", context=24) == 0
     printed = capsys.readouterr().out
     (path,) = (
         set((workdir / "tasks").glob("copa-*"))
@@ -454,9 +459,8 @@ def test_what_cannot_be_is_refused(made, tmp_path, capsys, changed, said):
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsys):
-    texts = tasks.suite("miniworld").source.generator.documents(0, 300)
-    tokenizer = scored_models.byte_level(texts, 300)
-    scored_models.write(tmp_path / "small", tokenizer, vocabulary=280)
+    tokenizer = tokenizer_of(made / "a")
+    scored_models.write(tmp_path / "small", tokenizer, vocabulary=280, width=16)
     assert evaluate(tmp_path, "small") == 2
     assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
 

@@ -39,6 +39,7 @@ CLOSE = rounding(
     decoder_length(layers=2, width=16, inner=32, mlp=16, context=16, vocabulary=24)
 )
 PARAMS = models.init(CONFIG, 0)
+loss_and_gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
 
 
 class Killed(Exception):
@@ -79,14 +80,13 @@ def test_the_first_steps_equal_adamw_by_hand():
     )
     got = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters)
     tokens, weights = batches.opened(EXAMPLES, 24).examples
-    gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
     params, m, v = (
         dict(leaves.items())
         for leaves in (steps.tree.flatten(jax.device_get(PARAMS)), {}, {})
     )
     for i in range(6):
         rows = permuted(0, 0, 64, 8 * i, 8 * i + 8)
-        value, g = gradient(
+        value, g = loss_and_gradient(
             CONFIG, steps.tree.unflatten(params), tokens[rows], weights[rows]
         )
         np.testing.assert_allclose(got.losses[i], value, rtol=CLOSE)
@@ -262,11 +262,10 @@ def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
 def test_gradients_on_eight_devices_equal_those_on_one():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rules = sharding.shardings(PARAMS, models.partition_rules(CONFIG), mesh)
-    gradient = jax.jit(jax.grad(training.loss, 1), static_argnums=0)
     batch = [array[:8] for array in batches.opened(EXAMPLES, 24).examples]
-    one = gradient(CONFIG, PARAMS, *batch)
+    _, one = loss_and_gradient(CONFIG, PARAMS, *batch)
     placed = [sharding.place_batch(mesh, array) for array in batch]
-    many = gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)
+    _, many = loss_and_gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)
     for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         # There and back, and the sum over 48 tokens.
         close = (2 * CLOSE + rounding(48)) * float(np.abs(ours).max())
