@@ -4,6 +4,7 @@ import dataclasses
 import types
 from pathlib import Path
 
+import one_device
 import pytest
 import scored_models
 
@@ -18,6 +19,12 @@ from merging.sweep import given, scoring
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluate" / "miniworld.py"
 DATASETS = ("ropes", "copa")
 EXAMPLES, CONTEXT, SHORT = 40, 256, 32
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch):
+    """One: that eight give the same values is held by test_scoring.py."""
+    one_device.use(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import one_device
 import pytest
 import scored_models
 import together
@@ -43,9 +44,12 @@ def tokenizer_of(folder):
     return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def evaluate(folder, model, workdir=None, **values):
+def evaluate(folder, model, workdir=None, every_device=False, **values):
     """Run the command and return its status; `values` replace the config's."""
-    return main(arguments(folder, model, workdir, **values))
+    with pytest.MonkeyPatch.context() as patch:
+        if not every_device:
+            one_device.use(patch)
+        return main(arguments(folder, model, workdir, **values))
 
 
 def arguments(folder, model, workdir=None, **values):
@@ -131,7 +135,10 @@ def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset
 
 
 @pytest.mark.parametrize("suite", ["jsonl", "miniworld"])
-def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, capsys):
+def test_a_chat_models_prompts_stand_in_its_template(
+    made, tmp_path, suite, capsys, monkeypatch
+):
+    one_device.use(monkeypatch)
     folder = shutil.copytree(made / "a", tmp_path / "a")
     flags = ["--workdir", str(tmp_path / "w"), f"--config.checkpoint={folder}"]
     if suite == "jsonl":
@@ -213,7 +220,7 @@ def test_neither_batches_nor_devices_change_a_value(made, tmp_path):
     changed = dict(batch_size=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     # One of texts, and one of choices.
     workdir = copy(made, tmp_path, without=["ropes", "copa"])
-    assert evaluate(made, "a", workdir, **changed) == 0
+    assert evaluate(made, "a", workdir, every_device=True, **changed) == 0
     assert values(workdir) == values(made / "scores_a")
 
 
@@ -454,7 +461,8 @@ def test_bleu_is_exported_out_of_a_hundred(tmp_path):
 )
 def test_what_cannot_be_is_refused(made, tmp_path, capsys, changed, said):
     workdir = copy(made, tmp_path, without=["copa"])
-    assert evaluate(made, "a", workdir, **{"datasets": "copa"} | changed) == 2
+    changed = {"datasets": "copa", "every_device": True} | changed
+    assert evaluate(made, "a", workdir, **changed) == 2
     assert said in capsys.readouterr().err
 
 
@@ -465,7 +473,8 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsy
     assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
 
 
-def test_datasets_that_are_not_asked_for_need_not_be_there(made, tmp_path):
+def test_datasets_that_are_not_asked_for_need_not_be_there(made, tmp_path, monkeypatch):
+    one_device.use(monkeypatch)
     record = {"premise": "It rained.", "question": "effect", "label": 0}
     record |= {"choice1": "The street was wet.", "choice2": "The sun was out."}
     for part in ("train", "validation"):
