@@ -99,19 +99,25 @@ def test_fisher_information_is_the_sum_of_the_examples_squared_gradients(sums, s
 @pytest.fixture(scope="module")
 def inputs(params):
     """What every linear map is given of twelve examples, and the last layer gives."""
-    seen = []
-    apply = decoder._apply
+    tokens, apply = examples(24, 16).tokens[:12], decoder._apply
 
-    def recorded(weight, x):
-        seen.append((weight[...], np.asarray(x, np.float64)))
-        return apply(weight, x)
+    @jax.jit
+    def forward(params):
+        seen = []
 
-    tokens = examples(24, 16).tokens[:12]
-    with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
-        patch.setattr(decoder, "_apply", recorded)
-        hidden, _ = models.bind(CONFIG, params)(
-            models.shift_right(tokens), causal(CONFIG, LENGTH)
-        )
+        def recorded(weight, x):
+            seen.append((weight[...], x))
+            return apply(weight, x)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoder, "_apply", recorded)
+            hidden, _ = models.bind(CONFIG, params)(
+                models.shift_right(tokens), causal(CONFIG, LENGTH)
+            )
+        return seen, hidden
+
+    seen, hidden = forward(params)
+    seen = [(weight, np.asarray(x, np.float64)) for weight, x in seen]
     return seen, hidden
 
 
