@@ -31,9 +31,9 @@ from merging.sweep.store import Broken, Store
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "configs" / "scaling_curves" / "smoke.py"
 # Eight steps: two of data, a base, two experts, a multitask model, two merges; of the
-# 23 datasets five.
+# 23 datasets seven.
 SMALL = {
-    "data.categories": "sentiment,closed_book_qa,word_sense_disambiguation",
+    "data.categories": "sentiment,paraphrase,closed_book_qa,word_sense_disambiguation",
     "bases": "pt",
     "methods": "average,ties",
     "experts_merged": "2",
@@ -87,7 +87,7 @@ def test_every_model_is_scored_on_every_dataset_and_reported(finished):
     read_rows = results.read(finished)
     merges = [r for r in read_rows if r.K == 2]
     assert {r.method for r in merges} == {"average", "ties"}
-    assert len(merges) == 2 * 5
+    assert len(merges) == 2 * 7
     assert {r.method for r in read_rows} >= {"base", "multitask", "multitask_early"}
     assert (finished / "report" / "index.html").stat().st_size > 10_000
 

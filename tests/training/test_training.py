@@ -180,15 +180,14 @@ def test_a_workdir_of_another_training_is_refused(tmp_path):
     hyperparameters = dataclasses.replace(HYPERPARAMETERS, steps=5, checkpoint_every=5)
     training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, workdir=tmp_path)
     other = dataclasses.replace(hyperparameters, learning_rate=2e-2)
-    wider = dataclasses.replace(CONFIG, d_ff=24)
+    rotated = dataclasses.replace(CONFIG, rope_theta=100.0)
     for config, examples, changed in (
         (CONFIG, EXAMPLES, other),
         (CONFIG, copies(seed=1), hyperparameters),
-        (wider, EXAMPLES, hyperparameters),
+        (rotated, EXAMPLES, hyperparameters),
     ):
-        params = models.init(config, 0)
         with pytest.raises(UserError, match="other hyperparameters, model or examples"):
-            training.train(config, params, examples, changed, workdir=tmp_path)
+            training.train(config, PARAMS, examples, changed, workdir=tmp_path)
 
 
 def test_a_new_learning_rate_or_length_does_not_recompile(plain):
@@ -228,20 +227,21 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     hyperparameters = dataclasses.replace(
         HYPERPARAMETERS, steps=60, validate_every=5, patience=2, checkpoint_every=5
     )
-    few, opposite = copies(8), copies(40, seed=5)
+    opposite = copies(40, seed=5)
     half = opposite.tokens[:, 6:12].copy()
     opposite.tokens[:, 6:12] = np.roll(half, 1, axis=1)
     arguments = dict(validation=opposite, workdir=tmp_path)
-    got = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
+    got = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, **arguments)
     curve = got.validation_losses
     assert got.stopped_early and got.steps < 60
     assert got.best_step == min(curve, key=curve.get)
     assert got.steps == got.best_step + 10
     held_back = batches.opened(opposite, 24).examples
+    loss = jax.jit(training.loss, static_argnums=0)
     for params, step in ((got.best, got.best_step), (got.params, got.steps)):
-        value = float(training.loss(CONFIG, params, *held_back))
+        value = float(loss(CONFIG, params, *held_back))
         assert value == pytest.approx(curve[step], rel=CLOSE)
-    again = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
+    again = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, **arguments)
     assert_same_bits((again.best, again.params), (got.best, got.params))
 
 
