@@ -227,11 +227,13 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     hyperparameters = dataclasses.replace(
         HYPERPARAMETERS, steps=60, validate_every=5, patience=2, checkpoint_every=5
     )
+    # Eight, again and again: in the shape of the other trainings.
+    few = training.Examples(*(np.tile(x, (8, 1)) for x in copies(8)))
     opposite = copies(40, seed=5)
     half = opposite.tokens[:, 6:12].copy()
     opposite.tokens[:, 6:12] = np.roll(half, 1, axis=1)
     arguments = dict(validation=opposite, workdir=tmp_path)
-    got = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, **arguments)
+    got = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
     curve = got.validation_losses
     assert got.stopped_early and got.steps < 60
     assert got.best_step == min(curve, key=curve.get)
@@ -241,7 +243,7 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     for params, step in ((got.best, got.best_step), (got.params, got.steps)):
         value = float(loss(CONFIG, params, *held_back))
         assert value == pytest.approx(curve[step], rel=CLOSE)
-    again = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, **arguments)
+    again = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
     assert_same_bits((again.best, again.params), (got.best, got.params))
 
 
