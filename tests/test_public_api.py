@@ -3,6 +3,7 @@
 import doctest
 from pathlib import Path
 
+import one_device
 import pytest
 
 import merging
@@ -19,6 +20,8 @@ SWEEP = pytest.param("sweep", marks=pytest.mark.long)
 def test_the_example_of_each_public_function_runs(name, tmp_path, monkeypatch):
     for folder in ("configs", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    if name in ("evaluate", "train"):
+        one_device.use(monkeypatch)
     monkeypatch.chdir(tmp_path)
     room_or_function = getattr(merging, name)
     function = getattr(room_or_function, name, room_or_function)

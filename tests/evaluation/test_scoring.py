@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import one_device
 import pytest
 import scored_models
 import together
@@ -39,9 +40,16 @@ def made(tmp_path_factory):
     return folder
 
 
-def evaluate(folder, model, workdir=None, **values):
+def tokenizer_of(folder):
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def evaluate(folder, model, workdir=None, every_device=False, **values):
     """Run the command and return its status; `values` replace the config's."""
-    return main(arguments(folder, model, workdir, **values))
+    with pytest.MonkeyPatch.context() as patch:
+        if not every_device:
+            one_device.use(patch)
+        return main(arguments(folder, model, workdir, **values))
 
 
 def arguments(folder, model, workdir=None, **values):
@@ -127,7 +135,10 @@ def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset
 
 
 @pytest.mark.parametrize("suite", ["jsonl", "miniworld"])
-def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, capsys):
+def test_a_chat_models_prompts_stand_in_its_template(
+    made, tmp_path, suite, capsys, monkeypatch
+):
+    one_device.use(monkeypatch)
     folder = shutil.copytree(made / "a", tmp_path / "a")
     flags = ["--workdir", str(tmp_path / "w"), f"--config.checkpoint={folder}"]
     if suite == "jsonl":
@@ -154,7 +165,7 @@ def test_a_chat_models_prompts_stand_in_its_template(made, tmp_path, suite, caps
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert main([*config, "--config.suite.chat=true"]) == 0
     model = families.load(folder)
-    codec = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    codec = tokenizer_of(folder)
     ids = lambda text: codec.encode(text, add_special_tokens=False).ids  # noqa: E731
     right = []
     for example in examples:
@@ -207,8 +218,9 @@ def test_a_compilation_is_worth_fewer_tokens_of_a_larger_model(made):
 
 def test_neither_batches_nor_devices_change_a_value(made, tmp_path):
     changed = dict(batch_size=8, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-    workdir = copy(made, tmp_path, without=DATASETS)
-    assert evaluate(made, "a", workdir, **changed) == 0
+    # One of texts, and one of choices.
+    workdir = copy(made, tmp_path, without=["ropes", "copa"])
+    assert evaluate(made, "a", workdir, every_device=True, **changed) == 0
     assert values(workdir) == values(made / "scores_a")
 
 
@@ -271,7 +283,7 @@ def test_what_values_depend_on_makes_another_task(made, tmp_path, evaluated, cha
 
 def test_prompts_longer_than_the_context_are_counted(made, tmp_path, capsys):
     workdir = copy(made, tmp_path)
-    assert evaluate(made, "a", workdir, datasets="copa,mrpc", context=24) == 0
+    assert evaluate(made, "a", workdir, datasets="copa", context=24) == 0
     printed = capsys.readouterr().out
     (path,) = (
         set((workdir / "tasks").glob("copa-*"))
@@ -449,19 +461,20 @@ def test_bleu_is_exported_out_of_a_hundred(tmp_path):
 )
 def test_what_cannot_be_is_refused(made, tmp_path, capsys, changed, said):
     workdir = copy(made, tmp_path, without=["copa"])
-    assert evaluate(made, "a", workdir, **{"datasets": "copa"} | changed) == 2
+    changed = {"datasets": "copa", "every_device": True} | changed
+    assert evaluate(made, "a", workdir, **changed) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(made, tmp_path, capsys):
-    texts = tasks.suite("miniworld").source.generator.documents(0, 300)
-    tokenizer = scored_models.byte_level(texts, 300)
-    scored_models.write(tmp_path / "small", tokenizer, vocabulary=280)
+    tokenizer = tokenizer_of(made / "a")
+    scored_models.write(tmp_path / "small", tokenizer, vocabulary=280, width=16)
     assert evaluate(tmp_path, "small") == 2
     assert "has 300 ids, and the model's embedding 280 rows" in capsys.readouterr().err
 
 
-def test_datasets_that_are_not_asked_for_need_not_be_there(made, tmp_path):
+def test_datasets_that_are_not_asked_for_need_not_be_there(made, tmp_path, monkeypatch):
+    one_device.use(monkeypatch)
     record = {"premise": "It rained.", "question": "effect", "label": 0}
     record |= {"choice1": "The street was wet.", "choice2": "The sun was out."}
     for part in ("train", "validation"):

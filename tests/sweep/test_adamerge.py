@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import one_device
 import pytest
 
 import merging
@@ -179,18 +180,11 @@ def record(workdir):
     return json.loads((workdir / "adamerge.json").read_text())
 
 
-def on_one_device(patch):
-    """Have meshes take one device, for which programs compile sooner."""
-    make = sharding.make_mesh
-    first = jax.devices()[:1]
-    patch.setattr(sharding, "make_mesh", lambda axes: make(axes, first))
-
-
 @pytest.fixture(scope="module")
 def whole(place):
     workdir = place / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
+        one_device.use(patch)
         assert main(arguments(place, workdir)) == 0
     return workdir
 
@@ -233,7 +227,7 @@ def test_a_stopped_run_goes_on_to_the_same_coefficients(
 ):
     argv = arguments(place, tmp_path / "run", merge="false")
     stops = iter([False, True])
-    on_one_device(monkeypatch)
+    one_device.use(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(entropy_steps.processes, "preempted", lambda: next(stops))
         assert main(argv) == 75

@@ -67,7 +67,7 @@ def test_what_fails_every_step_is_not_tried_with_all_of_them(
 
 def test_a_workers_odd_error_is_its_steps_and_not_the_end_of_the_pool(tmp_path):
     with pytest.raises(RuntimeError, match="^odd: TwoPartError: an odd error$"):
-        run([step("odd"), step("one"), step("two")], Fakes("local"), tmp_path)
+        run([step("odd"), step("one"), step("two")], Fakes("local", 1), tmp_path)
     assert finished(Store(tmp_path)) == {"one", "two"}
 
 

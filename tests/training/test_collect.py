@@ -67,7 +67,10 @@ def sums(request, params):
     return found, total
 
 
-def test_fisher_information_is_the_sum_of_the_examples_squared_gradients(sums, params):
+@pytest.fixture(scope="module")
+def squares(params):
+    """The sum of twelve examples' squared gradients, one after the other."""
+
     def log_p(params, tokens, weights):
         log_p = jax.nn.log_softmax(models.forward(CONFIG, params, tokens[None]))[0]
         return jnp.sum(log_p[np.arange(LENGTH), tokens] * weights)
@@ -78,7 +81,11 @@ def test_fisher_information_is_the_sum_of_the_examples_squared_gradients(sums, p
     for row in range(12):
         one = gradient(params, tokens[row], weights[row] * 1.0)
         expected = jax.tree.map(lambda s, g: s + np.square(g), expected, one)
-    found, expected = tree.flatten(sums[0]["fisher"]), tree.flatten(expected)
+    return tree.flatten(expected)
+
+
+def test_fisher_information_is_the_sum_of_the_examples_squared_gradients(sums, squares):
+    found, expected = tree.flatten(sums[0]["fisher"]), squares
     assert found.keys() == expected.keys()
     length = decoder_length(
         layers=2, width=16, inner=32, mlp=24, context=LENGTH, vocabulary=24
@@ -89,20 +96,34 @@ def test_fisher_information_is_the_sum_of_the_examples_squared_gradients(sums, p
         np.testing.assert_allclose(found[path], leaf, atol=tolerance, err_msg=path)
 
 
-def test_gram_matrices_are_of_the_inputs_of_every_linear_map(sums, params, monkeypatch):
-    seen = []
-    apply = decoder._apply
+@pytest.fixture(scope="module")
+def inputs(params):
+    """What every linear map is given of twelve examples, and the last layer gives."""
+    tokens, apply = examples(24, 16).tokens[:12], decoder._apply
 
-    def recorded(weight, x):
-        seen.append((weight[...], np.asarray(x, np.float64)))
-        return apply(weight, x)
+    @jax.jit
+    def forward(params):
+        seen = []
 
-    monkeypatch.setattr(decoder, "_apply", recorded)
-    tokens, weights = (x[:12] for x in examples(24, 16))
-    with jax.disable_jit():
-        hidden, _ = models.bind(CONFIG, params)(
-            models.shift_right(tokens), causal(CONFIG, LENGTH)
-        )
+        def recorded(weight, x):
+            seen.append((weight[...], x))
+            return apply(weight, x)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoder, "_apply", recorded)
+            hidden, _ = models.bind(CONFIG, params)(
+                models.shift_right(tokens), causal(CONFIG, LENGTH)
+            )
+        return seen, hidden
+
+    seen, hidden = forward(params)
+    seen = [(weight, np.asarray(x, np.float64)) for weight, x in seen]
+    return seen, hidden
+
+
+def test_gram_matrices_are_of_the_inputs_of_every_linear_map(sums, params, inputs):
+    seen, hidden = inputs
+    weights = examples(24, 16).loss_weights[:12]
     last = LENGTH - np.argmax(weights[:, ::-1], axis=1)
     counted = np.arange(LENGTH) < last[:, None]
     assert sums[1] == counted.sum()
@@ -130,20 +151,26 @@ def test_gram_matrices_are_of_the_inputs_of_every_linear_map(sums, params, monke
 
 
 @pytest.fixture(scope="module")
-def experts(tmp_path_factory):
-    """{name: folder} of two Llamas, in our layout and in Hugging Face's."""
-    root = tmp_path_factory.mktemp("experts")
+def expert(tmp_path_factory):
+    """The folder of a Llama in our layout."""
+    return written(tmp_path_factory.mktemp("experts") / "a", seed=0)
+
+
+def written(folder, seed):
     tokenizer = scored_models.byte_level(["a few words and a few more"], WORDS)
-    ours, theirs = {}, {}
-    for seed, name in enumerate("ab"):
-        ours[name] = str(
-            scored_models.write(
-                root / name, tokenizer, seed=seed, heads=2, width=16, vocabulary=WORDS
-            )
-        )
-        theirs[name] = str(
-            convert(ours[name], f"{root}/hf_{name}", format="safetensors")
-        )
+    how = dict(heads=2, width=16, vocabulary=WORDS)
+    return str(scored_models.write(folder, tokenizer, seed=seed, **how))
+
+
+@pytest.fixture(scope="module")
+def experts(expert, tmp_path_factory):
+    """{name: folder} of two Llamas, in our layout and in Hugging Face's."""
+    root = tmp_path_factory.mktemp("layouts")
+    ours = {"a": expert, "b": written(root / "b", seed=1)}
+    theirs = {
+        name: str(convert(folder, f"{root}/hf_{name}", format="safetensors"))
+        for name, folder in ours.items()
+    }
     return ours, theirs
 
 
@@ -199,9 +226,9 @@ def test_both_layouts_have_their_own_names_and_merge_alike(experts, asked, tmp_p
 
 @pytest.mark.long
 def test_a_stopped_collection_goes_on_to_the_same_bytes(
-    experts, asked, tmp_path, monkeypatch
+    expert, asked, tmp_path, monkeypatch
 ):
-    config = asked(experts[0]["a"])
+    config = asked(expert)
     whole = collect.run(config, tmp_path / "whole")
     with monkeypatch.context() as patched:
         patched.setattr(processes, "preempted", lambda: True)
@@ -228,9 +255,9 @@ def test_a_stopped_collection_goes_on_to_the_same_bytes(
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(
-    experts, asked, tmp_path, values, words
+    expert, asked, tmp_path, values, words
 ):
-    config = asked(**{"checkpoint": experts[0]["a"], **values})
+    config = asked(**{"checkpoint": expert, **values})
     with pytest.raises(UserError, match=words):
         collect.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import one_device
 import pytest
 import scored_models
 import together
@@ -56,9 +57,11 @@ def curve(workdir):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Trained by this process, on its eight devices."""
+    """Trained by this process, on one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    job.run(config.load(CONFIG, OVERRIDES), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        one_device.use(patch)
+        job.run(config.load(CONFIG, OVERRIDES), workdir)
     return workdir
 
 
@@ -169,7 +172,8 @@ def test_what_is_trained_is_opened_by_its_config(alone):
     assert (alone / "best" / "config.json").exists()
 
 
-def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path):
+def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path, monkeypatch):
+    one_device.use(monkeypatch)
     texts = tasks.suite("miniworld").source.generator.documents(0, 50)
     made = scored_models.byte_level(texts, 300)
     given = scored_models.write(tmp_path / "given", made, width=16)

@@ -39,6 +39,7 @@ CLOSE = rounding(
     decoder_length(layers=2, width=16, inner=32, mlp=16, context=16, vocabulary=24)
 )
 PARAMS = models.init(CONFIG, 0)
+loss_and_gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
 
 
 class Killed(Exception):
@@ -79,14 +80,13 @@ def test_the_first_steps_equal_adamw_by_hand():
     )
     got = training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters)
     tokens, weights = batches.opened(EXAMPLES, 24).examples
-    gradient = jax.jit(jax.value_and_grad(training.loss, 1), static_argnums=0)
     params, m, v = (
         dict(leaves.items())
         for leaves in (steps.tree.flatten(jax.device_get(PARAMS)), {}, {})
     )
     for i in range(6):
         rows = permuted(0, 0, 64, 8 * i, 8 * i + 8)
-        value, g = gradient(
+        value, g = loss_and_gradient(
             CONFIG, steps.tree.unflatten(params), tokens[rows], weights[rows]
         )
         np.testing.assert_allclose(got.losses[i], value, rtol=CLOSE)
@@ -180,15 +180,14 @@ def test_a_workdir_of_another_training_is_refused(tmp_path):
     hyperparameters = dataclasses.replace(HYPERPARAMETERS, steps=5, checkpoint_every=5)
     training.train(CONFIG, PARAMS, EXAMPLES, hyperparameters, workdir=tmp_path)
     other = dataclasses.replace(hyperparameters, learning_rate=2e-2)
-    wider = dataclasses.replace(CONFIG, d_ff=24)
+    rotated = dataclasses.replace(CONFIG, rope_theta=100.0)
     for config, examples, changed in (
         (CONFIG, EXAMPLES, other),
         (CONFIG, copies(seed=1), hyperparameters),
-        (wider, EXAMPLES, hyperparameters),
+        (rotated, EXAMPLES, hyperparameters),
     ):
-        params = models.init(config, 0)
         with pytest.raises(UserError, match="other hyperparameters, model or examples"):
-            training.train(config, params, examples, changed, workdir=tmp_path)
+            training.train(config, PARAMS, examples, changed, workdir=tmp_path)
 
 
 def test_a_new_learning_rate_or_length_does_not_recompile(plain):
@@ -228,7 +227,9 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     hyperparameters = dataclasses.replace(
         HYPERPARAMETERS, steps=60, validate_every=5, patience=2, checkpoint_every=5
     )
-    few, opposite = copies(8), copies(40, seed=5)
+    # Eight, again and again: in the shape of the other trainings.
+    few = training.Examples(*(np.tile(x, (8, 1)) for x in copies(8)))
+    opposite = copies(40, seed=5)
     half = opposite.tokens[:, 6:12].copy()
     opposite.tokens[:, 6:12] = np.roll(half, 1, axis=1)
     arguments = dict(validation=opposite, workdir=tmp_path)
@@ -238,8 +239,9 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     assert got.best_step == min(curve, key=curve.get)
     assert got.steps == got.best_step + 10
     held_back = batches.opened(opposite, 24).examples
+    loss = jax.jit(training.loss, static_argnums=0)
     for params, step in ((got.best, got.best_step), (got.params, got.steps)):
-        value = float(training.loss(CONFIG, params, *held_back))
+        value = float(loss(CONFIG, params, *held_back))
         assert value == pytest.approx(curve[step], rel=CLOSE)
     again = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
     assert_same_bits((again.best, again.params), (got.best, got.params))
@@ -262,11 +264,10 @@ def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
 def test_gradients_on_eight_devices_equal_those_on_one():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rules = sharding.shardings(PARAMS, models.partition_rules(CONFIG), mesh)
-    gradient = jax.jit(jax.grad(training.loss, 1), static_argnums=0)
     batch = [array[:8] for array in batches.opened(EXAMPLES, 24).examples]
-    one = gradient(CONFIG, PARAMS, *batch)
+    _, one = loss_and_gradient(CONFIG, PARAMS, *batch)
     placed = [sharding.place_batch(mesh, array) for array in batch]
-    many = gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)
+    _, many = loss_and_gradient(CONFIG, jax.device_put(PARAMS, rules), *placed)
     for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         # There and back, and the sum over 48 tokens.
         close = (2 * CLOSE + rounding(48)) * float(np.abs(ours).max())
