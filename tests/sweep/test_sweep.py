@@ -92,6 +92,19 @@ def test_every_model_is_scored_on_every_dataset_and_reported(finished):
     assert (finished / "report" / "index.html").stat().st_size > 10_000
 
 
+def test_every_training_keeps_its_losses_and_logs_them(finished):
+    trained = 0
+    for path in (finished / "steps").glob("*/*/output.json"):
+        output = json.loads(path.read_text())
+        if "loss" in output:
+            lines = (path.parent / "losses.jsonl").read_text().splitlines()
+            losses = [line for line in map(json.loads, lines) if "loss" in line]
+            assert len(losses) == output["steps"]
+            assert list((path.parent / "tensorboard").glob("events*"))
+            trained += 1
+    assert trained >= 4  # the base, experts, the multitask model
+
+
 def test_merges_know_their_experts_and_their_scale(finished):
     ties = [r for r in results.read(finished) if r.method == "ties"]
     assert all(r.parameters["scale"] in (0.5, 1.0) for r in ties)
