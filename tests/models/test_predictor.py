@@ -96,6 +96,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("at_once", [1 << 28, 200])
 def test_continuations_behind_one_prompt_score_as_each_on_its_own(
