@@ -249,10 +249,14 @@ class Partition(NamedTuple):
 
     def share(self, process: int, processes: int) -> list[int]:
         """Return a process's blocks: neighbours, and an equal part of the bytes."""
+        return self.shares(processes)[process]
+
+    def shares(self, processes: int) -> list[list[int]]:
+        """Return the blocks of each of so many processes, as `share` deals them."""
         sizes = np.array([self.bytes_of(b) for b in self.blocks], np.float64)
         middles = np.cumsum(sizes) - sizes / 2
         owner = (middles * processes / max(sizes.sum(), 1)).astype(int)
-        return [int(i) for i in np.flatnonzero(owner == process)]
+        return [np.flatnonzero(owner == p).tolist() for p in range(processes)]
 
 
 def reduction_passes(method: Method) -> int:

@@ -15,7 +15,7 @@ _MEASURED_ON = 4 * 334e6 / 2
 def estimate(workload: Workload, topology: Topology) -> CostEstimate:
     """Return the streamed merge, its blocks dealt out to the topology's hosts."""
     plan, hosts = workload.plan, topology.hosts
-    shares = [plan.share(host, hosts) for host in range(hosts)]
+    shares = plan.shares(hosts)
     read = [sum(plan.read_for(plan.blocks[i]) for i in share) for share in shares]
     written = [sum(plan.written_for(plan.blocks[i]) for i in share) for share in shares]
     passes = max(map(plan.passes_over, plan.blocks), default=1)

@@ -401,6 +401,7 @@ DECODER = models.DecoderConfig(
 )
 
 
+@pytest.mark.numeric
 def test_a_decoders_scores_depend_on_no_batch_size_mesh_order_or_company(sets):
     params = jax.tree.map(lambda x: 2 * x, models.init(DECODER, 0))
     sets = [s for s in sets if s.dataset in ("phrase", "copy")]

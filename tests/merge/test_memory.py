@@ -412,10 +412,10 @@ def test_dtypes_that_would_be_merged_in_another_are_refused(dtype):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", [n for n in methods.names() if "@" not in n])
 def test_float64_elsewhere_changes_no_bit_of_float32(name):
     rng = np.random.default_rng(5)
-    models = [{"w": rng.normal(size=(6, 50)).astype(np.float32)} for _ in range(4)]
+    models = [{"w": rng.normal(size=(16, 24)).astype(np.float32)} for _ in range(4)]
     count = cases.experts_for(name)
     experts = dict(zip("abc"[:count], models[1:], strict=False))
     weighted = "weights" in methods.parameters(name)

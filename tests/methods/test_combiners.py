@@ -35,6 +35,7 @@ def test_votes_by_count_ignore_magnitude():
     assert combine([[9], [-1], [-3]], by="count") == [-2]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("weighted", "divisor", "expected"),
     [

@@ -74,6 +74,7 @@ def test_the_battery_covers_the_registry():
     assert sorted(cases.CASES) == sorted(methods.names())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("name", "parameters"), [*cases.ALL, *cases.MORE])
 def test_agrees_with_the_float64_reference(name, parameters):
     base, experts = some_models(name, shapes=cases.shapes_for(name, parameters))

@@ -6,6 +6,8 @@ from tolerance import rounding
 
 from merging import UserError, merge, methods
 
+pytestmark = pytest.mark.numeric
+
 
 def merged(deltas, method, path="w.weight", statistics=None):
     """Merge task vectors on a base of 0, as leaves of one name."""

@@ -106,6 +106,7 @@ def reference(c, params, tokens):
     return np.stack(rows)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("config", [SERIAL, PARALLEL], ids=["serial", "parallel"])
 def test_logits_equal_the_float64_reference(config):
     params, tokens = trained_like(config), tokens_of((2, 9))
@@ -130,6 +131,7 @@ def test_padding_does_not_touch_real_tokens():
     assert_close(forward(SERIAL, params, padded)[:, :9], short)
 
 
+@pytest.mark.numeric
 def test_how_layers_are_run_changes_no_loss_and_no_gradient():
     params, tokens = trained_like(SERIAL), tokens_of((2, 9))
 

@@ -14,6 +14,7 @@ from merging.models import hf as families
 from merging.runtime.errors import UserError
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_transformers(name):
     case = family_cases.load(GOLDENS / name)

@@ -96,6 +96,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_continuations_behind_one_prompt_score_as_each_on_its_own(variant):
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])

@@ -132,19 +132,22 @@ def test_training_needs_what_was_planned(planned, mesh, real_models):
     assert memory["scratch"] == pytest.approx(found.temp_size_in_bytes, rel=0.05)
 
 
-def test_counting_comes_near_to_what_the_compiler_says(make_config, estimate_of):
+def test_counting_comes_near_to_what_the_compiler_says(
+    planned, make_config, estimate_of
+):
     where = planning.topology("cpu:8")
     # Large enough that weights and activations are most of it.
     config = make_config(scoring=dict(batch=64, length=128), mesh=dict(fsdp=-1))
     config.training.update(batch=64, length=128)
-    compiled = planning.plan(config, where)
+    compiled = planning.plan(config, where, parts=["scoring", "training"])
     counted = planning.plan(config, where, compile=False)
-    for name, share in (
-        ("in-memory merge", 0.05),
-        ("scoring", 0.5),
-        ("training step", 1),
+    merges = planning.plan(make_config(), where, compile=False, parts=["merge"])
+    for name, share, one, other in (
+        ("in-memory merge", 0.05, planned("in-memory merge"), merges),
+        ("scoring", 0.5, estimate_of(compiled, "scoring"), counted),
+        ("training step", 1, estimate_of(compiled, "training step"), counted),
     ):
-        one, other = (estimate_of(f, name) for f in (compiled, counted))
+        other = estimate_of(other, name)
         assert other["source"] == "counted"
         one, other = one["bytes_per_device"], other["bytes_per_device"]
         assert other["arguments"] == pytest.approx(one["arguments"], rel=0.05)

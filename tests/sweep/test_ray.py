@@ -18,19 +18,20 @@ pytestmark = pytest.mark.long
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 
 
-@pytest.fixture
-def cluster(monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
     """A node with two cores; others are added."""
     from ray.cluster_utils import Cluster
 
     here = [str(Path(fake_steps.__file__).parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, here)))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    on_ray.connect(Fakes("ray"))  # to the head, before another node is there
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, here)))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        patch.setenv("RAY_ADDRESS", made.address)
+        on_ray.connect(Fakes("ray"))  # to the head, before another node is there
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 def run(steps, folder, **needs) -> None:

@@ -185,17 +185,6 @@ def test_a_killed_sweep_has_one_driver_and_goes_on_to_the_same_rows(
     assert "All is done." in status(workdir)
 
 
-@pytest.mark.long
-def test_steps_in_this_process_give_the_rows_of_many(finished, tmp_path):
-    workdir = tmp_path / "inline"
-    shutil.copytree(finished / "data", workdir / "data")
-    shutil.copy(finished / "config.json", workdir)
-    done = sweep(workdir, runner="inline")
-    assert done.returncode == 0, done.stderr
-    assert "inline, 1 at a time" in done.stderr
-    assert rows(workdir) == rows(finished)
-
-
 def test_a_pool_of_processes_is_driven_by_one(tmp_path, monkeypatch, capsys):
     for name, value in {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -246,7 +235,7 @@ def _survivors(session: int) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_damaged_checkpoint_is_made_again_with_a_warning(finished):
+def test_a_damaged_checkpoint_is_made_again_inline_to_the_same_rows(finished):
     table = rows(finished)
     base = next(finished.glob("steps/pretrain/*/checkpoint"))
     files = [p for p in base.rglob("*") if p.is_file() and p.stat().st_size > 4096]
@@ -255,11 +244,12 @@ def test_a_damaged_checkpoint_is_made_again_with_a_warning(finished):
     for merge in finished.glob("steps/merge/*"):
         (merge / "output.json").unlink()
     # A record cut short, as a power loss leaves it.
-    next(finished.glob("steps/multitask/*/output.json")).write_text('{"key":')
-    again = sweep(finished)
+    next(finished.glob("steps/expert/*/output.json")).write_text('{"key":')
+    again = sweep(finished, runner="inline")
     assert again.returncode == 0, again.stderr
+    assert "inline, 1 at a time" in again.stderr
     assert "warning: pretrain/1x" in again.stderr and "again" in again.stderr
-    assert "warning: multitask/1x" in again.stderr
+    assert "warning: expert/1x" in again.stderr
     for one, other in zip(rows(finished), table, strict=True):
         assert one == other
 

@@ -197,7 +197,7 @@ def test_what_is_trained_in_a_models_tokens_has_its_tokenizer(tmp_path, monkeypa
 
 
 @pytest.mark.long
-def test_a_suite_of_files_is_trained_on_in_the_starts_own_tokens(tmp_path):
+def test_an_expert_of_files_has_its_starts_weights_and_tokens(tmp_path):
     texts = tasks.suite("miniworld").source.generator.documents(0, 50)
     made = scored_models.byte_level(texts, 300)
     start = scored_models.write(tmp_path / "start", made, width=16)
@@ -213,11 +213,18 @@ def test_a_suite_of_files_is_trained_on_in_the_starts_own_tokens(tmp_path):
         "hyperparameters.batch_size": "8",
         "hyperparameters.steps": "1",
         "hyperparameters.warmup_steps": "0",
+        "hyperparameters.learning_rate": "1e-30",
+        "hyperparameters.validate_every": "0",
         "length": "32",
     }
     path = job.run(config.load(f"{JSONL}:sea", overrides), tmp_path / "run")
     opened, own = (tasks.open_tokenizer(str(f)) for f in (path, start))
     assert opened.digest == own.digest
+    # Without a step to speak of, it is the checkpoint that it started from.
+    expected = tree.flatten(checkpoints.restore(start))
+    for name, leaf in tree.flatten(checkpoints.restore(path)).items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+    assert not (tmp_path / "run" / "best").exists()
 
 
 def test_a_start_whose_bytes_have_changed_is_refused(alone, tmp_path):
@@ -230,21 +237,3 @@ def test_a_start_whose_bytes_have_changed_is_refused(alone, tmp_path):
     overrides = OVERRIDES | {"start": str(tmp_path / "start")}
     with pytest.raises(checkpoints.CorruptCheckpoint):
         job.run(config.load(CONFIG, overrides), tmp_path / "run")
-
-
-@pytest.mark.long
-def test_an_expert_starts_from_a_checkpoint(alone, tmp_path):
-    """Without a step to speak of, it is the checkpoint that it started from."""
-    overrides = OVERRIDES | {
-        "start": str(alone / "checkpoint"),
-        "what": "imdb",
-        "data.train_examples": "16",
-        "hyperparameters.steps": "1",
-        "hyperparameters.learning_rate": "1e-30",
-        "hyperparameters.validate_every": "0",
-    }
-    path = job.run(config.load(CONFIG, overrides), tmp_path / "run")
-    expected = leaves(alone)
-    for name, leaf in tree.flatten(checkpoints.restore(path)).items():
-        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
-    assert not (tmp_path / "run" / "best").exists()

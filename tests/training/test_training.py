@@ -73,6 +73,7 @@ def test_loss_falls_and_the_given_parameters_stay(plain):
     np.testing.assert_array_equal(before, PARAMS["embed"])
 
 
+@pytest.mark.numeric
 def test_the_first_steps_equal_adamw_by_hand():
     """Loss, clipping, AdamW, warm-up and cosine in NumPy, gradients from JAX."""
     hyperparameters = dataclasses.replace(
@@ -261,6 +262,7 @@ def test_eight_devices_train_as_one_and_resume(plain, tmp_path):
     assert up.addressable_shards[0].data.shape == (2, 8, 8)
 
 
+@pytest.mark.numeric
 def test_gradients_on_eight_devices_equal_those_on_one():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rules = sharding.shardings(PARAMS, models.partition_rules(CONFIG), mesh)
@@ -274,6 +276,7 @@ def test_gradients_on_eight_devices_equal_those_on_one():
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=close)
 
 
+@pytest.mark.numeric
 def test_bfloat16_compute_keeps_float32_parameters_and_learns(plain):
     got = training.train(
         CONFIG, PARAMS, EXAMPLES, dataclasses.replace(HYPERPARAMETERS, dtype="bfloat16")
