@@ -69,7 +69,10 @@ def warnings(grid: Grid, settings: Settings, target: Target) -> list[str]:
     for size in experiment.sizes if room else ():
         clock = _Clock(experiment.decoder(size), settings, target)
         names = [f"expert{i}" for i in range(most)]
-        merges = [clock.estimate(name, names) for name in experiment.methods]
+        merges = [
+            clock.estimate(name, names[: max(experiment.counts(name))])
+            for name in experiment.methods
+        ]
         largest = max(merges, key=lambda estimate: estimate.memory.peak)
         needed = [(f"a merge of {most} experts in memory", largest)]
         needed.append(("scoring", clock.scoring))
@@ -94,11 +97,14 @@ def assumptions(grid: Grid, settings: Settings) -> list[str]:
     kinds = Counter("given" if step.given else step.kind for step in steps)
     trained = [s for s in steps if s.trained]
     made = sum(s.settings["hyperparameters"]["steps"] for s in trained)
+    every = experiment.experts_merged
+    few = sum(experiment.counts(name) != every for name in experiment.methods)
     rows = f"{experiment.batch_size} x {settings.training.length:,} tokens"
     return [
         f"{kinds['merge']} merges: {len(experiment.sizes)} sizes x"
         f" {len(experiment.bases)} bases x {len(experiment.methods)} methods x K of"
-        f" {', '.join(map(str, experiment.experts_merged))} x {experiment.seeds} runs",
+        f" {', '.join(map(str, every))} x {experiment.seeds} runs"
+        f"{few and f', of {few} at K = 2 alone'}",
         f"{len(trained)} trainings of {made:,} steps in all, a step being {rows}; "
         f"{kinds['given']} models are given",
         f"a model's test is {counted.rows:,} rows of {settings.scoring.length:,} tokens"

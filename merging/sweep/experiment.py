@@ -49,6 +49,7 @@ class Experiment:
       multitask: how the multitask baselines are; None: there are none.
       pretraining, instruction: how bases are made; None if they are there.
       scales: method -> values of λ to choose from on validation.
+      scale_multiples: the same for all other methods with a λ, of their default one.
       densities: method -> densities to choose from.
       pretrained_bases: {(size, base): path} of the bases that are given.
       given_experts: {(size, base, category): path} of the experts that are.
@@ -79,6 +80,7 @@ class Experiment:
     batch_size: int
     expert: Phase | None
     scales: dict[str, tuple[float, ...]]
+    scale_multiples: tuple[float, ...]
     densities: dict[str, tuple[float, ...]]
     multitask: Phase | None = None
     pretraining: Phase | None = None
@@ -154,16 +156,26 @@ class Experiment:
         random.Random(f"subset/{self.suite.name}/{seed}").shuffle(order)
         return tuple(c for c in self.suite.categories if c in order[:count])
 
+    def counts(self, method: str) -> tuple[int, ...]:
+        """Return the values of K that a method merges: those of two, 2 alone."""
+        (parameters, *_) = self.candidates(method)
+        takes = methods.get(method, **parameters).takes
+        return tuple(k for k in self.experts_merged if takes in (None, k))
+
     def defaults(self, method: str) -> dict[str, Any]:
         """Return a method's parameters where no candidate says otherwise."""
         return methods.parameters(method)
 
     def candidates(self, method: str) -> list[dict[str, float]]:
         """Return the parameters of a method to choose from on validation."""
+        scales = self.scales.get(method, ())
+        usual = self.defaults(method).get("scale")
+        if not scales and usual is not None:
+            scales = tuple(usual * multiple for multiple in self.scale_multiples)
         grid = [{}]
         for name, values in (
             ("density", self.densities.get(method, ())),
-            ("scale", self.scales.get(method, ())),
+            ("scale", scales),
         ):
             if values:
                 grid = [{**point, name: value} for point in grid for value in values]

@@ -30,6 +30,7 @@ _KEYS = {
     "learning_rate_exponent": 0.0,
     "batch_size": 32,
     "scales": ConfigDict(),
+    "scale_multiples": (),
     "densities": ConfigDict(),
     **dict.fromkeys(("expert", "multitask", "pretraining", "instruction")),
     "pretrained_bases": (),
@@ -259,12 +260,11 @@ def _check_names(experiment: Experiment) -> None:
     for method in experiment.methods:
         for parameters in experiment.candidates(method):
             built = methods.get(method, **parameters)
-            takes = built.takes
-            others = [n for n in experiment.experts_merged if takes not in (None, n)]
-            if others:
+            if not experiment.counts(method):
+                held = listed(map(str, experiment.experts_merged), mark=", ")
                 raise UserError(
-                    f"{method} merges {takes} experts, and experts_merged holds "
-                    f"{listed(map(str, others), mark=', ')}."
+                    f"{method} merges {built.takes} experts, and experts_merged holds "
+                    f"{held}."
                 )
             if built.statistics is not None:
                 raise UserError(

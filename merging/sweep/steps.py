@@ -128,6 +128,7 @@ class Grid:
                         self.merge(size, base, method, count, seed)
                         for count in s.experts_merged
                         for method in s.methods
+                        if count in s.counts(method)
                     ]
         return steps
 

@@ -1,6 +1,7 @@
 """A sweep is done once: whatever happens to it, the same rows come out."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import together
 
-from merging import checkpoints
+from merging import checkpoints, methods
 from merging.cli.main import main
 from merging.methods import registry
 from merging.runtime import config as configs
@@ -280,7 +281,7 @@ def settings(**changes: str):
         ({"bases": "pt,itt"}, "base"),
         ({"suite": "miniwrld"}, "miniworld"),
         ({"experts_merged": "2,9"}, "9"),
-        ({"experts_merged": "2,3", "methods": "slerp"}, "slerp merges 2 .* holds 3"),
+        ({"experts_merged": "3", "methods": "slerp"}, "slerp merges 2 .* holds 3"),
         ({"methods": ""}, "methods"),
         ({"densities.ties": "1.5"}, "density"),
         ({"seeds": "0"}, "seeds"),
@@ -291,6 +292,20 @@ def settings(**changes: str):
 def test_a_sweep_that_cannot_run_is_refused_before_any_work(change, message):
     with pytest.raises(UserError, match=message):
         settings(**change)
+
+
+def test_a_method_of_two_models_merges_pairs_alone_and_has_multiples_of_its_scale():
+    experiment = settings(methods="slerp,ties,dare", experts_merged="2,3")
+    assert [experiment.counts(m) for m in experiment.methods] == [(2,), (2, 3), (2, 3)]
+    experiment = dataclasses.replace(experiment, scale_multiples=(0.5, 2.0))
+    usual = methods.parameters("dare")["scale"]
+    assert experiment.candidates("dare") == [
+        {"scale": 0.5 * usual},
+        {"scale": 2.0 * usual},
+    ]
+    # Those of a grid of its own, and those without a λ.
+    assert {c["scale"] for c in experiment.candidates("ties")} == {0.5, 1.0}
+    assert experiment.candidates("slerp") == [{}]
 
 
 def test_keys_change_with_what_a_step_depends_on_and_with_nothing_else():
