@@ -1,11 +1,11 @@
-"""Every method that needs no data but the models, on one size: which are worth it?
+"""Every method of ours that needs no data but the models: which are worth it?
 
     merging sweep --config scaling_curves/methods --workdir methods
 
 An IT base of 301,000 parameters, eight experts in each of three runs, K = 2, 4, 8; a
-method of two models merges K = 2 alone. λ is chosen on validation for every merge: from
-the grid where `tiny.py` has one, of all others from multiples of their default. Other
-numbers are the methods' own defaults.
+method of two models merges K = 2 alone. λ, where a method has one, is chosen on
+validation for every merge: from the grid where `tiny.py` has one, of all others from
+multiples of their default. Other numbers are the methods' own defaults.
 """
 
 import tiny
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.sizes = ("24x",)
     config.bases = ("it",)
     config.seeds = 3
-    # All but those of one expert and those that want statistics (`merging methods`).
+    # All but mergekit's own, those of one expert, and those that want statistics.
     config.methods = (
         *("average", "task_arithmetic", "ties", "dare", "dare_ties", "rht"),
         *("model_stock", "multislerp", "karcher", "breadcrumbs", "breadcrumbs_ties"),

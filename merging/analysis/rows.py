@@ -84,7 +84,7 @@ def write(
 
 
 def read(workdir: Path, analysis: str | None = None) -> dict[str, Any]:
-    """Return a workdir's record, its rows as rows (`Row`).
+    """Return a workdir's record, each of its rows a `Row`.
 
     Args:
       workdir: the folder, or its file.

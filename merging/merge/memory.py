@@ -48,8 +48,8 @@ def merge(
     Args:
       base: θ₀, a nested dict of arrays; None if the method needs none (`average`).
       experts: θᵢ by name, of the base's structure; or a sequence, whose names are then
-        "0", "1", …. Random masks depend on the name. Leaves may be a `StoredLeaf`,
-        read as they are merged, if there is a base.
+        "0", "1", …. Random masks depend on the name. A leaf may be a `StoredLeaf`,
+        which is read as it is merged, if there is a base.
       method: such as ``methods.ties(density=0.2)``.
       seed: of random masks.
       donate: write over the base's buffers, which are deleted.

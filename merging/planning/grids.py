@@ -69,12 +69,12 @@ def warnings(grid: Grid, settings: Settings, target: Target) -> list[str]:
     for size in experiment.sizes if room else ():
         clock = _Clock(experiment.decoder(size), settings, target)
         names = [f"expert{i}" for i in range(most)]
-        merges = [
-            clock.estimate(name, names[: max(experiment.counts(name))])
-            for name in experiment.methods
-        ]
-        largest = max(merges, key=lambda estimate: estimate.memory.peak)
-        needed = [(f"a merge of {most} experts in memory", largest)]
+        merges = []
+        for name in experiment.methods:
+            taken = names[: max(experiment.counts(name))]
+            merges.append((clock.estimate(name, taken), len(taken)))
+        largest, count = max(merges, key=lambda merge: merge[0].memory.peak)
+        needed = [(f"a merge of {count} experts in memory", largest)]
         needed.append(("scoring", clock.scoring))
         if experiment.trains():
             needed.append(("a training step", clock.training))
@@ -104,7 +104,7 @@ def assumptions(grid: Grid, settings: Settings) -> list[str]:
         f"{kinds['merge']} merges: {len(experiment.sizes)} sizes x"
         f" {len(experiment.bases)} bases x {len(experiment.methods)} methods x K of"
         f" {', '.join(map(str, every))} x {experiment.seeds} runs"
-        f"{few and f', of {few} at K = 2 alone'}",
+        + (f", of {few} at K = 2 alone" if few else ""),
         f"{len(trained)} trainings of {made:,} steps in all, a step being {rows}; "
         f"{kinds['given']} models are given",
         f"a model's test is {counted.rows:,} rows of {settings.scoring.length:,} tokens"

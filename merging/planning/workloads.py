@@ -104,12 +104,12 @@ def of_sweep(config: ConfigDict) -> tuple[ConfigDict, Workload]:
     experiment = sweep.planned(config)
     grid = Grid(experiment, identify=lambda path, described: path)
     assumed = config_keys.section(_assumptions, config.get("plan", {}), "plan")
-    size, count = experiment.sizes[-1], max(experiment.experts_merged)
+    size = experiment.sizes[-1]
     first, *rest = experiment.methods
     name = next((m for m in ("ties", *rest) if m in experiment.methods), first)
     decoder = experiment.decoder(size)
     method = methods.get(name, **experiment.candidates(name)[0])
-    names = tuple(f"expert{i}" for i in range(count))
+    names = tuple(f"expert{i}" for i in range(max(experiment.counts(name))))
     label = f"{experiment.family} {size}"
     found = of_decoder(label, decoder, method, names, assumed.pop("budget"))
     mesh = {k: v for k, v in experiment.mesh.items() if (k, v) != ("data", 1)}

@@ -224,7 +224,8 @@ def _trials(points: Sequence[Point]) -> Table:
 def _tested(tested: Sequence[Mapping[str, Any]]) -> Table:
     columns = ("mean", "mean_low", "mean_high", "ratio", "ratio_low", "ratio_high")
     rows = [(line["model"], *(line[name] for name in columns)) for line in tested]
-    heads = ("mean of values", "from", "to", "ratio to best expert", "from ", "to ")
+    heads = ("mean of values", "from", "to")
+    heads += ("ratio to best expert", "ratio from", "ratio to")
     return Table("test", "On the test split", ("model", *heads), tuple(rows))
 
 

@@ -1,6 +1,7 @@
 """Rows → one score per model → cells of the experiment's grid, with their spread."""
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -111,6 +112,19 @@ class Grid:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
+    @functools.cached_property
+    def counts_of(self) -> dict[str, tuple[int, ...]]:
+        """The values of K that each method can merge: those of two models, 2 alone."""
+        # Imported late: it takes JAX.
+        from merging import methods
+
+        known = set(methods.names())
+        takes = {m: methods.get(m).takes for m in self.methods if m in known}
+        return {
+            m: tuple(K for K in self.counts if takes.get(m) in (None, K))
+            for m in self.methods
+        }
+
     def models(self, size: str, base: str, method: str, K: int | None = None):
         """The models of a cell; K None means whatever K the method was run with."""
         if K is not None:
@@ -157,11 +171,16 @@ def across_methods(
     """The spread over runs (a base and a seed) of the mean over the merge methods.
 
     Methods without a value in a run that others have drop that run, so that every run
-    is a mean of the same methods.
+    is a mean of the same methods. Those that merge two models alone are left out where
+    there are others: along K, the mean is of the same methods, too.
     """
     means: list[float] = []
+    any_count = [m for m, counts in grid.counts_of.items() if counts == grid.counts]
     for base in bases:
-        each = [by_seed(grid.models(size, base, m, K), name) for m in grid.methods]
+        each = [
+            by_seed(grid.models(size, base, m, K), name)
+            for m in any_count or grid.methods
+        ]
         each = [seeds for seeds in each if seeds]
         shared = set.intersection(*map(set, each)) if each else set()
         means += [statistics.fmean(e[seed] for e in each) for seed in sorted(shared)]
@@ -316,7 +335,8 @@ def _number(value: object) -> float | None:
 
 def _caveats(grid: Grid) -> list[str]:
     notes = []
-    expected = len(grid.sizes) * len(grid.bases) * len(grid.methods) * len(grid.counts)
+    expected = len(grid.sizes) * len(grid.bases)
+    expected *= sum(map(len, grid.counts_of.values()))
     present = sum(cell.method not in BASELINES for cell in grid.cells)
     if present < expected:
         notes.append(

@@ -126,8 +126,9 @@ class Experiment:
 
     def experts(self) -> list[tuple[str, str, str]]:
         """Return the (size, base, category) of every expert that some merge takes."""
-        counts = range(self.seeds), self.experts_merged
-        taken = {c for s, k in itertools.product(*counts) for c in self.subset(s, k)}
+        counts = {k for method in self.methods for k in self.counts(method)}
+        runs = itertools.product(range(self.seeds), counts)
+        taken = {c for seed, k in runs for c in self.subset(seed, k)}
         categories = [c for c in self.suite.categories if c in taken]
         return list(itertools.product(self.sizes, self.bases, categories))
 
@@ -158,8 +159,7 @@ class Experiment:
 
     def counts(self, method: str) -> tuple[int, ...]:
         """Return the values of K that a method merges: those of two, 2 alone."""
-        (parameters, *_) = self.candidates(method)
-        takes = methods.get(method, **parameters).takes
+        takes = methods.get(method, **self.candidates(method)[0]).takes
         return tuple(k for k in self.experts_merged if takes in (None, k))
 
     def defaults(self, method: str) -> dict[str, Any]:
@@ -171,7 +171,8 @@ class Experiment:
         scales = self.scales.get(method, ())
         usual = self.defaults(method).get("scale")
         if not scales and usual is not None:
-            scales = tuple(usual * multiple for multiple in self.scale_multiples)
+            # Of 0.1 × 3, 0.3 is meant.
+            scales = tuple(float(f"{usual * m:.12g}") for m in self.scale_multiples)
         grid = [{}]
         for name, values in (
             ("density", self.densities.get(method, ())),

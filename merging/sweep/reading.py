@@ -125,6 +125,8 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
     _check_names(experiment)
     _check_numbers(experiment)
     _check_experts(experiment, planned)
+    if not planned and experiment.trains():
+        loggers.require_known(experiment.logger)
     return experiment
 
 
@@ -293,7 +295,9 @@ def _check_numbers(experiment: Experiment) -> None:
             faults.append(f"{name} = {getattr(experiment, name)} must be positive")
     if experiment.runner not in ("", *RUNNERS):
         raise nearest("runner", experiment.runner, RUNNERS)
-    loggers.require_known(experiment.logger)
+    for multiple in experiment.scale_multiples:
+        if isinstance(multiple, str) or not 0 < multiple < 1e6:
+            faults.append(f"scale_multiples holds {multiple!r}, no positive number")
     if experiment.vocab_size < 0:
         faults.append(f"vocab_size = {experiment.vocab_size} must be 0 or more")
     if experiment.workers < 0:

@@ -4,7 +4,8 @@ WORKDIR/config.json            whose run this is
 WORKDIR/driver.json            who works on it; see `runtime.workdir.only_driver`
 WORKDIR/part.json              which part of the grid it was last asked for
 WORKDIR/data/                  training arrays and evaluation sets
-WORKDIR/steps/KIND/NAME-KEY/   a finished step: checkpoint/, output.json
+WORKDIR/steps/KIND/NAME-KEY/   a finished step: output.json; of a training
+                               checkpoint/, losses.jsonl and what its logger writes
 WORKDIR/partial/NAME-KEY/      a step being worked on, continued after a kill
 WORKDIR/failed/NAME-KEY.json   why a step failed, the last time
 WORKDIR/results.jsonl          the rows of all that is finished

@@ -66,7 +66,6 @@ def main() -> int:
 
 def write_tasks(folder: Path, items: int) -> list[str]:
     """Write every task as JSON lines and a YAML file; return their names."""
-    shutil.rmtree(folder, ignore_errors=True)
     scoring_speed.write_tasks(folder, scoring_speed.TASKS, items)
     names = list(scoring_speed.TASKS)
     few = json.loads((folder / "topics.yaml").read_text())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
-from methods.cases import KINDS
+from methods import cases
 from safetensors.numpy import load_file
 from statistics_of import statistics_of
 
@@ -71,8 +71,10 @@ def test_every_registered_method_streams_the_bits_of_memory(
     monkeypatch.setattr(
         passes.Passes, "_read", lambda self, *a: made.append(1) or read(self, *a)
     )
-    base, experts = few_shapes[name in KINDS]
-    method = methods.get(name)
+    base, experts = few_shapes[name in cases.KINDS]
+    # By default several of mergekit's keep all.
+    parameters = cases.CASES[name][0] if "@" in name else {}
+    method = methods.get(name, **parameters)
     experts = dict(list(experts.items())[: method.takes])
     loaded = {n: load_file(f"{e}/model.safetensors") for n, e in experts.items()}
     start = load_file(f"{base}/model.safetensors")
@@ -81,12 +83,13 @@ def test_every_registered_method_streams_the_bits_of_memory(
         models.save(tmp_path / expert / method.statistics.name, leaves)
     folders = {expert: str(tmp_path / expert) for expert in told}
     settings = {"memory_budget": "200kB", "seed": 3, "statistics": folders}
-    path = merged((base, experts), f"{name}()", tmp_path / "out", **settings)
+    path = merged((base, experts), method, tmp_path / "out", **settings)
     expected = memory.merge(start, loaded, method, seed=3, statistics=told)
     expected = models.bits(expected)
     assert models.bits(load_file(path / "model.safetensors")) == expected
     # As `merging methods` says, but for a window that misses, and the merge itself.
     assert len(made) < cost(method).passes + 2
+    assert bool(made) == (cost(method).passes > 1)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,16 @@ def test_it_has_the_bits_of_a_merge_in_memory(family, tmp_path, name, budget):
     method = METHODS[name]
     path = merged(family, method, tmp_path / "out", memory_budget=budget)
     expected = models.bits(in_memory(family, method))
+    assert models.bits(load_file(path / "model.safetensors")) == expected
+
+
+@pytest.mark.parametrize("name", ["ties", "rht"])
+def test_of_a_large_model_runs_of_neighbours_are_sampled(
+    family, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(passes, "RUNS", 16)  # 4,096 elements of 145,000
+    path = merged(family, METHODS[name], tmp_path / "out", memory_budget="700kB")
+    expected = models.bits(in_memory(family, METHODS[name]))
     assert models.bits(load_file(path / "model.safetensors")) == expected
 
 

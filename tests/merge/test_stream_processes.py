@@ -162,12 +162,13 @@ def test_a_preempted_merge_ends_with_75_and_goes_on(family, tmp_path, expected, 
 
 
 @pytest.mark.long
-def test_one_preempted_process_ends_them_all(family, tmp_path, expected, go_on):
+@pytest.mark.parametrize("number", [0, 1])  # the first coordinates
+def test_one_preempted_process_ends_them_all(family, tmp_path, expected, go_on, number):
     output = tmp_path / "out"
     merge = command(family, output, memory_budget="300kB")
     started = start(merge, 2, environment())
-    wait_for_blocks(tmp_path / "out.partial", 2, started[1])
-    started[1].send_signal(signal.SIGTERM)
+    wait_for_blocks(tmp_path / "out.partial", 2, started[number])
+    started[number].send_signal(signal.SIGTERM)
     said = heard(started, limit=60)
     statuses = [process.returncode for process in started]
     assert statuses in ([errors.PREEMPTED] * 2, [0, 0]), said

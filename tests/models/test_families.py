@@ -69,8 +69,10 @@ def test_every_further_leaf_of_a_family_is_seen_in_its_logits(name, leaf):
     assert family_cases.padded_error(config, changed, case) > 5 * CLOSE
 
 
-def test_generation_past_the_window_is_that_of_whole_forward_passes():
-    config, params, case = family_cases.load(GOLDENS / "gemma3")
+# Layers of two kinds, and a window in every layer.
+@pytest.mark.parametrize("name", ["gemma3", "mistral"])
+def test_generation_past_the_window_is_that_of_whole_forward_passes(name):
+    config, params, case = family_cases.load(GOLDENS / name)
     prompt, count = case["ids"][:, 1:8], 9
     # In the shape of the other tests' programs.
     texts = np.zeros((4, 18), np.int32)

@@ -276,6 +276,7 @@ def test_a_grid_costs_the_very_steps_of_its_sweep(estimate_of):
     own = [step for step in steps if step.settings.get("size") == "8b"]
     trained = [s.settings["hyperparameters"]["steps"] for s in own if s.trained]
     assert (large["merges"], found["grid"]["merges"]) == (48, 96)
+    assert any(line.endswith("x 3 runs") for line in found["grid"]["assumptions"])
     # 2 x 3 x 8 experts, an instructed base and two multitask models; 300, 2,000, 2,400.
     assert len(trained) == 51 and sum(trained) == 48 * 300 + 2000 + 2 * 2400
     load = found["model"]["parameters"] * 2 / 2e9

@@ -6,7 +6,7 @@ import pytest
 
 from merging.report import tables
 from merging.report.joining import join
-from merging.report.summaries import Cell, spread, summarise
+from merging.report.summaries import Cell, across_methods, spread, summarise
 from merging.runtime.errors import UserError
 
 
@@ -189,3 +189,18 @@ def test_a_guessing_base_is_announced(merge):
     above = [dataclasses.replace(r, chance=0.41) for r in merge()]
     assert any("of chance on held-out" in n for n in summarise(at_chance).notes)
     assert not any("of chance on held-out" in n for n in summarise(above).notes)
+
+
+def test_methods_of_two_models_leave_no_hole_and_are_no_part_of_a_mean_along_k(run):
+    rows = run(("1x",), ("it",), ("average", "ties", "slerp"), (2, 4), seeds=2)
+    rows = [r for r in rows if (r.method, r.K) != ("slerp", 4)]
+    grid = summarise(rows)
+    assert not [note for note in grid.notes if "partial" in note]
+    assert grid.counts_of == {"average": (2, 4), "slerp": (2,), "ties": (2, 4)}
+    for K in grid.counts:
+        both = [grid.models("1x", "it", m, K) for m in ("average", "ties")]
+        means = [sum(m.held_in for m in of) / len(of) for of in both]
+        found = across_methods(grid, "1x", ("it",), K, "held_in")
+        assert found.mean == pytest.approx(sum(means) / 2)
+    holes = [r for r in rows if (r.method, r.K) != ("ties", 4)]
+    assert "1 of 5 combinations" in " ".join(summarise(holes).notes)
