@@ -96,9 +96,9 @@ def dare_ties(
 
     MergeLM trims; most other tools do not, so None (the default) leaves it off.
     """
-    chain = [drop(density, rescale)]
+    chain = (drop(density, rescale),)
     if trim_density is not None:
-        chain.append(trim(trim_density))
+        chain += (trim(trim_density),)
     return compose(
         "dare_ties",
         *chain,

@@ -38,6 +38,7 @@ class Entry(NamedTuple):
 
 
 _ENTRIES: dict[str, Entry] = {}
+_OF_FILES: dict[str, list[str]] = {}  # module of a user's file -> its methods
 
 
 def register(
@@ -111,15 +112,15 @@ def load_file(path: str | Path) -> tuple[str, list[str]]:
     digest = hashlib.sha256(source).hexdigest()
     module = types.ModuleType(f"merging_methods_{path.stem}_{digest[:8]}")
     if module.__name__ in sys.modules:
-        return digest, sys.modules[module.__name__].registered
+        return digest, _OF_FILES[module.__name__]
     module.__file__ = str(path)
     before = set(_ENTRIES)
     # In place while it runs, as dataclasses look their module up.
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, path, "exec"), module.__dict__)
-        module.registered = [name for name in _ENTRIES if name not in before]
-        if not module.registered:
+        registered = [name for name in _ENTRIES if name not in before]
+        if not registered:
             raise UserError(
                 f"{path} registers no new method; decorate a function that returns one "
                 "with @merging.methods.register()."
@@ -129,7 +130,8 @@ def load_file(path: str | Path) -> tuple[str, list[str]]:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             raise UserError(f"{path}: {type(error).__name__}: {error}") from error
         raise
-    return digest, module.registered
+    _OF_FILES[module.__name__] = registered
+    return digest, registered
 
 
 def names() -> list[str]:

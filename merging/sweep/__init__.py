@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from merging import report
+from merging.report import report, summary_text
 from merging.runtime import processes, results, storage, workdir
 from merging.runtime.errors import UserError
 from merging.runtime.naming import callable_as
@@ -117,7 +117,7 @@ def _record(grid: Grid, store: Store, config_hash: str, *, report_too: bool) -> 
         alone = Store(store.workdir)
         found, page = _write(grid, alone, config_hash, report_too=report_too)
         if report_too:
-            print(report.summary_text(found))
+            print(summary_text(found))
             print(f"\n{len(found)} result rows: {store.results}\nReport: {page}")
         return str(page)
 
@@ -138,7 +138,7 @@ def _write(
         storage.write_bytes(store.results, lines)
     if report_too and not page.exists():
         configs = workdir.configs([store.workdir])
-        report.report(found, store.workdir / "report", configs)
+        report(found, store.workdir / "report", configs)
     return found, page
 
 

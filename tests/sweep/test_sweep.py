@@ -494,8 +494,8 @@ def test_a_report_is_never_left_beside_rows_that_it_does_not_show(
     def kill(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("merging.report.report", draw)
-    monkeypatch.setattr("merging.report.summary_text", lambda rows: "")
+    monkeypatch.setattr("merging.sweep.report", draw)
+    monkeypatch.setattr("merging.sweep.summary_text", lambda rows: "")
     monkeypatch.setattr("merging.sweep.finish", publish_all)
     chosen = configs.load(str(SMOKE), SMALL)
     page = run(chosen, tmp_path)
