@@ -4,13 +4,17 @@ import argparse
 
 from merging.cli.command import Command, print_for_a_pipe
 
-# Of `--config=NAME` bash makes three words; what stands before NAME is the first.
+# Of `--config=NAME` bash makes three words; what stands before NAME is the first. zsh
+# makes one, and is offered the whole.
 # Nothing to say leaves the word to the shell, which completes files (-o default).
 _SCRIPT = """\
 # shellcheck shell=bash disable=SC2207
 _merging() {{
   local words='' word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
-  if [ "$word" = '=' ]; then
+  local prefix=''
+  if [ "${{word#--config=}}" != "$word" ]; then
+    prefix='--config=' before='--config' word=${{word#--config=}}
+  elif [ "$word" = '=' ]; then
     word=''
   elif [ "$before" = '=' ]; then
     before=${{COMP_WORDS[COMP_CWORD-2]}}
@@ -22,7 +26,7 @@ _merging() {{
 {cases}
     esac
   fi
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  COMPREPLY=($(compgen -P "$prefix" -W "$words" -- "$word"))
   if [ "${{#COMPREPLY[@]}}" -eq 1 ] && [ "${{COMPREPLY[0]: -1}}" = '=' ]; then
     compopt -o nospace 2>/dev/null
   fi

@@ -1,7 +1,10 @@
-"""What `merging completion` prints makes bash offer what there is."""
+"""What `merging completion` prints makes bash and zsh offer what there is."""
 
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -62,6 +65,37 @@ def test_options_and_keys_are_those_of_the_command(script):
 
 def test_values_are_left_to_the_shell(script):
     assert offered(script, "merge", "--config.base", "=", "BA") == []
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+@pytest.mark.parametrize(
+    ("line", "offer"),
+    [
+        ("merging me", "merge    methods"),
+        ("merging merge --config merge/tas", "merge/task_arithmetic"),
+        ("merging merge --config=merge/tas", "--config=merge/task_arithmetic"),
+    ],
+)
+def test_zsh_offers_the_same_to_who_types_a_tab(script, line, offer):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ |= {"TERM": "dumb", "ZDOTDIR": "/nonexistent"}
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    load = "autoload -U compinit bashcompinit; compinit -u -D; bashcompinit"
+    os.write(terminal, f"{load}; source {script}; echo RE''ADY\n".encode())
+    _read_until(b"READY", terminal)
+    os.write(terminal, f"{line}\t\t".encode())
+    _read_until(offer.encode(), terminal)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(terminal)
+
+
+def _read_until(wanted, terminal):
+    said = b""
+    while wanted not in said:
+        assert select.select([terminal], [], [], 20)[0], said
+        said += os.read(terminal, 65536)
 
 
 def test_the_script_passes_shellcheck(script):
