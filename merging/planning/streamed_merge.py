@@ -6,7 +6,7 @@ from merging.planning.topologies import Topology
 from merging.planning.workloads import Workload
 
 # Processor seconds for an element of one expert. Measured: whole commands, four experts
-# of 334M on two cores of an Intel Xeon (README), so that starting up is in them too.
+# of 334M on two cores of an Intel Xeon (docs/mergekit.md), starting up included.
 _SECONDS = {"average": 2.6, "task_arithmetic": 2.0, "ties": 5.0, "dare_ties": 3.7}
 _SECONDS["rht"] = 14.3
 _MEASURED_ON = 4 * 334e6 / 2
