@@ -19,8 +19,8 @@ from merging.runtime import config
 
 _MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
-# What `merging methods --json` says of a method, beside its formula.
-_MORE = {"cost": "Cost", "evidence": "Known"}
+# What stands where nothing is known of a method's worth.
+_NOTHING = "nothing measured here"
 
 
 def fill(source: list[str]) -> None:
@@ -48,6 +48,14 @@ def method_pages() -> str:
     return "\n".join(["```{eval-rst}", *directives, "```"])
 
 
+def command_table() -> str:
+    """Return the commands, as a table: what each does."""
+    rows = ["| command | what it does |", "|---|---|"]
+    for name, command in COMMANDS.items():
+        rows.append(f"| [`merging {name}`](#merging-{name}) | {command.summary} |")
+    return "\n".join(rows)
+
+
 def commands() -> str:
     """Return the help of every command."""
     parts = []
@@ -68,7 +76,14 @@ def configs() -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (method_table, preset_table, method_pages, commands, configs)
+    for function in (
+        method_table,
+        preset_table,
+        method_pages,
+        command_table,
+        commands,
+        configs,
+    )
 }
 
 
@@ -77,13 +92,14 @@ def _records() -> list[dict]:
 
 
 def _table(records: list[dict]) -> str:
-    rows = [["method and its defaults", "what it computes", "from"], ["---"] * 3]
+    rows = [["method and its defaults", "what it computes", "cost", "what is known"]]
+    rows.append(["---"] * 4)
     for record in records:
         settings = ", ".join(f"{k}={v!r}" for k, v in record["parameters"].items())
-        about = [record["definition"]]
-        about += [f"*{_MORE[k]}:* {record[k]}" for k in _MORE if record.get(k)]
         name = f"**{record['name']}** `({settings})`"
-        rows.append([name, "<br>".join(about), record["paper"]])
+        about = f"{record['definition']}<br>*{record['paper']}*"
+        known = record["evidence"] or _NOTHING
+        rows.append([name, about, record["cost"], known])
     escaped = [[_cell(text) for text in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 

@@ -25,16 +25,18 @@ from safetensors.numpy import save_file
 import merging
 from merging import checkpoints, methods
 from merging.cli import main as command_line
+from merging.merge import costs
 from merging.methods import registry
 from merging.runtime import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "results").glob("*/README.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS, NAMED = re.compile(r"# needs: \S"), re.compile(r"# (\w+\.(?:py|yml|jsonl))")
 MARK = r"<!-- generated: (\w+) -->"
-# The page whose every command is run, from top to bottom, on tiny checkpoints.
-RUN = ROOT / "docs" / "merge.md"
+# The pages whose every command is run, from top to bottom, on tiny checkpoints.
+RUN = [ROOT / "docs" / name for name in ("merge.md", "mergekit.md")]
 RUN_BY_TEST_PUBLIC_API = {"evaluate", "merge", "plan", "report", "sweep", "train"}
 PROGRAMS = {"pip", "export", "pytest", "sbatch", "hf"}
 
@@ -112,6 +114,24 @@ def only_parsed(monkeypatch):
     return asked
 
 
+def slug(heading):
+    """Return the anchor that a heading has, on GitHub and in the built pages."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_readme_takes_two_minutes_and_its_links_lead_somewhere():
+    text = PAGES[0].read_text()
+    assert len(text.split()) <= 520
+    assert [b.language for b in blocks(PAGES[0])] == ["", "", "", "python", "", ""]
+    links = re.findall(r"\]\((?!https:)([^)#]+)#?([^)]*)\)", text)
+    assert len(links) > 20
+    for target, anchor in links:
+        assert (ROOT / target).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / target).read_text(), re.M)
+            assert anchor in map(slug, headings), f"{target}#{anchor}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_is_one_that_there_is(page, place, only_parsed, capsys):
     (place / "configs").symlink_to(ROOT / "configs")
@@ -153,9 +173,9 @@ def write_checkpoints(folder):
         checkpoints.save(folder / run, {"params": arrays, "step": np.ones(1, np.int32)})
 
 
-def test_the_commands_of_the_merge_page_run_as_written(place, capsys):
+def test_the_commands_of_the_merge_pages_run_as_written(place, capsys):
     write_checkpoints(place)
-    for block in blocks(RUN):
+    for block in (block for page in RUN for block in blocks(page)):
         write_named(block, place)
         if block.language == "yaml":
             (place / NAMED.match(block.text)[1]).write_text(block.text)
@@ -218,9 +238,18 @@ def test_the_generated_tables_hold_every_method_command_and_config():
     made = runpy.run_path(str(ROOT / "docs" / "generated.py"))["GENERATORS"]
     tables = made["method_table"]() + made["preset_table"]()
     for entry in methods.catalogue():
-        assert f"| **{entry.name}** `(" in tables, entry.name
-        assert all(f"{key}=" in tables for key in entry.parameters)
+        start = f"| **{entry.name}** `("
+        (row,) = [line for line in tables.splitlines() if line.startswith(start)]
+        name, formula, cost, known = re.split(r"(?<!\\) \| ", row.strip("| "))
+        assert all(f"{key}=" in name for key in entry.parameters)
+        assert entry.definition.replace("|", r"\|") in formula
+        assert cost == str(costs.cost(entry.build())) and "pass" in cost
+        plain = re.sub(r"\[(arXiv [\d.]+)\]\(\S+?\)", r"\1", known)
+        assert plain == (entry.evidence or "nothing measured here")
+    assert sum(entry.evidence != "" for entry in methods.catalogue()) >= 8
     assert "autofunction:: merging.methods.presets.ties\n" in made["method_pages"]()
+    listed = re.findall(r"^\| \[`merging (\w+)`\]", made["command_table"](), re.M)
+    assert listed == list(command_line.COMMANDS)
     named = re.findall(r"^\| `(.+?)` \|", made["configs"](), re.MULTILINE)
     assert named == list(config.shipped())
     marks = [m for page in PAGES for m in re.findall(MARK, page.read_text())]

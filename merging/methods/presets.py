@@ -10,7 +10,12 @@ from merging.methods.transforms import Fraction, drop, rescale, trim
 Weights = Sequence[float] | None
 
 
-@register("Wortsman et al. 2022, arXiv 2203.05482", "θ = Σ wᵢθᵢ / Σ wᵢ; needs no base")
+@register(
+    "Wortsman et al. 2022, arXiv 2203.05482",
+    "θ = Σ wᵢθᵢ / Σ wᵢ; needs no base",
+    evidence="on large IT bases as good as the others (arXiv 2410.03617); of our tiny "
+    "ones it keeps 0.37 of the gain at K = 2, task arithmetic 0.50",
+)
 def average(weights: Weights = None) -> Method:
     """Weighted average of the models themselves.
 
@@ -36,7 +41,8 @@ def task_arithmetic(scale: float = 0.4, weights: Weights = None) -> Method:
 @register(
     "Yadav et al. 2023, arXiv 2306.01708",
     "trim Δᵢ to the top density by magnitude, elect a sign, mean of those that agree",
-    evidence="no reliable gain on LLMs (arXiv 2511.21437)",
+    evidence="no reliable gain on LLMs (arXiv 2511.21437); of our tiny models mostly "
+    "within 0.05 of task arithmetic",
 )
 def ties(
     density: Fraction = 0.2,
@@ -83,6 +89,8 @@ def dare(
 @register(
     "Yu et al. 2024, arXiv 2311.03099, with Yadav et al. 2023",
     "DARE's drop and rescale, then TIES' election and disjoint mean",
+    evidence="on large IT bases as good as the others (arXiv 2410.03617); of our "
+    "smallest models behind them",
 )
 def dare_ties(
     density: Fraction = 0.1,
@@ -111,6 +119,7 @@ def dare_ties(
 @register(
     "Wang et al. 2025, arXiv 2505.21226",
     "exactly the top density of each tensor / density, sign election, disjoint mean",
+    evidence="of our tiny models mostly within 0.05 of task arithmetic and TIES",
 )
 def rht(density: Fraction = 0.7, scale: float = 1.0, weights: Weights = None) -> Method:
     """Reparameterized Heavy-Tailed: DARE-TIES with magnitude in place of chance.

@@ -63,6 +63,7 @@ def iso_cts(common: float = 0.8, scale: float = 1.0, weights: Weights = None) ->
 @register(
     "Gargiulo et al. 2025, arXiv 2412.00081",
     "θ = θ₀ + λ P(U) Σ P(V)ᵀ, U Σ V the top 1/K directions of each Δᵢ, P polar factors",
+    evidence="no reliable gain on LLMs (arXiv 2511.21437)",
 )
 def tsv_m(scale: float = 1.0, weights: Weights = None) -> Method:
     """Task singular vectors: each task's top 1/K directions, made orthonormal.
