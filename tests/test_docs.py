@@ -1,8 +1,6 @@
 """The pages are true: their code runs, their commands parse, their messages exist.
 
-A fenced block of a page is run or checked unless a line says what the rest needs that a
-test has not, such as `# needs: a network`. A block whose first line is a file's name,
-`# mine.py`, is also written under that name, for the commands below it.
+What is run of their commands is run in `test_docs_run.py`.
 """
 
 import ast
@@ -13,79 +11,33 @@ import os
 import pkgutil
 import re
 import runpy
-import shlex
-from pathlib import Path
-from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import lora
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from pages import DOCS, NAMED, PAGES, ROOT, blocks, commands, write_named
+from safetensors.numpy import load_file, save_file
 
 import merging
-from merging import checkpoints, methods
+from merging import checkpoints, methods, models
 from merging.cli import main as command_line
 from merging.merge import costs
 from merging.methods import registry
+from merging.models import hf
 from merging.runtime import config
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += sorted((ROOT / "docs" / "results").glob("*/README.md"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS, NAMED = re.compile(r"# needs: \S"), re.compile(r"# (\w+\.(?:py|yml|jsonl))")
 MARK = r"<!-- generated: (\w+) -->"
 # The pages whose every command is run, from top to bottom, on tiny checkpoints.
-RUN = [ROOT / "docs" / name for name in ("merge.md", "mergekit.md")]
+RUN = [DOCS / "merge.md", DOCS / "mergekit.md"]
 RUN_BY_TEST_PUBLIC_API = {"evaluate", "merge", "plan", "report", "sweep", "train"}
 PROGRAMS = {"pip", "export", "pytest", "sbatch", "hf"}
-
-
-class Block(NamedTuple):
-    """A fenced block: its page, its language, its text, and the line it starts at."""
-
-    page: Path
-    language: str
-    text: str
-    line: int
-
-    @property
-    def id(self):
-        return f"{self.page.name}:{self.line}"
-
-    @property
-    def needs(self):
-        return NEEDS.match(self.text) is not None
-
-
-def blocks(page):
-    text = page.read_text()
-    for found in FENCE.finditer(text):
-        line = text.count("\n", 0, found.start()) + 1
-        yield Block(page, found[1], found[2], line)
-
-
-def commands(text):
-    """Return a block's commands, as lists of words, up to a line that needs more."""
-    lines = text.replace("\\\n", " ").splitlines()
-    ready: list[str] = []
-    for line in lines:
-        if NEEDS.match(line):
-            break
-        ready += [part.strip() for part in line.split("&&")]
-    return [words for words in (shlex.split(x, comments=True) for x in ready) if words]
-
 
 EVERY = [block for page in PAGES for block in blocks(page)]
 PYTHON = [b for b in EVERY if b.language == "python" and not b.needs]
 README = [b for b in blocks(PAGES[0]) if not b.language]
 SHELL = [b for b in EVERY if b.language == "bash" or b in README]
-
-
-def write_named(block, folder):
-    """Write a block under the name that its first line gives, if it gives one."""
-    if name := NAMED.match(block.text):
-        (folder / name[1]).write_text(block.text)
 
 
 @pytest.fixture(autouse=True)
@@ -154,23 +106,32 @@ def test_every_command_of_a_page_is_one_that_there_is(page, place, only_parsed, 
 def tiny_arrays(seed):
     rng = np.random.default_rng(seed)
     names = {f"layers.{i}.{n}": s for i in (0, 1) for n, s in LEAVES.items()}
-    names |= {"embed_tokens.weight": (8, 4), "norm.weight": (4,)}
+    names |= {"embed_tokens.weight": (8, 24), "norm.weight": (24,)}
     return {n: rng.normal(size=s).astype(np.float32) for n, s in names.items()}
 
 
-LEAVES = {"self_attn.q_proj.weight": (4, 4), "mlp.up_proj.weight": (6, 4)}
+LEAVES = {"self_attn.q_proj.weight": (24, 24), "mlp.up_proj.weight": (32, 24)}
+ADAPTED = ("layers.0.mlp.up_proj", "layers.1.self_attn.q_proj")
 
 
 def write_checkpoints(folder):
-    """Write the models that the pages name, in both formats."""
-    for seed, name in enumerate(("BASE", "EXPERT1", "EXPERT2")):
+    """Write the models that the pages name, in both formats, and adapters."""
+    for seed, name in enumerate(("BASE", "EXPERT1", "EXPERT2", "MODEL")):
         (folder / name).mkdir()
         save_file(tiny_arrays(seed), folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(json.dumps({"model_type": "tiny"}))
+    shapes = {n: leaf.shape for n, leaf in tiny_arrays(0).items()}
+    for seed, name in enumerate(("ADAPTER1", "ADAPTER2")):
+        lora.save(folder / name, lora.factors(seed, ADAPTED, shapes=shapes))
     runs = ("BASE_RUN/100", "SFT_RUN/300", "CODE_RUN/200", "LONG_RUN/1", "LONG_RUN/2")
+    decoder = models.size("tiny", "1x", vocab_size=40)
     for seed, run in enumerate(runs):
-        arrays = {"w": np.full((4, 4), seed, np.float32)}
-        checkpoints.save(folder / run, {"params": arrays, "step": np.ones(1, np.int32)})
+        params = jax.tree.map(
+            lambda leaf, value=seed: np.full(leaf.shape, value, np.float32),
+            models.abstract(decoder),
+        )
+        checkpoints.save(folder / run, {"params": params, "step": np.ones(1, np.int32)})
+    (folder / runs[0] / "config.json").write_text(hf.describe(decoder, eos_id=1))
 
 
 def test_the_commands_of_the_merge_pages_run_as_written(place, capsys):
@@ -186,9 +147,11 @@ def test_the_commands_of_the_merge_pages_run_as_written(place, capsys):
             assert status == 0, f"{block.id}: {words}: {capsys.readouterr().err}"
     assert (place / "AGAIN" / "manifest.json").exists()
     assert (place / "FROM_YAML" / "model.safetensors").exists()
-    merged = checkpoints.restore(place / "MERGED_ORBAX")
-    # 0 + 0.4 (1 + 2)
-    np.testing.assert_allclose(merged["w"], np.full((4, 4), 1.2), rtol=1e-6)
+    assert (place / "ADAPTER" / "adapter_model.safetensors").exists()
+    assert (place / "EXTRACTED" / "adapter_model.safetensors").exists()
+    for leaf in load_file(place / "MERGED_HF" / "model.safetensors").values():
+        # 0 + 0.4 (1 + 2)
+        np.testing.assert_allclose(leaf, np.full(leaf.shape, 1.2), rtol=1e-6)
 
 
 def without_long_work(monkeypatch):
@@ -220,18 +183,25 @@ def test_the_python_of_the_pages_runs_and_prints_what_it_says(
         assert get_config()
 
 
-def test_the_python_api_has_what_its_page_lists_and_the_examples_run():
-    page = (ROOT / "docs" / "api.md").read_text()
-    names = re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE)
-    assert len(names) > 30
-    for name in names:
-        value = pkgutil.resolve_name(name)
-        assert value.__doc__, name
-        if name.rpartition(".")[2] in RUN_BY_TEST_PUBLIC_API:
-            continue
-        finder = doctest.DocTestFinder(recurse=False)
-        for example in finder.find(value, name):
-            assert doctest.DocTestRunner().run(example).failed == 0, name
+def listed():
+    """Return the names that the page of the Python API shows, methods and all."""
+    page = (DOCS / "api.md").read_text()
+    builders = dict.fromkeys(entry.build for entry in methods.catalogue())
+    named = re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE)
+    return named + [f"{build.__module__}.{build.__qualname__}" for build in builders]
+
+
+@pytest.mark.parametrize("name", listed())
+def test_what_the_python_api_lists_is_there_and_its_example_runs(name):
+    value = pkgutil.resolve_name(name)
+    assert value.__doc__
+    if name.rpartition(".")[2] in RUN_BY_TEST_PUBLIC_API:
+        return
+    found = doctest.DocTestFinder(recurse=False).find(value, name)
+    if inspect.isfunction(value):
+        assert any(example.examples for example in found)
+    for example in found:
+        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_the_generated_tables_hold_every_method_command_and_config():
