@@ -45,6 +45,12 @@ def open_checkpoint(
       MissingCheckpoint: nothing has that name.
       CorruptCheckpoint: its metadata can't be read.
       UserError: it is no checkpoint that is read here.
+
+    >>> import jax.numpy as jnp, merging
+    >>> merging.checkpoints.save("model", {"layer": {"w": jnp.zeros((2, 3))}})
+    >>> source = merging.open_checkpoint("model")
+    >>> source.format, source.abstract["layer"]["w"].shape
+    ('orbax', (2, 3))
     """
     uri = hub.fetched(storage.supported_path(uri, "checkpoint", storage.REMOTE))
     if "://" in uri:

@@ -63,6 +63,11 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
 
     Raises:
       UserError: the path holds something else than a checkpoint, or the disk is full.
+
+    >>> import jax.numpy as jnp, merging
+    >>> merging.checkpoints.save("model", {"layer": {"w": jnp.zeros((2, 3))}})
+    >>> merging.checkpoints.restore("model")["layer"]["w"].shape
+    (2, 3)
     """
     path = path_of(os.fspath(path))
     if path.exists() and not (exists(path) or _is_half(path)):
@@ -95,6 +100,11 @@ def restore(path: str | os.PathLike, like: tree.Tree | None = None) -> dict[str,
       MissingCheckpoint: nothing has that name.
       CorruptCheckpoint: it is damaged, half written, or its bytes have changed.
       UserError: it holds other leaves or shapes than expected; all are named.
+
+    >>> import jax.numpy as jnp, merging
+    >>> merging.checkpoints.save("model", {"w": jnp.array([1.0, 2])})
+    >>> print(merging.checkpoints.restore("model")["w"])
+    [1. 2.]
     """
     return open_saved(path).restore(like)
 

@@ -205,6 +205,13 @@ def verify(output: str) -> list[str]:
 
     Raises:
       UserError: there is no checkpoint, or no manifest in it.
+
+    >>> import jax.numpy as jnp, merging
+    >>> merging.checkpoints.save("qa", {"w": jnp.full(2, 1.0)})
+    >>> merging.checkpoints.save("nli", {"w": jnp.full(2, 3.0)})
+    >>> path = merging.merge_checkpoints(None, ["qa", "nli"], "average", "merged")
+    >>> merging.merge.verify("merged")
+    []
     """
     path = storage.place(output, "output") / NAME
     if not path.parent.exists():

@@ -100,6 +100,14 @@ def merge_scales(
 
     Raises:
       UserError: as `merge`; the method has no scale.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.task_arithmetic()
+    >>> merges = merging.merge.merge_scales(base, [qa, nli], method, (0.5, 1.0))
+    >>> [merged["w"].tolist() for merged in merges]
+    [[3.0, -1.0, 0.0, -0.5], [6.0, -2.0, 0.0, -1.0]]
     """
     if not method.needs_base:
         raise UserError(f"{method.name} has no scale to vary.")

@@ -118,6 +118,14 @@ def merge_checkpoints(
     Raises:
       UserError: the models can't be merged, the output exists, the disk is full; each
         says what is wrong and lists every offender.
+
+    >>> import jax.numpy as jnp, merging
+    >>> for name, value in (("base", 0.0), ("qa", 1.0), ("nli", 3.0)):
+    ...     merging.checkpoints.save(name, {"w": jnp.full(2, value)})
+    >>> method = merging.methods.task_arithmetic(scale=0.5)
+    >>> path = merging.merge_checkpoints("base", ["qa", "nli"], method, "merged")
+    >>> print(merging.checkpoints.restore(path)["w"])
+    [2. 2.]
     """
     settings = {
         "base": None if base is None else os.fspath(base),
@@ -157,6 +165,16 @@ def merge_yaml(
     Raises:
       UserError: the file asks for what is not followed here (everything is listed), or
         as `merge_checkpoints`.
+
+    >>> import jax.numpy as jnp, merging
+    >>> from pathlib import Path
+    >>> merging.checkpoints.save("qa", {"w": jnp.full(2, 1.0)})
+    >>> merging.checkpoints.save("nli", {"w": jnp.full(2, 3.0)})
+    >>> text = "{merge_method: linear, models: [{model: qa}, {model: nli}], "
+    >>> written = Path("merge.yml").write_text(text + "parameters: {weight: 1.0}}")
+    >>> path = merging.merge.merge_yaml("merge.yml", "merged")
+    >>> print(merging.checkpoints.restore(path)["w"])
+    [2. 2.]
     """
     settings = {
         "space": spaces.WEIGHTS,

@@ -167,6 +167,15 @@ def combiner(
         argument, of the blocks' shape or [m, inputs, inputs]; None for leaves without.
       **parameters: numbers or words that the function takes by name; a program is
         compiled for each value.
+
+    >>> import jax.numpy as jnp, merging
+    >>> def largest(values, weights, state):
+    ...     return jnp.max(jnp.stack(values), axis=0)
+    >>> combiner = merging.methods.combiner(largest)
+    >>> method = merging.methods.compose("largest", combiner=combiner, scale=1.0)
+    >>> base, qa, nli = ({"w": jnp.array(w)} for w in ([0.0, 0], [4.0, 1], [2.0, 3]))
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [4. 3.]
     """
     if terms is not None and granularity == "element":
         granularity = "row"
@@ -264,7 +273,16 @@ class ElectSign:
 
 
 def mean() -> Combined:
-    """Return the weighted mean, Σ wᵢΔᵢ / Σ wᵢ; the weights' sum must not be zero."""
+    """Return the weighted mean, Σ wᵢΔᵢ / Σ wᵢ; the weights' sum must not be zero.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> mean = merging.methods.combiners.mean()
+    >>> method = merging.methods.compose("mean", combiner=mean, scale=1, weights=[3, 1])
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3.5   0.    0.   -1.25]
+    """
     return combiner(_mean, refuse=refuse_sum_of_zero)
 
 
@@ -274,6 +292,14 @@ def sum(  # noqa: A001 (the field's word; used as `combiners.sum`)
     """Return the weighted sum, Σ wᵢΔᵢ (Ilharco et al. 2023); any weights will do.
 
     `takes` and `selections` are as in `combiner`.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> total = merging.methods.combiners.sum()
+    >>> method = merging.methods.compose("sum", combiner=total, scale=1, weights=[3, 1])
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [14.  0.  0. -5.]
     """
     return combiner(_sum, takes=takes, selections=selections)
 
@@ -301,6 +327,14 @@ def elect_sign(
 
     Raises:
       UserError: an unknown word.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> elect = merging.methods.elect_sign(reduce="sum")
+    >>> method = merging.methods.compose("elected", combiner=elect, scale=1.0)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 6. -3.  0. -2.]
     """
     for kind, value, valid in (
         ("vote", by, ("mass", "count")),

@@ -29,6 +29,14 @@ def sce(density: float = 0.1, scale: float = 1.0) -> Method:
     ⌊density · those that vary⌋ of them, lowest index first on ties (1 keeps all). An
     expert's weight in a leaf is its share of the sum of squares that is left; where all
     are 0 they are equal. Signs are elected by mass, a zero sum counts as +.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.sce(density=0.5)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.0, -3.0, 0.0, 0.0]
     """
     return compose("sce", combiner=Sce(varying(density)), scale=scale)
 
@@ -151,6 +159,13 @@ def ram(epsilon: float = 1e-5, scale: float = 1.0) -> Method:
     Args:
       epsilon: an element moved if |Δ| is larger.
       scale: λ.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, 0])}, {"w": jnp.array([2.0, 0, -3, 0])}
+    >>> method = merging.methods.ram()
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3.  1. -3.  0.]
     """
     combiner = Ram(_not_negative("epsilon", epsilon))
     return compose("ram", combiner=combiner, scale=scale)
@@ -167,6 +182,13 @@ def ramplus_tl(
 
     shared and unique are, of the elements of a leaf that an expert moved, the numbers
     of those that others moved too, and of those that none did.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, 0])}, {"w": jnp.array([2.0, 0, -3, 0])}
+    >>> method = merging.methods.ramplus_tl(r=0.5, alpha=2.0)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3.   1.5 -4.5  0. ]
     """
     combiner = RamPlus(
         _not_negative("epsilon", epsilon),

@@ -30,6 +30,13 @@ def fisher(floor: float = 1e-6, weights: Weights = None) -> Method:
 
     Statistics ``fisher`` of every expert, for every leaf. Where no model minds, all are
     at the floor, and it is the plain mean.
+
+    >>> import jax.numpy as jnp, merging
+    >>> qa, nli = {"w": jnp.array([4.0, 4])}, {"w": jnp.array([0.0, 0])}
+    >>> told = {"qa": {"w": jnp.array([3.0, 1])}, "nli": {"w": jnp.array([1.0, 1])}}
+    >>> experts, method = {"qa": qa, "nli": nli}, merging.methods.fisher()
+    >>> print(merging.merge(None, experts, method, statistics=told)["w"])
+    [3. 2.]
     """
     if number("floor", floor) <= 0:
         raise UserError(f"floor must be positive, not {floor!r}.")
@@ -53,6 +60,14 @@ def regmean(off_diagonal: float = 0.9, weights: Weights = None) -> Method:
     norms, biases) is averaged. Elements off the diagonal of each Gᵢ are multiplied by
     `off_diagonal`, below 1, which keeps the sum from being singular. An input that was
     0 in all examples keeps the mean.
+
+    >>> import jax.numpy as jnp, merging
+    >>> qa, nli = {"w": jnp.full((2, 2), 4.0)}, {"w": jnp.zeros((2, 2))}
+    >>> told = {"qa": {"w": jnp.diag(jnp.array([3.0, 1]))}, "nli": {"w": jnp.eye(2)}}
+    >>> experts, method = {"qa": qa, "nli": nli}, merging.methods.regmean()
+    >>> print(merging.merge(None, experts, method, statistics=told)["w"].round(2))
+    [[3. 3.]
+     [2. 2.]]
     """
     if not 0 <= number("off_diagonal", off_diagonal) < 1:
         raise UserError(f"off_diagonal must be in [0, 1), not {off_diagonal!r}.")

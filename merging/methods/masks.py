@@ -34,6 +34,13 @@ def consensus_ta(
     A task's TALL mask has the elements at which it is larger than `mask_scale` times
     all that the others add; its authors choose that from 0.2 to 0.6 on validation. With
     `agree` 0 nothing is masked. The scale is task arithmetic's, and to be validated.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.consensus_ta(scale=1.0, mask_scale=0.4)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 6.  0.  0. -1.]
     """
     if not isinstance(agree, int) or isinstance(agree, bool) or agree < 0:
         raise UserError(f"agree must be a whole number from 0, not {agree!r}.")
@@ -51,6 +58,13 @@ def emr(scale: float = 1.0) -> Method:
     """EMR's unified vector: at each element the elected sign, its largest magnitude.
 
     A sum of 0 elects −, as its authors' code has it.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.emr()
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 4. -3.  0. -2.]
     """
     return compose("emr", combiner=combiners.combiner(_unified), scale=scale)
 

@@ -20,7 +20,14 @@ from merging.methods.transforms import Fraction, Transform, drop, number, trim
 
 @register("mergekit 0.1.5, linear", "θ = Σ wᵢθᵢ [/ Σ wᵢ]", name="linear@mergekit")
 def linear_mergekit(weights: Weights = None, normalize: bool = True) -> Method:
-    """Weighted sum of the models, divided by the weights' sum if `normalize`."""
+    """Weighted sum of the models, divided by the weights' sum if `normalize`.
+
+    >>> import jax.numpy as jnp, merging
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("linear@mergekit", weights=[1, 2], normalize=False)
+    >>> print(merging.merge(None, [qa, nli], method)["w"])
+    [ 8. -5.  0.  0.]
+    """
     combiner = combiners.mean() if normalize else combiners.sum()
     return compose("linear@mergekit", combiner=combiner, scale=None, weights=weights)
 
@@ -36,6 +43,13 @@ def task_arithmetic_mergekit(
     """Add the task vectors; their weighted mean if `normalize`.
 
     Weights that sum to 0 divide by nothing.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("task_arithmetic@mergekit", normalize=True)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3.  -1.   0.  -0.5]
     """
     name = "task_arithmetic@mergekit"
     combiner = _sum(normalize, weights)
@@ -59,6 +73,13 @@ def ties_mergekit(
     Of equal magnitudes at the threshold mergekit keeps those its sort puts first, and
     this keeps those of the lowest index. A density of 0 keeps nothing. `rescale` is
     `sparsification.match_norm`.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("ties@mergekit", density=0.25)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 4. -3.  0.  0.]
     """
     return compose(
         "ties@mergekit",
@@ -82,7 +103,16 @@ def dare_linear_mergekit(
     normalize: bool = False,
     rescale: bool = True,
 ) -> Method:
-    """Drop at random, give the L1 norm back, and add."""
+    """Drop at random, give the L1 norm back, and add.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("dare_linear@mergekit", density=0.5)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [6.4, -2.6, 0.0, -2.0]
+    """
     return compose(
         "dare_linear@mergekit",
         drop(density, False, nothing=True),
@@ -105,7 +135,16 @@ def dare_ties_mergekit(
     normalize: bool = False,
     rescale: bool = True,
 ) -> Method:
-    """Drop, rescale as `dare_linear@mergekit` does, and elect."""
+    """Drop, rescale as `dare_linear@mergekit` does, and elect.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("dare_ties@mergekit", density=0.5)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [6.4, -3.6, 0.0, -2.0]
+    """
     return compose(
         "dare_ties@mergekit",
         drop(density, False, nothing=True),
@@ -129,7 +168,15 @@ def breadcrumbs_mergekit(
     normalize: bool = False,
     rescale: bool = False,
 ) -> Method:
-    """Keep a band of magnitudes of each tensor, and add."""
+    """Keep a band of magnitudes of each tensor, and add.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("breadcrumbs@mergekit", density=0.5, gamma=0.25)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 2.  1.  0. -1.]
+    """
     return compose(
         "breadcrumbs@mergekit",
         band(density, gamma, nothing=True),
@@ -153,7 +200,17 @@ def breadcrumbs_ties_mergekit(
     normalize: bool = False,
     rescale: bool = False,
 ) -> Method:
-    """Keep a band of magnitudes of each tensor, and elect."""
+    """Keep a band of magnitudes of each tensor, and elect.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get(
+    ...     "breadcrumbs_ties@mergekit", density=0.5, gamma=0.25
+    ... )
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 2.  1.  0. -2.]
+    """
     return compose(
         "breadcrumbs_ties@mergekit",
         band(density, gamma, nothing=True),
@@ -177,7 +234,16 @@ def della_mergekit(
     normalize: bool = True,
     rescale: bool = True,
 ) -> Method:
-    """Keep by chance and rank in the row, give the L1 norm back, and elect."""
+    """Keep by chance and rank in the row, give the L1 norm back, and elect.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("della@mergekit", density=0.5)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [3.2, -3.6, 0.0, -2.0]
+    """
     return compose(
         "della@mergekit",
         magprune(density, epsilon, False, nothing=True),
@@ -201,7 +267,16 @@ def della_linear_mergekit(
     normalize: bool = False,
     rescale: bool = True,
 ) -> Method:
-    """Keep by chance and rank in the row, give the L1 norm back, and add."""
+    """Keep by chance and rank in the row, give the L1 norm back, and add.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("della_linear@mergekit", density=0.5)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [6.4, -2.6, 0.0, -2.0]
+    """
     return compose(
         "della_linear@mergekit",
         magprune(density, epsilon, False, nothing=True),
@@ -218,7 +293,16 @@ def della_linear_mergekit(
     name="sce@mergekit",
 )
 def sce_mergekit(density: float = 1.0) -> Method:
-    """SCE with mergekit's floors, which small task vectors stay below."""
+    """SCE with mergekit's floors, which small task vectors stay below.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.get("sce@mergekit", density=0.5)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.0, -3.0, 0.0, 0.0]
+    """
     combiner = Sce(varying(density, nothing=True), least=1e-6)
     return compose("sce@mergekit", combiner=combiner, scale=1.0)
 
@@ -229,7 +313,16 @@ def sce_mergekit(density: float = 1.0) -> Method:
     name="model_stock@mergekit",
 )
 def model_stock_mergekit(filter_wise: bool = False) -> Method:
-    """Model Stock by tensor, or `filter_wise` by row, with mergekit's floors."""
+    """Model Stock by tensor, or `filter_wise` by row, with mergekit's floors.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(2)}
+    >>> qa, nli = {"w": jnp.array([1.0, 1])}, {"w": jnp.array([1.0, 0])}
+    >>> method = merging.methods.get("model_stock@mergekit")
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.83, 0.41]
+    """
     combiner = Stock("row" if filter_wise else "tensor", least=1e-6)
     return compose("model_stock@mergekit", combiner=combiner, scale=1.0)
 

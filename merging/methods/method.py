@@ -149,6 +149,18 @@ def compose(
 
     Raises:
       UserError: a scale or a weight that is no finite number, or no weight at all.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base, expert = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1, 0, -2])}
+    >>> method = merging.methods.compose(
+    ...     "trim, then rescale, then add",
+    ...     merging.methods.trim(density=0.25),
+    ...     merging.methods.rescale(0.5),
+    ...     combiner=merging.methods.combiners.sum(),
+    ...     scale=0.5,
+    ... )
+    >>> print(merging.merge(base, [expert], method)["w"])
+    [ 4.  0.  0. -2.]
     """
     if weights is not None:
         several = isinstance(weights, Iterable) and not isinstance(weights, str)

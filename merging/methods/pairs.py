@@ -20,7 +20,14 @@ from merging.runtime.errors import UserError
 
 @register("mergekit 0.1.5, passthrough", "θ = factor · θ₁: a model as it is")
 def passthrough(factor: float = 1.0) -> Method:
-    """Copy one model, times a factor; for rules, slices and conversions."""
+    """Copy one model, times a factor; for rules, slices and conversions.
+
+    >>> import jax.numpy as jnp, merging
+    >>> expert = {"w": jnp.array([4.0, 1, 0, -2])}
+    >>> method = merging.methods.passthrough(factor=0.5)
+    >>> print(merging.merge(None, [expert], method)["w"])
+    [ 2.   0.5  0.  -1. ]
+    """
     return compose(
         "passthrough",
         combiner=combiners.sum(takes=(1, "average")),
@@ -39,6 +46,12 @@ def nearswap(t: float = 1e-4, scale: float = 1.0) -> Method:
     Args:
       t: the most that an element moves, > 0.
       scale: λ.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base, expert = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1, 0, -2])}
+    >>> method = merging.methods.nearswap(t=1.5)
+    >>> print(merging.merge(base, [expert], method)["w"])
+    [ 1.5  1.   0.  -1.5]
     """
     if number("t", t) <= 0:
         raise UserError(f"t must be positive, not {t!r}.")
@@ -82,6 +95,13 @@ def arcee_fusion(scale: float = 1.0) -> Method:
     softmax from that of the base's row; m keeps the upper outliers of each leaf. The
     quantiles are exact: the ⌊q (n − 1)⌋-th smallest. (mergekit takes those of a random
     million elements, and adds 1e-8 to probabilities.)
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(8)}
+    >>> expert = {"w": jnp.array([4.0, 0.1, 0, 0.1, 0, -0.1, 0, 0.1])}
+    >>> method = merging.methods.arcee_fusion()
+    >>> print(merging.merge(base, [expert], method)["w"])
+    [4. 0. 0. 0. 0. 0. 0. 0.]
     """
     combiner = combiners.sum(takes=(1, "ties"), selections=(Importance(),))
     return compose("arcee_fusion", combiner=combiner, scale=scale)

@@ -21,6 +21,13 @@ def average(weights: Weights = None) -> Method:
 
     Args:
       weights: one per expert, in order; their sum must not be zero.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.average(weights=[3, 1])
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3.5   0.    0.   -1.25]
     """
     return compose("average", combiner=combiners.mean(), scale=None, weights=weights)
 
@@ -32,7 +39,15 @@ def average(weights: Weights = None) -> Method:
     "4 of them on 16 benchmarks (arXiv 2511.21437)",
 )
 def task_arithmetic(scale: float = 0.4, weights: Weights = None) -> Method:
-    """Add the task vectors to the base. The default λ is the papers'; validate it."""
+    """Add the task vectors to the base. The default λ is the papers'; validate it.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.task_arithmetic(scale=0.5)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3.  -1.   0.  -0.5]
+    """
     return compose(
         "task_arithmetic", combiner=combiners.sum(), scale=scale, weights=weights
     )
@@ -56,6 +71,13 @@ def ties(
 
     Weights count after the election: Σ wᵢΔ̂ᵢ / Σ wᵢ over the experts that agree.
     For `scope`, `ties` see `transforms.trim`; for `zero`, `combiners.elect_sign`.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.ties(density=0.25)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 3. -3.  0. -2.]
     """
     return compose(
         "ties",
@@ -76,7 +98,15 @@ def dare(
     weights: Weights = None,
     rescale: bool = True,
 ) -> Method:
-    """DARE: drop elements at random and rescale, then task arithmetic (its λ too)."""
+    """DARE: drop elements at random and rescale, then task arithmetic (its λ too).
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.dare(density=0.5, scale=1.0)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [12. -4.  0. -4.]
+    """
     return compose(
         "dare",
         drop(density, rescale),
@@ -103,6 +133,13 @@ def dare_ties(
     """DARE, then TIES' election; `trim_density` adds TIES' trim after the drop.
 
     MergeLM trims; most other tools do not, so None (the default) leaves it off.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.dare_ties(density=0.5)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 6. -6.  0. -4.]
     """
     chain = (drop(density, rescale),)
     if trim_density is not None:
@@ -127,6 +164,13 @@ def rht(density: Fraction = 0.7, scale: float = 1.0, weights: Weights = None) ->
     As its authors' code has it: each tensor's top k = ⌊density·n⌋, lowest index first
     on ties, divided by the density; sign by mass, a zero sum counts as +; weights
     apply after the election and the divisor is the number of agreeing experts.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.rht(density=0.5)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 6. -6.  0. -4.]
     """
     return compose(
         "rht",

@@ -244,7 +244,14 @@ def add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
 
 
 def gram_terms(values: Sequence[Array], weights: object = None) -> list[Array]:
-    """Return the terms of the K × K Gram matrix's upper triangle, row by row."""
+    """Return the terms of the K × K Gram matrix's upper triangle, row by row.
+
+    >>> import jax.numpy as jnp
+    >>> from merging.methods import reductions
+    >>> qa, nli = jnp.array([1.0, 2]), jnp.array([3.0, 0])
+    >>> [float(term.sum()) for term in reductions.gram_terms([qa, nli])]
+    [5.0, 3.0, 9.0]
+    """
     return [
         numerics.product(values[i], values[j])
         for i in range(len(values))
@@ -253,7 +260,13 @@ def gram_terms(values: Sequence[Array], weights: object = None) -> list[Array]:
 
 
 def gram_matrices(sums: np.ndarray) -> np.ndarray:
-    """Return the symmetric Gram matrices [leaves, K, K] of `gram_terms`'s sums."""
+    """Return the symmetric Gram matrices [leaves, K, K] of `gram_terms`'s sums.
+
+    >>> import numpy as np
+    >>> from merging.methods import reductions
+    >>> reductions.gram_matrices(np.array([[5.0, 3.0, 9.0]])).tolist()
+    [[[5.0, 3.0], [3.0, 9.0]]]
+    """
     count = (math.isqrt(8 * sums.shape[1] + 1) - 1) // 2
     rows, columns = np.triu_indices(count)
     found = np.zeros((len(sums), count, count))

@@ -103,6 +103,16 @@ def load_file(path: str | Path) -> tuple[str, list[str]]:
 
     Raises:
       UserError: there is no such file, it fails, or it registers nothing.
+
+    >>> from pathlib import Path
+    >>> from merging import methods
+    >>> text = "from merging import methods\\n\\n@methods.register('an example')\\n"
+    >>> text += "def summed(scale: float = 1.0):\\n    add = methods.combiners.sum()\\n"
+    >>> text += "    return methods.compose('summed', combiner=add, scale=scale)\\n"
+    >>> written = Path("mine.py").write_text(text)
+    >>> digest, names = methods.load_file("mine.py")
+    >>> names
+    ['summed']
     """
     path = Path(path)
     try:
@@ -138,6 +148,10 @@ def names() -> list[str]:
     """Return the methods' names, in the order of `merging methods`.
 
     By letter, and those with mergekit's rules last.
+
+    >>> from merging import methods
+    >>> [name for name in methods.names() if name.startswith("ties")]
+    ['ties', 'ties@mergekit']
     """
     return sorted(_ENTRIES, key=lambda name: ("@" in name, name))
 
@@ -159,6 +173,11 @@ def get(name: str, **parameters: Any) -> Method:
     Raises:
       UserError: an unknown name or parameter (with the nearest valid ones), or a
         value that is out of range.
+
+    >>> from merging import methods
+    >>> method = methods.get("ties", density=0.1)
+    >>> method.scale, method.needs_base
+    (1.0, True)
     """
     if name not in _ENTRIES:
         raise nearest("method", name, _ENTRIES)
@@ -173,5 +192,11 @@ def get(name: str, **parameters: Any) -> Method:
 
 
 def catalogue() -> list[Entry]:
-    """Return a record of every method."""
+    """Return a record of every method.
+
+    >>> from merging import methods
+    >>> entries = {entry.name: entry for entry in methods.catalogue()}
+    >>> entries["ties"].parameters["density"], entries["ties"].paper
+    (0.2, 'Yadav et al. 2023, arXiv 2306.01708')
+    """
     return [_ENTRIES[name] for name in names()]

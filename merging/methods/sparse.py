@@ -22,6 +22,13 @@ def breadcrumbs(
     """Model Breadcrumbs: outliers and small changes go, the rest is added.
 
     The defaults are where its authors' search starts; they rank within rows (`scope`).
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.breadcrumbs(density=0.5, gamma=0.25, scale=1.0)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 2.  1.  0. -1.]
     """
     return compose(
         "breadcrumbs",
@@ -44,7 +51,15 @@ def breadcrumbs_ties(
     scope: str = "row",
     zero: str = "majority",
 ) -> Method:
-    """Breadcrumbs in place of TIES' trim; λ as TIES has it."""
+    """Breadcrumbs in place of TIES' trim; λ as TIES has it.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.breadcrumbs_ties(density=0.5, gamma=0.25)
+    >>> print(merging.merge(base, [qa, nli], method)["w"])
+    [ 2.  1.  0. -2.]
+    """
     return compose(
         "breadcrumbs_ties",
         band(density, gamma, scope),
@@ -66,7 +81,16 @@ def della(
     zero: str = "majority",
     rescale: bool = True,
 ) -> Method:
-    """DELLA: sampling by magnitude, election, mean; with the defaults of its README."""
+    """DELLA: sampling by magnitude, election, mean; with the defaults of its README.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.della(density=0.5, epsilon=0.25, scale=1.0)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [4.38, -4.0, 0.0, -3.43]
+    """
     return compose(
         "della",
         magprune(density, epsilon, rescale),
@@ -87,7 +111,16 @@ def della_linear(
     weights: Weights = None,
     rescale: bool = True,
 ) -> Method:
-    """DELLA's sampling, then task arithmetic (its λ too)."""
+    """DELLA's sampling, then task arithmetic (its λ too).
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(4)}
+    >>> qa, nli = {"w": jnp.array([4.0, 1, 0, -2])}, {"w": jnp.array([2.0, -3, 0, 1])}
+    >>> method = merging.methods.della_linear(density=0.5, epsilon=0.25, scale=1.0)
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [8.76, -1.6, 0.0, -3.43]
+    """
     return compose(
         "della_linear",
         magprune(density, epsilon, rescale),

@@ -36,6 +36,14 @@ def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
     """Isotropic merging in the common subspace: all singular values become their mean.
 
     What is no matrix (norms, biases) is averaged, as its authors have it.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros((2, 2))}
+    >>> qa = {"w": jnp.diag(jnp.array([3.0, 0]))}
+    >>> nli = {"w": jnp.diag(jnp.array([0.0, 1]))}
+    >>> method = merging.methods.iso_c()
+    >>> print(jnp.diag(merging.merge(base, [qa, nli], method)["w"]).round(2))
+    [2. 2.]
     """
     return compose(
         "iso_c", combiner=_by_matrix(_isotropic), scale=scale, weights=weights
@@ -53,6 +61,14 @@ def iso_cts(common: float = 0.8, scale: float = 1.0, weights: Weights = None) ->
     top ones of the sum. The rest is dealt out to the experts, equally: each gives the
     top directions of its Δᵢ less what the common left vectors span. All are made
     orthonormal by the polar factor, and get the mean of their singular values.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros((2, 2))}
+    >>> qa = {"w": jnp.diag(jnp.array([3.0, 0]))}
+    >>> nli = {"w": jnp.diag(jnp.array([0.0, 1]))}
+    >>> method = merging.methods.iso_cts(common=0.5)
+    >>> print(jnp.diag(merging.merge(base, [qa, nli], method)["w"]).round(2))
+    [2. 2.]
     """
     if not 0 <= number("common", common) <= 1:
         raise UserError(f"common must be in [0, 1], not {common!r}.")
@@ -73,6 +89,14 @@ def tsv_m(scale: float = 1.0, weights: Weights = None) -> Method:
     is the nearest orthonormal set. Directions that several tasks share exactly come in
     once: singular values of 0 are left out of it, so that K copies of one task vector
     are its best approximation of that rank.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros((2, 2))}
+    >>> qa = {"w": jnp.diag(jnp.array([3.0, 0]))}
+    >>> nli = {"w": jnp.diag(jnp.array([0.0, 1]))}
+    >>> method = merging.methods.tsv_m()
+    >>> print(jnp.diag(merging.merge(base, [qa, nli], method)["w"]).round(2))
+    [3. 1.]
     """
     return compose(
         "tsv_m", combiner=_by_matrix(_orthogonalised), scale=scale, weights=weights
@@ -89,6 +113,14 @@ def wudi(scale: float = 1.0, steps: int = 300, learning_rate: float = 1e-5) -> M
     A linear layer's task vector spans the inputs it was trained on, so no data are
     needed. The gradient is 2 (τ Σ Cᵢ − Σ Δᵢ Cᵢ) with Cᵢ = ΔᵢᵀΔᵢ / ‖Δᵢ‖², so a step
     costs one product with an [inputs, inputs] matrix, however many experts there are.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros((2, 2))}
+    >>> qa = {"w": jnp.diag(jnp.array([3.0, 0]))}
+    >>> nli = {"w": jnp.diag(jnp.array([0.0, 1]))}
+    >>> method = merging.methods.wudi(steps=10, learning_rate=0.1)
+    >>> print(jnp.diag(merging.merge(base, [qa, nli], method)["w"]).round(2))
+    [3. 1.]
     """
     whole = isinstance(steps, int) and not isinstance(steps, bool)
     if not whole or steps < 0:

@@ -127,6 +127,13 @@ def slerp(
       threshold: a leaf whose |cos ω| is larger is interpolated in a straight line, as
         one is that is zero in a model.
       scale: λ, to interpolate the task vectors; None interpolates the models.
+
+    >>> import jax.numpy as jnp, merging
+    >>> east, north = {"w": jnp.array([1.0, 0])}, {"w": jnp.array([0.0, 1])}
+    >>> method = merging.methods.slerp(t=0.5)
+    >>> merged = merging.merge(None, [east, north], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.71, 0.71]
     """
     t = number("t", t)
     arc = _Arc(number("threshold", threshold), False)
@@ -155,6 +162,13 @@ def nuslerp(
 
     Raises:
       UserError: an unknown word.
+
+    >>> import jax.numpy as jnp, merging
+    >>> east, north = {"w": jnp.array([1.0, 0])}, {"w": jnp.array([0.0, 1])}
+    >>> method = merging.methods.nuslerp(weights=[1, 3])
+    >>> merged = merging.merge(None, [east, north], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.38, 0.92]
     """
     if along not in ("tensor", "row", "column"):
         raise nearest("vector", along, ("tensor", "row", "column"))
@@ -214,6 +228,13 @@ def multislerp(
       normalize: whether they are divided by their sum.
       eps: added to the norms; a shorter mean direction is none.
       scale: λ, to merge the task vectors; None merges the models.
+
+    >>> import jax.numpy as jnp, merging
+    >>> east, north = {"w": jnp.array([1.0, 0])}, {"w": jnp.array([0.0, 1])}
+    >>> method = merging.methods.multislerp()
+    >>> merged = merging.merge(None, [east, north], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.71, 0.71]
     """
     factors = _MeanDirection(number("eps", eps))
     return compose(
@@ -254,6 +275,13 @@ def karcher(
       max_iter: steps at most.
       tol: the step that is no step any more; a leaf of a smaller norm has no direction.
       scale: λ, to merge the task vectors; None merges the models.
+
+    >>> import jax.numpy as jnp, merging
+    >>> east, north = {"w": jnp.array([1.0, 0])}, {"w": jnp.array([0.0, 1])}
+    >>> method = merging.methods.karcher()
+    >>> merged = merging.merge(None, [east, north], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.71, 0.71]
     """
     if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 0:
         raise UserError(f"max_iter must be a whole number ≥ 0, not {max_iter!r}.")

@@ -28,6 +28,14 @@ def model_stock(scale: float = 1.0, scope: str = "tensor") -> Method:
     on each ``row`` of one, by `scope`); the cosines of a vector that is zero there
     count as 0. A leaf whose t has no value (the denominator is 0) keeps the base, as in
     mergekit 0.1.5. One expert has t = 1.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base = {"w": jnp.zeros(2)}
+    >>> qa, nli = {"w": jnp.array([1.0, 1])}, {"w": jnp.array([1.0, 0])}
+    >>> method = merging.methods.model_stock()
+    >>> merged = merging.merge(base, [qa, nli], method)
+    >>> [round(x, 2) for x in merged["w"].tolist()]
+    [0.83, 0.41]
     """
     if scope not in ("tensor", "row"):
         raise nearest("scope", scope, ("tensor", "row"))

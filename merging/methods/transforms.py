@@ -197,6 +197,14 @@ def trim(
 
     Raises:
       UserError: a density out of range, an unknown scope or tie rule.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base, expert = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1, 0, -2])}
+    >>> total = merging.methods.combiners.sum()
+    >>> trim = merging.methods.trim(density=0.25, ties="exact")
+    >>> method = merging.methods.compose("trimmed", trim, combiner=total, scale=1.0)
+    >>> print(merging.merge(base, [expert], method)["w"])
+    [4. 0. 0. 0.]
     """
     for kind, value, valid in (("scope", scope, SCOPES), ("tie rule", ties, TIES)):
         if value not in valid:
@@ -212,6 +220,14 @@ def drop(density: Fraction, rescale: bool = True, nothing: bool = False) -> Drop
 
     Raises:
       UserError: a density out of range.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base, expert = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1, 0, -2])}
+    >>> total = merging.methods.combiners.sum()
+    >>> drop = merging.methods.drop(density=0.5)
+    >>> method = merging.methods.compose("dropped", drop, combiner=total, scale=1.0)
+    >>> print(merging.merge(base, {"qa": expert}, method, seed=0)["w"])
+    [ 0.  2.  0. -4.]
     """
     if not isinstance(rescale, bool):
         raise UserError(f"rescale must be True or False, not {rescale!r}.")
@@ -219,7 +235,16 @@ def drop(density: Fraction, rescale: bool = True, nothing: bool = False) -> Drop
 
 
 def rescale(divisor: Fraction) -> Rescale:
-    """Divide each task vector by a number in (0, 1], such as the density kept."""
+    """Divide each task vector by a number in (0, 1], such as the density kept.
+
+    >>> import jax.numpy as jnp, merging
+    >>> base, expert = {"w": jnp.zeros(4)}, {"w": jnp.array([4.0, 1, 0, -2])}
+    >>> total = merging.methods.combiners.sum()
+    >>> half = merging.methods.rescale(0.5)
+    >>> method = merging.methods.compose("rescaled", half, combiner=total, scale=1.0)
+    >>> print(merging.merge(base, [expert], method)["w"])
+    [ 8.  2.  0. -4.]
+    """
     return Rescale(fraction("divisor", divisor))
 
 

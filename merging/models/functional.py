@@ -27,6 +27,12 @@ def init(config: DecoderConfig, seed: int, mesh: Mesh | None = None) -> Params:
       seed: of the random numbers.
       mesh: devices to make them on, split by `partition_rules`; one device makes all
         if None.
+
+    >>> import merging
+    >>> decoder = merging.models.size("tiny", "1x", vocab_size=400)
+    >>> params = merging.models.init(decoder, seed=0)
+    >>> params["embed"].shape
+    (400, 16)
     """
     return _init(config, mesh)(seed)
 

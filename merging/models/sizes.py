@@ -52,6 +52,11 @@ def size(family: str, size: str, *, vocab_size: int) -> DecoderConfig:
 
     Raises:
       UserError: an unknown family or size, with the nearest names.
+
+    >>> import merging
+    >>> decoder = merging.models.size("tiny", "8x", vocab_size=400)
+    >>> decoder.layers, decoder.d_model
+    (3, 48)
     """
     found = sizes(family, vocab_size=vocab_size)
     if size not in found:

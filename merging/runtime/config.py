@@ -39,6 +39,11 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
       UserError: no such file, no usable `get_config`, an error inside the file, more
         than 40 leaves, an unknown key (named with its neighbours) or a value of the
         wrong type. All wrong overrides are listed at once.
+
+    >>> from merging.runtime import config
+    >>> chosen = config.load("merge/ties", {"method.density": "0.1"})
+    >>> chosen.method.density, chosen.memory_budget
+    (0.1, '1GB')
     """
     path, argument = split_spec(spec)
     config = _call(path, argument)

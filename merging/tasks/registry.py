@@ -36,6 +36,11 @@ def suite(name: str, **settings: Any) -> Suite:
     Raises:
       UserError: an unknown suite or setting, with the nearest names; a setting that
         can't be.
+
+    >>> import merging
+    >>> suite = merging.tasks.suite("miniworld", test_examples=8)
+    >>> suite.categories[:2]
+    ('multiple_choice_qa', 'extractive_qa')
     """
     if name not in _SOURCES:
         raise nearest("suite", name, _SOURCES)
@@ -72,5 +77,10 @@ def datasets(name: str, **settings: Any) -> tuple[Any, ...]:
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the suites."""
+    """Return the names of the suites.
+
+    >>> import merging
+    >>> merging.tasks.names()
+    ('miniworld', 't0', 'jsonl')
+    """
     return tuple(_SOURCES)

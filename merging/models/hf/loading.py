@@ -172,6 +172,16 @@ def load(
     Raises:
       UserError: as `open_model`, or a mesh that does not divide the leaves.
       CorruptCheckpoint: bytes of a checkpoint with checksums have changed.
+
+    >>> import merging
+    >>> from pathlib import Path
+    >>> from merging.models import hf
+    >>> tiny = merging.models.size("tiny", "1x", vocab_size=400)
+    >>> merging.checkpoints.save("model", merging.models.init(tiny, seed=0))
+    >>> written = Path("model/config.json").write_text(hf.describe(tiny, eos_id=1))
+    >>> decoder, params = hf.load("model")
+    >>> decoder.layers, decoder.vocab_size
+    (2, 400)
     """
     return read(open_model(uri, described), dtype=dtype, mesh=mesh)
 
