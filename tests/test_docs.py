@@ -183,25 +183,39 @@ def test_the_python_of_the_pages_runs_and_prints_what_it_says(
         assert get_config()
 
 
-def listed():
-    """Return the names that the page of the Python API shows, methods and all."""
-    page = (DOCS / "api.md").read_text()
-    builders = dict.fromkeys(entry.build for entry in methods.catalogue())
-    named = re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE)
-    return named + [f"{build.__module__}.{build.__qualname__}" for build in builders]
+METHODS = dict.fromkeys(
+    f"{entry.build.__module__}.{entry.build.__qualname__}"
+    for entry in methods.catalogue()
+)
+API = re.findall(r"^\.\. auto\w+:: (\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+# Each of these compiles programs that no other test does.
+LONG = {*METHODS, "merging.models.init", "merging.models.hf.load"}
 
 
-@pytest.mark.parametrize("name", listed())
-def test_what_the_python_api_lists_is_there_and_its_example_runs(name):
+def example(name):
+    """Return the examples in what the page of the Python API shows under a name."""
+    found = doctest.DocTestFinder(recurse=False).find(pkgutil.resolve_name(name), name)
+    return [one for one in found if one.examples]
+
+
+@pytest.mark.parametrize("name", [*API, *METHODS])
+def test_every_function_that_the_python_api_lists_shows_an_example(name):
     value = pkgutil.resolve_name(name)
     assert value.__doc__
-    if name.rpartition(".")[2] in RUN_BY_TEST_PUBLIC_API:
-        return
-    found = doctest.DocTestFinder(recurse=False).find(value, name)
-    if inspect.isfunction(value):
-        assert any(example.examples for example in found)
-    for example in found:
-        assert doctest.DocTestRunner().run(example).failed == 0
+    assert example(name) or not inspect.isfunction(value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in LONG else ())
+        for name in [*API, *METHODS]
+        if example(name) and name.rpartition(".")[2] not in RUN_BY_TEST_PUBLIC_API
+    ],
+)
+def test_the_example_prints_what_it_says(name):
+    for one in example(name):
+        assert doctest.DocTestRunner().run(one).failed == 0
 
 
 def test_the_generated_tables_hold_every_method_command_and_config():
