@@ -1,9 +1,9 @@
 """Gaussian widths, statistical dimensions and the threshold K* of a set of experts.
 
     merging analyze --config analyze/saturation --config.base=BASE \\
-        --config.experts=sentiment=EXPERT1,nli=EXPERT2 --workdir widths
+        --config.experts=sentiment=EXPERT1,paraphrase=EXPERT2 --workdir widths
     merging analyze --config analyze/saturation:miniworld --config.base=BASE \\
-        --config.experts=sentiment=EXPERT1,nli=EXPERT2 --workdir saturation
+        --config.experts=sentiment=EXPERT1,paraphrase=EXPERT2 --workdir saturation
 
 Without a suite, what the Gram matrix tells, of any checkpoints: widths and ranks. With
 one (`:miniworld`, whose experts are named after their categories), also each expert's
