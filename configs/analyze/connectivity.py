@@ -1,8 +1,8 @@
 """The loss on the way between models, weight disentanglement, and WiSE-FT.
 
     merging analyze --config analyze/connectivity --config.base=BASE \\
-        --config.experts=sentiment=EXPERT1,nli=EXPERT2 --config.merged=MERGED \\
-        --workdir connectivity
+        --config.experts=sentiment=EXPERT1,paraphrase=EXPERT2 \\
+        --config.merged=MERGED --workdir connectivity
 
 Experts are named after the categories of the suite that they were trained on. Cost: an
 evaluation for each of `points` points of each path: base to merge, expert to expert,
