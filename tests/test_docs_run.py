@@ -16,9 +16,9 @@ from merging.models.hf.convert import convert
 
 SWEEP = """
     sizes=1x bases=pt methods=average experts_merged=2 runner=inline
-    data.categories=sentiment,paraphrase,coreference data.documents=64
-    data.train_examples=64 data.validation_examples=8 data.test_examples=8
-    pretraining.steps=2 expert.steps=2 multitask.steps=2
+    data.categories=sentiment,paraphrase,word_sense_disambiguation
+    data.documents=64 data.train_examples=64 data.validation_examples=8
+    data.test_examples=8 pretraining.steps=2 expert.steps=2 multitask.steps=2
 """
 TRAIN = """
     size=1x data.documents=64 data.train_examples=64 data.validation_examples=8
