@@ -201,6 +201,8 @@ def _by_set(models: Sequence[Mapping[str, Any]]) -> list[Panel]:
             ]
             for label, row in zip(labels, z, strict=True)
         ],
+        "text": [[f"{value:.2f}" for value in row] for row in z],
+        "texttemplate": "%{text}",
     }
     layout = {
         "height": 26 * len(models) + 150,

@@ -105,7 +105,8 @@ function swatch(look) {
 function fillNumbers(panel) {
   const box = panel.element.querySelector(".numbers .wide");
   box.replaceChildren();
-  const names = Object.keys(panel.rows[0] || {}).filter((name) =>
+  const every = new Set(panel.rows.flatMap((row) => Object.keys(row)));
+  const names = [...every].filter((name) =>
     name !== "part" && panel.rows.some((row) => row[name] !== null && row[name] !== undefined));
   const table = document.createElement("table");
   const head = table.createTHead().insertRow();
@@ -120,7 +121,7 @@ function fillNumbers(panel) {
     const line = body.insertRow();
     for (const name of names) {
       const cell = line.insertCell();
-      cell.textContent = shownNumber(row[name]);
+      cell.textContent = exactNumber(row[name]);
       if (typeof row[name] === "number") cell.className = "number";
     }
   }
@@ -129,8 +130,7 @@ function fillNumbers(panel) {
 
 for (const panel of PANELS) {
   const numbers = panel.element.querySelector(".numbers");
-  if (panel.spec.kind === "plot") numbers.remove();
-  else numbers.addEventListener("toggle", () => numbers.open && fillNumbers(panel));
+  numbers.addEventListener("toggle", () => numbers.open && fillNumbers(panel));
 }
 
 const controls = document.getElementById("controls");

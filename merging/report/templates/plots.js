@@ -250,6 +250,35 @@ function drawHeat(panel, spec) {
   return { traces: [trace], layout, chosen };
 }
 
+// Plotly's own traces as rows, of those that are not switched off: a heat map has one for
+// each of its lines, others one for each of their points.
+function rowsDrawn(spec, several) {
+  const rows = [];
+  const title = (axis) => spec.layout?.[axis]?.title || "";
+  for (const trace of spec.traces) {
+    if (HIDDEN.has(`${spec.title}:${plain(trace.name)}`)) continue;
+    if (trace.type === "heatmap") {
+      const across = title("xaxis");
+      trace.y.forEach((name, i) => rows.push({ name, ...Object.fromEntries(
+        // A number alone would be put in front of the others.
+        trace.x.map((x, j) => [isNaN(x) ? x : `${across || "column"} ${x}`, trace.z[i][j]])) }));
+      continue;
+    }
+    trace.x.forEach((x, i) => {
+      const row = several && trace.name !== undefined ? { line: trace.name } : {};
+      row[title("xaxis") || "name"] = x;
+      row[title("yaxis") || "name"] = trace.y[i];
+      const [bars, middle] = trace.error_y ? [trace.error_y, trace.y[i]]
+        : [trace.error_x, x];
+      if (bars) Object.assign(row, { from: middle - bars.arrayminus[i], to: middle + bars.array[i] });
+      const told = Array.isArray(trace.hovertext) ? trace.hovertext[i] : null;
+      if (told) row.details = told.split("\n").join("; ");
+      rows.push(row);
+    });
+  }
+  return rows;
+}
+
 // Plotly's own traces, in the page's colours; their strings are text.
 function drawPlot(panel, spec) {
   const tidy = (value) => (Array.isArray(value) ? value.map(tidy)
@@ -291,7 +320,7 @@ function drawPlot(panel, spec) {
     } else if (key === "margin") Object.assign(layout.margin, value);
     else layout[key] = value;
   }
-  panel.rows = [];
+  panel.rows = rowsDrawn(spec, named.length > 1);
   panel.legend = named.length > 1 ? { dimension: spec.title, values: named.map((t) => t.name),
     looks: spec.traces.filter((t) => t.name !== undefined).map((t) => t.look) } : null;
   return { traces: shown, layout, chosen: { where: {}, replaced: {} } };
