@@ -170,17 +170,63 @@ def test_the_legend_hides_a_line_everywhere_by_mouse_and_keyboard(shown):
     assert "8x ties" in lines(shown, "methods_in")
 
 
+def hovered(shown, panel, line):
+    """What Plotly says when the mouse is on the first point of a panel's line."""
+    place = shown.evaluate(
+        """([panel, line]) => {
+          const plot = document.querySelector(`[data-panel=${panel}] .plot`);
+          plot.scrollIntoView({block: "center", behavior: "instant"});
+          const at = plot.data.findIndex((t) => t.meta && String(t.meta.line) === line);
+          const trace = plot.calcdata[at][0].trace;
+          const drawn = [...plot.querySelectorAll(".trace")].find((g) =>
+            g.__data__[0].trace === trace);
+          const box = drawn.querySelector(".point").getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        }""",
+        [panel, line],
+    )
+    shown.mouse.move(*place)
+    said = shown.locator(f"[data-panel={panel}] .hoverlayer .hovertext")
+    said.first.wait_for()
+    return said.first.locator("tspan.line").all_inner_texts()
+
+
 def test_the_hover_tells_interval_settings_and_source(shown, grid):
     choose(shown, across="K", lines="method", base="pt", size="1x", metric="ratio")
-    texts = shown.evaluate(
-        "document.querySelector('#held_in .plot').data"
-        ".find((t) => t.meta && t.meta.line === 'ties').hovertext"
-    )
     models = grid.models("1x", "pt", "ties", 2)
     found = measure(models, "held_in")
-    assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in texts[0]
-    assert "n = 2" in texts[0] and f"λ {min(m.scale for m in models):g}" in texts[0]
-    assert "config c0, revision abc" in texts[0]
+    told = hovered(shown, "held_in", "ties")
+    assert told[1].endswith(f" {found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
+    assert told[2].startswith("n = 2, sd ")
+    first, *_ = sorted({model.scale for model in models})
+    assert told[4].startswith(f"λ {first:g}") and "at edge" in told[4]
+    assert told[5:] == ["density 0.2 0.5", "config c0, revision abc"]
+
+
+@pytest.mark.parametrize(
+    ("panel", "says"),
+    [
+        ("datasets", ["λ ", "density 0.2 0.5"]),
+        ("gains", ["λ ", "density 0.2 0.5"]),
+        ("added", ["K from 0 to 2", "λ ", "density 0.2 0.5"]),
+        ("scales", ["at edge", "density 0.2 0.5"]),
+        ("scale_sweeps", ["λ 0.1", "density 0.2 0.5"]),
+        ("converging", []),
+    ],
+)
+def test_every_figures_hover_tells_settings_and_source(shown, panel, says):
+    texts = shown.evaluate(
+        """panel => {
+          const {data} = document.querySelector(`[data-panel=${panel}] .plot`);
+          const heat = data.find((t) => t.type === "heatmap");
+          if (heat) return heat.hovertext.map((line) => line[heat.x.indexOf("ties")]);
+          const traces = data.filter((t) => t.meta && t.meta.line !== undefined);
+          return (traces.find((t) => t.meta.line === "ties") || traces[0]).hovertext;
+        }""",
+        panel,
+    )
+    for part in [*says, "config c0, revision abc"]:
+        assert part in texts[0]
 
 
 def test_numbers_behind_a_figure_are_what_it_draws(shown):

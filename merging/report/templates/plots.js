@@ -59,10 +59,14 @@ function xAxis(dimension, rows, spec) {
   };
 }
 
+const known = (value) => value !== null && value !== undefined;
+
 function hoverText(row, chosen, spec) {
   const parts = [];
   for (const name of ["method", "size", "base", "K", "category", "dataset", "scale"]) {
-    if (row[name] !== null && row[name] !== undefined) {
+    if (name === "K" && known(row["from K"])) {
+      parts.push(`K from ${row["from K"]} to ${row["to K"]}`);
+    } else if (known(row[name])) {
       const value = labelOf(name, row[name]);
       if (name !== "category" || value !== "all categories") {
         parts.push(name === "scale" ? `λ ${row[name]}` : value);
@@ -77,10 +81,13 @@ function hoverText(row, chosen, spec) {
     lines.push(`n = ${row.n}${row.sd === null ? "" : `, sd ${shownNumber(row.sd)}`}` +
       (row.excluded ? `, ${row.excluded} without a score` : ""));
   }
-  if (row.reference !== null && row.reference !== undefined) {
+  if (known(row.reference)) {
     lines.push(`unmerged base ${shownNumber(row.reference)}`);
   }
-  if (row.lambda) lines.push(`λ ${row.lambda}${row["at edge"] ? `, at edge ${row["at edge"]}` : ""}`);
+  const edge = row["at edge"] ? [`at edge ${row["at edge"]}`] : [];
+  if (row.lambda || edge.length) {
+    lines.push([...(row.lambda ? [`λ ${row.lambda}`] : []), ...edge].join(", "));
+  }
   if (row.density) lines.push(`density ${row.density}`);
   if (row.fit) lines.push(`fit: ${row.fit}`);
   if (row.source) lines.push(...row.source.split("; "));
