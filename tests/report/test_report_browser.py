@@ -9,7 +9,7 @@ import pytest
 
 from merging.report import judging, page, summaries, verdicts
 from merging.report.document import render
-from merging.report.summaries import across_methods, measure, summarise
+from merging.report.summaries import across_methods, measure, spread, summarise
 
 # What the script sends is rounded to six digits.
 ROUNDED = 1e-5
@@ -156,6 +156,71 @@ def test_the_heat_map_is_the_rows(shown, grid):
     choose(shown, category="skill0")
     names = shown.evaluate("document.querySelector('#datasets .plot').data[0].y")
     assert len(names) == 2 and all(name.startswith("skill0_") for name in names)
+
+
+def converging(grid, K):
+    """Best minus worst method within each seed, size by size."""
+    for size in grid.sizes:
+        seeds = zip(
+            *([m.held_in for m in grid.models(size, "pt", method, int(K))]
+              for method in grid.methods), strict=True,
+        )  # fmt: skip
+        yield spread(max(values) - min(values) for values in seeds)
+
+
+def gains(grid, line):
+    size, method = line.split()
+    for K in grid.counts:
+        yield measure(grid.models(size, "pt", method, K), "gain")
+
+
+def added(grid, line):
+    """The gain per expert since the K before, within each seed."""
+    size, method = line.split()
+    before, below = 0, [0.0] * 2
+    for K in grid.counts:
+        above = [m.gain for m in grid.models(size, "pt", method, K)]
+        yield spread((a - b) / (K - before) for a, b in zip(above, below, strict=True))
+        before, below = K, above
+
+
+def scales(grid, line):
+    size, method = line.split()
+    for K in grid.counts:
+        yield measure(grid.models(size, "pt", method, K), "scale")
+
+
+def scale_sweeps(grid, line):
+    """The validation score of each λ, as the rows have it."""
+    size, method = line.split()
+    kept = {
+        row.seed: row.parameters
+        for row in grid.rows
+        if (row.size, row.base, row.method, row.K) == (size, "pt", method, 4)
+    }
+    for scale in (0.1, 0.2, 0.4, 0.8):
+        yield spread(
+            of["tried_scores"][of["tried_scales"].index(scale)] for of in kept.values()
+        )
+
+
+@pytest.mark.parametrize(
+    ("expected", "drawn_lines"),
+    [
+        (converging, ["2", "4", "8"]),
+        (gains, ["1x average", "1x ties", "8x average", "8x ties"]),
+        (added, ["1x average", "1x ties", "8x average", "8x ties"]),
+        # An average has no λ.
+        (scales, ["1x ties", "8x ties"]),
+        (scale_sweeps, ["1x ties", "8x ties"]),
+    ],
+)
+def test_the_other_figures_are_the_rows(shown, grid, expected, drawn_lines):
+    choose(shown, base="pt", K=4, metric="ratio")
+    drawn = lines(shown, expected.__name__)
+    assert sorted(drawn) == drawn_lines
+    for line, points in drawn.items():
+        assert points == [near(found) for found in expected(grid, line)]
 
 
 def test_the_legend_hides_a_line_everywhere_by_mouse_and_keyboard(shown):

@@ -59,14 +59,14 @@ function xAxis(dimension, rows, spec) {
   };
 }
 
-const known = (value) => value !== null && value !== undefined;
+const exists = (value) => value !== null && value !== undefined;
 
 function hoverText(row, chosen, spec) {
   const parts = [];
   for (const name of ["method", "size", "base", "K", "category", "dataset", "scale"]) {
-    if (name === "K" && known(row["from K"])) {
+    if (name === "K" && exists(row["from K"])) {
       parts.push(`K from ${row["from K"]} to ${row["to K"]}`);
-    } else if (known(row[name])) {
+    } else if (exists(row[name])) {
       const value = labelOf(name, row[name]);
       if (name !== "category" || value !== "all categories") {
         parts.push(name === "scale" ? `λ ${row[name]}` : value);
@@ -81,7 +81,7 @@ function hoverText(row, chosen, spec) {
     lines.push(`n = ${row.n}${row.sd === null ? "" : `, sd ${shownNumber(row.sd)}`}` +
       (row.excluded ? `, ${row.excluded} without a score` : ""));
   }
-  if (known(row.reference)) {
+  if (exists(row.reference)) {
     lines.push(`unmerged base ${shownNumber(row.reference)}`);
   }
   const edge = row["at edge"] ? [`at edge ${row["at edge"]}`] : [];
