@@ -26,6 +26,14 @@ def chromium():
         found.close()
 
 
+def provenance(page):
+    """Return {name: words} of where a page comes from."""
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll("#provenance dt")]
+          .map((name) => [name.textContent, name.nextElementSibling.textContent]))"""
+    )
+
+
 @contextlib.contextmanager
 def opened(browser, path, width=1400, scheme="light"):
     """Yield a page from disk; it must load nothing else and raise no error."""

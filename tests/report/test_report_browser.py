@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import statistics
 
 import browser
@@ -10,15 +11,20 @@ import pytest
 from merging.report import judging, page, summaries, verdicts
 from merging.report.document import render
 from merging.report.summaries import across_methods, measure, spread, summarise
+from merging.runtime.workdir import Run
 
 # What the script sends is rounded to six digits.
 ROUNDED = 1e-5
 
 
+RUN = Run({"seeds": 2, "methods": ["average", "ties"]}, {"jax": "0.10.1"})
+
+
 def written(rows, folder):
     grid = summarise(rows)
     path = folder / "page.html"
-    path.write_text(render(page.page(grid, verdicts.verdicts(grid))), "utf-8")
+    made = page.page(grid, verdicts.verdicts(grid), runs={"c0": RUN})
+    path.write_text(render(made), "utf-8")
     return grid, path
 
 
@@ -331,6 +337,17 @@ def test_nothing_is_wider_than_the_screen_in_either_colour(
             assert anchors and all(anchors)
 
 
+def test_it_says_where_its_rows_come_from_and_how_to_get_them_again(shown, grid):
+    found = browser.provenance(shown)
+    assert found["Rows"].startswith(f"{len(grid.rows)} result rows, ")
+    assert (found["Configuration"], found["Revision"]) == ("c0", "abc")
+    assert found["Seeds"] == "0, 1"
+    assert json.loads(found["Config, c0"].removeprefix("show")) == RUN.config
+    assert found["Run with, c0"] == "jax 0.10.1"
+    assert "merging sweep --config FILE.py" in found["To get it again"]
+    assert "plotly" in found["Page drawn by"]
+
+
 def test_verdicts_unfold(shown, grid):
     judged = verdicts.verdicts(grid)
     holds = sum(verdict.outcome == judging.HOLDS for verdict in judged)
@@ -357,6 +374,9 @@ def test_markup_in_rows_is_text(chromium, make_row, run, tmp_path):
     with browser.opened(chromium, path) as shown:
         assert shown.locator("img").count() == 0
         assert evil in shown.text_content("#scores")
+        found = browser.provenance(shown)
+        # Rows without their workdir.
+        assert found["Config, </script><script>alert(4)</script>"] == "unknown"
         choose(shown, metric="ratio")
         heat = shown.locator("#datasets .plot").text_content()
         assert "<script>alert(1)</script>" in heat

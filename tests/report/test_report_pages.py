@@ -1,5 +1,7 @@
 """The pages of an evaluation, of two compared, a merge and a search, in a browser."""
 
+import json
+
 import browser
 import numpy as np
 import pytest
@@ -11,10 +13,15 @@ from merging.report import evaluation_page, merge_page, search_page
 from merging.report.document import render
 from merging.report.searches import Point
 
+SAID = {
+    "versions": {"jax": "0.10.1", "numpy": "2.4"},
+    "config": {"split": "test", "count": 64},
+    "command": "merging evaluate --config evaluate/toy --workdir a",
+}
 DATASETS = (("imdb", "held_in"), ("rte", "held_in"), ("wic", "held_out"))
 
 
-def evaluated(workdir, shift, model):
+def evaluated(workdir, shift, model, **said):
     """A finished evaluation of three datasets, two prompts of 64 examples each."""
     draw = np.random.default_rng(shift)
     keys = {}
@@ -36,7 +43,7 @@ def evaluated(workdir, shift, model):
         )
         keys[name] = store.key(name, model)
         store.save(workdir, keys[name], Record(score, 1.0, "abc"))
-    store.write_index(workdir, keys, {"model": model, "suite": "toy"})
+    store.write_index(workdir, keys, {"model": model, "suite": "toy", **said})
     return workdir
 
 
@@ -44,7 +51,7 @@ def evaluated(workdir, shift, model):
 def workdirs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluations")
     return (
-        evaluated(folder / "a", 0, "models/<i>a</i>"),
+        evaluated(folder / "a", 0, "models/<i>a</i>", **SAID),
         evaluated(folder / "b", 1, "models/b"),
     )
 
@@ -83,6 +90,13 @@ def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_
     value = tables.value(score, "accuracy")
     with browser.opened(chromium, path, 390) as shown:
         assert "<i>a</i>" in shown.text_content("#answer .facts")
+        found = browser.provenance(shown)
+        assert found["Model"].startswith("models/<i>a</i>, scored in ")
+        assert found["Model"].endswith("at revision abc")
+        assert found["Model: to get it again"] == SAID["command"]
+        assert found["Model: run with"] == "jax 0.10.1, numpy 2.4"
+        assert json.loads(found["Model: config"][len("show") :]) == SAID["config"]
+        assert found["Seed"].startswith("0, of the intervals")
         assert f"{value.value:.3f}" in shown.text_content("#values")
         points = drawn(shown, "dots_held_in")
         at = points["y"].index("rte (accuracy)")
@@ -110,6 +124,10 @@ def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_p
             assert x == pytest.approx(rows[name.split(" ")[0]][4])
         mean = rows["mean of held_in"]
         assert f"a difference of {mean[4]:+.3f}" in shown.text_content(".answer")
+        found = browser.provenance(shown)
+        assert found["A: to get it again"] == SAID["command"]
+        assert found["B: to get it again"] == "unknown: it was scored from Python"
+        assert found["B: config"] == found["B: run with"] == "unknown"
         head, told = numbers(shown, "difference")
         assert head == ["B − A", "name", "from", "to", "details"]
         for _, name, low, high, details in told:
