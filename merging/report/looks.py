@@ -56,7 +56,8 @@ def ordered(values: Sequence[object]) -> dict[str, Look]:
             "light": _between(_LIGHT, at / last),
             "dark": _between(_DARK, at / last),
             "symbol": _SHAPES[at % len(_SHAPES)],
-            "dash": _STROKES[at % len(_STROKES)],
+            # Past the last shape, shape and dash meet in other pairs.
+            "dash": _STROKES[(at + at // len(_SHAPES)) % len(_STROKES)],
         }
         for at, value in enumerate(values)
     }

@@ -34,6 +34,34 @@ def provenance(page):
     )
 
 
+def reads_well(page):
+    """Hold a page to both widths and both colours, which are drawn anew.
+
+    Nothing is wider than the screen, every figure fills its place and is in the page's
+    ink, which stands out from the paper.
+    """
+    for width in (390, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(
+                """() => [...document.querySelectorAll(".panel:not(.empty) .plot")]
+                  .every((plot) => plot.layout.font.color === css("--ink"))"""
+            )
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            wide = page.evaluate(
+                """() => [...document.querySelectorAll(".panel .main-svg")]
+                  .filter((svg) => svg.getBoundingClientRect().right > innerWidth + 1)
+                  .map((svg) => svg.closest(".panel").id)"""
+            )
+            assert wide == []
+            ink, paper = page.evaluate(
+                "[css('--ink'), css('--paper')].map((color) =>"
+                " parseInt(color.slice(1, 3), 16))"
+            )
+            assert (ink - paper > 128) if scheme == "dark" else (paper - ink > 128)
+
+
 @contextlib.contextmanager
 def opened(browser, path, width=1400, scheme="light"):
     """Yield a page from disk; it must load nothing else and raise no error."""

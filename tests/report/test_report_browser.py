@@ -92,6 +92,15 @@ def near(spread):
     return pytest.approx([spread.mean, spread.low, spread.high], abs=ROUNDED)
 
 
+def test_what_was_run_the_answer_and_both_curves_are_on_the_first_screen(shown):
+    bottoms = shown.evaluate(
+        "[...document.querySelectorAll('#answer .facts, #answer .answer, "
+        "#answer .plot')].map((e) => e.getBoundingClientRect().bottom + scrollY)"
+    )
+    assert len(bottoms) == 4 and max(bottoms) <= shown.viewport_size["height"] == 900
+    assert shown.locator("#answer .answer p").count() == 3
+
+
 def test_the_first_figures_show_the_mean_of_methods(shown, grid):
     drawn = lines(shown, "held_in")
     assert set(drawn) == {"2", "4", "8"}

@@ -196,6 +196,8 @@ def test_every_method_of_the_largest_config_is_told_apart_without_its_colour():
     assert len({(x.marker, x.linestyle) for x in drawn}) == 24
     # Beside a fit, points have no line of their own.
     assert len({(x.marker, x.color) for x in drawn}) == 24
+    many = looks.ordered(range(16)).values()
+    assert len({(x["symbol"], x["dash"]) for x in many}) == 16
     # The baselines, which the page has beside them, leave their looks as they are.
     on_page = looks.of_methods((*methods, "base", "expert"))
     shapes = [(on_page[m]["symbol"], on_page[m]["dash"]) for m in methods]

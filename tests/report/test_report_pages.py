@@ -110,7 +110,7 @@ def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_
             shown.evaluate("document.querySelector('#dots_held_in .plot').data.length")
             == 1
         )
-        assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.reads_well(shown)
 
 
 def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_path):
@@ -134,6 +134,7 @@ def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_p
             row = rows[name.split(" ")[0]]
             assert [float(low), float(high)] == pytest.approx(row[5:7], abs=5e-4)
             assert f"A {row[2]:.3f}, B {row[3]:.3f}" in details
+        browser.reads_well(shown)
 
 
 def test_a_merges_page_maps_layers_by_kind(chromium, tmp_path):
@@ -164,6 +165,7 @@ def test_a_merges_page_maps_layers_by_kind(chromium, tmp_path):
         head, rows = numbers(shown, "by_layer_kept")
         assert head == ["layer", "share of elements changed", "details"]
         assert rows[1] == ["1", "0.100", "layer 1; share of elements changed: 0.1"]
+        browser.reads_well(shown)
 
 
 def test_a_merges_text_has_every_kind_the_most_moved_first():
@@ -199,6 +201,9 @@ def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
         assert "number 1 has the highest objective on validation, 0.7500" in answer
         assert "less the grid's is +0.1250 (-0.1250 to +0.2500, paired)" in answer
         assert "can't tell them apart" in answer
+        assert "it reaches 0.6250 of the best experts' values (0.3750 to 0.75" in answer
+        assert "of the others base comes first (0.5000)" in answer
+        assert shown.locator(".answer p").count() == 3
         assert drawn(shown, "history", 1)["y"] == [0.5, 0.75, 0.75]
         assert drawn(shown, "history", 3)["y"] == [0.5625, 0.5625]
         test = drawn(shown, "tested")
@@ -210,3 +215,4 @@ def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
         cells = shown.locator("#by_set .heatmap-label").all_text_contents()
         assert cells == ["0.50", "0.25", "0.63", "0.25"]
         assert "weights[<i>a</i>]" in shown.text_content("#slice_1")
+        browser.reads_well(shown)
