@@ -124,7 +124,7 @@ def _answer(
                 f"{line['ratio']:+.4f} ({low:+.4f} to {high:+.4f}, paired)"
                 + ("." if apart else ": the examples can't tell them apart.")
             )
-    if gain is None:
+    if len(said) < 3:
         half = points[: max(len(points) // 2, 1)]
         more = best.objective - max(point.objective for point in half)
         said.append(f"The second half of the trials added {more:.4f} to the objective.")
