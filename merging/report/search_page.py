@@ -174,7 +174,7 @@ def _models(models: Sequence[Mapping[str, Any]]) -> Panel:
     layout = {
         "height": 24 * len(models) + 90,
         "margin": {"l": 10},
-        "xaxis": {"title": "ratio to the best expert (test)"},
+        "xaxis": {"title": "ratio to best expert"},
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     caption = "The test split is read when the search is over."

@@ -213,6 +213,6 @@ def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
         assert (best["x"], best["y"]) == ([0.75], [0.75])
         assert drawn(shown, "by_set")["z"] == [[0.5, 0.25], [0.625, 0.25]]
         cells = shown.locator("#by_set .heatmap-label").all_text_contents()
-        assert cells == ["0.50", "0.25", "0.63", "0.25"]
+        assert cells == ["0.50", "0.25", "0.62", "0.25"]
         assert "weights[<i>a</i>]" in shown.text_content("#slice_1")
         browser.reads_well(shown)

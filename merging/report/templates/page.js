@@ -86,6 +86,8 @@ const MARK = {
   x: '<path d="M10 1l4 3 4-3 1 2-3 3 3 3-1 2-4-3-4 3-1-2 3-3-3-3Z"/>',
   star: '<path d="M14 0l1.6 4h4.2l-3.4 2.6 1.3 4.2L14 8.3l-3.7 2.5 1.3-4.2L8.2 4h4.2Z"/>',
   pentagon: '<path d="M14 1L19 5L17 11H11L9 5Z"/>', hexagon: '<path d="M9 6L11.5 1.5H16.5L19 6L16.5 10.5H11.5Z"/>',
+  "circle-open": '<circle cx="14" cy="6" r="3.5" fill="none" stroke-width="1.5"/>',
+  "line-ns": "",
   "line-ns-open": '<path d="M14 0V12" stroke-width="2"/>',
   "diamond-open": '<path d="M14 1L19 6L14 11L9 6Z" fill="none" stroke-width="1.5"/>',
   octagon: '<path d="M12 1H16L19 4V8L16 11H12L9 8V4Z"/>',
@@ -97,7 +99,7 @@ function swatch(look) {
   const line = look.dash === "none" ? "" : `<path d="M0 6H28" stroke="${look.color}"` +
     ` stroke-width="2" stroke-dasharray="${STROKE[look.dash] || ""}"/>`;
   holder.innerHTML = `<svg width="28" height="12" aria-hidden="true" fill="${look.color}"` +
-    ` stroke="${look.color}" stroke-width="0">${line}${MARK[look.symbol] || MARK.circle}</svg>`;
+    ` stroke="${look.color}" stroke-width="0">${line}${MARK[look.symbol] ?? MARK.circle}</svg>`;
   return holder.firstChild;
 }
 

@@ -286,6 +286,8 @@ function rowsDrawn(spec, several) {
   return rows;
 }
 
+const MOST_NARROW_CELLS = 8;
+
 // Plotly's own traces, in the page's colours; their strings are text.
 function drawPlot(panel, spec) {
   const tidy = (value) => (Array.isArray(value) ? value.map(tidy)
@@ -311,6 +313,11 @@ function drawPlot(panel, spec) {
       delete trace.middle;
       for (const key of ["zmin", "zmax"]) own[key] = trace[key] ?? own[key];
       Object.assign(trace, own);
+      if (narrow()) {
+        trace.showscale = false;
+        // Too small to be read; the numbers below the figure are not.
+        if (trace.x.length > MOST_NARROW_CELLS) delete trace.texttemplate;
+      }
     }
     return trace;
   });
