@@ -150,7 +150,11 @@ def model_card(
 def _settings(settings: Mapping[str, Any]) -> list[str]:
     """Return the lines of the settings that the card doesn't tell otherwise."""
     told = ("base", "experts", "statistics", "leaf_rules", "merge_yaml")
-    kept = {key: value for key, value in settings.items() if key not in told}
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key == "dtype" or (value is not None and key not in told)
+    }
     text = json.dumps(kept, indent=2, ensure_ascii=False)
     return [f"    {line}" for line in text.splitlines()]
 

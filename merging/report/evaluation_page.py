@@ -329,5 +329,5 @@ def _provenance(
         found += [(name, told), (f"{name}: to get it again", command)]
         of = of_run(said["config"], said["versions"])
         found += [(f"{name}: {what.lower()}", text) for what, text in of]
-    seed = f"{how.seed}, of the intervals; the scores themselves are without chance"
+    seed = f"{how.seed}, of the intervals; nothing else is drawn at random"
     return [*found, ("Seed", seed), ("Page drawn by", versions())]

@@ -140,9 +140,9 @@ def test_a_merge_of_repositories_records_their_commits_and_is_repeated(cache, ca
     assert "models--" not in card
     # What was merged, and how, without the manifest.
     digests = [storage.digest(one["files"]) for one in record["inputs"]]
-    assert f"| base | `owner/base@{OLD}` | `{digests[0]}` |" in card
+    assert f"| the base | `owner/base@{OLD}` | `{digests[0]}` |" in card
     assert f"| tuned | `owner/tuned@{NEW}` | `{digests[1]}` |" in card
-    assert '"method": "task_arithmetic(scale=0.5)"' in card
+    assert '"method": "task_arithmetic(scale=0.5, weights=None)"' in card
     assert '"dtype": null' in card and digests[0] != digests[1]
     capsys.readouterr()
     assert main([*command, "--config.method.scale=0.5"]) == 0
