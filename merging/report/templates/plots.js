@@ -218,8 +218,9 @@ function ring(found, fitted, chosen, look, axes) {
 // What is neither good nor bad: gains of 0, ratios of 1. The range is fixed, so that a
 // colour means the same under every choice.
 const MIDDLES = { gain: 0, ratio: 1 };
+// Dark enough at both ends for Plotly to write in white on them.
 function heatColors(middle) {
-  const [low, empty, high] = dark() ? ["#d98a4a", "#232b35", "#4f9be0"]
+  const [low, empty, high] = dark() ? ["#b8691f", "#232b35", "#3f86c9"]
     : ["#c8690f", "#f4f5f7", "#2a6fb8"];
   return middle === null
     ? { zmin: 0, zmax: 1, colorscale: [[0, empty], [1, high]] }
