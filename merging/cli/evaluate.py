@@ -1,6 +1,7 @@
 """`merging evaluate`: a checkpoint's scores on a suite."""
 
 import argparse
+import shlex
 
 from merging.cli.command import (
     Command,
@@ -36,17 +37,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
         harness.run(config, workdir)
         return 0
-    from merging.evaluation import bootstrap
+    from merging.evaluation import bootstrap, store
     from merging.evaluation.run import run
     from merging.report import document, evaluation_page
 
     run(config, workdir)
     if processes.is_first():
+        command = _command(arguments, workdir)
+        store.note(workdir, config=config.to_dict(), command=command)
         how = bootstrap.Options(**config.get("bootstrap", {}))
         made = evaluation_page.evaluation(workdir, how)
         page = document.write(made, workdir / "report")
         print(f"Report: {page}")
     return 0
+
+
+def _command(arguments: argparse.Namespace, workdir: object) -> str:
+    """Return the command that was given, for the page."""
+    words = ["merging", "evaluate", "--config", arguments.config]
+    words += [f"--config.{key}={text}" for key, text in arguments.overrides.items()]
+    return shlex.join([*words, "--workdir", str(workdir)])
 
 
 def _compare(arguments: argparse.Namespace) -> int:

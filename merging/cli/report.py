@@ -16,7 +16,7 @@ def _run(arguments: argparse.Namespace) -> int:
     rows = results.read(arguments.workdir)
     analysed = [_analysis(place) for place in arguments.analysis]
     out = arguments.out or arguments.workdir[0] / "report"
-    page = report.report(rows, out, workdir.configs(arguments.workdir), analysed)
+    page = report.report(rows, out, workdir.runs(arguments.workdir), analysed)
     print(f"Report of {len(rows)} rows: {page}")
     return 0
 

@@ -25,6 +25,7 @@ from merging.evaluation.scores import DatasetScore, Record
 from merging.evaluation.tables import truncation
 from merging.models import hf
 from merging.runtime import preemption, processes, sharding, storage
+from merging.runtime import workdir as workdirs
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.revision import git_revision
@@ -166,7 +167,8 @@ def evaluate(
                 store.save(place, keys[name], record)
     if place:
         if processes.is_first():
-            store.write_index(place, keys, {"model": model.uri, "suite": suite.name})
+            said = {"model": model.uri, "suite": suite.name}
+            store.write_index(place, keys, said | {"versions": workdirs.versions()})
         processes.barrier("the scores are written")
     return [found[name].score for name in keys]
 

@@ -76,15 +76,28 @@ def write_index(workdir: Folder, keys: Mapping[str, str], described: Mapping) ->
     storage.write_bytes(workdir / FOLDER / INDEX, text.encode())
 
 
+def note(workdir: Folder, **more: Any) -> None:
+    """Say more in the index of a finished evaluation: its config, its command."""
+    found = json.loads((workdir / FOLDER / INDEX).read_text())
+    write_index(workdir, found.pop("tasks"), found | more)
+
+
 def described(workdir: Folder) -> dict[str, Any]:
-    """Return what the workdir's index says of its evaluation: `model` and `suite`.
+    """Return what the workdir's index says of its evaluation.
+
+    Returns:
+      `model` and `suite`; `versions` of what it ran with, empty if unknown; `config`
+      and `command`, None if unknown (of a call from Python).
 
     Raises:
       UserError: it holds no finished evaluation.
     """
     present(workdir)
     found = json.loads((workdir / FOLDER / INDEX).read_text())
-    return {key: str(found.get(key, "unknown")) for key in ("model", "suite")}
+    said = {key: str(found.get(key, "unknown")) for key in ("model", "suite")}
+    made_by = found.get("versions")
+    said["versions"] = made_by if isinstance(made_by, dict) else {}
+    return said | {key: found.get(key) for key in ("config", "command")}
 
 
 def present(workdir: Folder) -> list[Record]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from merging import checkpoints
 from merging.merge.inputs import Inputs
-from merging.runtime import hub
+from merging.runtime import hub, storage
 from merging.runtime.errors import UserError, nearest
 
 CARD, CONFIG = "README.md", "config.json"
@@ -44,9 +44,9 @@ def auxiliary_files(
       inputs: the models.
       chosen: whose to copy: `base`, an expert's name, or a folder; None is the base,
         or the first expert where there is none.
-      target: the output's format, for the card.
+      target: the output's format.
       dtype: of the merged leaves, for the config; None leaves it as it is.
-      settings: of the merge, for the card.
+      settings: of the merge.
       donor: the folder they come from, where `chosen` is not asked.
 
     Raises:
@@ -60,7 +60,6 @@ def auxiliary_files(
         )
     if CONFIG in files:
         files[CONFIG] = _config(files[CONFIG], dtype, inputs.tied)
-    files[CARD] = model_card(inputs, settings, target).encode()
     if settings["merge_yaml"]:
         files[YAML] = settings["merge_yaml"].encode()
     return files
@@ -82,11 +81,22 @@ def _place(inputs: Inputs, chosen: str | None) -> str:
     raise nearest("expert to copy files from", chosen, ["base", *inputs.experts])
 
 
-def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
-    """Return a model card in the Hugging Face hub's convention."""
+def model_card(
+    inputs: Inputs,
+    settings: Mapping[str, Any],
+    target: str,
+    described: Sequence[Mapping[str, Any]],
+) -> str:
+    """Return a model card in the Hugging Face hub's convention.
+
+    Args:
+      inputs: the models.
+      settings: of the merge.
+      target: the output's format.
+      described: the inputs, as the manifest lists them.
+    """
     start = inputs.base.uri if inputs.base and settings["base"] else None
     base = start and _called(start)
-    experts = {name: _called(source.uri) for name, source in inputs.experts.items()}
     sources = [*([start] if start else []), *(s.uri for s in inputs.experts.values())]
     # The Hub links a repository by its name alone.
     models = [found.name if (found := hub.repository(u)) else u for u in sources]
@@ -99,7 +109,10 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
     # An adapter is no merge to the Hub, but an adapter of its base.
     front += [] if target == checkpoints.PEFT else ["base_model_relation: merge"]
     front += ["---", ""]
-    rows = [f"| {name} | `{uri}` |" for name, uri in experts.items()]
+    rows = [
+        f"| {name} | `{_called(source.uri)}` | `{storage.digest(of['files'])}` |"
+        for (name, source), of in zip(inputs.everything.items(), described, strict=True)
+    ]
     rules = [f"- `{rule}`" for rule in settings["leaf_rules"]]
     along = settings["schedule"]
     # Indented, so that no fence in it can end it.
@@ -115,18 +128,35 @@ def model_card(inputs: Inputs, settings: Mapping[str, Any], target: str) -> str:
             + (f", by the schedule `{along}`" if along else "")
             + f", seed {settings['seed']}.",
             "",
-            "| expert | checkpoint |",
-            "|---|---|",
+            "| model | checkpoint | digest of its files |",
+            "|---|---|---|",
             *rows,
+            "",
+            "As asked for (without a dtype, leaves keep theirs):",
+            "",
+            *_settings(settings),
             "",
             *(["Leaves treated otherwise, first match first:", "", *rules, ""]
               if rules else []),
             *(["As this mergekit YAML says:", "", *yaml, ""] if yaml else []),
-            "`manifest.json` holds every setting, the inputs' digests and the SHA-256 "
-            "of each leaf; `merging verify` checks them.",
+            "`manifest.json` holds every setting, the digest of each file of the "
+            "inputs (above, those of a model's files together) and the SHA-256 of each "
+            "leaf; `merging verify` checks them.",
             "",
         ]
     )  # fmt: skip
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the settings that the card doesn't tell otherwise."""
+    told = ("base", "experts", "statistics", "leaf_rules", "merge_yaml")
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key == "dtype" or (value is not None and key not in told)
+    }
+    text = json.dumps(kept, indent=2, ensure_ascii=False)
+    return [f"    {line}" for line in text.splitlines()]
 
 
 def _called(uri: str) -> str:

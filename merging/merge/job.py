@@ -10,7 +10,7 @@ import numpy as np
 
 from merging import checkpoints
 from merging.checkpoints import Writer
-from merging.merge import blocks, manifest, spaces, statistics
+from merging.merge import blocks, card, manifest, spaces, statistics
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
@@ -139,7 +139,9 @@ def run(
             _require_unchanged(before, job)
             _require_expected(found, expected, writer.folder)
             record = _record(job, abstract, described, found)
-            writer.finish({**extra, manifest.NAME: manifest.as_bytes(record)})
+            told = card.model_card(job.inputs, job.settings, job.format, described)
+            own = {card.CARD: told.encode(), manifest.NAME: manifest.as_bytes(record)}
+            writer.finish({**extra, **own})
         except checkpoints.NotStored:
             journal.forget_blocks()
             raise

@@ -2,11 +2,9 @@
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,10 +14,9 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import MissingCheckpoint, Source
 from merging.merge.inputs import Inputs
-from merging.runtime import hub, storage, tree
+from merging.runtime import hub, revision, storage, tree
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.objects import ObjectPath
-from merging.runtime.revision import git_revision
 from merging.runtime.storage import Folder
 
 NAME = "manifest.json"
@@ -159,13 +156,7 @@ def stamps(sources: Mapping[str, Source]) -> list[list]:
 
 def versions() -> dict[str, str]:
     """Return the versions of what the bytes may depend on."""
-    found = {"python": platform.python_version(), "git": git_revision()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    return revision.versions(*_PACKAGES)
 
 
 def digests(

@@ -13,6 +13,7 @@ from merging.runtime import results, storage, workdir
 from merging.runtime.naming import callable_as
 from merging.runtime.results import Row
 from merging.runtime.storage import Folder
+from merging.runtime.workdir import Run
 
 __all__ = ["report", "summary_text"]
 
@@ -20,7 +21,7 @@ __all__ = ["report", "summary_text"]
 def report(
     rows: Iterable[Row | str | os.PathLike],
     out: str | os.PathLike,
-    configs: Mapping[str, object] | None = None,
+    runs: Mapping[str, Run] | None = None,
     analysed: Iterable[tuple[str, Sequence[analyses.Found]]] = (),
 ) -> Folder:
     """Write the whole report and return the path of its index.html.
@@ -32,8 +33,8 @@ def report(
     Args:
       rows: result rows, or workdirs and files that hold them, whose rows are joined.
       out: the folder.
-      configs: config hash → values of the runs that the rows come from, to be shown;
-        those of the workdirs without it.
+      runs: config hash → what a workdir says of the run that rows come from, to be
+        shown; those of the workdirs without it.
       analysed: (what was done, its rows) of analyses: geometry, saturation, laws; each
         becomes a section of the page.
 
@@ -50,9 +51,8 @@ def report(
     from merging.report.document import beside, render
 
     rows = list(rows)
-    if configs is None:
-        places = [row for row in rows if not isinstance(row, Row)]
-        configs = workdir.configs(places)
+    if runs is None:
+        runs = workdir.runs(row for row in rows if not isinstance(row, Row))
     grid = summarise(_read(rows))
     judged = verdicts.verdicts(grid)
     behind = curves.behind_figures(grid)
@@ -74,7 +74,7 @@ def report(
         files[f"figures/{figure.name}.png"] = figure.png
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
-    whole = page.page(grid, judged, drawn, behind, more, configs)
+    whole = page.page(grid, judged, drawn, behind, more, runs)
     return _publish(storage.place(out), files | beside(whole), render(whole))
 
 

@@ -115,10 +115,9 @@ def _by_layer_and_pair(
         "xgap": 1,
         "ygap": 1,
         "colorbar": {"thickness": 10, "outlinewidth": 0},
+        "text": [["" if v is None else f"{v:.2f}" for v in r] for r in grid],
+        "texttemplate": "%{text}",
     }
-    if len(across) <= 16:
-        trace["text"] = [["" if v is None else f"{v:.2f}" for v in r] for r in grid]
-        trace["texttemplate"] = "%{text}"
     layout = {
         "height": 24 * len(shown) + 90,
         "margin": {"l": 10},

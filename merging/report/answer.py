@@ -1,5 +1,7 @@
 """What a sweep found, in three sentences with numbers."""
 
+import statistics
+
 from merging.report.summaries import Grid, Spread, across_methods, measure
 
 
@@ -53,7 +55,7 @@ def _size(grid: Grid) -> str:
     name, _ = _measured(grid)
     small, large = list(grid.sizes)[0], list(grid.sizes)[-1]
     if small == large:
-        return _methods(grid)
+        return _methods(grid) or _categories(grid)
     parts = []
     for K in _ends(grid):
         pair = [_over(grid, size, K, name).mean for size in (small, large)]
@@ -79,6 +81,25 @@ def _methods(grid: Grid) -> str:
     return (
         f"With K = {K} the best method is {best} ({means[best]:.2f}), the weakest "
         f"{worst} ({means[worst]:.2f})."
+    )
+
+
+def _categories(grid: Grid) -> str:
+    """With one method, too: the experts' tasks that it keeps best and worst."""
+    K = grid.counts[-1]
+    values: dict[str, list[float]] = {}
+    for row in grid.rows:
+        if row.method in grid.methods and row.K == K and row.split == "held_in":
+            if row.merged and row.value_of_expert:
+                share = row.value / row.value_of_expert
+                values.setdefault(row.category, []).append(share)
+    means = {category: statistics.fmean(of) for category, of in values.items()}
+    if len(means) < 2:
+        return ""
+    best, worst = max(means, key=means.get), min(means, key=means.get)
+    return (
+        f"With K = {K} it keeps {best.replace('_', ' ')} best ({means[best]:.2f} of "
+        f"its expert's score), {worst.replace('_', ' ')} worst ({means[worst]:.2f})."
     )
 
 

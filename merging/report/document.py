@@ -212,6 +212,18 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def of_run(config: Any, versions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the values and the versions of a run, for `Document.provenance`.
+
+    Args:
+      config: its values; None if unknown.
+      versions: of what it ran with; empty if unknown.
+    """
+    values = config and json.dumps(config, indent=1, sort_keys=True, default=str)
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [("Config", values or "unknown"), ("Run with", told or "unknown")]
+
+
 def _fits(download: Download) -> bool:
     return len(gzip.compress(download.data, mtime=0)) <= LARGEST_DOWNLOAD
 

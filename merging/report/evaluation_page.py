@@ -1,6 +1,6 @@
 """The page of one evaluated model, and of two compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
+    of_run,
     versions,
 )
 from merging.runtime.text import Table, duration
@@ -72,7 +73,7 @@ def evaluation(workdir: Path, how: bootstrap.Options = bootstrap.DEFAULT) -> Doc
             Section("values", "Values", tables=[table], opened=True),
         ],
         terms=_terms(how),
-        provenance=_provenance([("Model", said["model"], records)]),
+        provenance=_provenance([("Model", said, records)], how),
         downloads=[Download("values.csv", table.title, table.csv())],
         looks=_LOOKS,
     )
@@ -140,10 +141,7 @@ def compared(one: Path, other: Path) -> Document:
         sections=[Section("values", "Values", tables=[table], opened=True)],
         terms=_terms(bootstrap.DEFAULT),
         provenance=_provenance(
-            [
-                (name, about["model"], found)
-                for name, about, found in zip("AB", said, records, strict=True)
-            ]
+            list(zip("AB", said, records, strict=True)), bootstrap.DEFAULT
         ),
         downloads=[Download("comparison.csv", "the table above", table.csv())],
         looks=_LOOKS,
@@ -313,15 +311,23 @@ def _terms(how: bootstrap.Options) -> list[tuple[str, str]]:
 
 
 def _provenance(
-    models: Sequence[tuple[str, str, Sequence[Record]]],
+    models: Sequence[tuple[str, Mapping[str, Any], Sequence[Record]]],
+    how: bootstrap.Options,
 ) -> list[tuple[str, str]]:
+    """Return where pages come from.
+
+    Args:
+      models: (what it is called here, what its workdir says, its records).
+      how: its intervals were drawn.
+    """
     found = []
-    for name, uri, records in models:
-        revisions = sorted({record.git_revision for record in records})
-        seconds = sum(record.seconds for record in records)
-        told = (
-            f"{uri}, scored in {duration(seconds)} at revision {', '.join(revisions)}"
-        )
-        found.append((name, told))
-    again = "the same merging evaluate command draws this page from its workdir"
-    return [*found, ("Page drawn by", versions()), ("To get it again", again)]
+    for name, said, records in models:
+        revisions = ", ".join(sorted({record.git_revision for record in records}))
+        seconds = duration(sum(record.seconds for record in records))
+        told = f"{said['model']}, scored in {seconds} at revision {revisions}"
+        command = str(said["command"] or "unknown: it was scored from Python")
+        found += [(name, told), (f"{name}: to get it again", command)]
+        of = of_run(said["config"], said["versions"])
+        found += [(f"{name}: {what.lower()}", text) for what, text in of]
+    seed = f"{how.seed}, of the intervals; nothing else is drawn at random"
+    return [*found, ("Seed", seed), ("Page drawn by", versions())]

@@ -20,8 +20,10 @@ _SYMBOLS = {
     "h": "hexagon",
     "8": "octagon",
     "d": "diamond-tall",
+    "_": "line-ew-open",
+    "|": "line-ns-open",
 }
-_DASHES = {"-": "solid", "--": "dash", ":": "dot"}
+_DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 # Ordered quantities (K, size): towards more contrast with the page.
 _LIGHT = ("#5AA9DC", "#2F6FB5", "#6B3FA0", "#2B0F4A")
 _DARK = ("#4A86C9", "#79B4EE", "#BFA2F2", "#F6EBFF")
@@ -54,7 +56,8 @@ def ordered(values: Sequence[object]) -> dict[str, Look]:
             "light": _between(_LIGHT, at / last),
             "dark": _between(_DARK, at / last),
             "symbol": _SHAPES[at % len(_SHAPES)],
-            "dash": _STROKES[at % len(_STROKES)],
+            # Past the last shape, shape and dash meet in other pairs.
+            "dash": _STROKES[(at + at // len(_SHAPES)) % len(_STROKES)],
         }
         for at, value in enumerate(values)
     }

@@ -224,12 +224,9 @@ def _heat_maps(changes: Sequence[LeafChange]) -> list[Panel]:
             "xgap": 1,
             "ygap": 1,
             "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
+            "text": [["" if v is None else _percent(v) for v in r] for r in grid],
+            "texttemplate": "%{text}",
         }
-        if len(layers) <= 16:
-            trace["text"] = [
-                ["" if v is None else _percent(v) for v in r] for r in grid
-            ]
-            trace["texttemplate"] = "%{text}"
         layout = {
             "height": 26 * len(kinds) + 90,
             "margin": {"l": 10},

@@ -14,6 +14,7 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
+    of_run,
     versions,
 )
 from merging.report.judging import RULE, Verdict, verdict_table
@@ -21,6 +22,7 @@ from merging.report.plotting import BASE_NAMES, Figure, human, label
 from merging.report.summaries import MULTITASK, Grid
 from merging.runtime.results import BASELINES, Row
 from merging.runtime.text import Table
+from merging.runtime.workdir import Run
 
 
 def page(
@@ -29,7 +31,7 @@ def page(
     figures: Sequence[Figure] = (),
     behind: Mapping[str, Sequence[Table]] = {},
     more: Sequence[Section] = (),
-    configs: Mapping[str, object] | None = None,
+    runs: Mapping[str, Run] | None = None,
 ) -> Document:
     """Return the page; whatever stands in rows is escaped.
 
@@ -39,7 +41,7 @@ def page(
       figures: what lies beside the page, for papers.
       behind: figure name → the tables behind it.
       more: sections that do not come from result rows (laws, geometry).
-      configs: config hash → values, where they are known.
+      runs: config hash → what its workdir says of the run, where it is known.
     """
     every, left_out = points.points(grid)
     gained, added = points.gain_curves(grid)
@@ -71,7 +73,7 @@ def page(
         verdict_table=verdict_table(verdicts),
         sections=[*panels.sections(found), *more, *_numbers(grid, behind)],
         terms=panels.TERMS,
-        provenance=_provenance(grid, figures, configs or {}),
+        provenance=_provenance(grid, figures, runs or {}),
         downloads=[Download("rows.csv", f"{len(grid.rows)} rows", _csv(grid.rows))],
         tables=list(drawn.values()),
         looks={
@@ -207,7 +209,7 @@ def _sized(size: str, count: int) -> str:
 
 
 def _provenance(
-    grid: Grid, figures: Sequence[Figure], configs: Mapping[str, object]
+    grid: Grid, figures: Sequence[Figure], runs: Mapping[str, Run]
 ) -> list[tuple[str, str]]:
     hashes = sorted({row.config_hash for row in grid.rows})
     found = [
@@ -221,17 +223,17 @@ def _provenance(
         (
             "To get it again",
             "merging report --workdir RUN, with the folder that holds these rows, "
-            "draws this page; merging sweep --config FILE.py --workdir RUN, with the "
-            "configuration's file, makes the rows",
+            "draws this page; merging sweep --config FILE.py --workdir RUN, with a "
+            "file whose get_config() returns the config below, makes the rows",
         ),
     ]  # fmt: skip
     if figures:
         names = ", ".join(figure.name for figure in figures)
         beside = f"figures/ ({names}; PNG, SVG and PDF) and tables/ (CSV)"
         found.append(("Beside the page", beside))
-    for name in sorted(configs.keys() & set(hashes)):
-        text = json.dumps(configs[name], indent=1, sort_keys=True, default=str)
-        found.append((f"Values of {name}", text))
+    for name in hashes:
+        run = runs.get(name, Run(None, {}))
+        found += [(f"{what}, {name}", text) for what, text in of_run(*run)]
     return found
 
 

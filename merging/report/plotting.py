@@ -22,6 +22,8 @@ _LOOKS = {
     "rht": ("#E69F00", "v", "-"),
     "multitask": ("#000000", "X", "--"),
     "multitask_early": ("#777777", "*", ":"),
+    "base": ("#777777", "_", ":"),
+    "expert": ("#000000", "|", ":"),
 }
 _SPARE = (
     ("#661100", "<"),
@@ -31,6 +33,7 @@ _SPARE = (
     ("#999933", "8"),
     ("#882255", "d"),
 )
+_SPARE_LINES = ("-", "--", ":", "-.")
 # Blues from light to dark for an ordered quantity (K).
 _ORDERED = ("#9ECAE1", "#4292C6", "#08519C", "#041E42")
 _SHAPES = "osD^vP"
@@ -83,11 +86,17 @@ class Figure(NamedTuple):
 
 
 def look(method: str, methods: Sequence[str]) -> Look:
-    """The look of a method; those without one of their own get a spare."""
+    """The look of a method; those without one of their own get a spare.
+
+    Two spares differ in marker or line, and in marker or colour: a fit's points have no
+    line, a print in grey no colour. That holds for the first 24.
+    """
     if method in _LOOKS:
         return Look(*_LOOKS[method])
     unknown = sorted(m for m in methods if m not in _LOOKS)
-    return Look(*_SPARE[unknown.index(method) % len(_SPARE)], "-")
+    again, at = divmod(unknown.index(method), len(_SPARE))
+    _, marker = _SPARE[(at + again) % len(_SPARE)]
+    return Look(_SPARE[at][0], marker, _SPARE_LINES[again % len(_SPARE_LINES)])
 
 
 def ordered_look(index: int, count: int) -> Look:

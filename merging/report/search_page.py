@@ -44,6 +44,7 @@ def page(
       tested: a line for each model on the test split: `model`; `mean` of the datasets'
         values and `ratio` of them to the best expert's, each with `_low` and `_high`;
         `datasets`, {name: value}. A line without `datasets` is a paired difference.
+        The last that is none is the search's own merge.
       gain: which of `tested` is the search's gain on the grid, if any.
       reference: the objective of task arithmetic by a grid of λ.
       facts, provenance: what was searched; how to get it again.
@@ -88,7 +89,14 @@ def page(
     )
 
 
-def _answer(points, best, tested, gain, reference) -> list[str]:
+def _answer(
+    points: Sequence[Point],
+    best: Point,
+    tested: Sequence[Mapping[str, Any]],
+    gain: str | None,
+    reference: float | None,
+) -> list[str]:
+    """Three sentences: what was found, what it is worth on test, and against what."""
     said = [
         f"Of {len(points)} trials, number {best.number} has the highest objective on "
         f"validation, {best.objective:.4f}"
@@ -98,15 +106,28 @@ def _answer(points, best, tested, gain, reference) -> list[str]:
             else f"; task arithmetic with λ by a grid has {reference:.4f}."
         )
     ]
+    *others, found = (line for line in tested if line["model"] != gain)
+    text = (
+        f"On the test split it reaches {found['ratio']:.4f} of the best experts' "
+        f"values ({found['ratio_low']:.4f} to {found['ratio_high']:.4f})"
+    )
+    if others:
+        second = max(others, key=lambda line: line["ratio"])
+        text += f"; of the others {second['model']} comes first ({second['ratio']:.4f})"
+    said.append(f"{text}.")
     for line in tested:
         if line["model"] == gain:
             low, high = line["ratio_low"], line["ratio_high"]
             apart = low > 0 or high < 0
             said.append(
-                "On the test split, its ratio to the best experts less the grid's is "
+                "There, its ratio to the best experts less the grid's is "
                 f"{line['ratio']:+.4f} ({low:+.4f} to {high:+.4f}, paired)"
                 + ("." if apart else ": the examples can't tell them apart.")
             )
+    if len(said) < 3:
+        half = points[: max(len(points) // 2, 1)]
+        more = best.objective - max(point.objective for point in half)
+        said.append(f"The second half of the trials added {more:.4f} to the objective.")
     return said
 
 
@@ -153,7 +174,7 @@ def _models(models: Sequence[Mapping[str, Any]]) -> Panel:
     layout = {
         "height": 24 * len(models) + 90,
         "margin": {"l": 10},
-        "xaxis": {"title": "ratio to the best expert (test)"},
+        "xaxis": {"title": "ratio to best expert"},
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     caption = "The test split is read when the search is over."
@@ -201,6 +222,8 @@ def _by_set(models: Sequence[Mapping[str, Any]]) -> list[Panel]:
             ]
             for label, row in zip(labels, z, strict=True)
         ],
+        "text": [[f"{value:.2f}" for value in row] for row in z],
+        "texttemplate": "%{text}",
     }
     layout = {
         "height": 26 * len(models) + 150,

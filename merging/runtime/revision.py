@@ -1,8 +1,9 @@
-"""Which revision of the code runs."""
+"""Which revision of the code runs, and beside what."""
 
 import functools
 import importlib.metadata
 import json
+import platform
 import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -29,6 +30,17 @@ def git_revision() -> str:
     if "dir_info" in origin and _same_code(package, source):
         return _revision_of(source) or f"v{installed.version}"
     return f"v{installed.version}"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python, of this code (its revision), and of packages."""
+    found = {"python": platform.python_version(), "git": git_revision()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
 
 
 def _revision_of(package: Path) -> str:

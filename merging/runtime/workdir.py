@@ -4,15 +4,35 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from merging.runtime import locks, storage
+from merging.runtime import locks, revision, storage
 from merging.runtime.errors import UserError
 from merging.runtime.storage import Folder
 
 CONFIG, LOCK = "config.json", "driver.json"
 # What may be there before a run has claimed a workdir.
 _OURS = (LOCK, "logs", "data")
+# What a run's numbers may depend on beside its config.
+_PACKAGES = ("merging", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Run(NamedTuple):
+    """What a workdir says of its run.
+
+    Attributes:
+      config: its values.
+      versions: of Python, of this code and of packages, when it began; nothing where
+        they were not kept.
+    """
+
+    config: Any
+    versions: Mapping[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run's numbers may depend on."""
+    return revision.versions(*_PACKAGES)
 
 
 def claim(
@@ -35,6 +55,7 @@ def claim(
         return
     workdir.mkdir(parents=True, exist_ok=True)
     record = {"config_hash": config_hash, "config": dict(config)}
+    record["versions"] = versions()
     storage.write_json(workdir / CONFIG, record)
 
 
@@ -66,13 +87,15 @@ def require_own(workdir: Folder, config_hash: str, kind: str) -> bool:
     return False
 
 
-def configs(workdirs: Iterable[str | os.PathLike]) -> dict[str, Any]:
-    """Return {config hash: values} of those workdirs that hold a run of ours."""
+def runs(workdirs: Iterable[str | os.PathLike]) -> dict[str, Run]:
+    """Return {config hash: its run} of those workdirs that hold one of ours."""
     found = {}
     for workdir in workdirs:
         try:
             record = json.loads((storage.place(workdir) / CONFIG).read_text())
-            found[str(record["config_hash"])] = record["config"]
+            key, config = str(record["config_hash"]), record["config"]
+            made_by = record.get("versions")
+            found[key] = Run(config, made_by if isinstance(made_by, dict) else {})
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return found

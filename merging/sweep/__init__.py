@@ -137,8 +137,8 @@ def _write(
         page.unlink(missing_ok=True)
         storage.write_bytes(store.results, lines)
     if report_too and not page.exists():
-        configs = workdir.configs([store.workdir])
-        report(found, store.workdir / "report", configs)
+        runs = workdir.runs([store.workdir])
+        report(found, store.workdir / "report", runs)
     return found, page
 
 

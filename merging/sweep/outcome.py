@@ -12,7 +12,7 @@ from merging.evaluation import DatasetScore, bootstrap, tables
 from merging.merge import merge_checkpoints
 from merging.report import document, search_page
 from merging.report.searches import Point, search_figure
-from merging.runtime import storage, text
+from merging.runtime import storage, text, workdir
 from merging.runtime.revision import git_revision
 from merging.sweep import merge_config
 from merging.sweep.resident import Resident
@@ -64,7 +64,7 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
     points = [Point(t.number, t.point, t.value) for t in outcome.trials]
     reference = outcome.grid and outcome.grid["value"]
     figure = search_figure(points, reference)
-    for suffix in ("png", "svg"):
+    for suffix in ("png", "svg", "pdf"):
         storage.write_bytes(folder / f"search.{suffix}", getattr(figure, suffix))
     lines = _test(outcome, held, settings)
     made = search_page.page(
@@ -106,15 +106,21 @@ def _facts(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:
 
 def _provenance(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:
     """Return what it takes to get the best merge, and this page, again."""
+    run = next(iter(workdir.runs([settings.folder]).values()), (None, {}))
     rules = "; ".join(outcome.recipe.rules)
     experts = ", ".join(f"{name}={path}" for name, path in settings.experts.items())
     return [
         ("Experts", experts),
         ("Best merge", f"{outcome.recipe.method}{rules and f', rules: {rules}'}"),
         ("To merge it", f"merging merge --config {settings.folder / 'best.py'}"),
-        ("Config", f"{settings.folder / 'config.json'}"),
         ("Seed of random masks", str(settings.seed)),
         ("Revision", git_revision()),
+        (
+            "To search again",
+            "merging search --config FILE.py --workdir DIR, with a file whose "
+            "get_config() returns the config below",
+        ),
+        *document.of_run(*run),
     ]
 
 

@@ -318,7 +318,10 @@ def test_two_evaluations_are_compared_on_the_same_examples(made, capsys, tmp_pat
     assert last == f"Report: {tmp_path / 'index.html'}"
     assert f"({a})" in (tmp_path / "index.html").read_text("utf-8")
     # A model's own page lies in its workdir.
-    assert "copa (accuracy)" in (a / "report" / "index.html").read_text("utf-8")
+    page = (a / "report" / "index.html").read_text("utf-8")
+    assert "copa (accuracy)" in page
+    assert "<dd>merging evaluate --config " in page and f"--workdir {a}</dd>" in page
+    assert "<dt>Model: run with</dt><dd>python 3." in page
     found = {line.split()[0]: line.split() for line in lines[3:]}
     assert set(found) == {*DATASETS, "mean"}
     for name in DATASETS:

@@ -66,7 +66,12 @@ def test_an_inspected_merge_tells_its_manifest_and_its_sparsity(tmp_path, capsys
     assert main(["inspect", out, "--out", str(page)]) == 0
     printed = capsys.readouterr().out
     assert "Method: ties(density=0.3)" in printed and "30.1% differ" in printed
-    assert "30.1% differ" in (page / "index.html").read_text("utf-8")
+    shown = (page / "index.html").read_text("utf-8")
+    assert "30.1% differ" in shown
+    # Where it comes from: how it was made, and of what.
+    assert "<dt>Method</dt><dd>ties(density=0.3)</dd>" in shown
+    for name, place in zip(("the base", "m1"), places[:2], strict=True):
+        assert f"<dt>{name}</dt><dd>{place} (safetensors)</dd>" in shown
     other = changes.inspect(out, base=places[2])
     assert other.base == places[2] and other.changes[0].changed == 1000
     (tmp_path / "m0" / "model.safetensors").unlink()

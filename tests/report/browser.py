@@ -26,6 +26,39 @@ def chromium():
         found.close()
 
 
+def provenance(page):
+    """Return {name: words} of where a page comes from."""
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll("#provenance dt")]
+          .map((name) => [name.textContent, name.nextElementSibling.textContent]))"""
+    )
+
+
+def reads_well(page):
+    """Hold a page to both widths and both colours; it is in the light.
+
+    Nothing is wider than the screen, and every figure, drawn anew, fills its place and
+    is in the page's ink, which stands out from the paper.
+    """
+    # One change at a time, each of which draws all figures anew.
+    for width, scheme in ((390, "light"), (390, "dark"), (1400, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(
+            """() => document.documentElement.scrollWidth <= innerWidth &&
+              [...document.querySelectorAll(".panel:not(.empty) .plot")]
+              .every((plot) => plot.layout.font.color === css("--ink") &&
+                plot.querySelector(".main-svg").getBoundingClientRect().right
+                  <= innerWidth)""",
+            timeout=20_000,
+        )
+        ink, paper = page.evaluate(
+            "[css('--ink'), css('--paper')].map((color) =>"
+            " parseInt(color.slice(1, 3), 16))"
+        )
+        assert (ink - paper > 128) if scheme == "dark" else (paper - ink > 128)
+
+
 @contextlib.contextmanager
 def opened(browser, path, width=1400, scheme="light"):
     """Yield a page from disk; it must load nothing else and raise no error."""

@@ -119,8 +119,16 @@ def experiment(
                                 return b(d) + share * (e(d) - b(d))
                             return b(d) + spill
 
-                        scale = luck.choice([0.1, 0.2, 0.4, 0.8])
+                        grid = [0.1, 0.2, 0.4, 0.8]
+                        scale = luck.choice(grid)
                         settings = {"scale": scale, "scale_at_edge": scale == 0.1}
+                        away = [abs(math.log2(tried / scale)) for tried in grid]
+                        settings |= {
+                            "tried_scales": grid,
+                            "tried_scores": [0.9 - 0.1 * step for step in away],
+                        }
+                        if "ties" in method:
+                            settings |= {"density": (0.2, 0.5)[seed % 2]}
                         if method == "average":
                             settings = {}
                         rows += model_rows(

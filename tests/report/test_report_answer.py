@@ -29,8 +29,18 @@ def test_one_size_is_answered_with_the_best_and_the_weakest_method(run):
 
 def test_one_run_claims_no_more_than_one_run(run):
     grid = summarise(run(("1x",), ("it",), ("average",), (2,), seeds=1))
-    experts, held_out = answer(grid)
+    experts, categories, held_out = answer(grid)
     assert "(one run)" in experts
+    # Neither sizes nor methods to compare: the tasks that one merge keeps.
+    shares = {}
+    for row in grid.rows:
+        if row.method == "average" and row.merged:
+            share = row.value / row.value_of_expert
+            shares.setdefault(row.category, []).append(share)
+    means = {name: statistics.fmean(of) for name, of in shares.items()}
+    best, worst = max(means, key=means.get), min(means, key=means.get)
+    assert f"keeps {best} best ({means[best]:.2f} of its expert's" in categories
+    assert f"{worst} worst ({means[worst]:.2f})" in categories
     assert "better than its unmerged base, as far as one run can tell" in held_out
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import statistics
 
 import browser
@@ -9,16 +10,21 @@ import pytest
 
 from merging.report import judging, page, summaries, verdicts
 from merging.report.document import render
-from merging.report.summaries import across_methods, measure, summarise
+from merging.report.summaries import across_methods, measure, spread, summarise
+from merging.runtime.workdir import Run
 
 # What the script sends is rounded to six digits.
 ROUNDED = 1e-5
 
 
+RUN = Run({"seeds": 2, "methods": ["average", "ties"]}, {"jax": "0.10.1"})
+
+
 def written(rows, folder):
     grid = summarise(rows)
     path = folder / "page.html"
-    path.write_text(render(page.page(grid, verdicts.verdicts(grid))), "utf-8")
+    made = page.page(grid, verdicts.verdicts(grid), runs={"c0": RUN})
+    path.write_text(render(made), "utf-8")
     return grid, path
 
 
@@ -84,6 +90,15 @@ def lines(shown, panel):
 
 def near(spread):
     return pytest.approx([spread.mean, spread.low, spread.high], abs=ROUNDED)
+
+
+def test_what_was_run_the_answer_and_both_curves_are_on_the_first_screen(shown):
+    bottoms = shown.evaluate(
+        "[...document.querySelectorAll('#answer .facts, #answer .answer, "
+        "#answer .plot')].map((e) => e.getBoundingClientRect().bottom + scrollY)"
+    )
+    assert len(bottoms) == 4 and max(bottoms) <= shown.viewport_size["height"] == 900
+    assert shown.locator("#answer .answer p").count() == 3
 
 
 def test_the_first_figures_show_the_mean_of_methods(shown, grid):
@@ -158,6 +173,69 @@ def test_the_heat_map_is_the_rows(shown, grid):
     assert len(names) == 2 and all(name.startswith("skill0_") for name in names)
 
 
+def converging(grid, K):
+    """Best minus worst method within each seed, size by size."""
+    for size in grid.sizes:
+        seeds = zip(
+            *([m.held_in for m in grid.models(size, "pt", method, int(K))]
+              for method in grid.methods), strict=True,
+        )  # fmt: skip
+        yield spread(max(values) - min(values) for values in seeds)
+
+
+def gains(grid, line):
+    size, method = line.split()
+    for K in grid.counts:
+        yield measure(grid.models(size, "pt", method, K), "gain")
+
+
+def added(grid, line):
+    """The gain per expert since the K before, within each seed."""
+    size, method = line.split()
+    before, below = 0, [0.0] * 2
+    for K in grid.counts:
+        above = [m.gain for m in grid.models(size, "pt", method, K)]
+        yield spread((a - b) / (K - before) for a, b in zip(above, below, strict=True))
+        before, below = K, above
+
+
+def scales(grid, line):
+    size, method = line.split()
+    for K in grid.counts:
+        yield measure(grid.models(size, "pt", method, K), "scale")
+
+
+def scale_sweeps(grid, line):
+    """The validation score of each λ, as the rows have it."""
+    size, method = line.split()
+    kept = {
+        row.seed: row.parameters
+        for row in grid.rows
+        if (row.size, row.base, row.method, row.K) == (size, "pt", method, 4)
+    }
+    for scale in (0.1, 0.2, 0.4, 0.8):
+        yield spread(
+            of["tried_scores"][of["tried_scales"].index(scale)] for of in kept.values()
+        )
+
+
+def test_the_other_figures_are_the_rows(shown, grid):
+    choose(shown, base="pt", K=4, metric="ratio")
+    every = ["1x average", "1x ties", "8x average", "8x ties"]
+    for panel, expected, drawn_lines in (
+        ("converging", converging, ["2", "4", "8"]),
+        ("gains", gains, every),
+        ("added", added, every),
+        # An average has no λ.
+        ("scales", scales, ["1x ties", "8x ties"]),
+        ("scale_sweeps", scale_sweeps, ["1x ties", "8x ties"]),
+    ):
+        drawn = lines(shown, panel)
+        assert sorted(drawn) == drawn_lines
+        for line, points in drawn.items():
+            assert points == [near(found) for found in expected(grid, line)], panel
+
+
 def test_the_legend_hides_a_line_everywhere_by_mouse_and_keyboard(shown):
     button = shown.locator("#methods_in .legend button", has_text="ties")
     assert {"1x ties", "8x ties"} < set(lines(shown, "methods_in"))
@@ -170,17 +248,62 @@ def test_the_legend_hides_a_line_everywhere_by_mouse_and_keyboard(shown):
     assert "8x ties" in lines(shown, "methods_in")
 
 
+def hovered(shown, panel, line):
+    """What Plotly says when the mouse is on the first point of a panel's line."""
+    place = shown.evaluate(
+        """([panel, line]) => {
+          const plot = document.querySelector(`[data-panel=${panel}] .plot`);
+          plot.scrollIntoView({block: "center", behavior: "instant"});
+          const at = plot.data.findIndex((t) => t.meta && String(t.meta.line) === line);
+          const trace = plot.calcdata[at][0].trace;
+          const drawn = [...plot.querySelectorAll(".trace")].find((g) =>
+            g.__data__[0].trace === trace);
+          const box = drawn.querySelector(".point").getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        }""",
+        [panel, line],
+    )
+    shown.mouse.move(*place)
+    said = shown.locator(f"[data-panel={panel}] .hoverlayer .hovertext")
+    said.first.wait_for()
+    return said.first.locator("tspan.line").all_text_contents()
+
+
 def test_the_hover_tells_interval_settings_and_source(shown, grid):
     choose(shown, across="K", lines="method", base="pt", size="1x", metric="ratio")
-    texts = shown.evaluate(
-        "document.querySelector('#held_in .plot').data"
-        ".find((t) => t.meta && t.meta.line === 'ties').hovertext"
-    )
     models = grid.models("1x", "pt", "ties", 2)
     found = measure(models, "held_in")
-    assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in texts[0]
-    assert "n = 2" in texts[0] and f"λ {min(m.scale for m in models):g}" in texts[0]
-    assert "config c0, revision abc" in texts[0]
+    told = hovered(shown, "held_in", "ties")
+    assert told[1].endswith(f" {found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
+    assert told[2].startswith("n = 2, sd ")
+    first, *_ = sorted({model.scale for model in models})
+    assert told[4].startswith(f"λ {first:g}") and "at edge" in told[4]
+    assert told[5:] == ["density 0.2 0.5", "config c0, revision abc"]
+
+
+def test_every_figures_hover_tells_settings_and_source(shown):
+    says = {
+        "datasets": ["λ ", "density 0.2 0.5"],
+        "gains": ["λ ", "density 0.2 0.5"],
+        "added": ["K from 0 to 2", "λ ", "density 0.2 0.5"],
+        "scales": ["at edge", "density 0.2 0.5"],
+        "scale_sweeps": ["λ 0.1", "density 0.2 0.5"],
+        "converging": [],
+    }
+    for panel, parts in says.items():
+        text = shown.evaluate(
+            """panel => {
+              const {data} = document.querySelector(`[data-panel=${panel}] .plot`);
+              const heat = data.find((t) => t.type === "heatmap");
+              if (heat) return heat.hovertext[0][heat.x.indexOf("ties")];
+              const traces = data.filter((t) => t.meta && t.meta.line !== undefined);
+              const found = traces.find((t) => t.meta.line === "ties") || traces[0];
+              return found.hovertext[0];
+            }""",
+            panel,
+        )
+        for part in [*parts, "config c0, revision abc"]:
+            assert part in text, panel
 
 
 def test_numbers_behind_a_figure_are_what_it_draws(shown):
@@ -220,6 +343,17 @@ def test_nothing_is_wider_than_the_screen_in_either_colour(
             assert anchors and all(anchors)
 
 
+def test_it_says_where_its_rows_come_from_and_how_to_get_them_again(shown, grid):
+    found = browser.provenance(shown)
+    assert found["Rows"].startswith(f"{len(grid.rows)} result rows, ")
+    assert (found["Configuration"], found["Revision"]) == ("c0", "abc")
+    assert found["Seeds"] == "0, 1"
+    assert json.loads(found["Config, c0"].removeprefix("show")) == RUN.config
+    assert found["Run with, c0"] == "jax 0.10.1"
+    assert "merging sweep --config FILE.py" in found["To get it again"]
+    assert "plotly" in found["Page drawn by"]
+
+
 def test_verdicts_unfold(shown, grid):
     judged = verdicts.verdicts(grid)
     holds = sum(verdict.outcome == judging.HOLDS for verdict in judged)
@@ -246,6 +380,9 @@ def test_markup_in_rows_is_text(chromium, make_row, run, tmp_path):
     with browser.opened(chromium, path) as shown:
         assert shown.locator("img").count() == 0
         assert evil in shown.text_content("#scores")
+        found = browser.provenance(shown)
+        # Rows without their workdir.
+        assert found["Config, </script><script>alert(4)</script>"] == "unknown"
         choose(shown, metric="ratio")
         heat = shown.locator("#datasets .plot").text_content()
         assert "<script>alert(1)</script>" in heat

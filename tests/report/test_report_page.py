@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from merging import report
-from merging.report import document, figures, page, plotting, points
+from merging.report import document, figures, looks, page, plotting, points
 from merging.report.document import (
     LARGEST_DOWNLOAD,
     LONGEST_TABLE,
@@ -24,6 +24,7 @@ from merging.report.document import (
     Section,
 )
 from merging.report.summaries import Spread, summarise
+from merging.runtime import config
 from merging.runtime.text import Table
 
 FIGURES = ("F1", "F1_gain", "F2", "F3", "F4", "F5", "F6", "F6_normalised")
@@ -181,11 +182,27 @@ def test_methods_look_the_same_whoever_is_beside_them():
     alone = plotting.look("ties", ("ties",))
     assert alone == plotting.look("ties", ("average", "new", "ties"))
     others = ("average", "task_arithmetic", "ties", "dare", "dare_ties", "rht")
-    looks = [
+    drawn = [
         plotting.look(m, others) for m in (*others, "multitask", "multitask_early")
     ]
-    looks += [plotting.look(m, ("slerp", "karcher")) for m in ("slerp", "karcher")]
-    assert len({x.color for x in looks}) == len({x.marker for x in looks}) == 10
+    drawn += [plotting.look(m, ("slerp", "karcher")) for m in ("slerp", "karcher")]
+    assert len({x.color for x in drawn}) == len({x.marker for x in drawn}) == 10
+
+
+def test_every_method_of_the_largest_config_is_told_apart_without_its_colour():
+    methods = config.load("scaling_curves/methods").methods
+    drawn = [plotting.look(method, methods) for method in methods]
+    assert len(drawn) == 24
+    assert len({(x.marker, x.linestyle) for x in drawn}) == 24
+    # Beside a fit, points have no line of their own.
+    assert len({(x.marker, x.color) for x in drawn}) == 24
+    many = looks.ordered(range(16)).values()
+    assert len({(x["symbol"], x["dash"]) for x in many}) == 16
+    # The baselines, which the page has beside them, leave their looks as they are.
+    on_page = looks.of_methods((*methods, "base", "expert"))
+    shapes = [(on_page[m]["symbol"], on_page[m]["dash"]) for m in methods]
+    assert len(set(shapes)) == 24
+    assert [on_page[m]["light"] for m in methods] == [x.color for x in drawn]
 
 
 def test_one_value_gets_no_error_bar_and_several_do():

@@ -1,5 +1,7 @@
 """The pages of an evaluation, of two compared, a merge and a search, in a browser."""
 
+import json
+
 import browser
 import numpy as np
 import pytest
@@ -11,10 +13,15 @@ from merging.report import evaluation_page, merge_page, search_page
 from merging.report.document import render
 from merging.report.searches import Point
 
+SAID = {
+    "versions": {"jax": "0.10.1", "numpy": "2.4"},
+    "config": {"split": "test", "count": 64},
+    "command": "merging evaluate --config evaluate/toy --workdir a",
+}
 DATASETS = (("imdb", "held_in"), ("rte", "held_in"), ("wic", "held_out"))
 
 
-def evaluated(workdir, shift, model):
+def evaluated(workdir, shift, model, **said):
     """A finished evaluation of three datasets, two prompts of 64 examples each."""
     draw = np.random.default_rng(shift)
     keys = {}
@@ -36,7 +43,7 @@ def evaluated(workdir, shift, model):
         )
         keys[name] = store.key(name, model)
         store.save(workdir, keys[name], Record(score, 1.0, "abc"))
-    store.write_index(workdir, keys, {"model": model, "suite": "toy"})
+    store.write_index(workdir, keys, {"model": model, "suite": "toy", **said})
     return workdir
 
 
@@ -44,7 +51,7 @@ def evaluated(workdir, shift, model):
 def workdirs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluations")
     return (
-        evaluated(folder / "a", 0, "models/<i>a</i>"),
+        evaluated(folder / "a", 0, "models/<i>a</i>", **SAID),
         evaluated(folder / "b", 1, "models/b"),
     )
 
@@ -63,6 +70,17 @@ def drawn(shown, panel, number=0):
     )
 
 
+def numbers(shown, panel):
+    """Return (head, rows) of the table that a reader unfolds below a panel."""
+    shown.click(f"#{panel} .numbers summary")
+    box = shown.locator(f"#{panel} .numbers table")
+    box.wait_for()
+    head, *rows = box.evaluate(
+        "table => [...table.rows].map((row) => [...row.cells].map((c) => c.innerText))"
+    )
+    return head, rows
+
+
 def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(render(evaluation_page.evaluation(workdirs[0])), "utf-8")
@@ -72,6 +90,13 @@ def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_
     value = tables.value(score, "accuracy")
     with browser.opened(chromium, path, 390) as shown:
         assert "<i>a</i>" in shown.text_content("#answer .facts")
+        found = browser.provenance(shown)
+        assert found["Model"].startswith("models/<i>a</i>, scored in ")
+        assert found["Model"].endswith("at revision abc")
+        assert found["Model: to get it again"] == SAID["command"]
+        assert found["Model: run with"] == "jax 0.10.1, numpy 2.4"
+        assert json.loads(found["Model: config"][len("show") :]) == SAID["config"]
+        assert found["Seed"].startswith("0, of the intervals")
         assert f"{value.value:.3f}" in shown.text_content("#values")
         points = drawn(shown, "dots_held_in")
         at = points["y"].index("rte (accuracy)")
@@ -85,7 +110,7 @@ def test_an_evaluations_page_shows_values_and_intervals(chromium, workdirs, tmp_
             shown.evaluate("document.querySelector('#dots_held_in .plot').data.length")
             == 1
         )
-        assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.reads_well(shown)
 
 
 def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_path):
@@ -99,13 +124,24 @@ def test_two_models_are_compared_as_the_command_prints(chromium, workdirs, tmp_p
             assert x == pytest.approx(rows[name.split(" ")[0]][4])
         mean = rows["mean of held_in"]
         assert f"a difference of {mean[4]:+.3f}" in shown.text_content(".answer")
+        found = browser.provenance(shown)
+        assert found["A: to get it again"] == SAID["command"]
+        assert found["B: to get it again"] == "unknown: it was scored from Python"
+        assert found["B: config"] == found["B: run with"] == "unknown"
+        head, told = numbers(shown, "difference")
+        assert head == ["B − A", "name", "from", "to", "details"]
+        for _, name, low, high, details in told:
+            row = rows[name.split(" ")[0]]
+            assert [float(low), float(high)] == pytest.approx(row[5:7], abs=5e-4)
+            assert f"A {row[2]:.3f}, B {row[3]:.3f}" in details
+        browser.reads_well(shown)
 
 
 def test_a_merges_page_maps_layers_by_kind(chromium, tmp_path):
     changes = [
-        LeafChange(f"l.{layer}.{kind}", (2, 5), "float32", layer, f"l.*.{kind}", 10,
+        LeafChange(f"l.{layer}.{kind}", (4, 5), "float32", layer, f"l.*.{kind}", 20,
                    layer + 1, 0.1 * (layer + 1), 2.0, 0.3)
-        for layer in range(3)
+        for layer in range(18)
         for kind in ("q", "<b>up</b>")
     ]  # fmt: skip
     changes.append(LeafChange("emb", (4,), "float32", None, "emb", 4, 4, 1.0, 4.0, 0.9))
@@ -113,12 +149,23 @@ def test_a_merges_page_maps_layers_by_kind(chromium, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(render(merge_page.page(found)), "utf-8")
     with browser.opened(chromium, path) as shown:
-        heat = drawn(shown, "heat_kept")
-        assert heat["z"] == [[0.1, 0.2, 0.3]] * 2
+        kept = [(layer + 1) / 20 for layer in range(18)]
+        assert drawn(shown, "heat_kept")["z"] == [kept] * 2
+        cells = shown.locator("#heat_kept .heatmap-label").all_text_contents()
+        assert cells[:3] == ["5.0", "10", "15"] and len(cells) == 2 * 18
         assert "<b>up</b>" in shown.locator("#heat_kept .plot").text_content()
-        assert drawn(shown, "heat_relative")["z"][0] == pytest.approx([0.05, 0.1, 0.15])
+        moved = drawn(shown, "heat_relative")["z"][0]
+        assert moved == pytest.approx([0.05 * (layer + 1) for layer in range(18)])
         assert drawn(shown, "outside")["x"] == [0.25]
-        assert drawn(shown, "by_layer_kept")["y"] == pytest.approx([0.1, 0.2, 0.3])
+        assert drawn(shown, "by_layer_kept")["y"] == pytest.approx(kept)
+        # Whatever is drawn can be read as a table, by keyboard as well.
+        head, rows = numbers(shown, "heat_kept")
+        assert head == ["name", *(f"layer {layer}" for layer in range(18))]
+        assert rows[1][:4] == ["<b>up</b>", "0.0500", "0.100", "0.150"]
+        head, rows = numbers(shown, "by_layer_kept")
+        assert head == ["layer", "share of elements changed", "details"]
+        assert rows[1] == ["1", "0.100", "layer 1; share of elements changed: 0.1"]
+        browser.reads_well(shown)
 
 
 def test_a_merges_text_has_every_kind_the_most_moved_first():
@@ -154,6 +201,9 @@ def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
         assert "number 1 has the highest objective on validation, 0.7500" in answer
         assert "less the grid's is +0.1250 (-0.1250 to +0.2500, paired)" in answer
         assert "can't tell them apart" in answer
+        assert "it reaches 0.6250 of the best experts' values (0.3750 to 0.75" in answer
+        assert "of the others base comes first (0.5000)" in answer
+        assert shown.locator(".answer p").count() == 3
         assert drawn(shown, "history", 1)["y"] == [0.5, 0.75, 0.75]
         assert drawn(shown, "history", 3)["y"] == [0.5625, 0.5625]
         test = drawn(shown, "tested")
@@ -162,4 +212,7 @@ def test_a_searchs_page_shows_its_trials_and_the_test_split(chromium, tmp_path):
         best = drawn(shown, "slice_1", 1)
         assert (best["x"], best["y"]) == ([0.75], [0.75])
         assert drawn(shown, "by_set")["z"] == [[0.5, 0.25], [0.625, 0.25]]
+        cells = shown.locator("#by_set .heatmap-label").all_text_contents()
+        assert cells == ["0.50", "0.25", "0.62", "0.25"]
         assert "weights[<i>a</i>]" in shown.text_content("#slice_1")
+        browser.reads_well(shown)

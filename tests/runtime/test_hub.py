@@ -12,7 +12,7 @@ import safetensors.numpy
 from merging import checkpoints
 from merging.cli.main import main
 from merging.merge import manifest, streamed
-from merging.runtime import hub
+from merging.runtime import hub, storage
 from merging.runtime.errors import UserError
 
 OLD, NEW = "1" * 40, "0a" * 20
@@ -137,7 +137,13 @@ def test_a_merge_of_repositories_records_their_commits_and_is_repeated(cache, ca
     front = card.split("---")[1]
     assert '- "owner/base"\n- "owner/tuned"\n' in front
     assert "base_model_relation: merge" in front
-    assert f"`owner/tuned@{NEW}`" in card and "models--" not in card
+    assert "models--" not in card
+    # What was merged, and how, without the manifest.
+    digests = [storage.digest(one["files"]) for one in record["inputs"]]
+    assert f"| the base | `owner/base@{OLD}` | `{digests[0]}` |" in card
+    assert f"| tuned | `owner/tuned@{NEW}` | `{digests[1]}` |" in card
+    assert '"method": "task_arithmetic(scale=0.5, weights=None)"' in card
+    assert '"dtype": null' in card and digests[0] != digests[1]
     capsys.readouterr()
     assert main([*command, "--config.method.scale=0.5"]) == 0
     assert "Nothing to do" in capsys.readouterr().out

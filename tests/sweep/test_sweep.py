@@ -90,7 +90,9 @@ def test_every_model_is_scored_on_every_dataset_and_reported(finished):
     assert {r.method for r in merges} == {"average", "ties"}
     assert len(merges) == 2 * 7
     assert {r.method for r in read_rows} >= {"base", "multitask", "multitask_early"}
-    assert (finished / "report" / "index.html").stat().st_size > 10_000
+    page = (finished / "report" / "index.html").read_text("utf-8")
+    made_with = page.partition("<dt>Run with, ")[2].partition("</dd>")[0]
+    assert "jax 0." in made_with and "python 3." in made_with
 
 
 def test_every_training_keeps_its_losses_and_logs_them(finished):

@@ -135,6 +135,11 @@ def test_the_best_trial_is_a_merge_to_run_and_scores_what_its_line_says(place, w
     assert manifests[0]["settings"]["method"] == best["method"]
     page = (workdir / "report" / "index.html").read_text("utf-8")
     assert f"number {best['number']} has the highest objective" in page
+    run_with = page.partition("<dt>Run with</dt><dd>")[2].partition("</dd>")[0]
+    assert "jax 0." in run_with and "python 3." in run_with
+    assert "<dt>Seed of random masks</dt><dd>" in page
+    for suffix in ("png", "svg", "pdf"):
+        assert (workdir / f"search.{suffix}").stat().st_size > 1000
     suite = merging.tasks.suite(
         "jsonl", files=(str(place / "mine.jsonl"),), tokenizer=str(place / "base")
     )

@@ -88,3 +88,7 @@ function shownNumber(value, digits = 3) {
   const text = value.toFixed(digits);
   return Number(text) === 0 ? text.replace("-", "") : text;
 }
+
+// With three digits however small it is: a share of 0.0004 is not 0.
+const exactNumber = (value) => (typeof value === "number" && Math.abs(value) < 0.1 &&
+  !Number.isInteger(value) ? value.toPrecision(3) : shownNumber(value));

@@ -86,6 +86,8 @@ const MARK = {
   x: '<path d="M10 1l4 3 4-3 1 2-3 3 3 3-1 2-4-3-4 3-1-2 3-3-3-3Z"/>',
   star: '<path d="M14 0l1.6 4h4.2l-3.4 2.6 1.3 4.2L14 8.3l-3.7 2.5 1.3-4.2L8.2 4h4.2Z"/>',
   pentagon: '<path d="M14 1L19 5L17 11H11L9 5Z"/>', hexagon: '<path d="M9 6L11.5 1.5H16.5L19 6L16.5 10.5H11.5Z"/>',
+  "circle-open": '<circle cx="14" cy="6" r="3.5" fill="none" stroke-width="1.5"/>',
+  "line-ns": "",
   "line-ns-open": '<path d="M14 0V12" stroke-width="2"/>',
   "diamond-open": '<path d="M14 1L19 6L14 11L9 6Z" fill="none" stroke-width="1.5"/>',
   octagon: '<path d="M12 1H16L19 4V8L16 11H12L9 8V4Z"/>',
@@ -97,7 +99,7 @@ function swatch(look) {
   const line = look.dash === "none" ? "" : `<path d="M0 6H28" stroke="${look.color}"` +
     ` stroke-width="2" stroke-dasharray="${STROKE[look.dash] || ""}"/>`;
   holder.innerHTML = `<svg width="28" height="12" aria-hidden="true" fill="${look.color}"` +
-    ` stroke="${look.color}" stroke-width="0">${line}${MARK[look.symbol] || MARK.circle}</svg>`;
+    ` stroke="${look.color}" stroke-width="0">${line}${MARK[look.symbol] ?? MARK.circle}</svg>`;
   return holder.firstChild;
 }
 
@@ -105,7 +107,8 @@ function swatch(look) {
 function fillNumbers(panel) {
   const box = panel.element.querySelector(".numbers .wide");
   box.replaceChildren();
-  const names = Object.keys(panel.rows[0] || {}).filter((name) =>
+  const every = new Set(panel.rows.flatMap((row) => Object.keys(row)));
+  const names = [...every].filter((name) =>
     name !== "part" && panel.rows.some((row) => row[name] !== null && row[name] !== undefined));
   const table = document.createElement("table");
   const head = table.createTHead().insertRow();
@@ -120,7 +123,7 @@ function fillNumbers(panel) {
     const line = body.insertRow();
     for (const name of names) {
       const cell = line.insertCell();
-      cell.textContent = shownNumber(row[name]);
+      cell.textContent = exactNumber(row[name]);
       if (typeof row[name] === "number") cell.className = "number";
     }
   }
@@ -129,8 +132,7 @@ function fillNumbers(panel) {
 
 for (const panel of PANELS) {
   const numbers = panel.element.querySelector(".numbers");
-  if (panel.spec.kind === "plot") numbers.remove();
-  else numbers.addEventListener("toggle", () => numbers.open && fillNumbers(panel));
+  numbers.addEventListener("toggle", () => numbers.open && fillNumbers(panel));
 }
 
 const controls = document.getElementById("controls");

@@ -59,10 +59,14 @@ function xAxis(dimension, rows, spec) {
   };
 }
 
+const exists = (value) => value !== null && value !== undefined;
+
 function hoverText(row, chosen, spec) {
   const parts = [];
   for (const name of ["method", "size", "base", "K", "category", "dataset", "scale"]) {
-    if (row[name] !== null && row[name] !== undefined) {
+    if (name === "K" && exists(row["from K"])) {
+      parts.push(`K from ${row["from K"]} to ${row["to K"]}`);
+    } else if (exists(row[name])) {
       const value = labelOf(name, row[name]);
       if (name !== "category" || value !== "all categories") {
         parts.push(name === "scale" ? `λ ${row[name]}` : value);
@@ -77,10 +81,13 @@ function hoverText(row, chosen, spec) {
     lines.push(`n = ${row.n}${row.sd === null ? "" : `, sd ${shownNumber(row.sd)}`}` +
       (row.excluded ? `, ${row.excluded} without a score` : ""));
   }
-  if (row.reference !== null && row.reference !== undefined) {
+  if (exists(row.reference)) {
     lines.push(`unmerged base ${shownNumber(row.reference)}`);
   }
-  if (row.lambda) lines.push(`λ ${row.lambda}${row["at edge"] ? `, at edge ${row["at edge"]}` : ""}`);
+  const edge = row["at edge"] ? [`at edge ${row["at edge"]}`] : [];
+  if (row.lambda || edge.length) {
+    lines.push([...(row.lambda ? [`λ ${row.lambda}`] : []), ...edge].join(", "));
+  }
   if (row.density) lines.push(`density ${row.density}`);
   if (row.fit) lines.push(`fit: ${row.fit}`);
   if (row.source) lines.push(...row.source.split("; "));
@@ -211,8 +218,9 @@ function ring(found, fitted, chosen, look, axes) {
 // What is neither good nor bad: gains of 0, ratios of 1. The range is fixed, so that a
 // colour means the same under every choice.
 const MIDDLES = { gain: 0, ratio: 1 };
+// Dark enough at both ends for Plotly to write in white on them.
 function heatColors(middle) {
-  const [low, empty, high] = dark() ? ["#d98a4a", "#232b35", "#4f9be0"]
+  const [low, empty, high] = dark() ? ["#b8691f", "#232b35", "#3f86c9"]
     : ["#c8690f", "#f4f5f7", "#2a6fb8"];
   return middle === null
     ? { zmin: 0, zmax: 1, colorscale: [[0, empty], [1, high]] }
@@ -250,6 +258,37 @@ function drawHeat(panel, spec) {
   return { traces: [trace], layout, chosen };
 }
 
+// Plotly's own traces as rows, of those that are not switched off: a heat map has one for
+// each of its lines, others one for each of their points.
+function rowsDrawn(spec, several) {
+  const rows = [];
+  const title = (axis) => spec.layout?.[axis]?.title || "";
+  for (const trace of spec.traces) {
+    if (HIDDEN.has(`${spec.title}:${plain(trace.name)}`)) continue;
+    if (trace.type === "heatmap") {
+      const across = title("xaxis");
+      trace.y.forEach((name, i) => rows.push({ name, ...Object.fromEntries(
+        // A number alone would be put in front of the others.
+        trace.x.map((x, j) => [isNaN(x) ? x : `${across || "column"} ${x}`, trace.z[i][j]])) }));
+      continue;
+    }
+    trace.x.forEach((x, i) => {
+      const row = several && trace.name !== undefined ? { line: trace.name } : {};
+      row[title("xaxis") || "name"] = x;
+      row[title("yaxis") || "name"] = trace.y[i];
+      const [bars, middle] = trace.error_y ? [trace.error_y, trace.y[i]]
+        : [trace.error_x, x];
+      if (bars) Object.assign(row, { from: middle - bars.arrayminus[i], to: middle + bars.array[i] });
+      const told = Array.isArray(trace.hovertext) ? trace.hovertext[i] : null;
+      if (told) row.details = told.split("\n").join("; ");
+      rows.push(row);
+    });
+  }
+  return rows;
+}
+
+const MOST_NARROW_CELLS = 8;
+
 // Plotly's own traces, in the page's colours; their strings are text.
 function drawPlot(panel, spec) {
   const tidy = (value) => (Array.isArray(value) ? value.map(tidy)
@@ -275,6 +314,11 @@ function drawPlot(panel, spec) {
       delete trace.middle;
       for (const key of ["zmin", "zmax"]) own[key] = trace[key] ?? own[key];
       Object.assign(trace, own);
+      if (narrow()) {
+        trace.showscale = false;
+        // Too small to be read; the numbers below the figure are not.
+        if (trace.x.length > MOST_NARROW_CELLS) delete trace.texttemplate;
+      }
     }
     return trace;
   });
@@ -291,7 +335,7 @@ function drawPlot(panel, spec) {
     } else if (key === "margin") Object.assign(layout.margin, value);
     else layout[key] = value;
   }
-  panel.rows = [];
+  panel.rows = rowsDrawn(spec, named.length > 1);
   panel.legend = named.length > 1 ? { dimension: spec.title, values: named.map((t) => t.name),
     looks: spec.traces.filter((t) => t.name !== undefined).map((t) => t.look) } : null;
   return { traces: shown, layout, chosen: { where: {}, replaced: {} } };
