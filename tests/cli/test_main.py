@@ -191,15 +191,16 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     assert status == 0
     assert calls == [[one, two], (["row"] * 3, one / "report", {}, [])]
     assert out == f"Report of 3 rows: {one / 'report' / 'i.html'}\n"
-    # The config of a workdir that holds a run of ours goes to the page.
+    # What a workdir that holds a run of ours says of it goes to the page.
     record = {"config_hash": "abc", "config": {"sizes": ["1x"]}}
+    record["versions"] = {"jax": "0.10"}
     two.mkdir()
     (two / "config.json").write_text(json.dumps(record))
     run("report", "--workdir", one, two, "--out", tmp_path / "joined")
     assert calls[-1] == (
         ["row"] * 3,
         tmp_path / "joined",
-        {"abc": {"sizes": ["1x"]}},
+        {"abc": ({"sizes": ["1x"]}, {"jax": "0.10"})},
         [],
     )
 

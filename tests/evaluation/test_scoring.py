@@ -505,6 +505,7 @@ def test_a_model_is_not_scored_on_ids_that_are_not_its_own(made, tmp_path, capsy
     assert values(tmp_path / "scores_a")["copa"] == values(made / "scores_a")["copa"]
 
 
+@pytest.mark.long
 def test_two_processes_find_the_values_of_one(made, tmp_path):
     workdir = copy(made, tmp_path, without=["copa", "ropes"])
     command = [sys.executable, "-m", "merging", *arguments(made, "a", workdir)]

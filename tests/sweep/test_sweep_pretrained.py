@@ -117,6 +117,7 @@ def finished(base, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.long
 def test_a_given_base_is_scored_and_its_experts_are_merged(finished):
     rows = results.read(finished)
     assert {r.method for r in rows} == {"base", "expert", "average", "ties"}
@@ -156,11 +157,13 @@ def test_own_files_need_no_validation_of_what_is_held_out(base, tmp_path):
     assert merged == {"tides", "bells", "winds"}
 
 
+@pytest.mark.long
 def test_the_base_is_read_where_it_lies_and_not_copied(finished):
     (step,) = (finished / "steps" / "load").iterdir()
     assert [path.name for path in step.iterdir()] == ["output.json"]
 
 
+@pytest.mark.long
 def test_a_finished_sweep_of_a_given_base_does_nothing(finished, base, capsys):
     before = (finished / "results.jsonl").read_bytes()
     sweep(config(base), finished)
@@ -168,6 +171,7 @@ def test_a_finished_sweep_of_a_given_base_does_nothing(finished, base, capsys):
     assert (finished / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_experts_have_learned_and_are_float32(finished, base):
     start = families.load(base)[1]
     experts = sorted((finished / "steps" / "expert").iterdir())
@@ -180,6 +184,7 @@ def test_experts_have_learned_and_are_float32(finished, base):
         assert own.digest == tasks.open_tokenizer(str(base)).digest
 
 
+@pytest.mark.long
 def test_a_large_models_training_survives_a_kill_while_it_is_scored(
     base, finished, tmp_path, monkeypatch
 ):

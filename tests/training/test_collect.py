@@ -84,6 +84,7 @@ def squares(params):
     return tree.flatten(expected)
 
 
+@pytest.mark.long
 def test_fisher_information_is_the_sum_of_the_examples_squared_gradients(sums, squares):
     found, expected = tree.flatten(sums[0]["fisher"]), squares
     assert found.keys() == expected.keys()
