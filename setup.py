@@ -102,7 +102,8 @@ setup(
         # For `merging tasks prepare`: the datasets of T0 that TFDS has no builder for.
         "hub": ["datasets>=3"],
         # `merging evaluate --config evaluate/lm_eval`: its tasks, without PyTorch.
-        "lm_eval": ["lm_eval>=0.4.13"],
+        # No underscore: pip 23, which a new Python 3.11 has, would not find the extra.
+        "lm-eval": ["lm_eval>=0.4.13"],
         # Workdirs, inputs and outputs in gs://.
         "gcs": ["gcsfs>=2026.4"],
         # `merging sweep --runner ray`, on every node.

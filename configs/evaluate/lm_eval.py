@@ -1,6 +1,6 @@
 """A checkpoint on tasks of lm-evaluation-harness, answered by this evaluator.
 
-    pip install 'merging[lm_eval]'
+    pip install 'merging[lm-eval]'
     merging evaluate --config configs/evaluate/lm_eval.py \\
         --config.checkpoint=MODEL --config.tasks=hellaswag,arc_easy --workdir scores
 

@@ -101,7 +101,7 @@ COMMAND = Command(
     and spread over its prompt templates, with a bootstrap interval; writes a page that
     shows them, result rows for `merging report`, and a results file for readers of
     lm-evaluation-harness. With --config evaluate/lm_eval the tasks are that harness's
-    own, few-shot and per-sample logs too (pip install 'merging[lm_eval]').
+    own, few-shot and per-sample logs too (pip install 'merging[lm-eval]').
 
     examples:
       merging evaluate --config evaluate/miniworld \\

@@ -76,7 +76,7 @@ def _require_installed() -> None:
             raise
         raise UserError(
             f"lm-evaluation-harness can't be imported (no module {error.name}): pip "
-            "install 'merging[lm_eval]'"
+            "install 'merging[lm-eval]'"
         ) from None
 
 

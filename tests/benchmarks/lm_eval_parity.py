@@ -12,7 +12,7 @@ generate the same texts on 99 %, agree on perplexity to 1e-4, and ours is at lea
 times as fast (whole processes, imports and compilations included; the backend at the
 best of its batch sizes). CPU seconds stand beside: on a shared machine they say more.
 
-VENV_WITH_JAX: pip install '.[lm_eval]'.  VENV_WITH_TORCH: pip install 'lm-eval[hf]'
+VENV_WITH_JAX: pip install '.[lm-eval]'.  VENV_WITH_TORCH: pip install 'lm-eval[hf]'
 """
 
 import argparse

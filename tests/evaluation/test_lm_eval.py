@@ -9,7 +9,7 @@ import pytest
 import scored_models
 
 pytest.importorskip(
-    "lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[lm_eval]'"
+    "lm_eval", reason="lm-evaluation-harness is not installed: pip install '.[lm-eval]'"
 )
 from lm_eval.api.instance import Instance
 
