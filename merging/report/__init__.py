@@ -7,7 +7,8 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from merging.report import analyses
+from merging.report import analyses, document
+from merging.report.document import Document
 from merging.report.summaries import summarise
 from merging.runtime import results, storage, workdir
 from merging.runtime.naming import callable_as
@@ -48,7 +49,6 @@ def report(
     """
     # Imported late: plotting needs matplotlib, and the command line must start quickly.
     from merging.report import curves, figures, judging, page, tables, verdicts
-    from merging.report.document import beside, render
 
     rows = list(rows)
     if runs is None:
@@ -75,7 +75,7 @@ def report(
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
     whole = page.page(grid, judged, drawn, behind, more, runs)
-    return _publish(storage.place(out), files | beside(whole), render(whole))
+    return _publish(storage.place(out), files, whole)
 
 
 def _read(rows: Iterable[Row | str | os.PathLike]) -> list[Row]:
@@ -104,7 +104,7 @@ def summary_text(rows: Iterable[Row]) -> str:
     )
 
 
-def _publish(directory: Folder, files: dict[str, bytes], text: str) -> Folder:
+def _publish(directory: Folder, files: dict[str, bytes], whole: Document) -> Folder:
     for name, data in files.items():
         storage.write_bytes(directory / name, data)
     for folder in ("figures", "tables"):
@@ -112,9 +112,7 @@ def _publish(directory: Folder, files: dict[str, bytes], text: str) -> Folder:
             if f"{folder}/{path.name}" not in files:
                 with contextlib.suppress(OSError):
                     path.unlink()
-    # Last: a page that exists has all its files beside it.
-    storage.write_bytes(directory / "index.html", text.encode("utf-8"))
-    return directory / "index.html"
+    return document.write(whole, directory)
 
 
 callable_as(__name__, report)

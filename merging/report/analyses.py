@@ -7,7 +7,7 @@ are not there is left out, and a section without figures too.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from merging.report.document import Panel, Section
+from merging.report.document import Panel, Section, plot
 
 # How many looks `looks.ordered` has under "ordinal".
 ORDINALS = 8
@@ -126,7 +126,7 @@ def _by_layer_and_pair(
     }
     if len(pairs) > len(shown):
         caption += f" The first {len(shown)} of {len(pairs)} pairs."
-    return [Panel(quantity, title, caption, _plot([trace], layout))]
+    return [Panel(quantity, title, caption, plot([trace], layout))]
 
 
 def _saturation(rows: Sequence[Found]) -> list[Panel]:
@@ -280,11 +280,7 @@ def _lines(
     layout = {"xaxis": {"title": axes[0]}, "yaxis": {"title": axes[1]}}
     if len(places) <= 12:
         layout["xaxis"] |= {"tickvals": places, "ticktext": [f"{x:g}" for x in places]}
-    return [Panel(name, title, caption, _plot(traces, layout))] if traces else []
-
-
-def _plot(traces: Sequence[Mapping], layout: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "plot", "traces": traces, "layout": layout}
+    return [Panel(name, title, caption, plot(traces, layout))] if traces else []
 
 
 def _shown(value: float | None) -> str:

@@ -131,6 +131,13 @@ _CLASSES["not tested"] = "untested"
 _MARKS = {"holds": "✓", "does not hold": "✗", "mixed": "≈", "not tested": "–"}
 
 
+def plot(
+    traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the `spec` of a panel of Plotly's own traces."""
+    return {"kind": "plot", "traces": list(traces), "layout": layout}
+
+
 def write(document: Document, folder: Folder) -> Folder:
     """Write a page and what lies beside it; return the page's path."""
     for name, data in beside(document).items():

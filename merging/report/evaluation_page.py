@@ -12,6 +12,7 @@ from merging.report.document import (
     Panel,
     Section,
     of_run,
+    plot,
     versions,
 )
 from merging.runtime.text import Table, duration
@@ -119,13 +120,13 @@ def compared(one: Path, other: Path) -> Document:
             "B minus A, on the same examples",
             f"Bars are paired bootstrap intervals ({level}): where one leaves 0 out, "
             "other examples would hardly turn the difference around.",
-            _plot([difference], {**wide, "xaxis": zero, "yaxis": down}),
+            plot([difference], {**wide, "xaxis": zero, "yaxis": down}),
         ),
         Panel(
             "values_of_both",
             "Both models' values",
             "In the order of the difference.",
-            _plot(both, {**wide, "xaxis": {"title": "value"}, "yaxis": down}),
+            plot(both, {**wide, "xaxis": {"title": "value"}, "yaxis": down}),
         ),
     ]
     return Document(
@@ -193,7 +194,7 @@ def _dots(
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     caption = f"Bars are bootstrap intervals over examples ({level:.0%})."
-    return Panel(f"dots_{split}", title, caption, _plot([values, chance], layout))
+    return Panel(f"dots_{split}", title, caption, plot([values, chance], layout))
 
 
 def _templates(records: Sequence[Record], own: Sequence[Value]) -> list[Panel]:
@@ -220,7 +221,7 @@ def _templates(records: Sequence[Record], own: Sequence[Value]) -> list[Panel]:
     }
     caption = "How far a score hangs on how it is asked."
     return [
-        Panel("templates", "Value by prompt template", caption, _plot([trace], layout))
+        Panel("templates", "Value by prompt template", caption, plot([trace], layout))
     ]
 
 
@@ -243,10 +244,6 @@ def _points(
             "arrayminus": [v - low for v, (low, _) in zip(x, bars, strict=True)],
         }
     return trace
-
-
-def _plot(traces: Sequence[dict], layout: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "plot", "traces": list(traces), "layout": layout}
 
 
 def _height(lines: int) -> int:

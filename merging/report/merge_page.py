@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from merging.merge.changes import Inspection, LeafChange
 from merging.report.document import (
@@ -11,6 +10,7 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
+    plot,
     versions,
 )
 from merging.runtime.text import Table, parameters
@@ -155,19 +155,21 @@ def _by_layer(changes: Sequence[LeafChange]) -> list[Panel]:
             f"by_layer_{name}",
             heading,
             "All leaves of a layer together.",
-            _plot(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "x": list(pooled),
-                    "y": [one[at] for one in pooled.values()],
-                    "look": ["series", name],
-                    "hoverinfo": "text",
-                    "hovertext": [
-                        f"layer {layer}\n{title}: {_number(one[at])}"
-                        for layer, one in pooled.items()
-                    ],
-                },
+            plot(
+                [
+                    {
+                        "type": "scatter",
+                        "mode": "lines+markers",
+                        "x": list(pooled),
+                        "y": [one[at] for one in pooled.values()],
+                        "look": ["series", name],
+                        "hoverinfo": "text",
+                        "hovertext": [
+                            f"layer {layer}\n{title}: {_number(one[at])}"
+                            for layer, one in pooled.items()
+                        ],
+                    }
+                ],
                 {
                     "xaxis": {"title": "layer", "dtick": max(1, len(pooled) // 12)},
                     "yaxis": {
@@ -238,7 +240,7 @@ def _heat_maps(changes: Sequence[LeafChange]) -> list[Panel]:
                 f"heat_{name}",
                 title,
                 _ROUNDING if name == "kept" else "",
-                _plot(trace, layout),
+                plot([trace], layout),
             )
         )
     return panels
@@ -265,7 +267,7 @@ def _outside(changes: Sequence[LeafChange]) -> list[Panel]:
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     title = "How far each leaf outside of layers moved"
-    return [Panel("outside", title, "", _plot(trace, layout))]
+    return [Panel("outside", title, "", plot([trace], layout))]
 
 
 def _cell(change: LeafChange | None) -> str:
@@ -285,10 +287,6 @@ def _number(value: float | None) -> str:
 def _percent(value: float) -> str:
     """A share for a small cell, without the sign."""
     return f"{100 * value:.0f}" if value >= 0.1 or value == 0 else f"{100 * value:.1f}"
-
-
-def _plot(trace: dict[str, Any], layout: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "plot", "traces": [trace], "layout": layout}
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The page of a finished search: its trials, and what the best is worth on test."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,12 @@ from merging.report.document import (
     Download,
     Panel,
     Section,
+    plot,
     versions,
 )
-from merging.report.searches import Point
+from merging.report.searches import MOST, Point
 from merging.runtime.text import Table
 
-_MOST = 32  # slices; the others are in the table of trials
 _LOOKS = {
     "series": {
         "trial": {"light": "#0B5CAD", "dark": "#7DB8F2", "symbol": "circle-open"},
@@ -21,7 +22,6 @@ _LOOKS = {
         "the best": {"light": "#B34400", "dark": "#FF9A66", "symbol": "star"},
         "grid": {"light": "#00664B", "dark": "#57C9A5", "symbol": "line-ns"},
         "model": {"light": "#0B5CAD", "dark": "#7DB8F2", "symbol": "circle"},
-        "gain": {"light": "#6A3D9A", "dark": "#C3A5E8", "symbol": "diamond"},
     }
 }
 for _name, _look in _LOOKS["series"].items():
@@ -64,7 +64,7 @@ def page(
         answer=_answer(points, best, tested, gain, reference),
         lead=[_history(points, best, reference), _models(models)],
         sections=[
-            Section("slices", "The objective over each number", _slices(points)),
+            Section("slices", "The objective over each number", _slices(points, best)),
             Section("datasets", "Dataset by dataset, test split", _by_set(models)),
             Section("tables", "Tables", tables=[values, scores, trials]),
         ],
@@ -134,7 +134,7 @@ def _answer(
 def _history(points: Sequence[Point], best: Point, reference: float | None) -> Panel:
     numbers = [point.number for point in points]
     objective = [point.objective for point in points]
-    so_far = [max(objective[: i + 1]) for i in range(len(objective))]
+    so_far = list(itertools.accumulate(objective, max))
     lines = {"mode": "lines", "hoverinfo": "skip"}
     traces = [
         _trace("trial", numbers, objective, hovertext=[_told(p) for p in points]),
@@ -151,7 +151,7 @@ def _history(points: Sequence[Point], best: Point, reference: float | None) -> P
         "yaxis": {"title": "objective (validation)"},
     }
     caption = "Every trial, in the order in which they were made."
-    return Panel("history", "The search's history", caption, _plot(traces, layout))
+    return Panel("history", "The search's history", caption, plot(traces, layout))
 
 
 def _models(models: Sequence[Mapping[str, Any]]) -> Panel:
@@ -178,16 +178,15 @@ def _models(models: Sequence[Mapping[str, Any]]) -> Panel:
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     caption = "The test split is read when the search is over."
-    return Panel("tested", "On the test split", caption, _plot([trace], layout))
+    return Panel("tested", "On the test split", caption, plot([trace], layout))
 
 
-def _slices(points: Sequence[Point]) -> list[Panel]:
-    """The objective over each number that was varied."""
-    best = max(points, key=lambda point: point.objective)
+def _slices(points: Sequence[Point], best: Point) -> list[Panel]:
+    """The objective over each number that was varied; the table has those beyond."""
     objective = [point.objective for point in points]
     told = [_told(point) for point in points]
     found = []
-    for number, label in enumerate(list(best.values)[:_MOST]):
+    for number, label in enumerate(list(best.values)[:MOST]):
         at = [point.values[label] for point in points]
         traces = [
             _trace("trial", at, objective, hovertext=told),
@@ -198,7 +197,7 @@ def _slices(points: Sequence[Point]) -> list[Panel]:
             "xaxis": {"title": label},
             "yaxis": {"title": "objective (validation)"},
         }
-        found.append(Panel(f"slice_{number}", label, "", _plot(traces, layout)))
+        found.append(Panel(f"slice_{number}", label, "", plot(traces, layout)))
     return found
 
 
@@ -232,7 +231,7 @@ def _by_set(models: Sequence[Mapping[str, Any]]) -> list[Panel]:
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     caption = "Each dataset's own metric, in 0 to 1."
-    return [Panel("by_set", "Values", caption, _plot([trace], layout))]
+    return [Panel("by_set", "Values", caption, plot([trace], layout))]
 
 
 def _trials(points: Sequence[Point]) -> Table:
@@ -269,7 +268,3 @@ def _star(x: Sequence[float], best: Point) -> dict[str, Any]:
 def _trace(name: str, x: Sequence, y: Sequence, **given: Any) -> dict[str, Any]:
     trace = {"type": "scatter", "mode": "markers", "hoverinfo": "text", "name": name}
     return trace | {"look": ["series", name], "x": list(x), "y": list(y)} | given
-
-
-def _plot(traces: Sequence[dict], layout: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "plot", "traces": list(traces), "layout": layout}

@@ -7,7 +7,7 @@ from merging.report import plotting
 from merging.report.plotting import Figure
 
 _COLUMNS = 4
-_MOST = 32  # slices; more are told of in the caption
+MOST = 32  # slices; more are told of in the caption
 _EACH, _BEST, _GRID = "#9ECAE1", "#041E42", "#D55E00"
 
 
@@ -27,7 +27,7 @@ def search_figure(points: Sequence[Point], reference: float | None = None) -> Fi
       reference: an objective to be read against, task arithmetic's by a grid of λ.
     """
     labels = list(points[0].values)
-    shown = labels[:_MOST]
+    shown = labels[:MOST]
     cells = 1 + len(shown)
     columns = min(cells, _COLUMNS)
     with plotting.style():

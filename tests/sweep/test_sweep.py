@@ -308,6 +308,9 @@ def test_a_method_of_two_models_merges_pairs_alone_and_has_multiples_of_its_scal
     # Those of a grid of its own, and those without a λ.
     assert {c["scale"] for c in experiment.candidates("ties")} == {0.5, 1.0}
     assert experiment.candidates("slerp") == [{}]
+    every = configs.load("scaling_curves/methods", {"scale_multiples": "0.5,-1"})
+    with pytest.raises(UserError, match="scale_multiples holds -1.0, no positive"):
+        read(every)
 
 
 def test_keys_change_with_what_a_step_depends_on_and_with_nothing_else():
