@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from together import QUICK
 
 CACHE = Path(tempfile.gettempdir()) / "merging-test-compilation-cache"
 
@@ -14,12 +15,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # No test asks a server; a name of the Hub means what lies in its cache.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+# Of a flag that is there twice, the last holds: the caller's.
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
+        QUICK,
+        os.environ.get("XLA_FLAGS", ""),
     ]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -91,7 +91,9 @@ def widths(
 def _root(cosines: np.ndarray) -> np.ndarray:
     """Return R with R Rᵀ = Ĝ, also where Ĝ is singular (a Cholesky factor is not)."""
     values, vectors = np.linalg.eigh(cosines)
-    return vectors * np.sqrt(np.maximum(values, 0))
+    # What is an eigenvalue of 0 but for rounding would be a root of 1e-8, not 1e-16.
+    rounding = len(values) * np.finfo(np.float64).eps * values[-1]
+    return vectors * np.sqrt(np.where(values > rounding, values, 0))
 
 
 def _estimates(sums: np.ndarray, observed: int, level: float) -> list[Estimate]:

@@ -10,7 +10,6 @@ same, for every row; times and the peak of each process's memory are printed.
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import together  # noqa: E402
+
 TOLERANCE = 1e-5
 # Layout: processes, devices of each, mesh.
 LAYOUTS = {
@@ -74,20 +75,13 @@ def command(workdir: Path, mesh: dict[str, int], tiny: bool) -> list[str]:
 
 def environment(devices: int) -> dict[str, str]:
     """Return a process's environment, with so many virtual devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    cheap = (
-        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
-    paths = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return os.environ | paths | {"XLA_FLAGS": flags + cheap}
+    return together.environment(devices, JAX_PLATFORMS="cpu")
 
 
 def run(workdir: Path, layout: str, tiny: bool) -> tuple[float, list[float]]:
     """Run a layout's sweep; return its seconds and peaks of memory, GB."""
     count, devices, mesh = LAYOUTS[layout]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = together.address()
     begin = time.monotonic()
     started = []
     for number in range(count):

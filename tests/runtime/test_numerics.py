@@ -201,7 +201,12 @@ assert np.array_equal(thirds, x / np.float32(3)), "reciprocal of a constant"
 
 @pytest.mark.parametrize(
     "flags",
-    ["", "--xla_backend_optimization_level=0", "--xla_cpu_max_isa=AVX2"],
+    [
+        "",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_max_isa=AVX2",
+    ],
 )
 def test_products_and_quotients_round_by_themselves_whatever_the_optimiser(flags):
     run = subprocess.run(
