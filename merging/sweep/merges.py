@@ -14,6 +14,7 @@ from merging import checkpoints, methods, models
 from merging.merge import merge, merge_scales
 from merging.models import hf as families
 from merging.runtime import processes, storage
+from merging.runtime.errors import UserError
 from merging.sweep import restoring, scoring
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
@@ -27,19 +28,30 @@ def run(
     tick: Callable[..., None],
     mesh: Mesh | None,
 ) -> dict:
-    """Merge a step's experts and score the result; return the step's output."""
+    """Merge a step's experts and score the result; return the step's output.
+
+    Raises:
+      UserError: λ or density is to be chosen, and every expert scores 0.
+    """
     decoder = experiment.decoder(step.settings["size"], step.settings["base"])
     base, *experts = step.needs
+    theirs = {}
+    for expert in experts:
+        theirs |= store.output(expert)["validation"]
+    candidates = step.settings["candidates"]
+    if len(candidates) > 1 and not any(value > 0 for value in theirs.values()):
+        names = " and ".join(e.settings["what"] for e in experts)
+        raise UserError(
+            f"{names}: no expert scores above 0 on its own validation examples "
+            f"({', '.join(sorted(theirs))}), so there is no ratio to choose λ by: are "
+            "these experts of these tasks, in their own prompt format?"
+        )
     bring = restoring.restore
     if not restoring.fits(experiment, step.settings["size"], len(experts), mesh):
         bring = restoring.stored
         restoring.forget(experts)
     base = restoring.restore(experiment, store, base, mesh)
     ours = {e.settings["what"]: bring(experiment, store, e, mesh) for e in experts}
-    theirs = {}
-    for expert in experts:
-        theirs |= store.output(expert)["validation"]
-    candidates = step.settings["candidates"]
     tried, best, params = [], 0, None
     if len(candidates) > 1:
         merged = _merges(step, base, ours, candidates)

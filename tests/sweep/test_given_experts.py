@@ -18,7 +18,7 @@ from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.runtime import results
 from merging.runtime.errors import UserError
-from merging.sweep import given
+from merging.sweep import given, merges
 from merging.sweep.reading import read
 from merging.sweep.steps import Grid, with_needs
 
@@ -235,6 +235,22 @@ def test_an_expert_may_be_trained_where_none_is_given(folder):
 def test_what_cannot_be_is_refused_before_any_work(folder, change, message):
     with pytest.raises(UserError, match=message):
         read(own_models(folder, **change))
+
+
+def test_experts_that_get_nothing_right_leave_no_ratio_to_choose_by(folder):
+    experiment = read(own_models(folder))
+    (step,) = [
+        s
+        for s in Grid(experiment).targets()
+        if s.name.startswith("merge/12.1K/it/ties")
+    ]
+
+    class Store:
+        def output(self, expert):
+            return {"validation": {f"{expert.settings['what']}s": 0.0}}
+
+    with pytest.raises(UserError, match="sea and .*above 0 on .*airs, seas, towns.*λ"):
+        merges.run(step, experiment, Store(), lambda *_: None, None)
 
 
 def test_an_expert_of_another_shape_is_refused(folder, tmp_path):

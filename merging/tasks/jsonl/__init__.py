@@ -221,7 +221,9 @@ def _shortcomings(name: str, piles: Mapping[str, _Pile], train: bool) -> Iterato
     needed = SPLITS if train else ("validation", "test")
     for part in ("test",) if pile.facts[1] == "held_out" else needed:
         if part not in pile.places:
+            unless = ", or train=False if none is trained on" * (part == "train")
             yield (
                 f"{name}: none of its {pile.lines} lines is for {part}: say of some "
                 f'"part": "{part}", or give more lines of other inputs that say no part'
+                f"{unless}"
             )
