@@ -207,6 +207,10 @@ class _HuggingFace:
             self._of = tokenizers.Tokenizer.from_str(content.decode())
             self._of.no_truncation()
             self._of.no_padding()
+            # Ids may have gaps: the largest one counts. The library makes a dictionary
+            # of all of them whenever it is asked.
+            known = self._of.get_vocab(with_added_tokens=True).values()
+            self._size = 1 + max(known, default=-1)
             (plain,) = self.encode(["a"])
             opened = self._of.encode("a").ids
         except (
@@ -226,9 +230,7 @@ class _HuggingFace:
             self.opens_with = self.bos
 
     def __len__(self) -> int:
-        # Ids may have gaps: the largest one counts.
-        known = self._of.get_vocab(with_added_tokens=True).values()
-        return 1 + max(known, default=-1)
+        return self._size
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         found = self._of.encode_batch_fast(texts, add_special_tokens=False)

@@ -288,3 +288,17 @@ def test_a_suite_is_read_in_a_models_own_tokens(tmp_path):
 
 def _prompts(eval_set):
     return eval_set.prompts, eval_set.prompt_lengths
+
+
+def test_decoding_does_not_list_the_vocabulary(tmp_path, monkeypatch):
+    opened = tasks.open_tokenizer(byte_level(tmp_path / "m"))
+    ids = opened.encode("the tide is high")
+
+    class Watched:
+        def __getattr__(self, name):
+            assert name != "get_vocab", "a dictionary of all tokens, for each id"
+            return getattr(of, name)
+
+    of = opened._codec._of
+    monkeypatch.setattr(opened._codec, "_of", Watched())
+    assert opened.decode([*ids, len(opened) + 1]) == "the tide is high"
