@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Half of what a test of merges waits for is the emitter of fusions that XLA's CPU backend
-# takes, with a context of MLIR for each kernel. It has an older one.
+# Half of what a test of merges waits for is XLA's CPU emitter of fusions, which makes a
+# context of MLIR for each kernel. There is an older one.
 QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
