@@ -10,7 +10,9 @@ are negative the kept values are written over the others.
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -203,26 +205,48 @@ def apply_majority(
     cut: Partition, writer: Writer, journal: Journal, mine: set[int]
 ) -> None:
     """Write over the elements whose votes cancel, as a negative majority wants them."""
-    for number in sorted(mine):
-        done, block = journal.done[number], cut.blocks[number]
-        if not done.ties:
-            continue
-        dtype = cut.kinds[block.kind].dtype
-        positions, values = journal.ties(done, dtype)
-        row = 0
-        for piece, rows in zip(block.pieces, block.counts, strict=True):
-            start, size = row * block.columns, piece.stop - piece.start
-            here = (positions >= start) & (positions < start + size)
-            row += rows
-            if here.any():
-                path = cut.paths[piece.leaf]
-                part = np.empty(size, dtype)
-                writer.read_into(path, piece.start, part)
-                part[positions[here] - start] = values[here]
-                if kernels.nonfinite(values[here]):  # the inputs were seen to be finite
-                    checks.refuse_nonfinite((), [path], dtype)
-                writer.write(path, piece.start, part)
-        journal.keep_settled(number, _stored(cut, block, writer))
+    held = threading.local()  # one buffer a thread: new pages cost as much as reading
+
+    def settle(number: int) -> None:
+        pieces = cut.blocks[number].pieces
+        size = max(piece.stop - piece.start for piece in pieces)
+        size *= cut.kinds[cut.blocks[number].kind].dtype.itemsize
+        if not hasattr(held, "buffer") or len(held.buffer) < size:
+            held.buffer = np.empty(size, np.uint8)
+        checksum = _written_over(cut, writer, journal, number, held.buffer)
+        journal.keep_settled(number, checksum)
+
+    threads = ThreadPoolExecutor(2, "majority")
+    try:
+        list(threads.map(settle, (n for n in sorted(mine) if journal.done[n].ties)))
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _written_over(
+    cut: Partition, writer: Writer, journal: Journal, number: int, buffer: np.ndarray
+) -> int:
+    """Apply a negative majority to a block; return the checksum of what it is then."""
+    done, block = journal.done[number], cut.blocks[number]
+    dtype = cut.kinds[block.kind].dtype
+    positions, values = journal.ties(done, dtype)  # in order
+    row = checksum = 0
+    for piece, rows in zip(block.pieces, block.counts, strict=True):
+        start, size = row * block.columns, piece.stop - piece.start
+        first, last = np.searchsorted(positions, [start, start + size])
+        row += rows
+        path = cut.paths[piece.leaf]
+        part = buffer[: size * dtype.itemsize].view(dtype)
+        writer.read_into(path, piece.start, part)
+        if first < last:
+            part[positions[first:last] - start] = values[first:last]
+            if kernels.nonfinite(
+                values[first:last]
+            ):  # the inputs were seen to be finite
+                checks.refuse_nonfinite((), [path], dtype)
+            writer.write(path, piece.start, part)
+        checksum = _checksum(part, checksum)
+    return checksum
 
 
 def verified(

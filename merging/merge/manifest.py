@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -172,13 +173,17 @@ def digests(
       advance: told the bytes that were read.
     """
 
+    held = threading.local()  # one buffer a thread: new pages cost as much as reading
+
     def digest(path: str) -> tuple[str, str]:
         size, dtype = math.prod(leaves[path].shape), tree.dtype(leaves[path])
-        step = max(PART // dtype.itemsize, 1)
-        buffer = np.empty(min(step, size), dtype)
+        if not hasattr(held, "buffer"):
+            held.buffer = np.empty(PART, np.uint8)
+        step = PART // dtype.itemsize
         found = hashlib.sha256()
         for start in range(0, size, step):
-            part = buffer[: min(step, size - start)]
+            length = min(step, size - start)
+            part = held.buffer[: length * dtype.itemsize].view(dtype)
             read_into(path, start, part)
             found.update(part.view(np.uint8))
             advance(part.nbytes, "checking what was written")

@@ -31,6 +31,8 @@ from merging.methods import CountQuery, Layout, Threshold
 Sample = Callable[[int, int], np.ndarray]
 # Trials of a unit in one query.
 _TRIALS = 3
+# Of keys on the host: how many make a guess, and are looked at while they are cached.
+_SAMPLED, _PART = 2**14, 2**17
 
 
 def magnitude_cut(
@@ -88,30 +90,74 @@ def selected(
     threshold = np.full(len(keys), layout.key_top, np.int64)
     cutoff = sizes.copy()
     for scope in [leaves] if wanted.scope == "global" else [[i] for i in leaves]:
-        ranked = np.concatenate([keys[i] for i in scope])
-        counted = np.count_nonzero(ranked) if wanted.nonzero else len(ranked)
+        parts = [part for i in scope for part in _parts(keys[i])]
+        counted = sum(map(np.count_nonzero if wanted.nonzero else len, parts))
         rank = wanted.rank(int(counted))
         if rank == 0:
             continue
-        place = len(ranked) - rank
-        ranked.partition(place)
-        edge = ranked[place]
+        edge, above = _edge(parts, rank)
         threshold[scope] = edge
         if wanted.ties == "exact":
-            places = rank - np.count_nonzero(ranked[place:] > edge)
-            cutoff[scope] = _tied_before([keys[i] for i in scope], edge, places)
+            cutoff[scope] = _tied_before([keys[i] for i in scope], edge, rank - above)
     return threshold, cutoff
+
+
+def _parts(keys: np.ndarray) -> list[np.ndarray]:
+    """Return keys in parts of which what is made of one stays in the cache."""
+    return [keys[at : at + _PART] for at in range(0, len(keys), _PART)]
+
+
+def _edge(parts: Sequence[np.ndarray], rank: int) -> tuple[Any, int]:
+    """Return the key of a rank, the largest's being 1, and how many are larger.
+
+    Floyd and Rivest's selection (1975): two of a sample lie on either side of it in all
+    likelihood, and only what lies between those is partitioned; often it is one of the
+    two, as a heap of equal keys is hit by many of a sample.
+    """
+    total = sum(map(len, parts))
+    step = max(total // _SAMPLED, 1)
+    sample = np.sort(np.concatenate([part[::step] for part in parts]))
+    share = 1 - rank / total
+    margin = 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
+    ends = np.array([-margin, margin]) + share * len(sample)
+    low, high = sample[np.clip(ends, 0, len(sample) - 1).astype(int)]
+    above, beyond = (_count(np.greater, parts, key) for key in (high, low))
+    for key, larger in ((high, above), (low, beyond)):
+        if larger < rank <= _count(np.greater_equal, parts, key):
+            return key, larger
+    larger, between = 0, parts
+    if above < rank <= beyond:
+        larger = _count(np.greater_equal, parts, high)
+        # Of unsigned numbers the difference is huge where the key is not above.
+        first = low + low.dtype.type(1)
+        between = [part[part - first < high - first] for part in parts]
+    between = np.concatenate(between)
+    place = len(between) - (rank - larger)
+    between.partition(place)
+    edge = between[place]
+    return edge, larger + int(np.count_nonzero(between[place:] > edge))
+
+
+def _count(holds: Callable, parts: Sequence[np.ndarray], key: Any) -> int:
+    return sum(int(np.count_nonzero(holds(part, key))) for part in parts)
 
 
 def _tied_before(keys: Sequence[np.ndarray], edge: Any, places: int) -> list[int]:
     """Return each leaf's cutoff: the first `places` keys on the edge lie before it."""
     cutoffs = []
     for leaf in keys:
-        tied = np.flatnonzero(leaf == edge)
-        taken = min(places, len(tied))
+        parts = _parts(leaf)
+        before = np.cumsum([0, *(np.count_nonzero(part == edge) for part in parts)])
+        taken = min(places, int(before[-1]))
         places -= taken
-        end = int(tied[taken - 1]) + 1 if taken else 0
-        cutoffs.append(len(leaf) if taken == len(tied) else end)
+        if taken == before[-1]:
+            cutoffs.append(len(leaf))
+        elif not taken:
+            cutoffs.append(0)
+        else:
+            part = int(np.searchsorted(before, taken)) - 1
+            tied = np.flatnonzero(parts[part] == edge)
+            cutoffs.append(part * _PART + int(tied[taken - 1 - before[part]]) + 1)
     return cutoffs
 
 

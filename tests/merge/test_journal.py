@@ -81,13 +81,13 @@ def zeroed(path, start, size):
 
 
 # Before the majority is known; in the middle of applying it; when all is written.
-@pytest.mark.parametrize("phase", ["apply_majority", "_stored", "_record"])
+@pytest.mark.parametrize("phase", ["apply_majority", "_written_over", "_record"])
 @pytest.mark.parametrize("lost", ["weights", "ties", "answers", "half a line"])
 def test_what_a_power_cut_took_is_made_again(
     cancelling, expected, tmp_path, monkeypatch, phase, lost
 ):
     output = tmp_path / "out"
-    calls = 1 if phase == "_stored" else 0
+    calls = 1 if phase == "_written_over" else 0
     partial = interrupted(cancelling, output, monkeypatch, phase, calls)
     journal = partial / ".merge"
     if lost == "weights":

@@ -1,5 +1,7 @@
 """The search for a threshold, answered from data and from formulas."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,27 @@ def test_the_kept_set_is_that_of_a_sort(kind, scope, ties):
             for ours, theirs in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(ours, theirs, err_msg=f"{density}")
             assert queries <= 40
+
+
+@pytest.mark.parametrize("part, sampled", [(7, 4), (64, 16), (400, 300)])
+@pytest.mark.parametrize("kind", ["normal", "tied", "zeros", "equal", "octaves"])
+def test_on_the_host_parts_and_a_bad_sample_change_nothing(
+    kind, part, sampled, monkeypatch
+):
+    monkeypatch.setattr(search, "_PART", part)
+    monkeypatch.setattr(search, "_SAMPLED", sampled)
+    wide = data(kind, np.random.default_rng(2))
+    for leaves in (wide, [(x >> 16).astype(np.uint16) for x in wide]):
+        for density, ties in itertools.product((0.01, 0.5, 0.7), ("keep_all", "exact")):
+            found, _ = keep(leaves, density, "global", ties, "in memory")
+            wanted = sorted_out(np.concatenate(leaves), density, ties)
+            np.testing.assert_array_equal(np.concatenate(found), wanted)
+            for ours, keys in zip(
+                keep(leaves, density, "tensor", ties, "in memory")[0],
+                leaves,
+                strict=True,
+            ):
+                np.testing.assert_array_equal(ours, sorted_out(keys, density, ties))
 
 
 def test_a_guess_saves_queries_and_changes_nothing():
