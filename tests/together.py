@@ -1,6 +1,8 @@
 """Several real processes of one program, for tests."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -39,10 +41,16 @@ def start(
 
 
 def address() -> str:
-    """Return a host and a free port of it."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return f"localhost:{free.getsockname()[1]}"
+    """Return a host and a free port of it.
+
+    A port that the system picks may be given to anybody's next connection before the
+    job has bound it; of these, below what Linux gives away, none is.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return f"localhost:{port}"
+    raise OSError("none of a hundred ports is free")
 
 
 def heard(started: Sequence[subprocess.Popen], limit: float = 120) -> list[str]:

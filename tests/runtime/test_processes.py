@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import socket
-import subprocess
 import sys
 
 import pytest
+import together
 
 from merging.cli import command
 from merging.runtime import processes
@@ -46,30 +45,8 @@ print("fine", me)
 
 
 def test_two_processes_agree_and_share_a_checkpoint(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    told = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "MERGING_COORDINATOR": f"localhost:{port}",
-        "MERGING_PROCESSES": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "c")],
-            env={**told, "MERGING_PROCESS": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    program = [sys.executable, "-c", PROGRAM, str(tmp_path / "c")]
+    outputs = together.heard(together.start(program, 2, together.environment(2)))
     for i, output in enumerate(outputs):
         assert f"fine {i}" in output, output
 
