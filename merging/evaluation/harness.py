@@ -56,10 +56,13 @@ def run(config: Any, workdir: Folder) -> None:
         raise UserError("no tasks: --config.tasks=hellaswag,arc_easy")
     _require_installed()
     processes.initialize(workdir / "logs")
-    manager, chosen = _tasks(config.include_path, names)
+    from merging.evaluation import lm_eval_parsing
+
     here = storage.scratch(workdir)
-    tracker = _tracker(here) if processes.is_first() else None
-    found = _evaluated(config, chosen, manager, tracker)
+    with lm_eval_parsing.once():
+        manager, chosen = _tasks(config.include_path, names)
+        tracker = _tracker(here) if processes.is_first() else None
+        found = _evaluated(config, chosen, manager, tracker)
     if tracker is not None:
         written, text = _published(found, tracker, here, config.samples)
         storage.keep(workdir, written.parent)
@@ -88,18 +91,15 @@ def _tasks(include_path: str, names: Sequence[str]) -> tuple[Any, list[Any]]:
     """
     from lm_eval.tasks import TaskManager
 
-    from merging.evaluation import lm_eval_files
-
     if include_path and not Path(include_path).is_dir():
         raise UserError(f"include_path {include_path}: there is no such folder.")
     manager, found = None, {name: [] for name in names}
     # To list the harness's own thousands takes seconds the first time.
     for defaults in (False, True)[not include_path :]:
         if not all(found.values()):
-            with lm_eval_files.kept():
-                manager = TaskManager(
-                    include_path=include_path or None, include_defaults=defaults
-                )
+            manager = TaskManager(
+                include_path=include_path or None, include_defaults=defaults
+            )
             found = {name: manager.match_tasks([name]) for name in names}
     for name in (name for name, matches in found.items() if not matches):
         close = difflib.get_close_matches(name, manager.all_tasks)

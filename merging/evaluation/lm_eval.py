@@ -29,7 +29,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from merging import tasks
-from merging.evaluation import job, lm_eval_files
+from merging.evaluation import job, lm_eval_parsing
 from merging.evaluation.batches import prepare
 from merging.evaluation.predictions import answers
 from merging.evaluation.requests import BareRequests, Requests, opened, ranked
@@ -366,7 +366,7 @@ def main() -> int:
     # Of several processes with one model it takes the word of the first.
     os.environ["LOCAL_RANK"] = str(processes.index())
     try:
-        with lm_eval_files.kept():
+        with lm_eval_parsing.once():
             cli_evaluate()
     except UserError as error:
         print(f"merging: {error}", file=sys.stderr)

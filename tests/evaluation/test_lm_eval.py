@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 
 from merging import models
 from merging.cli.main import main
-from merging.evaluation import lm_eval
+from merging.evaluation import lm_eval, lm_eval_parsing
 from merging.models import hf
 from merging.runtime.errors import UserError
 
@@ -258,3 +258,71 @@ def test_the_command_writes_the_harness_own_files(folder, local, capsys):
     date = path.stem.removeprefix("results")
     samples = (path.parent / f"samples_cats{date}.jsonl").read_text().splitlines()
     assert len(samples) == 2 and json.loads(samples[0])["filtered_resps"]
+
+
+@pytest.fixture
+def its_tasks(tmp_path, monkeypatch):
+    """A folder as the harness's own, and the files in it that were parsed."""
+    from lm_eval.tasks import _index
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, read, parsed = tmp_path / "tasks", _index.load_yaml, []
+    root.mkdir()
+    (root / "_shared").write_text("output_type: multiple_choice\nrepeats: 2\n")
+    (root / "cats.yaml").write_text("include: _shared\ntask: cats\ntag: [a, b]\n")
+    (root / "dogs.yaml").write_text("task: dogs\ndoc_to_text: !function utils.f\n")
+    (root / "days.yaml").write_text("task: days\nmetadata: {1: 2026-11-29}\n")
+    (root / "none.yaml").write_text("- no task\n")
+
+    def reading(path, **words):
+        parsed.append(path.name)
+        return read(path, **words)
+
+    monkeypatch.setattr(_index, "load_yaml", reading)
+    return root, parsed
+
+
+def indexed(root):
+    from lm_eval.tasks._index import TaskIndex
+
+    with lm_eval_parsing.once(root):
+        return TaskIndex.build([root])
+
+
+def test_task_files_are_parsed_once_and_again_when_one_changes(its_tasks):
+    root, parsed = its_tasks
+    first = indexed(root)
+    said = {"output_type": "multiple_choice", "repeats": 2}
+    assert first["cats"].cfg == said | {"task": "cats", "tag": ["a", "b"]}
+    assert len(parsed) == 4
+    parsed.clear()
+    first["cats"].cfg["tag"].append("c")
+    second = indexed(root)
+    # A date is no JSON, and what is no task is asked again.
+    assert parsed == ["days.yaml", "none.yaml"]
+    assert second["cats"].cfg["tag"] == ["a", "b"]
+    assert second["days"].cfg == first["days"].cfg
+    assert second["dogs"].cfg["doc_to_text"] == str(root / "utils.f")
+    (root / "_shared").write_text("output_type: generate_until\n")
+    parsed.clear()
+    assert indexed(root)["cats"].cfg["output_type"] == "generate_until"
+    assert len(parsed) == 4
+
+
+def test_a_damaged_cache_of_task_files_is_none(its_tasks, tmp_path):
+    root, parsed = its_tasks
+    whole = indexed(root)
+    (kept,) = (tmp_path / "cache" / "merging" / "lm_eval").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-9])
+    parsed.clear()
+    assert indexed(root) == whole and len(parsed) == 4
+
+
+def test_a_template_is_compiled_once_and_only_for_our_command(its_tasks):
+    from lm_eval import utils
+
+    before = utils.env.from_string
+    with lm_eval_parsing.once(its_tasks[0]):
+        assert utils.env.from_string("{{x}}") is utils.env.from_string("{{x}}")
+        assert utils.apply_template("{{x}}!", {"x": 1}) == "1!"
+    assert utils.env.from_string == before
