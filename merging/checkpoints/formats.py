@@ -139,7 +139,10 @@ def clear(uri: str) -> None:
     lock, partial = (storage.place(uri.rstrip("/") + end) for end in (LOCK, PARTIAL))
     if lock.exists() or partial.exists():
         # Unless another is at it.
-        with contextlib.suppress(UserError), locks.held(lock, uri, UserError):
+        with (
+            contextlib.suppress(UserError),
+            locks.held(lock, uri, UserError, patient=False),
+        ):
             storage.remove(partial)
 
 

@@ -283,7 +283,7 @@ def compile_cost(parameters: int) -> float:
 def _stop() -> None:
     # Between the same two batches on every process, which meet in collectives.
     if processes.preempted():
-        raise Preempted("stopped by SIGTERM")
+        raise Preempted(preemption.reason())
 
 
 def progress(

@@ -1,8 +1,10 @@
 """One process at a time: a lock that ends with its holder, however that ends.
 
-In an object store there are no locks. An object that only one can make stands for one,
-and a holder that is killed leaves it: on the same machine that is seen, and of another
-machine's it is said what to remove.
+In an object store there are no locks. An object that only one can make stands for one.
+Its holder writes it anew every `RENEW` seconds; one that is killed leaves it, and who
+comes next takes it over: at once on the same machine, and on another after it has not
+changed for `EXPIRES` seconds by its own clock. A holder that was thought dead finds
+another's object in its place, and stops.
 """
 
 import contextlib
@@ -20,11 +22,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from merging.runtime import preemption
-from merging.runtime.errors import UserError
+from merging.runtime.errors import Unreachable, UserError
 from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
 LOOK = 0.5  # seconds for one who looks at a lock to let go of it
+# In object stores: seconds between two signs of life, and without one to be dead.
+RENEW, EXPIRES = 20.0, 90.0
 # In object stores: those of this process, and one of its threads at a time.
 _ours: set[str] = set()
 _taking = threading.Lock()
@@ -33,7 +37,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def held(
-    path: Folder, what: str, refusal: Callable[[str], UserError], remove: bool = False
+    path: Folder,
+    what: str,
+    refusal: Callable[[str], UserError],
+    remove: bool = False,
+    patient: bool = True,
 ) -> Iterator[None]:
     """Hold the lock at a path, or be refused.
 
@@ -47,6 +55,7 @@ def held(
       what: is locked, for a warning.
       refusal: makes the error, given who has the lock: number, host, time and command.
       remove: take the file away at the end.
+      patient: in a store, find out whether another machine's process still works.
 
     Raises:
       UserError: the refusal.
@@ -58,8 +67,9 @@ def held(
         "command": " ".join(sys.argv)[:200],
     }
     if isinstance(path, ObjectPath):
-        mine = _take(path, json.dumps(record).encode(), refusal)
-        with preemption.released(lambda: _let_go(path, mine)):
+        lease = _Lease(path, what, record)
+        lease.take(refusal, patient)
+        with preemption.released(lease.end):
             yield
         return
     with _opened(path, what, refusal) as file:
@@ -89,39 +99,107 @@ def holder(path: Folder) -> dict[str, Any] | None:
         return None
 
 
-def _take(path: ObjectPath, record: bytes, refusal: Callable[[str], UserError]) -> str:
-    """Make a lock's object, or take it over from a process that this machine lost.
+class _Lease:
+    """A lock in a store: an object that is written anew for as long as it is held.
 
-    Returns:
-      The object's generation.
+    Args:
+      path: of the object.
+      what: is locked.
+      record: who holds it.
     """
-    with _taking:
-        if str(path) in _ours:
-            raise refusal(_named(holder(path)))
-        while not path.create(record):
+
+    def __init__(self, path: ObjectPath, what: str, record: Mapping[str, Any]):
+        self._path, self._what, self._record = path, what, record
+        self._over, self._mine = threading.Event(), ""
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def take(self, refusal: Callable[[str], UserError], patient: bool) -> None:
+        """Make the object, or take it over from a process that is gone."""
+        name = str(self._path)
+        with _taking:
+            if name in _ours:
+                raise refusal(_named(holder(self._path)))
+            _ours.add(name)
+        try:
+            self._make(refusal, patient)
+        except BaseException:
+            _ours.discard(name)
+            raise
+        self._thread.start()
+
+    def _make(self, refusal: Callable[[str], UserError], patient: bool) -> None:
+        while not self._path.create(self._content()):
             try:
                 # Before what it says: who has it by then, if another, keeps it.
-                before = path.generation()
+                before = self._path.generation()
             except FileNotFoundError:
                 continue
-            found = holder(path)
-            if found is None or found["alive"] is False:
-                path.unlink(missing_ok=True, generation=before)
-                continue
-            error = refusal(_named(found))
-            if found and found["alive"] is None:
-                error = UserError(
-                    f"{error} If it no longer runs there, it was killed and has left "
-                    f"its lock; remove that: gcloud storage rm {path}"
-                )
-            raise error
-        _ours.add(str(path))
-        return path.generation()
+            found = holder(self._path)
+            alive = found is not None and _runs(found)
+            if alive is None and patient:
+                alive = self._is_renewed(before, found)
+            if alive is not False:
+                raise refusal(_named(found))
+            self._path.unlink(missing_ok=True, generation=before)
+        self._mine = self._path.generation()
 
+    def end(self) -> None:
+        """Take the object away, if it is still this process's."""
+        self._over.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(LOOK)
+        self._path.unlink(missing_ok=True, generation=self._mine)
+        _ours.discard(str(self._path))
 
-def _let_go(path: ObjectPath, mine: str) -> None:
-    path.unlink(missing_ok=True, generation=mine)
-    _ours.discard(str(path))
+    def _content(self) -> bytes:
+        # Of every time another: no two objects of a holder are the same.
+        return json.dumps({**self._record, "renewed": time.time()}).encode()
+
+    def _is_renewed(self, before: str, found: Mapping[str, Any]) -> bool:
+        """Return whether another machine's lock changes, or goes, in due time."""
+        print(
+            f"{_named(found)} has the lock of {self._what}: waiting up to "
+            f"{EXPIRES:.0f} s to see whether it is alive.",
+            file=sys.stderr,
+        )
+        until = time.monotonic() + EXPIRES
+        while time.monotonic() < until:
+            preemption.raise_if_asked()
+            time.sleep(min(EXPIRES / 30, 2))
+            try:
+                now = self._path.generation()
+            except FileNotFoundError:
+                return False
+            if now != before:
+                return True
+        return False
+
+    def _live(self) -> None:
+        while not self._over.wait(RENEW):
+            try:
+                renewed = self._path.replace(self._content(), self._mine)
+                if renewed is None and self._is_own():  # an answer was lost
+                    renewed = self._path.generation()
+            except (OSError, Unreachable):
+                continue  # nobody else can reach it either
+            if renewed is None:
+                return self._lost()
+            self._mine = renewed
+
+    def _is_own(self) -> bool:
+        try:
+            read = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(read.get(name) == value for name, value in self._record.items())
+
+    def _lost(self) -> None:
+        if self._over.is_set():
+            return
+        preemption.ask(
+            f"the lock of {self._what} is no longer this process's, which was silent "
+            f"for more than {EXPIRES:.0f} s: {_named(holder(self._path))} has it"
+        )
 
 
 def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> BinaryIO:

@@ -125,6 +125,22 @@ class ObjectPath(PosixGPath):
                 return store.cat_file(str(self)) == data
         return True
 
+    def replace(self, data: bytes, generation: str) -> str | None:
+        """Put an object in the place of the one of a generation.
+
+        Returns:
+          Its own generation; None if another one has the name by now, or none.
+        """
+        bucket, _, name = _key(self).partition("/")
+        how = {"uploadType": "media", "name": name, "ifGenerationMatch": generation}
+        with _asking(self) as store:
+            url = store.base.replace("/storage/v1/", f"/upload/storage/v1/b/{bucket}/o")
+            try:
+                made = store.call("POST", url, data=data, json_out=True, **how)
+            except (FileExistsError, FileNotFoundError):
+                return None
+        return str(made["generation"])
+
     def compose(self, parts: Sequence["ObjectPath"]) -> None:
         """Make an object of others end to end, in their order, without moving them.
 

@@ -32,6 +32,7 @@ _LOST = ("Connection closed", "Connection reset", "Gloo", "NCCL", "UNAVAILABLE")
 _asked = threading.Event()
 _over = threading.Event()
 _held: list[Callable[[], object]] = []
+_reason: list[str] = []
 _others: list[Any] = []  # the coordination client and this process's number
 
 
@@ -53,6 +54,17 @@ def asked() -> bool:
     return _asked.is_set()
 
 
+def reason() -> str:
+    """Return why this process was asked to stop."""
+    return _reason[-1] if _reason else "stopped by SIGTERM"
+
+
+def ask(why: str) -> None:
+    """Have this process and the others of the job stop, as SIGTERM does."""
+    _reason.append(why)
+    _tell()
+
+
 def grace() -> float:
     """Return the seconds that this process has to end once it was asked to."""
     return float(os.environ.get("MERGING_GRACE") or 25)
@@ -68,7 +80,7 @@ def raise_if_asked() -> None:
       Preempted: it was.
     """
     if asked():
-        raise Preempted("stopped by SIGTERM")
+        raise Preempted(reason())
 
 
 def join_others(client: Any, process: int) -> None:
@@ -141,6 +153,10 @@ def _wake(read: int) -> None:
     while number := os.read(read, 1):
         if number[0] == signal.SIGTERM:
             break
+    _tell()
+
+
+def _tell() -> None:
     _be_asked()
     if _others:
         try:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from merging.runtime import processes, sharding, storage, text
+from merging.runtime import preemption, processes, sharding, storage, text
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import Progress
 from merging.sweep import entropy
@@ -86,7 +86,7 @@ def take(
                 _save(path, now)
                 saved = step
             if preempted and step < total:
-                raise Preempted(f"stopped by SIGTERM at step {step} of {total}")
+                raise Preempted(f"{preemption.reason()} at step {step} of {total}")
     return now
 
 

@@ -146,7 +146,7 @@ def _stopped(
     # A job's processes may all be sent SIGTERM: a worker can be the first to say so.
     if isinstance(error, Preempted) or preemption.asked():
         where.stop(running)
-        return Preempted("stopped by SIGTERM")
+        return Preempted(preemption.reason())
     at = [step.name for step in running.values() if step.key in where.begun]
     return UserError(
         f"a worker process died, at one of: {', '.join(at) or 'its first step'}.\n"
@@ -237,7 +237,7 @@ class _Inline:
             update({step.key: (share, note or step.name)}, [step])
             # A training looks itself, after it has saved its step.
             if step.kind in ("data", "merge") and self.asked():
-                raise Preempted("stopped by SIGTERM")
+                raise Preempted(preemption.reason())
 
         try:
             work.execute(step, self._experiment, self._store, tick, self._mesh)

@@ -31,7 +31,15 @@ from ml_collections import ConfigDict
 from merging import checkpoints, models, tasks
 from merging.models import hf as families
 from merging.runtime import config as configs
-from merging.runtime import config_keys, processes, sharding, storage, tree, workdir
+from merging.runtime import (
+    config_keys,
+    preemption,
+    processes,
+    sharding,
+    storage,
+    tree,
+    workdir,
+)
 from merging.runtime.errors import Preempted, UserError, nearest
 from merging.runtime.progress import Progress
 from merging.runtime.revision import git_revision
@@ -231,7 +239,7 @@ def _gathered(
                 _save(folder / _PARTIAL, now, of)
                 saved = stop
             if preempted and stop < total:
-                raise Preempted(f"stopped by SIGTERM at example {stop} of {total}")
+                raise Preempted(f"{preemption.reason()} at example {stop} of {total}")
     return now
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from merging import models
-from merging.runtime import processes, sharding
+from merging.runtime import preemption, processes, sharding
 from merging.runtime.errors import Preempted, UserError
 from merging.training import batches, run_state
 from merging.training.batches import Examples, Loader, Source
@@ -93,7 +93,7 @@ def train(
                 good = run_state.save(workdir, now, identity)
             if preempted and now.step < hparams.steps:
                 raise Preempted(
-                    f"stopped by SIGTERM at step {now.step} of {hparams.steps}"
+                    f"{preemption.reason()} at step {now.step} of {hparams.steps}"
                 )
     return _result(now, hparams)
 

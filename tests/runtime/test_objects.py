@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -129,18 +130,21 @@ def test_a_process_that_is_ended_at_once_lets_go_of_its_lock(place, monkeypatch)
         assert not (place / "lock").exists()
 
 
-@pytest.mark.parametrize("host", [socket.gethostname(), "another"])
-def test_a_lock_that_a_killed_process_left_is_taken_or_what_to_do_is_said(place, host):
-    path, gone = place / host / "lock", 2**22 + 1  # more than any process's number
+def left(path, host):
+    """A lock that a process left which is no more, on some machine."""
+    gone = 2**22 + 1  # more than any process's number
     record = {"host": host, "pid": gone, "since": "then", "command": "merging sweep"}
     storage.write_json(path, record)
-    if host == "another":
-        remedy = f"it was killed and has left its lock; remove that: .* {path}"
-        with pytest.raises(UserError, match=f"process {gone} on another.*{remedy}"):
-            with held(path):
-                pass
-        assert path.exists()
-        return
+    return record
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "another"])
+def test_of_those_who_find_the_lock_of_a_killed_process_one_takes_it(
+    place, host, monkeypatch, capsys
+):
+    monkeypatch.setattr(locks, "EXPIRES", 0.5)
+    path = place / host / "lock"
+    left(path, host)
     inside, taken = threading.Barrier(4), []
 
     def try_it(_):
@@ -155,6 +159,67 @@ def test_a_lock_that_a_killed_process_left_is_taken_or_what_to_do_is_said(place,
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(try_it, range(4)))
     assert taken == [1] and not path.exists()
+    waited = "has the lock of the run: waiting up to" in capsys.readouterr().err
+    assert waited == (host == "another")
+
+
+def test_the_lock_of_a_process_that_lives_on_another_machine_is_its_own(
+    place, monkeypatch
+):
+    monkeypatch.setattr(locks, "EXPIRES", 5)
+    path, over = place / "lock", threading.Event()
+    record = left(path, "another")
+
+    def live():
+        while not over.wait(0.1):
+            storage.write_json(path, record)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(live)
+        try:
+            with pytest.raises(UserError, match="on another, since then .* works here"):
+                with held(path):
+                    pass
+        finally:
+            over.set()
+    assert locks.holder(path)["host"] == "another"
+
+
+def wait_for(seen):
+    until = time.monotonic() + 20
+    while not seen():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_lock_is_renewed_also_where_an_answer_is_lost(
+    place, object_store, monkeypatch
+):
+    monkeypatch.setattr(locks, "RENEW", 0.1)
+    path = place / "lock"
+    with held(path):
+        for faults in ([], ["lost"], ["503", "reset"]):
+            before = path.generation()
+            object_store.faults["POST"].extend(faults)
+            wait_for(lambda old=before: path.generation() != old)
+            wait_for(lambda: not object_store.faults["POST"])
+        assert not preemption.asked()
+        assert locks.holder(path)["pid"] == os.getpid()
+    assert not path.exists()
+
+
+def test_who_lost_its_lock_stops_and_leaves_the_other_its_own(place, monkeypatch):
+    monkeypatch.setattr(locks, "RENEW", 0.1)
+    asked = []
+    monkeypatch.setattr(preemption, "ask", asked.append)
+    path = place / "lock"
+    with held(path):
+        left(path, "another")
+        wait_for(lambda: asked)
+    (reason,) = asked
+    assert "the lock of the run is no longer this process's" in reason
+    assert "on another, since then" in reason
+    assert locks.holder(path)["host"] == "another"
 
 
 def test_a_log_in_a_store_goes_on_where_another_machine_left_it(
