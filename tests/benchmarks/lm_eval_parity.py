@@ -2,15 +2,17 @@
 
   python tests/benchmarks/lm_eval_parity.py --workdir parity \\
       --ours VENV_WITH_JAX/bin/python --theirs VENV_WITH_TORCH/bin/python
+  python tests/benchmarks/lm_eval_parity.py … --model SMOLLM2 --items 20 --batches 8
 
-A random Llama with a tokenizer trained on the tasks' texts, and local tasks of each
-kind: multiple choice (short answers to long passages, long endings, few-shot), texts to
-generate (with stops of one and of several letters), and a rolling log-likelihood. Both
-sides are the harness's own program on the same YAML files, in processes of their own,
-in turns, on the CPU in float32. Holds if both choose the same on 99.5 % of the items,
-generate the same texts on 99 %, agree on perplexity to 1e-4, and ours is at least three
-times as fast (whole processes, imports and compilations included; the backend at the
-best of its batch sizes). CPU seconds stand beside: on a shared machine they say more.
+A random Llama with a tokenizer trained on the tasks' texts, or a model that is given,
+and local tasks of each kind: multiple choice (short answers to long passages, long
+endings, few-shot), texts to generate (with stops of one and of several letters), and a
+rolling log-likelihood. Both sides are the harness's own program on the same YAML files,
+in processes of their own, in turns, on the CPU in float32, the model's dtype being that.
+Holds if both choose the same on 99.5 % of the items, generate the same texts on 99 %,
+agree on perplexity to 1e-4, and ours is at least three times as fast (whole processes,
+imports and compilations included; the backend at the best of its batch sizes). CPU
+seconds stand beside: on a shared machine they say more.
 
 VENV_WITH_JAX: pip install '.[lm-eval]'.  VENV_WITH_TORCH: pip install 'lm-eval[hf]'
 """
@@ -54,8 +56,9 @@ def main() -> int:
     print(measuring.machine(), flush=True)
     names = write_tasks(workdir / "tasks", options.items)
     rows = []
-    for size in options.sizes:
-        model = make_model(workdir / size, workdir / "tasks", size)
+    for size in ["given"] if options.model else options.sizes:
+        (workdir / size).mkdir(exist_ok=True)
+        model = options.model or make_model(workdir / size, workdir / "tasks", size)
         rows.append(_contest(options, workdir / size, model, workdir / "tasks", names))
         rows[-1] = {"size": size} | rows[-1]
         print(table(rows), flush=True)
@@ -227,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--ours", type=Path, required=True)
     parser.add_argument("--theirs", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="a folder that both read")
     parser.add_argument("--sizes", nargs="+", default=["tiny", "mid"])
     parser.add_argument("--items", type=int, default=200, help="of each task")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
