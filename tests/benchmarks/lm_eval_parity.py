@@ -8,7 +8,7 @@ A random Llama with a tokenizer trained on the tasks' texts, or a model that is 
 and local tasks of each kind: multiple choice (short answers to long passages, long
 endings, few-shot), texts to generate (with stops of one and of several letters), and a
 rolling log-likelihood. Both sides are the harness's own program on the same YAML files,
-in processes of their own, in turns, on the CPU in float32, the model's dtype being that.
+in processes of their own, in turns, on the CPU in float32, as a given model must be.
 Holds if both choose the same on 99.5 % of the items, generate the same texts on 99 %,
 agree on perplexity to 1e-4, and ours is at least three times as fast (whole processes,
 imports and compilations included; the backend at the best of its batch sizes). CPU
