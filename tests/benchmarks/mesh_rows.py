@@ -5,10 +5,10 @@
     python tests/benchmarks/mesh_rows.py --only "one device,a store"
 
 It is its own config. The store is an emulator of Google's on this machine; Ray's
-cluster has two nodes, of which one is killed when three steps are finished. Expect the
-values to agree to 1e-5 and the choices of λ to be the same, for every row; times and the
-peak of each process's memory are printed, of Ray's the driver's and that of the largest
-worker. Needs the extras `gcs` and `ray`, and gcp-storage-emulator.
+cluster has two nodes, of which one is killed when three steps are finished. Expect
+the values to agree to 1e-5 and the choices of λ to be the same, for every row; times
+and the peak of each process's memory are printed, of Ray's the driver's and that of
+the largest worker. Needs the extras `gcs` and `ray`, and gcp-storage-emulator.
 """
 
 import argparse
