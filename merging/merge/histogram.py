@@ -28,16 +28,30 @@ CHUNK = 2**17
 
 
 class _Window(NamedTuple):
-    """Keys [low, low + len(counts)): how often each occurs, and how many lie above."""
+    """Keys [low, low + len(counts)): how often each occurs, and how many lie above.
+
+    When all is counted, `counts` are made to say how many lie on a key or above it.
+    """
 
     low: int
     counts: np.ndarray
     above: np.ndarray
-    sums: np.ndarray | None = None
 
     def holds(self, trials: np.ndarray) -> np.ndarray:
         """Return which trials can be answered from it; its end is one of them."""
         return (trials >= self.low) & (trials <= self.low + len(self.counts))
+
+    def add_up(self) -> None:
+        """Make the counts sums, in place: they are most of what a search holds."""
+        falling = self.counts[::-1]
+        np.cumsum(falling, out=falling)
+        falling += self.above[0]
+
+    def summed(self, trials: np.ndarray) -> np.ndarray:
+        """Return how many lie on each trial or above it, after `add_up`."""
+        place = trials - self.low
+        inside = self.counts[np.minimum(place, len(self.counts) - 1)]
+        return np.where(place < len(self.counts), inside, self.above[0])
 
 
 class Histogram:
@@ -129,11 +143,8 @@ class Histogram:
         for row, parts in self._places.items():
             merged = np.concatenate(parts) if parts else np.zeros(0, np.int64)
             self._places[row] = [np.sort(merged)]
-        for row, window in self._windows.items():
-            # How many lie on a key or above it; last, on the window's end.
-            sums = np.cumsum(window.counts[::-1])[::-1] + window.above[0]
-            sums = np.append(sums, window.above[0])
-            self._windows[row] = window._replace(sums=sums)
+        for window in self._windows.values():
+            window.add_up()
 
     def answers(self, query: CountQuery) -> bool:
         """Return whether everything that is asked was counted."""
@@ -174,7 +185,7 @@ class Histogram:
         for row, window in self._windows.items():
             trials = query.threshold[row]
             held = window.holds(trials)
-            counts[row, held] = window.sums[trials[held] - window.low]
+            counts[row, held] = window.summed(trials[held])
         return counts
 
     def _from_places(self, query: CountQuery, total) -> np.ndarray:
