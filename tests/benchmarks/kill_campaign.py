@@ -12,6 +12,7 @@ Every kill is a line of DIR/kills.jsonl: a campaign that is stopped goes on.
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import random
@@ -227,8 +228,12 @@ def merge_cell(models: Path, method: str, processes: int, format: str) -> Cell:
 
     def told(output: Path) -> set[str]:
         journal = output.with_name(output.name + ".partial") / ".merge"
-        lines = (p.read_text().split("\n") for p in journal.glob("blocks.*.jsonl"))
-        return {line.split(",")[0] for of in lines for line in of if line[-1:] == "}"}
+        found = set()
+        for path in journal.glob("blocks.*.jsonl"):
+            with contextlib.suppress(FileNotFoundError):  # published at this moment
+                lines = path.read_text().split("\n")
+                found |= {line.split(",")[0] for line in lines if line[-1:] == "}"}
+        return found
 
     def kept(before: set[str], now: set[str], said: list[str]) -> bool:
         text = "\n".join(said)
