@@ -240,9 +240,8 @@ def _written_over(
         writer.read_into(path, piece.start, part)
         if first < last:
             part[positions[first:last] - start] = values[first:last]
-            if kernels.nonfinite(
-                values[first:last]
-            ):  # the inputs were seen to be finite
+            # The inputs were seen to be finite.
+            if kernels.nonfinite(values[first:last]):
                 checks.refuse_nonfinite((), [path], dtype)
             writer.write(path, piece.start, part)
         checksum = _checksum(part, checksum)

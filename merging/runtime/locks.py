@@ -139,7 +139,7 @@ class _Lease:
             if alive is None and patient:
                 alive = self._is_renewed(before, found)
             if alive is not False:
-                raise refusal(_named(found))
+                raise refusal(_named(holder(self._path) or found))
             self._path.unlink(missing_ok=True, generation=before)
         self._mine = self._path.generation()
 
@@ -148,8 +148,11 @@ class _Lease:
         self._over.set()
         if self._thread is not threading.current_thread():
             self._thread.join(LOOK)
-        self._path.unlink(missing_ok=True, generation=self._mine)
+        self._remove()
         _ours.discard(str(self._path))
+
+    def _remove(self) -> None:
+        self._path.unlink(missing_ok=True, generation=self._mine)
 
     def _content(self) -> bytes:
         # Of every time another: no two objects of a holder are the same.
@@ -185,6 +188,8 @@ class _Lease:
             if renewed is None:
                 return self._lost()
             self._mine = renewed
+            if self._over.is_set():  # it ended while the store took its time
+                self._remove()
 
     def _is_own(self) -> bool:
         try:

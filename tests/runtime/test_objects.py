@@ -208,6 +208,18 @@ def test_a_lock_is_renewed_also_where_an_answer_is_lost(
     assert not path.exists()
 
 
+def test_a_lock_that_ends_while_it_is_renewed_goes(place, object_store, monkeypatch):
+    monkeypatch.setattr(locks, "RENEW", 0.1)
+    monkeypatch.setattr(locks, "LOOK", 0.01)
+    path = place / "lock"
+    with held(path):
+        before = path.generation()
+        # It is written anew, which this process is only told by its second try.
+        object_store.faults["POST"].extend(["lost", "slow"])
+        wait_for(lambda: path.generation() != before)
+    wait_for(lambda: not path.exists())
+
+
 def test_who_lost_its_lock_stops_and_leaves_the_other_its_own(place, monkeypatch):
     monkeypatch.setattr(locks, "RENEW", 0.1)
     asked = []
