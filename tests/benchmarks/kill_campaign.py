@@ -260,12 +260,12 @@ def train_cell(processes: int) -> Cell:
         return [*_command("train", config, _TRAIN), "--workdir", str(output)]
 
     def told(output: Path) -> set[str]:
-        if (output / "checkpoint").exists():
+        if (output / "train.json").exists():
             return {"the end"}
         return {p.name for p in (output / "training").glob("step_????????")}
 
     def outcome(output: Path) -> str | None:
-        if not (output / "checkpoint").exists():
+        if not (output / "train.json").exists():  # which is written last
             return None
         losses = (output / "losses.jsonl").read_bytes()
         weights = [_leaves(output / name) for name in ("checkpoint", "best")]
