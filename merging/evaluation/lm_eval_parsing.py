@@ -101,8 +101,9 @@ def _fingerprint(root: Path) -> str:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(set(folders) - {"__pycache__"})
         for name in sorted(names):
-            status = os.stat(os.path.join(folder, name))
-            found.append([folder, name, status.st_size, status.st_mtime_ns])
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                status = os.stat(os.path.join(folder, name))
+                found.append([folder, name, status.st_size, status.st_mtime_ns])
     return storage.digest(found)
 
 

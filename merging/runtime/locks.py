@@ -159,7 +159,7 @@ class _Lease:
         return json.dumps({**self._record, "renewed": time.time()}).encode()
 
     def _is_renewed(self, before: str, found: Mapping[str, Any]) -> bool:
-        """Return whether another machine's lock changes, or goes, in due time."""
+        """Return whether another machine's lock changes in due time; not if it goes."""
         print(
             f"{_named(found)} has the lock of {self._what}: waiting up to "
             f"{EXPIRES:.0f} s to see whether it is alive.",

@@ -273,6 +273,7 @@ def its_tasks(tmp_path, monkeypatch):
     (root / "dogs.yaml").write_text("task: dogs\ndoc_to_text: !function utils.f\n")
     (root / "days.yaml").write_text("task: days\nmetadata: {1: 2026-11-29}\n")
     (root / "none.yaml").write_text("- no task\n")
+    (root / "nowhere").symlink_to(root / "gone")
 
     def reading(path, **words):
         parsed.append(path.name)
