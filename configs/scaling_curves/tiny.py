@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.densities = ConfigDict(
         dict(ties=(0.2, 0.5), dare_ties=(0.2, 0.5), rht=(0.4, 0.7))
     )
+    config.keep_merges = False  # write each chosen merge as a checkpoint, too
     config.method_files = ()  # Python files that register methods of your own
     config.runner = ""  # inline, in this process; local, a process for each core
     config.workers = 0  # of the local runner; one per CPU core

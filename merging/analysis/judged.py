@@ -98,6 +98,7 @@ class Judge:
             split,
             datasets=datasets or None,
             count=count or None,
+            references=True,
             context=decoder.max_length,
             vocab_size=decoder.vocab_size,
             cache_dir=cache_dir,
@@ -121,6 +122,8 @@ class Judge:
         made = evaluation.predict(batches, self._bound(params))
         found: dict[str, list[Any]] = {}
         for one, prediction in zip(batches.sets, made, strict=True):
+            if one.references:
+                continue
             answers = found.setdefault(one.dataset.name, [])
             if one.eval_set.ranked:
                 answers += _chosen(one.eval_set.targets, prediction.outputs)

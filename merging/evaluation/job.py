@@ -155,6 +155,7 @@ def evaluate(
             datasets=missing,
             count=count,
             metrics=metrics,
+            references=True,
             context=context,
             vocab_size=model.config.vocab_size,
             cache_dir=place and place / "data",

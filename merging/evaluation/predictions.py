@@ -42,8 +42,8 @@ class Prediction(NamedTuple):
     """What a model makes of a set of M rows.
 
     Attributes:
-      outputs: for a ranked set float32 [M], the log-likelihood of each row's choice;
-        otherwise the M postprocessed texts.
+      outputs: for a ranked set, or of references, float32 [M], the log-likelihood of
+        each row's choice; otherwise the M postprocessed texts.
       unconditional: float32 [M], that of the choice behind the prefix token alone; None
         if no metric of the set asks for it.
     """
@@ -110,7 +110,7 @@ def answers(
 
 def _prediction(one: TemplateRequests, table: np.ndarray) -> Prediction:
     """Return a set's predictions from the answers to its requests [R, width]."""
-    if not one.eval_set.ranked:
+    if one.answers is None:
         ids = table[:, : one.eval_set.max_new_tokens].astype(int).tolist()
         texts = enumerate(map(one.eval_set.decode, ids))
         return Prediction([one.eval_set.postprocess(row, text) for row, text in texts])

@@ -64,6 +64,8 @@ class TemplateRequests:
       answers: where the answers to a ranked set's rows are; None to generate.
       unconditional: the same, for the choices behind the prefix alone; None if no
         metric asks for these.
+      references: whether these only ask for the log-likelihood of the references of a
+        set to generate, each its prompt's one choice; such a set has no metrics.
     """
 
     dataset: Any
@@ -73,12 +75,14 @@ class TemplateRequests:
     requests: tuple[Request, ...]
     answers: Answers | None
     unconditional: Answers | None
+    references: bool = False
 
     @property
     def call(self) -> Call:
         """What the model is called with beside rows."""
         one = self.eval_set
-        return () if one.ranked else (one.max_new_tokens, one.end_ids)
+        scored = one.ranked or self.references
+        return () if scored else (one.max_new_tokens, one.end_ids)
 
     @functools.cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +92,7 @@ class TemplateRequests:
     @property
     def tokens(self) -> int:
         """Tokens that the model reads and makes."""
-        made = self.eval_set.max_new_tokens * self.eval_set.examples
+        made = sum(self.call[:1]) * self.eval_set.examples
         return int(self.sizes[0].sum()) + made
 
     @functools.cached_property
@@ -151,6 +155,7 @@ def requests(
     datasets: Iterable[str] | None = None,
     count: int | None = None,
     metrics: Sequence[str] = (),
+    references: bool = False,
     context: int,
     vocab_size: int,
     cache_dir: Folder | str | None = None,
@@ -164,6 +169,8 @@ def requests(
       datasets: names; all of the suite's by default.
       count: the first examples of each dataset, all of one that has fewer.
       metrics: names of those to find beside each dataset's own, where they fit.
+      references: whether to ask for the log-likelihood of the right answers also where
+        texts are generated; of ranked ones it is known anyhow.
       context: the most tokens that the models see, the prefix token among them; of a
         longer prompt the end is kept.
       vocab_size: rows of their embeddings.
@@ -191,6 +198,8 @@ def requests(
             found.append(template_requests(of, wanted, eval_set, truncated))
             if read is not None:
                 read(found[-1])
+            if references and not eval_set.ranked:
+                found.append(reference_requests(of, eval_set, truncated))
     return Requests(tuple(found))
 
 
@@ -240,6 +249,22 @@ def template_requests(
             unconditional = _rank_unconditional(found, begun, choices)
     return TemplateRequests(
         *(dataset, metrics, eval_set, truncated, tuple(found), answers, unconditional)
+    )
+
+
+def reference_requests(
+    dataset: Any, eval_set: EvalSet, truncated: int
+) -> TemplateRequests:
+    """Return what asks for the references, as far as texts are generated."""
+    lengths = np.minimum(eval_set.continuation_lengths, eval_set.max_new_tokens)
+    prompts = _rows(eval_set.prompts, eval_set.prompt_lengths)
+    choices = _rows(eval_set.continuations, lengths)
+    found: list[Request] = []
+    begun = functools.partial(_request, eval_set)
+    answers = _rank(found, begun, prompts, choices, eval_set.groups)
+    return TemplateRequests(
+        *(dataset, (), eval_set, truncated, tuple(found), answers, None),
+        references=True,
     )
 
 

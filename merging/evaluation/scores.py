@@ -27,7 +27,7 @@ class TemplateScore:
       counts: {metric: float32 [N, k]}, what each example adds (see
         `tasks.metrics.METRICS`).
       log_p: sum of the right answers' log-likelihoods, in nats; None where texts are
-        generated, for then no answer is scored.
+        generated and their references were not asked for (`requests.requests`).
       tokens: of these answers.
       outputs: what the model made of each row of the evaluation set: float32 [M], log p
         of each choice, in nats, or M texts; None where a score is made without.
@@ -123,7 +123,7 @@ def evaluate(
     for of, group in itertools.groupby(
         zip(batches.sets, predictions, strict=True), key=lambda pair: pair[0].dataset
     ):
-        templates = {one.eval_set.prompt: _score(one, made) for one, made in group}
+        templates = _scores(group)
         each = templates.values()
         scored = all(score.log_p is not None for score in each)
         score = DatasetScore(
@@ -137,6 +137,23 @@ def evaluate(
             tokens=sum(score.tokens for score in each) if scored else None,
         )
         found.append(score)
+    return found
+
+
+def _scores(
+    predicted: Iterable[tuple[TemplateRequests, Prediction]],
+) -> dict[str, TemplateScore]:
+    """Return a dataset's scores by prompt template."""
+    found = {}
+    for one, prediction in predicted:
+        name = one.eval_set.prompt
+        if one.references:  # they follow the texts that they are references of
+            likely = dict(
+                zip(("log_p", "tokens"), _right_answers(one, prediction), strict=True)
+            )
+            found[name] = dataclasses.replace(found[name], **likely)
+        else:
+            found[name] = _score(one, prediction)
     return found
 
 
@@ -165,10 +182,15 @@ def _right_answers(
     one: TemplateRequests, prediction: Prediction
 ) -> tuple[float, int] | tuple[None, None]:
     """Return the sum of log p over the right answers, and their tokens."""
-    if not one.eval_set.ranked:
+    if one.answers is None:
         return None, None
-    right = np.array([target[1] for target in one.eval_set.targets], bool)
-    tokens = sum(target[3] for target in one.eval_set.targets if target[1])
-    log_p = float(np.asarray(prediction.outputs, np.float64)[right].sum())
+    log_p = np.asarray(prediction.outputs, np.float64)
+    if one.references:
+        lengths = one.eval_set.continuation_lengths
+        tokens = np.minimum(lengths, one.eval_set.max_new_tokens).sum()
+    else:
+        log_p = log_p[[bool(target[1]) for target in one.eval_set.targets]]
+        tokens = sum(target[3] for target in one.eval_set.targets if target[1])
+    total = float(log_p.sum())
     # A broken model's NaN is no number to keep.
-    return (log_p, int(tokens)) if math.isfinite(log_p) else (None, None)
+    return (total, int(tokens)) if math.isfinite(total) else (None, None)

@@ -16,7 +16,7 @@ from merging.runtime.storage import Folder
 
 FOLDER, INDEX = "tasks", "index.json"
 # Of the files' layout, and of the code that finds values: raise it when one changes.
-VERSION = 4
+VERSION = 5
 
 
 def key(*parts: Any) -> str:

@@ -136,6 +136,7 @@ def _dataset_requests(
         suite,
         split,
         datasets=[dataset],
+        references=split == "test",  # for the rows; on validation only values count
         context=context,
         vocab_size=vocab_size,
         cache_dir=data_dir,

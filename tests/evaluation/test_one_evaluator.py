@@ -95,13 +95,11 @@ def test_every_way_to_evaluate_gives_the_same_values(
     assert by_dataset(held) == expected
     rows = of_the_command(checkpoint, tmp_path, context)
     assert {name: row.value for name, row in rows.items()} == expected
-    # Texts are generated for ropes: its answers are not scored.
-    assert set(made["targets"]) == set(DATASETS) - {"ropes"}
+    assert set(made["targets"]) == set(DATASETS)
     for name, (log_p, tokens) in made["targets"].items():
         assert rows[name].target_tokens == tokens
         # Batches of another shape round otherwise.
         assert rows[name].target_log_p == pytest.approx(log_p, rel=1e-5)
-    assert rows["ropes"].target_log_p is rows["ropes"].cross_entropy is None
 
 
 def test_scores_come_in_the_suites_order_with_each_examples_counts(checkpoint, suite):

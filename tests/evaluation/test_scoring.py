@@ -18,6 +18,7 @@ import tokenizers
 from merging import evaluation, models, report, tasks
 from merging.cli.main import main
 from merging.evaluation import bootstrap, export, job, scores, store, tables
+from merging.evaluation.requests import reference_requests
 from merging.models import hf as families
 from merging.runtime import processes, results
 from merging.tasks.metrics import METRICS
@@ -132,6 +133,30 @@ def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset
     assert row.target_tokens == one.continuation_lengths[correct].sum() > EXAMPLES
     assert row.cross_entropy == pytest.approx(-log_p / row.target_tokens, rel=1e-4)
     assert one.bos_id == 0 and one.continuation_lengths.max() > 1
+
+
+def test_where_texts_are_generated_the_loss_is_of_their_references(made):
+    model = families.load(made / "a")
+    suite = tasks.suite("miniworld", test_examples=EXAMPLES, tokenizer=str(made / "a"))
+    (one,) = tasks.load_suite(
+        suite, "test", datasets=["ropes"], cache_dir=made / "scores_a" / "data"
+    )
+    sizes = zip(one.prompt_lengths, one.continuation_lengths, strict=True)
+    log_p = sum(
+        log_likelihood(model, one.prompts[i, :start], one.continuations[i, :size])
+        for i, (start, size) in enumerate(sizes)
+    )
+    (row,) = [r for r in results.read(made / "scores_a") if r.dataset == "ropes"]
+    assert not one.ranked and row.target_tokens == one.continuation_lengths.sum()
+    assert row.target_log_p == pytest.approx(log_p, rel=1e-4)
+
+
+def test_a_reference_is_scored_no_further_than_texts_are_generated(made, tmp_path):
+    suite = tasks.suite("miniworld", test_examples=3, tokenizer=str(made / "a"))
+    (one,) = tasks.load_suite(suite, "test", datasets=["ropes"], cache_dir=tmp_path)
+    short = dataclasses.replace(one, max_new_tokens=2)
+    asked = reference_requests(suite.dataset("ropes"), short, 0)
+    assert [len(r.choices[0]) for r in asked.requests] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("suite", ["jsonl", "miniworld"])
