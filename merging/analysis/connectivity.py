@@ -51,11 +51,20 @@ _KEYS = {
     **judged.SUITE,
 }
 BASE = "base"
+_MOST_DRAWN = 12  # paths in one figure; the rows have all
 Point = dict[str, Score]
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     """Do what a config says (see configs/analyze/connectivity.py), into a workdir.
+
+    Args:
+      config: the analysis'.
+      workdir: where to write, and to continue.
+      data: where the suite's rows are kept; in the workdir by default.
+
+    Returns:
+      Whether there was something to do.
 
     Raises:
       UserError: models, a suite or datasets that can't be used.
@@ -78,7 +87,7 @@ def run(config: Any, workdir: Path) -> None:
         inputs, experts, merged = describing.open_models(values)
         of = describing.identity(inputs, values)
         if describing.is_done(workdir, "connectivity", of):
-            return
+            return False
         uris = {name: inputs.experts[name].uri for name in (*experts, *merged)}
         del inputs  # the files; from here on models are in memory
         loaded = judged.load(values["base"], uris, values["dtype"])
@@ -89,7 +98,7 @@ def run(config: Any, workdir: Path) -> None:
         ]
 
         def judge(split: str, datasets: Sequence[str]) -> Judge:
-            how = values["count"], values["batch_size"], workdir / "data"
+            how = values["count"], values["batch_size"], data or workdir / "data"
             return Judge(loaded.decoder, suite, datasets, split, *how)
 
         test = judge(values["split"], chosen)
@@ -118,7 +127,7 @@ def run(config: Any, workdir: Path) -> None:
             ]
             total = sum(found.values())
             made.append(Row("disentanglement_error", total, at=scale))
-        path = rows.write(
+        rows.write(
             workdir,
             "connectivity",
             made,
@@ -128,9 +137,8 @@ def run(config: Any, workdir: Path) -> None:
             merged=merged,
         )
         figures.write(workdir, [_figure(paths, made)])
-        print(_summary(made))
-        print(f"Rows: {path}")
         kept.forget()
+    return True
 
 
 def _paths(experts: Sequence[str], merged: Sequence[str]) -> list[tuple[str, str]]:
@@ -257,13 +265,16 @@ def _figure(paths: Sequence[tuple[str, str]], made: Sequence[Row]) -> Figure:
     label = "loss (nats per token)" if quantity == "loss" else "error"
     curves = {
         f"{start} → {end}": figures.of_rows(made, quantity, of=(start, end))
-        for start, end in paths
+        for start, end in paths[:_MOST_DRAWN]
     }
     caption = "The mean loss over the datasets, on the way from one model to another."
+    if len(paths) > _MOST_DRAWN:
+        caption += f" The first {_MOST_DRAWN} of {len(paths)} paths."
     panel = Panel("share of the way", label, curves)
     return figures.curves("paths", "On the way", caption, [panel])
 
 
-def _summary(made: Sequence[Row]) -> str:
+def summary(made: Sequence[Row]) -> str:
+    """Return all but the points of the paths, as a table."""
     shown = [row for row in made if "loss" != row.quantity != "error"]
     return describing.as_table(shown)

@@ -112,8 +112,11 @@ def _opened(model: Any) -> Any:
     return _InMemory(model)
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> bool:
     """Do what a config says (see configs/analyze/geometry.py), into a workdir.
+
+    Returns:
+      Whether there was something to do.
 
     Raises:
       UserError: as `geometry`, or the workdir is another run's.
@@ -134,7 +137,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         inputs, experts, merged = open_models(values)
         of = identity(inputs, values)
         if is_done(workdir, "geometry", of):
-            return
+            return False
         partition, every = units.cut(inputs.abstracts, only, budget)
         place.claim(workdir, values)
         kept = Kept(workdir, of | {"blocks": block_digest(partition)})
@@ -154,7 +157,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             )
             made += spectra.rows(records, found.names, rank)
         if processes.is_first():
-            path = rows.write(
+            rows.write(
                 workdir,
                 "geometry",
                 made,
@@ -165,10 +168,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 groups=geometry_rows.matrices(found),
             )
             figures.write(workdir, figures.of_geometry(found, made))
-            print(summary(made))
-            print(f"Rows: {path}")
         processes.barrier("the analysis is written")
         kept.forget()
+    return True
 
 
 def open_models(values: Mapping[str, Any]) -> tuple[Inputs, list[str], list[str]]:
@@ -202,7 +204,7 @@ def block_digest(partition: Partition) -> str:
 
 
 def is_done(workdir: Path, analysis: str, of: Mapping[str, Any]) -> bool:
-    """Return whether a workdir holds this very analysis, and say so."""
+    """Return whether a workdir holds this very analysis."""
 
     def look() -> bool:
         try:
@@ -212,11 +214,7 @@ def is_done(workdir: Path, analysis: str, of: Mapping[str, Any]) -> bool:
         plain = json.loads(json.dumps({key: of[key] for key in _SHOWN}))
         return all(found[key] == value for key, value in plain.items())
 
-    if not processes.broadcast(look):
-        return False
-    if processes.is_first():
-        print(f"Nothing to do, it is analysed: {workdir / rows.FILE}")
-    return True
+    return processes.broadcast(look)
 
 
 def _together(

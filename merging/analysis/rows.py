@@ -3,6 +3,7 @@
 A file is {"version", "analysis", "settings", "inputs", "rows", …}; a row is
 
   quantity  what it is, such as "cosine" (each analysis lists its own)
+  group     of a sweep's analysis the experts that it is about, "8x/it/seed0"; else ""
   by        of which part: "model", "layer", "kind" (of matrix), "unit" (one of a
             layer), or "" where it is no part of a model
   layer     the layer's number, or null
@@ -16,8 +17,10 @@ A file is {"version", "analysis", "settings", "inputs", "rows", …}; a row is
 in this order of keys. The rows of a run come in the same order whenever it is made.
 """
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,8 @@ from merging.runtime.errors import UserError
 
 FILE = "analysis.json"
 VERSION = 1
+_LARGEST = 256 * 2**20
+_MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class Row(NamedTuple):
@@ -42,9 +47,11 @@ class Row(NamedTuple):
     low: float | None = None
     high: float | None = None
     unit: str = ""
+    group: str = ""
 
 
-_ORDER = ("quantity", "by", "layer", "kind", "of", "at", "value", "low", "high", "unit")
+_ORDER = ("quantity", "group", "by", "layer", "kind", "of", "at")
+_ORDER += ("value", "low", "high", "unit")
 
 
 def write(
@@ -60,7 +67,7 @@ def write(
 
     Args:
       workdir: the folder.
-      analysis: what was done: "geometry", "saturation", "connectivity", "law".
+      analysis: what was done: "geometry", "saturation", "connectivity", "law", "sweep".
       rows: what was found.
       settings: the config's, as plain JSON.
       inputs: what it was found of (`merge.manifest.describe_inputs`).
@@ -87,7 +94,7 @@ def read(workdir: Path, analysis: str | None = None) -> dict[str, Any]:
     """Return a workdir's record, each of its rows a `Row`.
 
     Args:
-      workdir: the folder, or its file.
+      workdir: the folder, or its file, which may be compressed (.json.gz).
       analysis: what it must be of; anything by default.
 
     Raises:
@@ -95,14 +102,24 @@ def read(workdir: Path, analysis: str | None = None) -> dict[str, Any]:
     """
     path = workdir / FILE if workdir.is_dir() else workdir
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(_text(path))
         rows = [Row(**row | {"of": tuple(row["of"])}) for row in record["rows"]]
         kind = record["analysis"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, *_MALFORMED) as error:
         raise UserError(f"{path} is no finished analysis ({error}).") from None
     if analysis is not None and kind != analysis:
         raise UserError(f"{path} holds the analysis {kind!r}, not {analysis!r}.")
     return record | {"rows": rows}
+
+
+def _text(path: Path) -> str:
+    if path.suffix != ".gz":
+        return path.read_text()
+    with gzip.open(path) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes, uncompressed")
+    return content.decode()
 
 
 def number(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Which analysis a config asks for."""
+"""Which analysis a config asks for, and what is said of it in the end."""
 
 import importlib
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from merging.runtime import storage
+from merging.analysis import rows
+from merging.runtime import processes, storage
 from merging.runtime.errors import UserError, nearest
 
 # {analysis: the module whose `run` does it}.
@@ -14,11 +15,12 @@ ANALYSES = {
     "geometry": "describing",
     "saturation": "saturation",
     "connectivity": "connectivity",
+    "sweep": "of_sweep",
 }
 
 
 def run(config: Any, workdir: Path) -> None:
-    """Do the analysis that a config names, into a workdir.
+    """Do the analysis that a config names, into a workdir, and print its numbers.
 
     Raises:
       UserError: an unknown one, or as the analysis itself.
@@ -34,4 +36,11 @@ def run(config: Any, workdir: Path) -> None:
     if named not in ANALYSES:
         raise nearest("analysis", named, ANALYSES)
     module = importlib.import_module(f"merging.analysis.{ANALYSES[named]}")
-    module.run(config, workdir)
+    done = module.run(config, workdir)
+    if processes.is_first():
+        path = workdir / rows.FILE
+        if not done:
+            print(f"Nothing to do, it is analysed: {path}")
+            return
+        print(module.summary(rows.read(workdir)["rows"]))
+        print(f"Rows: {path}")

@@ -76,8 +76,16 @@ _KEYS = {
 }
 
 
-def run(config: Any, workdir: Path) -> None:
+def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     """Do what a config says (see configs/analyze/saturation.py), into a workdir.
+
+    Args:
+      config: the analysis'.
+      workdir: where to write, and to continue.
+      data: where the suite's rows are kept; in the workdir by default.
+
+    Returns:
+      Whether there was something to do.
 
     Raises:
       UserError: models, a suite or densities that can't be used.
@@ -101,13 +109,13 @@ def run(config: Any, workdir: Path) -> None:
         inputs, experts, _ = describing.open_models(values | {"merged": ()})
         of = describing.identity(inputs, values)
         if describing.is_done(workdir, "saturation", of):
-            return
+            return False
         partition, _ = units.cut(inputs.abstracts, lambda path: True, budget)
         models, judges = None, {}
         if values["suite"].get("name"):
             uris = {name: inputs.experts[name].uri for name in experts}
             models = judged.load(values["base"], uris, values["dtype"])
-            judges = _judges(values, models, workdir / "data")
+            judges = _judges(values, models, data or workdir / "data")
         place.claim(workdir, values)
         blocks = describing.block_digest(partition)
         kept = Kept(workdir, of | {"blocks": blocks})
@@ -116,7 +124,7 @@ def run(config: Any, workdir: Path) -> None:
         if models is not None:
             critical = _critical(values, models, judges, kept)
             made += dimension_rows(found, critical, values["eta"])
-        path = rows.write(
+        rows.write(
             workdir,
             "saturation",
             made,
@@ -125,9 +133,11 @@ def run(config: Any, workdir: Path) -> None:
             experts=experts,
         )
         figures.write(workdir, [_figure(made)])
-        print(describing.as_table(made))
-        print(f"Rows: {path}")
         kept.forget()
+    return True
+
+
+summary = describing.as_table
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -50,8 +50,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="workdirs of `merging analyze` or `merging fit`, whose geometry,"
-        " saturation or law becomes a section of the page",
+        help="workdirs of `merging analyze` or `merging fit`, or their analysis.json"
+        " (also .gz): geometry, saturation, a whole sweep's, a law; each becomes a"
+        " section of the page",
     )
     parser.add_argument(
         "--out", type=any_path, metavar="DIR", help="(the first workdir's report/)"

@@ -5,8 +5,14 @@ from merging.models.functional import parameter_count
 from merging.runtime.errors import nearest
 
 # d_model, layers, heads, head_dim of each size; multi-query attention.
-_TINY = {"1x": (16, 2, 2, 16), "8x": (48, 3, 3, 16), "24x": (96, 3, 6, 16)}
-_TINY["64x"] = (128, 4, 8, 16)
+_TINY = {
+    "1x": (16, 2, 2, 16),
+    "8x": (48, 3, 3, 16),
+    "24x": (96, 3, 6, 16),
+    "64x": (128, 4, 8, 16),
+    "256x": (256, 5, 16, 16),
+    "1024x": (448, 6, 28, 16),
+}
 _TINY_MLP = 48
 
 # The same of PaLM's shape; 8b and 64b are its published 8B and 62B (arXiv 2204.02311,
@@ -23,9 +29,10 @@ FAMILIES = ("tiny", "palm")
 def sizes(family: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
     """Return the decoders of a family of sizes, smallest first.
 
-    ``tiny``: four multi-query SwiGLU decoders whose parameters stand 1 : 8 : 24 : 64
-    at any vocabulary, the largest near a million at 400 tokens: the smallest one's
-    size is given, the others' MLPs are made as wide as their share asks for.
+    ``tiny``: multi-query SwiGLU decoders whose parameters stand 1 : 8 : 24 : 64 : 256 :
+    1024 at any vocabulary, from 12,500 to 12.8 million at the miniworld's 299 tokens:
+    the smallest one's size is given, the others' MLPs are made as wide as their share
+    asks for.
 
     ``palm``: 1B, 8B, 24B and 64B in PaLM's shape (parallel blocks, multi-query
     attention, SwiGLU, tied embeddings), in bfloat16, each block recomputed in the
@@ -42,7 +49,7 @@ def sizes(family: str, *, vocab_size: int) -> dict[str, DecoderConfig]:
     smallest = _tiny("1x", vocab_size, _TINY_MLP)
     unit = parameter_count(smallest)
     found = {"1x": smallest}
-    for size in ("8x", "24x", "64x"):
+    for size in list(_TINY)[1:]:
         found[size] = _tiny(size, vocab_size, _mlp_width(size, vocab_size, unit))
     return found
 

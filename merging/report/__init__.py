@@ -4,6 +4,7 @@ The room is named as what it does: `merging.report(…)` is `merging.report.repo
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -37,7 +38,8 @@ def report(
       runs: config hash → what a workdir says of the run that rows come from, to be
         shown; those of the workdirs without it.
       analysed: (what was done, its rows) of analyses: geometry, saturation, laws; each
-        becomes a section of the page.
+        becomes a section of the page. Those of a whole sweep become one together, with
+        verdicts and figures of their own.
 
     Raises:
       UserError: no rows, rows that can't be read or do not belong together
@@ -48,9 +50,18 @@ def report(
     'index.html'
     """
     # Imported late: plotting needs matplotlib, and the command line must start quickly.
-    from merging.report import curves, figures, judging, page, tables, verdicts
+    from merging.report import (
+        curves,
+        explaining,
+        explaining_figures,
+        figures,
+        judging,
+        page,
+        tables,
+        verdicts,
+    )
 
-    rows = list(rows)
+    rows, analysed = list(rows), list(analysed)
     if runs is None:
         runs = workdir.runs(row for row in rows if not isinstance(row, Row))
     grid = summarise(_read(rows))
@@ -62,10 +73,26 @@ def report(
         tables.datasets(grid),
         tables.baselines(grid),
         tables.summary_of_baselines(grid),
-        judging.verdict_table(judged),
     ]
     drawn = figures.draw(grid)
     more = analyses.sections(analysed)
+    of_models = [rows for name, rows in analysed if name == analyses.SWEEP]
+    if of_models:
+        found = explaining.Analysed(itertools.chain(*of_models))
+        judged = (*judged, *explaining.verdicts(grid, found))
+        drawn += explaining_figures.draw(grid, found)
+        table = explaining.table(grid, found)
+        others.insert(0, table)
+        more.insert(
+            0,
+            document.Section(
+                "explained",
+                "Why more experts stop helping",
+                explaining_figures.panels(grid, found),
+                [table],
+            ),
+        )
+    others.append(judging.verdict_table(judged))
     files = {
         f"tables/{table.name}.csv": table.csv()
         for table in [*others, *(t for found in behind.values() for t in found)]
@@ -108,7 +135,7 @@ def _publish(directory: Folder, files: dict[str, bytes], whole: Document) -> Fol
     for name, data in files.items():
         storage.write_bytes(directory / name, data)
     for folder in ("figures", "tables"):
-        for path in (directory / folder).glob("F[1-6]*"):
+        for path in (directory / folder).glob("F[1-9]*"):
             if f"{folder}/{path.name}" not in files:
                 with contextlib.suppress(OSError):
                     path.unlink()

@@ -29,6 +29,7 @@ class Found(Protocol):
     at: float | None
     low: float | None
     high: float | None
+    group: str
 
 
 def sections(analyses: Iterable[tuple[str, Sequence[Found]]]) -> list[Section]:
@@ -221,7 +222,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Sequence[Found]], list[Panel]]]] = {
     "saturation": ("Why gains saturate", _saturation),
     "law": ("The merging law", _law),
 }
-DRAWN = tuple(_KINDS)
+SWEEP = "sweep"  # an analysis of a sweep's models, drawn beside its rows
+DRAWN = (*_KINDS, SWEEP)
 
 
 def _lines(

@@ -18,6 +18,7 @@ from merging.runtime.storage import Folder
 from merging.sweep import runners
 from merging.sweep.driver import finish, open_store
 from merging.sweep.experiment import Experiment
+from merging.sweep.finished import groups
 from merging.sweep.reading import planned, read
 from merging.sweep.rows import rows
 from merging.sweep.status import status
@@ -25,7 +26,7 @@ from merging.sweep.steps import Grid, part, with_needs
 from merging.sweep.store import Store
 
 __all__ = ["Experiment", "Grid", "Store", "finish", "open_store", "read", "status"]
-__all__ += ["planned", "rows", "sweep", "with_needs"]
+__all__ += ["groups", "planned", "rows", "sweep", "with_needs"]
 
 
 def sweep(config: Any, folder: Folder | str, shard: tuple[int, int] = (0, 1)) -> Folder:

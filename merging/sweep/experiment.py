@@ -153,9 +153,14 @@ class Experiment:
         experts; a larger subset of a seed contains its smaller ones, so that a curve
         over K shows experts being added.
         """
+        chosen = self.order(seed)[:count]
+        return tuple(c for c in self.suite.categories if c in chosen)
+
+    def order(self, seed: int) -> tuple[str, ...]:
+        """Return the categories in the order in which run `seed` adds their experts."""
         order = list(self.suite.categories)
         random.Random(f"subset/{self.suite.name}/{seed}").shuffle(order)
-        return tuple(c for c in self.suite.categories if c in order[:count])
+        return tuple(order)
 
     def counts(self, method: str) -> tuple[int, ...]:
         """Return the values of K that a method merges: those of two, 2 alone."""

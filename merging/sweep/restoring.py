@@ -85,6 +85,13 @@ def _model_bytes(experiment: Experiment, size: str, mesh: Mesh | None) -> float:
     return max(_bytes(models.abstract(decoder, mesh)) for decoder in decoders)
 
 
+def uri(experiment: Experiment, store: Store, step: Step) -> str:
+    """Return where a finished step's model is; of a given one, where it was given."""
+    if step.given:
+        return _given(experiment, step)[0]
+    return str(store.path(step) / "checkpoint")
+
+
 def restore(
     experiment: Experiment, store: Store, step: Step, mesh: Mesh | None = None
 ) -> models.Params:

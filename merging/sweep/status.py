@@ -1,15 +1,11 @@
 """The state of a workdir's grid: done, running, failed, and the time left."""
 
-import json
 from collections import Counter
 
-from ml_collections import ConfigDict
-
 from merging.runtime import storage, text, workdir
-from merging.runtime.errors import UserError
 from merging.runtime.storage import Folder
-from merging.sweep.reading import read
-from merging.sweep.steps import Grid, Step, part, with_needs
+from merging.sweep.finished import grid_of
+from merging.sweep.steps import Step, part, with_needs
 from merging.sweep.store import Broken, Store
 
 STATES = ("done", "begun", "failed", "waiting")
@@ -23,7 +19,7 @@ def status(folder: Folder | str) -> str:
     """
     store = Store(storage.place(folder, "--workdir"))
     store.look()
-    steps = with_needs(part(_grid(store).targets(), *store.part()))
+    steps = with_needs(part(grid_of(store).targets(), *store.part()))
     states = {step: _state(store, step) for step in steps}
     counts: dict[str, Counter[str]] = {}
     for step, state in states.items():
@@ -37,26 +33,6 @@ def status(folder: Folder | str) -> str:
         lines += ["", *(_line(store, step, state) for step in listed)] * bool(listed)
     lines += ["", _driver(store), _left(store, states)]
     return "\n".join(line for line in lines if line is not None)
-
-
-def _grid(store: Store) -> Grid:
-    path = store.workdir / workdir.CONFIG
-    try:
-        config = json.loads(path.read_text())["config"]
-        if "experts_merged" not in config:  # a training's
-            raise KeyError(config)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{store.workdir} holds no sweep (no config.json that can be read); name "
-            "the --workdir of one."
-        ) from None
-    try:
-        return Grid(read(ConfigDict(config)))
-    except UserError as error:
-        raise UserError(
-            f"the config in {store.workdir} can't be read here: {error}\n"
-            "Its paths are as they were where the sweep was started."
-        ) from error
 
 
 def _state(store: Store, step: Step) -> str:

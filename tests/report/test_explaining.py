@@ -1,0 +1,196 @@
+"""What explains saturation: claims and figures of a sweep's rows and analyses."""
+
+import dataclasses
+import gzip
+import statistics
+
+import pytest
+
+from merging.analysis import rows as analysis_rows
+from merging.analysis.rows import Row
+from merging.cli.main import main
+from merging.report import explaining
+from merging.report.judging import FAILS, HOLDS, UNTESTED
+from merging.report.summaries import summarise
+from merging.runtime import results
+
+SIZES = {"1x": 16_000, "64x": 1_024_000}
+METHODS = ("average", "ties", "dare_ties", "rht")
+COUNTS = (2, 4, 6, 8)
+EXPERTS = tuple(f"skill{i}" for i in range(8))
+
+
+def analysed(small=1.0, large=0.5, star=8, rht=0.9, width=lambda K: K / 8):
+    """Rows of every group: numbers of the small and of the large size as given."""
+    made = []
+    for size, params in SIZES.items():
+        level = small if size == "1x" else large
+        for base in ("pt", "it"):
+            for seed in range(2):
+                own = level + 0.01 * seed + (0.02 if base == "pt" else 0.0)
+                found = [Row("params", params)]
+                found += [Row("critical_density", own / 2, of=(e,)) for e in EXPERTS]
+                found += [Row("loss_barrier", own, of=EXPERTS[:2])]
+                found += [Row("loss_barrier", 9.0, of=("base", "multitask"))]
+                found += [Row("loss_barrier", own / 3, of=("base", "ties_K8"))]
+                found += [Row("loss_barrier", own / 4, of=(EXPERTS[0], "ties_K8"))]
+                found += [
+                    Row("disentanglement_error", own / 5, of=(e,), at=0.3)
+                    for e in EXPERTS
+                ]
+                found += [Row("disentanglement_error", own, at=0.3)]
+                for K in range(1, 9):
+                    found += [Row("mean_width", width(K), of=EXPERTS, at=K)]
+                    found += [Row("effective_rank", float(K), of=EXPERTS, at=K)]
+                for space in ("parameters", "coordinates"):
+                    found += [Row("threshold", star, of=(space,), at=8)]
+                for K in COUNTS:
+                    for method in METHODS:
+                        of = (f"{method}_K{K}",)
+                        share = rht if method == "rht" else 0.5
+                        for name in explaining.COVERED:
+                            value = share * (params if name == "coordinates" else 1)
+                            found += [Row(name, value, "model", of=of)]
+                for name, value in (("multitask", 0.9), ("ties_K8", 0.5)):
+                    found += [Row("plain_value", value - 0.1, of=(name,))]
+                    found += [Row("wise_ft_value", value, of=(name,))]
+                group = f"{size}/{base}/seed{seed}"
+                made += [row._replace(group=group) for row in found]
+    return made
+
+
+@pytest.fixture(scope="module")
+def rows(run):
+    return run(tuple(SIZES), ("pt", "it"), METHODS, COUNTS, seeds=2)
+
+
+@pytest.fixture(scope="module")
+def grid(rows):
+    return summarise(rows)
+
+
+def outcomes(grid, found):
+    judged = explaining.verdicts(grid, explaining.Analysed(found))
+    return {verdict.key: verdict.outcome for verdict in judged}
+
+
+def test_saturation_is_the_first_k_that_brings_a_twentieth_of_the_first():
+    assert explaining.measured({2: 0.2, 4: 0.3, 6: 0.309, 8: 0.4}) == 6
+    assert explaining.measured({2: 0.2, 4: 0.3, 6: 0.4}) is None
+    assert explaining.measured({2: 0.2, 4: 0.1}) == 4
+    assert explaining.measured({2: -0.2, 4: 0.1}) == 0
+    # From the base to K = 2, two experts were added.
+    assert explaining.measured({2: 0.2, 3: 0.206}) is None
+    assert explaining.measured({2: 0.2, 3: 0.2049}) == 3
+
+
+def test_two_k_between_the_same_ones_that_were_run_are_alike():
+    assert explaining.step(3, COUNTS) == explaining.step(4, COUNTS) == 1
+    assert explaining.step(5, COUNTS) == 2
+    assert explaining.step(99, COUNTS) == explaining.step(float("inf"), COUNTS) == 4
+
+
+SIZE_CLAIMS = (
+    "larger_need_a_smaller_share",
+    "larger_have_lower_barriers",
+    "larger_disentangle",
+)
+
+
+def test_every_claim_about_size_can_come_out_either_way(grid):
+    up, down = (outcomes(grid, analysed(*pair)) for pair in ((1.0, 0.5), (0.5, 1.0)))
+    for key in SIZE_CLAIMS:
+        assert (up[key], down[key]) == (HOLDS, FAILS), key
+    assert up["it_disentangles"] == HOLDS
+    assert up["optimised_multitask"] == HOLDS
+    assert outcomes(grid, analysed())["rht_covers_more"] == HOLDS
+    assert outcomes(grid, analysed(rht=0.1))["rht_covers_more"] == FAILS
+
+
+def test_the_theory_is_held_against_each_curve(grid):
+    found = explaining.Analysed(analysed())
+    seen = [
+        explaining.measured({K: of[seed] for K, of in curve.items()})
+        for size in SIZES
+        for base in ("pt", "it")
+        for method in METHODS
+        for seed in range(2)
+        for curve in [explaining.curves(grid, size, base, method)]
+    ]
+    assert len(seen) == 32
+    (verdict,) = explaining.verdicts(grid, found)[:1]
+    # K* = 8 says that it comes between 6 and 8.
+    same = [1.0 if explaining.step(K or 99, COUNTS) == 3 else -1.0 for K in seen if K]
+    same += [-1.0 for K in seen if K is None]
+    of = verdict.tests[0]
+    assert of.agree + of.against + of.level == 16
+    assert of.mean == pytest.approx(statistics.fmean(same), abs=1e-9)
+    assert (
+        f"Of 32 curves of one size, base, method and run, {seen.count(None)}"
+        in (verdict.notes[0])
+    )
+
+
+def test_a_gain_that_bends_as_a_curve_does_agrees_with_it(grid):
+    def verdict(found):
+        made = explaining.verdicts(grid, explaining.Analysed(found))
+        return next(v for v in made if v.key == "gains_bend_as_widths")
+
+    for middle in (0.5, 0.75, 1.0):  # of the width that is there at K = 4 of 8
+        width = {4: middle, 8: 1.0}
+        apart = [
+            0.1 - abs(of[4][seed] / of[8][seed] - middle)
+            for size in SIZES
+            for base in ("pt", "it")
+            for method in METHODS
+            for of in [explaining.curves(grid, size, base, method)]
+            for seed in range(2)
+        ]
+        (test,) = verdict(analysed(width=lambda K, w=width: w.get(K, 0.1))).tests
+        assert test.mean == pytest.approx(statistics.fmean(apart))
+        assert test.outcome == (HOLDS if min(apart) > 0 else FAILS)
+
+
+def test_the_multitask_model_is_no_merge():
+    found = explaining.Analysed(analysed())
+    assert found.barrier("1x", "it", "base")[0] == pytest.approx(1 / 3)
+    assert found.barrier("1x", "it", "merge")[0] == pytest.approx(1 / 4)
+    assert found.barrier("1x", "it", "experts") == pytest.approx({0: 1.0, 1: 1.01})
+    share = found.covered("64x", "it", "ties", 4, "coordinates")
+    assert share == pytest.approx({0: 0.5, 1: 0.5})
+
+
+def test_what_was_not_analysed_is_not_tested(grid):
+    kept = [row for row in analysed() if row.quantity in ("params", "mean_width")]
+    found = outcomes(grid, kept)
+    assert found["larger_have_lower_barriers"] == UNTESTED
+    assert found["rht_covers_more"] == UNTESTED
+
+
+def test_a_report_draws_a_sweeps_analysis(rows, tmp_path, capsys):
+    results.write(tmp_path / "curves" / results.FILE, rows)
+    analysis_rows.write(tmp_path / "analysed", "sweep", analysed(), settings={})
+    plain = tmp_path / "analysed" / analysis_rows.FILE
+    packed = tmp_path / "analysed.json.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    command = ["report", "--workdir", str(tmp_path / "curves"), "--analysis"]
+    out = ["--out", str(tmp_path / "page")]
+    assert main([*command, str(packed), *out]) == 0, capsys.readouterr().err
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Why more experts stop helping" in page
+    assert "Experts of larger models are better connected" in page
+    lines = (tmp_path / "page" / "tables" / "saturation.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 2
+    assert lines[1].startswith("1x,16000,pt,0,4,") and ",beyond," in lines[1]
+    for name in ("F7_it", "F8", "F9", "F10_pt", "F11"):
+        assert (tmp_path / "page" / "figures" / f"{name}.png").stat().st_size > 5000
+    packed.write_bytes(packed.read_bytes()[:-20])
+    assert main([*command, str(packed), *out]) == 2
+    assert "is no finished analysis" in capsys.readouterr().err
+
+
+def test_a_report_without_the_analysis_has_no_such_claims(rows, tmp_path):
+    fewer = [dataclasses.replace(row, config_hash="c1") for row in rows[:200]]
+    results.write(tmp_path / results.FILE, fewer)
+    assert main(["report", "--workdir", str(tmp_path)]) == 0
+    assert "better connected" not in (tmp_path / "report" / "index.html").read_text()
