@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.weights = "k"  # of an observation: its k; or none
     config.fit_k = 0  # a second fit on k up to this, to predict the rest; 0: none
     config.fit_N = 0  # the same of N, parameters
+    config.predict_N = ()  # parameters of models that nobody has merged yet
     config.resamples = 200  # of the bootstrap, over seeds and subsets
     config.level = 0.95  # of intervals
     config.seed = 0  # of the bootstrap

@@ -8,12 +8,15 @@ and the size of a saturating law, or a CSV's own):
   observations     how many were fitted
   at_bound         of = (group, name): 1 for a number that the data do not tell
   observed, fitted of = (group, N): at = k, the mean, and the law with its interval
+  predicted        of = (group, N) of `predict_N`: at = k, with the interval of one more
+                   merge's value
   held_out_observed, held_out_predicted
                    of = (group, the test, N): at = k, with the interval of such a mean
   held_out_error   of = (group, the test): mean of |predicted − observed| / |observed|
   held_out_covered of = (group, the test): share of intervals that hold the observed
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +39,7 @@ _KEYS = {
     "weights": "k",
     "fit_k": 0,
     "fit_N": 0,
+    "predict_N": (),
     "resamples": 200,
     "level": 0.95,
     "seed": 0,
@@ -98,6 +102,11 @@ def _check(values: Mapping[str, Any]) -> None:
             raise nearest(key, values[key], valid)
     if values["resamples"] < 2 or not 0 < values["level"] < 1:
         raise UserError("resamples must be 2 or more, and level between 0 and 1.")
+    if values["predict_N"] and values["form"] == laws.SATURATING:
+        raise UserError("predict_N: the saturating law is of one N each.")
+    for N in values["predict_N"]:
+        if not isinstance(N, (int, float)) or not 0 < N < math.inf:
+            raise UserError(f"predict_N holds {N!r}, no number of parameters.")
 
 
 def _fitted(
@@ -112,6 +121,7 @@ def _fitted(
     how = {key: values[key] for key in ("resamples", "level", "seed")}
     sure = bootstrap(observed, form, weights, **how)
     made = list(_law_rows(group, observed, sure))
+    made += _prediction_rows(group, observed, sure, values["predict_N"])
     tests: dict[str, list[Prediction]] = {}
     for name, key, limit in (
         ("k", "k", values["fit_k"]),
@@ -154,6 +164,16 @@ def _law_rows(
         low, high = map(number, sure.around(N, k))
         fitted = float(law.predict(N, k))
         yield Row("fitted", fitted, of=of, at=k, low=low, high=high)
+
+
+def _prediction_rows(
+    group: str, observed: Sequence[Observation], sure: Sureness, sizes: Sequence[float]
+) -> Iterator[Row]:
+    for N in sizes:
+        for k in sorted({one.k for one in observed}):
+            low, high = map(number, sure.around(N, k, observations=1))
+            value, of = float(sure.law.predict(N, k)), (group, f"{N:g}")
+            yield Row("predicted", value, of=of, at=k, low=low, high=high)
 
 
 def _cells(observed: Sequence[Observation]) -> list[tuple[float, float, float]]:
@@ -215,10 +235,16 @@ def _figure(
 def _summary(made: Sequence[Row]) -> str:
     lines: list[tuple[object, ...]] = [("group", "quantity", "value", "from", "to")]
     shown = ("parameter", "r_squared", "rmse", "held_out_error", "held_out_covered")
+    shown += ("predicted",)
     for row in made:
         if row.quantity in shown:
             of = row.quantity if row.quantity != "parameter" else row.of[1]
             of = f"{of}, {row.of[1]}" if row.quantity.startswith("held") else of
+            of = (
+                f"N = {row.of[1]}, k = {row.at:g}"
+                if row.quantity == "predicted"
+                else of
+            )
             numbers = (row.value, row.low, row.high)
             cells = ("" if x is None else f"{x:.4g}" for x in numbers)
             lines.append((row.of[0], of, *cells))

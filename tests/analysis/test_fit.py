@@ -97,6 +97,22 @@ def test_a_law_of_a_runs_losses_predicts_larger_k_and_n(tmp_path, capsys):
     assert (tmp_path / "out" / "figures" / "law_0.png").exists()
 
 
+def test_what_nobody_has_run_is_predicted_with_the_interval_of_a_further_merge(
+    tmp_path,
+):
+    results.write(tmp_path / "rows.jsonl", run(sizes=(1000, 4000, 16000, 64000)))
+    rows = tmp_path / "rows.jsonl"
+    assert fit(tmp_path, "fit/law", rows, predict_N="256000,1e6") == 0
+    made = found(tmp_path)
+    truth = 1 + 5 * 256000**-0.3 + 4 * 256000**-0.2 / 4.5
+    one = made["predicted", ("tiny/pt/ties", "256000"), 4]
+    assert one.low < one.value < one.high
+    assert one.value == pytest.approx(truth, rel=0.005)
+    assert made["predicted", ("tiny/pt/ties", "1e+06"), 8].value < one.value
+    for form, sizes in (("fit/saturating", "64000"), ("fit/law", "-1")):
+        assert fit(tmp_path, form, rows, predict_N=sizes) == 2
+
+
 def test_gains_over_the_base_saturate_size_by_size(tmp_path, capsys):
     results.write(tmp_path / "rows.jsonl", run(seeds=1))
     assert fit(tmp_path, "fit/saturating", tmp_path / "rows.jsonl") == 0
