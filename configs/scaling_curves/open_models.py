@@ -4,7 +4,8 @@
         --config.data.files=dev.jsonl --config.mesh.fsdp=-1 --workdir curves
 
 MODELS is the folder (or gs://, s3://) that holds what the table below names; for other
-models copy this file and change the table. Any format that `merge` takes will do.
+models copy this file and change the table. Any format that `merge` takes will do, LoRA
+adapters included.
 """
 
 import own_models

@@ -1,7 +1,8 @@
 """Given checkpoints of a known family: bases and experts that a sweep does not make.
 
 They are read where they lie, straight to the devices, and never copied: a step that
-takes one is keyed by its content, and refuses it should that have changed.
+takes one is keyed by its content, and refuses it should that have changed. An expert
+may be a LoRA adapter, whose rows are made on the base's as they are read.
 """
 
 import dataclasses
@@ -85,6 +86,18 @@ def _combinations(
         wanted = [told[kind]] if kind in told else names
         found = [(*before, name) for before in found for name in wanted]
     return found
+
+
+def model_of(path: str, base: str) -> str:
+    """Return the path of the model that an expert is: an adapter's is BASE+ADAPTER.
+
+    Args:
+      path: as it was given.
+      base: its base's; "" for a base.
+    """
+    place = hub.fetched(path, weights=False)
+    adapter = base and "+" not in place and checkpoints.is_adapter(place)
+    return f"{base}+{path}" if adapter else path
 
 
 def size(path: str) -> str:
@@ -175,10 +188,8 @@ def load(
     Raises:
       UserError: another digest by now.
     """
-    _unchanged(path, expected, described)
-    return families.load(
-        path, dtype=dtype, mesh=mesh, described=_described(path, described)
-    )[1]
+    model = _unchanged(path, expected, described)
+    return families.read(model, dtype=dtype, mesh=mesh)[1]
 
 
 def stored(
@@ -201,7 +212,7 @@ def stored(
 
 def _unchanged(path: str, expected: str, described: str) -> families.Model:
     """Open a checkpoint, and refuse another than the sweep began with."""
-    fresh = families.open_model(path, _described(path, described))
+    fresh = families.open_model(model_of(path, described), _described(path, described))
     # An object in a bucket would be read whole for it.
     if not path.startswith(storage.REMOTE) and expected != processes.broadcast(
         lambda: families.identity(fresh)
@@ -228,6 +239,7 @@ def require_folder(path: str, key: str = "pretrained_bases") -> None:
 
 def _described(path: str, other: str) -> str | None:
     """Return the folder with a checkpoint's config.json: its own if it has one."""
+    path = model_of(path, other)
     own = families.CONFIG in checkpoints.auxiliary_files(path)
     return None if own or not other else other
 
@@ -235,4 +247,4 @@ def _described(path: str, other: str) -> str | None:
 @functools.lru_cache(maxsize=256)
 def _opened(path: str, described: str = "") -> families.Model:
     require_folder(path, "given_experts" if described else "pretrained_bases")
-    return families.open_model(path, _described(path, described))
+    return families.open_model(model_of(path, described), _described(path, described))

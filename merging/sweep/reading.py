@@ -115,7 +115,8 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
             values[phase] = config_keys.section(Phase, values[phase], phase)
     experiment = Experiment(**values)
     ours = experiment.family in models.FAMILIES
-    if bases and not (ours or experiment.param_dtype) and experiment.trains():
+    learned = experiment.trains() or (not planned and _adapters(experiment))
+    if bases and not (ours or experiment.param_dtype) and learned:
         # What was learned, in full.
         experiment = dataclasses.replace(experiment, param_dtype="float32")
     experiment.load_methods()
@@ -128,6 +129,14 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
     if not planned and experiment.trains():
         loggers.require_known(experiment.logger)
     return experiment
+
+
+def _adapters(experiment: Experiment) -> bool:
+    """Return whether some given expert is a LoRA adapter."""
+    return any(
+        given.model_of(path, experiment.folder(size, base)) != path
+        for (size, base, _), path in experiment.given_experts.items()
+    )
 
 
 def _name_sizes(values: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def _model_bytes(experiment: Experiment, size: str, mesh: Mesh | None) -> float:
 def uri(experiment: Experiment, store: Store, step: Step) -> str:
     """Return where a finished step's model is; of a given one, where it was given."""
     if step.given:
-        return _given(experiment, step)[0]
+        return given.model_of(*_given(experiment, step))
     return str(store.path(step) / "checkpoint")
 
 

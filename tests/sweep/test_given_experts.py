@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import lora
 import pytest
 import together
 from ml_collections import ConfigDict
@@ -273,3 +274,69 @@ def test_an_entry_that_names_more_goes_before_one_that_names_less():
         ("1B", "pt", "code"): "raw",
         ("8B", "pt", "code"): "raw",
     }
+
+
+def with_an_adapter(folder: Path, where: Path) -> tuple[str, Path]:
+    """Return an adapter of the base, and the folder of the model that it makes."""
+    base = str(folder / "base")
+    _, params = families.load(base)
+    modules = [
+        f"model.layers.{n}.mlp.down_proj" for n in range(LLAMA["num_hidden_layers"])
+    ]
+    shapes = {
+        f"{m}.weight": (LLAMA["hidden_size"], LLAMA["intermediate_size"])
+        for m in modules
+    }
+    tensors = lora.factors(3, modules, rank=2, shapes=shapes)
+    adapter = lora.save(where / "adapter", tensors, r=2, lora_alpha=8)
+    made = merging.merge_checkpoints(
+        base, [f"air={adapter}"], "task_arithmetic(scale=1.0)", str(where / "folded")
+    )
+    return adapter, Path(made)
+
+
+def with_air(folder: Path, path: str) -> str:
+    """Return the given experts, of which one is another."""
+    own = [f"{name}={folder / name}" for name in CATEGORIES if name != "air"]
+    return ",".join([*own, f"air={path}"])
+
+
+@pytest.mark.long
+def test_an_adapter_is_an_expert_and_gives_the_rows_of_its_model(folder, tmp_path):
+    adapter, folded = with_an_adapter(folder, tmp_path)
+    found = {}
+    for name, path in (("adapter", adapter), ("folded", str(folded))):
+        chosen = flags(folder, given_experts=with_air(folder, path))
+        command = ["sweep", "--config", "scaling_curves/own_models"]
+        values = [f"--config.{k}={v}" for k, v in chosen.items()]
+        out = tmp_path / name / "run"
+        assert main([*command, "--workdir", str(out), *values]) == 0
+        found[name] = {
+            (r.method, r.subset, r.dataset): r.value for r in results.read(out)
+        }
+        groups, _ = merging.sweep.groups(out)
+        assert groups[0].experts["air"] == (
+            f"{folder / 'base'}+{path}" if name == "adapter" else path
+        )
+    assert found["adapter"] == found["folded"]
+    assert ("expert", ("air",), "winds") in found["adapter"]
+
+
+def test_an_adapter_that_changed_is_another_expert(folder, tmp_path):
+    adapter, _ = with_an_adapter(folder, tmp_path)
+    before = given.digest(adapter, str(folder / "base"))
+    settings = Path(adapter) / "adapter_config.json"
+    settings.write_text(
+        settings.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9')
+    )
+    given.digest.cache_clear()
+    given._opened.cache_clear()
+    assert given.digest(adapter, str(folder / "base")) != before
+    with pytest.raises(UserError, match="has changed since this sweep began"):
+        given.load(adapter, before, "float32", described=str(folder / "base"))
+
+
+def test_an_adapter_of_another_model_is_refused_before_any_work(folder, tmp_path):
+    other = lora.save(tmp_path / "other", lora.factors(0))
+    with pytest.raises(UserError, match="other"):
+        read(own_models(folder, given_experts=with_air(folder, other)))
