@@ -142,8 +142,7 @@ class Totals:
         return np.concatenate([gram.sum(axis=0)[self._pairs], rest])
 
     def _counted(self, deltas: np.ndarray, thresholds: Sequence[Any]) -> np.ndarray:
-        up = np.packbits(deltas > 0, axis=1)
-        down = np.packbits(deltas < 0, axis=1)
+        up, down = _packed(deltas > 0), _packed(deltas < 0)
         moved = up | down
         counts = [
             *_both(moved, moved, self._pairs),
@@ -155,9 +154,17 @@ class Totals:
         ]
         for keys in thresholds:
             magnitudes = _magnitudes(deltas, keys.dtype)
-            kept = np.packbits(magnitudes >= keys[:, None], axis=1) & moved
+            kept = _packed(magnitudes >= keys[:, None]) & moved
             counts += _both(kept, kept, self._pairs)
         return np.array(counts, np.int64)
+
+
+def _packed(flags: np.ndarray) -> np.ndarray:
+    """Return flags [n, m] as bits in words, uint64 [n, ⌈m / 64⌉], the rest 0."""
+    found = np.packbits(flags, axis=1)
+    if over := -found.shape[1] % 8:
+        found = np.pad(found, ((0, 0), (0, over)))
+    return found.view(np.uint64)
 
 
 def _both(one: np.ndarray, other: np.ndarray, pairs: Any) -> list[int]:
