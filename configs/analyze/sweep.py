@@ -23,8 +23,14 @@ def get_config() -> ConfigDict:
     config.parts = ("geometry", "saturation", "connectivity")
     config.geometry = ConfigDict(dict(densities=(0.2,), spectral_rank=2))
     config.saturation = ConfigDict(
-        dict(densities=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005), orders=64)
+        dict(
+            densities=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
+            orders=64,
+            batch_size=128,
+        )
     )
-    config.connectivity = ConfigDict(dict(points=11, count=32, scales=(0.3, 1.0)))
+    config.connectivity = ConfigDict(
+        dict(points=11, count=32, scales=(0.3, 1.0), batch_size=128)
+    )
     config.merges = ("task_arithmetic_K8",)  # METHOD_KN, of connectivity
     return config
