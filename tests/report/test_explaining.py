@@ -4,12 +4,13 @@ import dataclasses
 import gzip
 import statistics
 
+import browser
 import pytest
 
 from merging.analysis import rows as analysis_rows
 from merging.analysis.rows import Row
 from merging.cli.main import main
-from merging.report import explaining
+from merging.report import explaining, explaining_figures, figures
 from merging.report.judging import FAILS, HOLDS, UNTESTED
 from merging.report.summaries import summarise
 from merging.runtime import results
@@ -187,6 +188,27 @@ def test_a_report_draws_a_sweeps_analysis(rows, tmp_path, capsys):
     packed.write_bytes(packed.read_bytes()[:-20])
     assert main([*command, str(packed), *out]) == 2
     assert "is no finished analysis" in capsys.readouterr().err
+
+
+def test_the_page_draws_the_numbers_and_reads_well(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda grid: [])  # those for papers
+    monkeypatch.setattr(explaining_figures, "draw", lambda *of: [])
+    rows = run(tuple(SIZES), ("it",), METHODS, (2, 8), seeds=2)
+    results.write(tmp_path / results.FILE, rows)
+    of_it = [row for row in analysed() if "/it/" in row.group]
+    analysis_rows.write(tmp_path / "analysed", "sweep", of_it, settings={})
+    command = ["report", "--workdir", str(tmp_path), "--analysis"]
+    assert main([*command, str(tmp_path / "analysed")]) == 0
+    path = tmp_path / "report" / "index.html"
+    with browser.chromium() as chromium, browser.opened(chromium, path) as shown:
+        (barriers,) = shown.evaluate(
+            "document.querySelector('#F8_0 .plot').data.map(({x, y}) => ({x, y}))"
+        )
+        assert barriers["x"] == list(SIZES.values())
+        assert barriers["y"] == pytest.approx([1.005, 0.505])
+        verdicts = shown.text_content("#verdicts")
+        assert "Experts of larger models are better connected" in verdicts
+        browser.reads_well(shown)
 
 
 def test_a_report_without_the_analysis_has_no_such_claims(rows, tmp_path):
