@@ -6,9 +6,9 @@
         --config.data.files=dev.jsonl --workdir curves
 
 BASE and the experts are folders (or gs:// and s3://) of a known family, safetensors or
-Orbax; an expert may also be a LoRA adapter of BASE, as PEFT saves it. A line of dev.jsonl
-names the category, which is that of an expert; half of a dataset's lines choose λ, the
-other half is for the figures. One size, or several:
+Orbax; an expert may also be a LoRA adapter of BASE, as PEFT saves it. A line of
+dev.jsonl names the category, which is that of an expert; half of a dataset's lines
+choose λ, the other half is for the figures. One size, or several:
 --config.pretrained_bases=BASE1,BASE2 --config.given_experts=135M/math=…,1.7B/math=….
 """
 

@@ -57,6 +57,7 @@ def report(
         figures,
         judging,
         page,
+        sweep_analysis,
         tables,
         verdicts,
     )
@@ -78,10 +79,10 @@ def report(
     more = analyses.sections(analysed)
     of_models = [rows for name, rows in analysed if name == analyses.SWEEP]
     if of_models:
-        found = explaining.Analysed(itertools.chain(*of_models))
+        found = sweep_analysis.Analysed(itertools.chain(*of_models))
         judged = (*judged, *explaining.verdicts(grid, found))
         drawn += explaining_figures.draw(grid, found)
-        table = explaining.table(grid, found)
+        table = sweep_analysis.table(grid, found)
         others.insert(0, table)
         more.insert(
             0,

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from merging.report import explaining, plotting
 from merging.report.analyses import ORDINALS
 from merging.report.document import Panel, plot
-from merging.report.explaining import BETWEEN, Analysed
 from merging.report.plotting import BASE_NAMES, Figure, Look
 from merging.report.summaries import Grid, Spread, spread
+from merging.report.sweep_analysis import BETWEEN, Analysed, curves
 
 
 class Axes(NamedTuple):
@@ -134,7 +134,7 @@ def _bending(grid: Grid, found: Analysed) -> list[Drawing]:
         for size in found.sizes:
             gain: dict[int, dict[Any, float]] = {}
             for method in grid.methods:
-                for K, of in explaining.curves(grid, size, base, method).items():
+                for K, of in curves(grid, size, base, method).items():
                     own = {(method, seed): value for seed, value in of.items()}
                     gain.setdefault(K, {}).update(own)
             lines = {

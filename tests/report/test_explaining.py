@@ -10,9 +10,10 @@ import pytest
 from merging.analysis import rows as analysis_rows
 from merging.analysis.rows import Row
 from merging.cli.main import main
-from merging.report import explaining, explaining_figures, figures
+from merging.report import explaining, explaining_figures, figures, sweep_analysis
 from merging.report.judging import FAILS, HOLDS, UNTESTED
 from merging.report.summaries import summarise
+from merging.report.sweep_analysis import step
 from merging.runtime import results
 
 SIZES = {"1x": 16_000, "64x": 1_024_000}
@@ -71,24 +72,24 @@ def grid(rows):
 
 
 def outcomes(grid, found):
-    judged = explaining.verdicts(grid, explaining.Analysed(found))
+    judged = explaining.verdicts(grid, sweep_analysis.Analysed(found))
     return {verdict.key: verdict.outcome for verdict in judged}
 
 
 def test_saturation_is_the_first_k_that_brings_a_twentieth_of_the_first():
-    assert explaining.measured({2: 0.2, 4: 0.3, 6: 0.309, 8: 0.4}) == 6
-    assert explaining.measured({2: 0.2, 4: 0.3, 6: 0.4}) is None
-    assert explaining.measured({2: 0.2, 4: 0.1}) == 4
-    assert explaining.measured({2: -0.2, 4: 0.1}) == 0
+    assert sweep_analysis.measured({2: 0.2, 4: 0.3, 6: 0.309, 8: 0.4}) == 6
+    assert sweep_analysis.measured({2: 0.2, 4: 0.3, 6: 0.4}) is None
+    assert sweep_analysis.measured({2: 0.2, 4: 0.1}) == 4
+    assert sweep_analysis.measured({2: -0.2, 4: 0.1}) == 0
     # From the base to K = 2, two experts were added.
-    assert explaining.measured({2: 0.2, 3: 0.206}) is None
-    assert explaining.measured({2: 0.2, 3: 0.2049}) == 3
+    assert sweep_analysis.measured({2: 0.2, 3: 0.206}) is None
+    assert sweep_analysis.measured({2: 0.2, 3: 0.2049}) == 3
 
 
 def test_two_k_between_the_same_ones_that_were_run_are_alike():
-    assert explaining.step(3, COUNTS) == explaining.step(4, COUNTS) == 1
-    assert explaining.step(5, COUNTS) == 2
-    assert explaining.step(99, COUNTS) == explaining.step(float("inf"), COUNTS) == 4
+    assert step(3, COUNTS) == step(4, COUNTS) == 1
+    assert step(5, COUNTS) == 2
+    assert step(99, COUNTS) == step(float("inf"), COUNTS) == 4
 
 
 SIZE_CLAIMS = (
@@ -109,19 +110,19 @@ def test_every_claim_about_size_can_come_out_either_way(grid):
 
 
 def test_the_theory_is_held_against_each_curve(grid):
-    found = explaining.Analysed(analysed())
+    found = sweep_analysis.Analysed(analysed())
     seen = [
-        explaining.measured({K: of[seed] for K, of in curve.items()})
+        sweep_analysis.measured({K: of[seed] for K, of in curve.items()})
         for size in SIZES
         for base in ("pt", "it")
         for method in METHODS
         for seed in range(2)
-        for curve in [explaining.curves(grid, size, base, method)]
+        for curve in [sweep_analysis.curves(grid, size, base, method)]
     ]
     assert len(seen) == 32
     (verdict,) = explaining.verdicts(grid, found)[:1]
     # K* = 8 says that it comes between 6 and 8.
-    same = [1.0 if explaining.step(K or 99, COUNTS) == 3 else -1.0 for K in seen if K]
+    same = [1.0 if step(K or 99, COUNTS) == 3 else -1.0 for K in seen if K]
     same += [-1.0 for K in seen if K is None]
     of = verdict.tests[0]
     assert of.agree + of.against + of.level == 16
@@ -134,7 +135,7 @@ def test_the_theory_is_held_against_each_curve(grid):
 
 def test_a_gain_that_bends_as_a_curve_does_agrees_with_it(grid):
     def verdict(found):
-        made = explaining.verdicts(grid, explaining.Analysed(found))
+        made = explaining.verdicts(grid, sweep_analysis.Analysed(found))
         return next(v for v in made if v.key == "gains_bend_as_widths")
 
     for middle in (0.5, 0.75, 1.0):  # of the width that is there at K = 4 of 8
@@ -144,7 +145,7 @@ def test_a_gain_that_bends_as_a_curve_does_agrees_with_it(grid):
             for size in SIZES
             for base in ("pt", "it")
             for method in METHODS
-            for of in [explaining.curves(grid, size, base, method)]
+            for of in [sweep_analysis.curves(grid, size, base, method)]
             for seed in range(2)
         ]
         (test,) = verdict(analysed(width=lambda K, w=width: w.get(K, 0.1))).tests
@@ -153,7 +154,7 @@ def test_a_gain_that_bends_as_a_curve_does_agrees_with_it(grid):
 
 
 def test_the_multitask_model_is_no_merge():
-    found = explaining.Analysed(analysed())
+    found = sweep_analysis.Analysed(analysed())
     assert found.barrier("1x", "it", "base")[0] == pytest.approx(1 / 3)
     assert found.barrier("1x", "it", "merge")[0] == pytest.approx(1 / 4)
     assert found.barrier("1x", "it", "experts") == pytest.approx({0: 1.0, 1: 1.01})
