@@ -142,44 +142,51 @@ class Gains(NamedTuple):
     saturations: tuple[float, ...]
 
 
-def gains(grid: Grid, size: str, base: str, method: str, measure: str) -> Gains | None:
-    """Return the gain curve of a measure; None without data.
-
-    The measure is "gain" or "normalised_gain_all".
+def points(
+    grid: Grid, size: str, base: str, method: str, measure: str
+) -> dict[int, dict[int, float]]:
+    """Return K → seed → a measure, "gain" or "normalised_gain_all"; empty without data.
 
     Experts evaluated on every held-in dataset give the point at K = 1.
     """
-    points: dict[int, dict[int, float]] = {}
+    found: dict[int, dict[int, float]] = {}
     for K in grid.counts:
-        if found := by_seed(grid.models(size, base, method, K), measure):
-            points[K] = found
-    if not points:
-        return None
+        if values := by_seed(grid.models(size, base, method, K), measure):
+            found[K] = values
+    if not found:
+        return {}
     singles: Sequence[ModelScores] = grid.models(size, base, "expert", 1)
     if all(len(model.subset) == 1 for model in singles):
-        if found := by_seed(singles, measure):
-            points[1] = found
-    points = dict(sorted(points.items()))
-    seeds = sorted({seed for values in points.values() for seed in values})
+        if values := by_seed(singles, measure):
+            found[1] = values
+    return dict(sorted(found.items()))
+
+
+def gains(grid: Grid, size: str, base: str, method: str, measure: str) -> Gains | None:
+    """Return the gain curve of a measure (see `points`); None without data."""
+    found = points(grid, size, base, method, measure)
+    if not found:
+        return None
+    seeds = sorted({seed for values in found.values() for seed in values})
     own = [
-        fit({K: values[seed] for K, values in points.items() if seed in values})
+        fit({K: values[seed] for K, values in found.items() if seed in values})
         for seed in seeds
     ]
-    means = {K: statistics.fmean(values.values()) for K, values in points.items()}
+    means = {K: statistics.fmean(values.values()) for K, values in found.items()}
     return Gains(
-        by_seed=points,
-        marginal=_marginal(points),
+        by_seed=found,
+        marginal=_marginal(found),
         fit=fit(means),
         saturations=tuple(f.saturation for f in own if f.saturation is not None),
     )
 
 
 def _marginal(
-    points: Mapping[int, Mapping[int, float]],
+    curve: Mapping[int, Mapping[int, float]],
 ) -> dict[tuple[int, int], dict[int, float]]:
     marginal = {}
     before, below = 0, None
-    for K, values in points.items():
+    for K, values in curve.items():
         shared = (
             values if below is None else {s: v for s, v in values.items() if s in below}
         )

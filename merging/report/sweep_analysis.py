@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from merging.report.analyses import Found
-from merging.report.saturation import gains
+from merging.report.saturation import points
 from merging.report.summaries import Grid
 from merging.runtime.text import Table
 
@@ -122,17 +122,17 @@ def _is_merge(name: str) -> bool:
     return name.rpartition("_K")[2].isdigit() and "_K" in name
 
 
-def measured(points: Mapping[int, float]) -> int | None:
+def measured(curve: Mapping[int, float]) -> int | None:
     """Return the first K that brings less than `NOTHING` of what the first brought.
 
     Args:
-      points: K → gain over the base; the base, at K = 0, has none.
+      curve: K → gain over the base; the base, at K = 0, has none.
 
     Returns:
       K; 0 where the first experts bring nothing; None where none is reached.
     """
     before, below, first = 0, 0.0, None
-    for K, gain in sorted(points.items()):
+    for K, gain in sorted(curve.items()):
         each = (gain - below) / (K - before)
         if first is None:
             first = each
@@ -167,8 +167,7 @@ def predicted(found: Analysed, size: str, base: str) -> dict[str, dict[int, floa
 
 def curves(grid: Grid, size: str, base: str, method: str) -> dict[int, BySeed]:
     """Return K → seed → gain over the base on all held-in datasets."""
-    found = gains(grid, size, base, method, "gain")
-    return {K: dict(of) for K, of in found.by_seed.items()} if found else {}
+    return points(grid, size, base, method, "gain")
 
 
 def of_seed(curve: Mapping[int, Mapping[int, float]], seed: int) -> dict[int, float]:
@@ -203,7 +202,7 @@ def _line(
 ) -> Iterator[float | str | None]:
     """Yield the cells of a run: how many curves saturate, and what the theory says."""
     own = [of_seed(curves(grid, size, base, method), seed) for method in grid.methods]
-    seen = [measured(points) for points in own if len(points) > 1]
+    seen = [measured(curve) for curve in own if len(curve) > 1]
     at = sorted(K or float("inf") for K in seen if K != 0)
     yield len(at)
     yield sum(K < float("inf") for K in at)
