@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -197,12 +196,12 @@ class _Pass:
 
     def _work(self, loaded: Loaded) -> None:
         block, (base, *rest) = loaded.block, loaded.models
-        deltas = np.asarray(_deltas(base, [rest[i] for i in self._order]))
-        deltas = deltas.reshape(len(rest), -1)
+        made = _deltas(base, [rest[i] for i in self._order])
+        deltas = [np.asarray(delta).reshape(-1) for delta in made]
         partials, row = [], 0
         for piece, rows in zip(block.pieces, block.counts, strict=True):
             start, size = row * block.columns, piece.stop - piece.start
-            part = deltas[:, start : start + size]
+            part = [delta[start : start + size] for delta in deltas]
             found = self._totals.partial(self._unit(piece), part, PIECE, self._trims)
             if not np.isfinite(found.sums).all():
                 self._refuse(loaded)
@@ -232,9 +231,9 @@ def _every_model(kind: Kind) -> range:
 
 
 @jax.jit
-def _deltas(base: Array, models: Sequence[Array]) -> Array:
-    """Return the task vectors of a block, [n, rows, columns]."""
-    return jnp.stack([methods.transform_block((), base, x, (), None) for x in models])
+def _deltas(base: Array, models: Sequence[Array]) -> list[Array]:
+    """Return the task vectors of a block, [rows, columns] each."""
+    return [methods.transform_block((), base, x, (), None) for x in models]
 
 
 def _groups(every: Sequence[Unit], totals: Totals) -> Iterator[Group]:

@@ -85,27 +85,31 @@ class Totals:
         self.counts = np.zeros((len(sizes), counts), np.int64)
 
     def partial(
-        self, unit: int, deltas: np.ndarray, piece: int, thresholds: Sequence[Any] = ()
+        self,
+        unit: int,
+        deltas: Sequence[np.ndarray],
+        piece: int,
+        thresholds: Sequence[Any] = (),
     ) -> Partial:
         """Return what a unit's part of a block adds.
 
         Args:
           unit: its number.
-          deltas: float32 or float64 [n, m].
+          deltas: float32 or float64 [m] of each of the n vectors.
           piece: elements of one; the unit's part begins with a whole one.
           thresholds: for each density the n magnitude keys from which a trim keeps.
         """
-        starts = range(0, deltas.shape[1], piece)
+        starts = range(0, len(deltas[0]), piece)
         sums = np.stack(
-            [self._piece(deltas[:, at : at + piece]) for at in starts], axis=1
+            [self._piece([of[at : at + piece] for of in deltas]) for at in starts],
+            axis=1,
         )
         return Partial(unit, sums, self._counted(deltas, thresholds))
 
     def add(self, partials: Sequence[Partial]) -> None:
         """Add a block's partials."""
         for one in partials:
-            for term, values in enumerate(one.sums):
-                add_exactly(self.sums[one.unit, term], values)
+            add_exactly(self.sums[one.unit], one.sums)
             self.counts[one.unit] += one.counts
 
     def of(self, chosen: Sequence[int]) -> Statistics:
@@ -128,9 +132,12 @@ class Totals:
             },
         )
 
-    def _piece(self, deltas: np.ndarray) -> np.ndarray:
-        x = np.zeros((self._n, -(-deltas.shape[1] // DEPTH) * DEPTH))
-        x[:, : deltas.shape[1]] = deltas
+    def _piece(self, deltas: Sequence[np.ndarray]) -> np.ndarray:
+        size = len(deltas[0])
+        x = np.empty((self._n, -(-size // DEPTH) * DEPTH))
+        x[:, size:] = 0
+        for row, delta in zip(x, deltas, strict=True):
+            row[:size] = delta
         energy = np.einsum("ij,ij->j", x[: self._k], x[: self._k])
         merged = x[self._k :] ** 2
         rest = [
@@ -141,8 +148,11 @@ class Totals:
         gram = np.matmul(parts.transpose(1, 0, 2), parts.transpose(1, 2, 0))
         return np.concatenate([gram.sum(axis=0)[self._pairs], rest])
 
-    def _counted(self, deltas: np.ndarray, thresholds: Sequence[Any]) -> np.ndarray:
-        up, down = _packed(deltas > 0), _packed(deltas < 0)
+    def _counted(
+        self, deltas: Sequence[np.ndarray], thresholds: Sequence[Any]
+    ) -> np.ndarray:
+        up = np.stack([_packed(delta > 0) for delta in deltas])
+        down = np.stack([_packed(delta < 0) for delta in deltas])
         moved = up | down
         counts = [
             *_both(moved, moved, self._pairs),
@@ -153,17 +163,18 @@ class Totals:
             _ones(np.bitwise_or.reduce(moved[: self._k])),
         ]
         for keys in thresholds:
-            magnitudes = _magnitudes(deltas, keys.dtype)
-            kept = _packed(magnitudes >= keys[:, None]) & moved
+            of = zip(deltas, keys, strict=True)
+            kept = [_packed(_magnitudes(delta, keys.dtype) >= key) for delta, key in of]
+            kept = np.stack(kept) & moved
             counts += _both(kept, kept, self._pairs)
         return np.array(counts, np.int64)
 
 
 def _packed(flags: np.ndarray) -> np.ndarray:
-    """Return flags [n, m] as bits in words, uint64 [n, ⌈m / 64⌉], the rest 0."""
-    found = np.packbits(flags, axis=1)
-    if over := -found.shape[1] % 8:
-        found = np.pad(found, ((0, 0), (0, over)))
+    """Return flags [m] as bits in words, uint64 [⌈m / 64⌉], the rest 0."""
+    found = np.packbits(flags)
+    if over := -len(found) % 8:
+        found = np.pad(found, (0, over))
     return found.view(np.uint64)
 
 

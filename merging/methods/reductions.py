@@ -228,9 +228,16 @@ def add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
     """Add finite floats to int64 bins, of which number b counts 2**(8 b - bias).
 
     A float64 of 53 bits goes in as two numbers, its upper 27 bits and the rest.
+
+    Args:
+      bins: [*shape, bins] of `exact_totals`, contiguous.
+      values: [*shape, m], m for each total; of a single one, of any shape.
     """
     wide = values.dtype == np.float64
     fraction, exponent = np.frexp(values.astype(np.float64).reshape(-1))
+    flat, each = bins.reshape(-1), bins.shape[-1]
+    count = len(flat) // each
+    first = np.repeat(np.arange(count) * each, len(fraction) // count)
     upper = np.ldexp(fraction, 27)
     mantissa = np.trunc(upper)
     parts = [(mantissa, exponent - 27)]
@@ -240,7 +247,7 @@ def add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
         # Zeros have the exponent 0, which is as good as any.
         place = power.astype(np.int64) + _bias(wide)
         shifted = whole.astype(np.int64) << (place % _STEP)
-        np.add.at(bins, place // _STEP, shifted)
+        np.add.at(flat, first + place // _STEP, shifted)
 
 
 def gram_terms(values: Sequence[Array], weights: object = None) -> list[Array]:
