@@ -143,7 +143,10 @@ def _fitted(
         made += _test_rows(group, test, tests[test])
     if number_ >= MOST_FIGURES:
         return made, None
-    return made, _figure(group, observed, sure, tests, number_)
+    label = values["quantity"].replace("_", "-")
+    if values["form"] == laws.SATURATING:
+        label = f"gain over the base ({label})"
+    return made, _figure(group, observed, sure, tests, number_, label)
 
 
 def _law_rows(
@@ -202,6 +205,7 @@ def _figure(
     sure: Sureness,
     tests: Mapping[str, Sequence[Prediction]],
     number_: int,
+    label: str,
 ) -> Figure:
     """Draw what was observed and the law, a panel for each N."""
     panels = []
@@ -227,7 +231,7 @@ def _figure(
                     [number(one.low) for one in own],
                     [number(one.high) for one in own],
                 )
-        panels.append(Panel(f"K (N = {human(int(N))})", "value", curves))
+        panels.append(Panel(f"K (N = {human(int(N))})", label, curves))
     caption = "Means over runs, the law fitted to them, and what was not seen."
     return figures.curves(f"law_{number_}", f"Law of {group}", caption, panels)
 

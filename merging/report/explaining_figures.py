@@ -1,5 +1,6 @@
 """The figures of what explains saturation, for papers and for the page alike."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -132,26 +133,27 @@ def _bending(grid: Grid, found: Analysed) -> list[Drawing]:
     for base in found.bases:
         panels = []
         for size in found.sizes:
-            gain: dict[int, dict[Any, float]] = {}
-            for method in grid.methods:
-                for K, of in curves(grid, size, base, method).items():
-                    own = {(method, seed): value for seed, value in of.items()}
-                    gain.setdefault(K, {}).update(own)
+            each = [curves(grid, size, base, method) for method in grid.methods]
+            gain = {}
+            for K in grid.counts:
+                own = [of[K] for of in each if K in of]
+                shared = set.intersection(*map(set, own)) if own else set()
+                gain[K] = {s: statistics.fmean(of[s] for of in own) for s in shared}
             lines = {
-                "gain, all methods": _shares(dict(sorted(gain.items()))),
+                "gain, mean of methods": _shares(gain),
                 "Gaussian width": _shares(found.along(size, base, "mean_width")),
                 "effective rank": _shares(found.along(size, base, "effective_rank")),
             }
             lines = {name: points for name, points in lines.items() if points}
-            if "gain, all methods" in lines:
+            if "gain, mean of methods" in lines:
                 panels.append(Axes(size, "share of the value at the largest K", lines))
         made.append(
             Drawing(
                 f"F7_{base}",
                 f"The gain over K beside width and rank, {BASE_NAMES[base]}",
                 "Each as a share of its own value at the largest K: a curve above "
-                "another bends earlier. Of the gain, methods and runs that gain "
-                "nothing at the largest K are left out." + _BARS,
+                "another bends earlier. Runs that gain nothing at the largest K are "
+                "left out." + _BARS,
                 panels,
                 "K",
             )
