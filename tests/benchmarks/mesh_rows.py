@@ -57,7 +57,7 @@ LAYOUTS = {
     "eight devices": Layout(1, 8, _EIGHT),
     "two processes of four": Layout(2, 4, _EIGHT),
     "a store": Layout(on="store"),
-    "Ray, of two nodes one killed": Layout(on="ray"),
+    "Ray with a node killed": Layout(on="ray"),
 }
 
 
