@@ -6,7 +6,9 @@ folders.
 """
 
 import functools
+import itertools
 import json
+import math
 import os
 import warnings
 import zlib
@@ -30,10 +32,11 @@ from merging.checkpoints.location import (
 from merging.checkpoints.orbax_tree import Entry, Listed
 from merging.checkpoints.ranges import boxes
 from merging.checkpoints.source import SourceFile
-from merging.runtime import tree
+from merging.runtime import memory, tree
 from merging.runtime.errors import UserError, nearest
 
 CHECKSUMS = "crc32"
+PIECE = 2**26  # bytes of a leaf's chunks that are in memory at a time
 
 
 def context() -> ts.Context:
@@ -202,22 +205,47 @@ class OrbaxSource:
         if sharding is None:
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         with errors.reading(self.uri, path):
-            where = sharding.addressable_devices_indices_map(array.shape)
-            # All parts are asked for at once, and what devices share only once.
-            reads = {str(index): index for index in where.values()}
-            reads = {key: array[index].read() for key, index in reads.items()}
-
-            def part(index: Any) -> np.ndarray:
-                return np.asarray(reads[str(index)].result()).astype(dtype, copy=False)
-
             if dtype is None:
                 dtype = array.dtype.numpy_dtype
+            found: dict[str, np.ndarray] = {}  # what devices share is read only once
+
+            def part(index: Any) -> np.ndarray:
+                key = str(index)
+                if key not in found:
+                    found[key] = _part(array, index, np.dtype(dtype))
+                return found[key]
+
             return jax.make_array_from_callback(array.shape, sharding, part)
 
     def _array(self, path: str) -> Any:
         if path not in self._arrays:
             raise nearest(f"leaf of {self.uri}", path, self._arrays)
         return self._arrays[path]
+
+
+def _part(array: ts.TensorStore, index: Any, dtype: np.dtype) -> np.ndarray:
+    """Return a part of an array, read some whole chunks along the first axis at a time.
+
+    TensorStore may have all chunks of a read in memory before it copies out of them: of
+    a part that takes some columns of every chunk, that is the whole leaf.
+    """
+    part = array[index]
+    rows, first = 0, 0
+    if part.rank:
+        part = part[ts.d[:].translate_to[0]]
+        chunk = array.chunk_layout.read_chunk.shape[0] or part.shape[0]
+        row = math.prod(array.shape[1:]) * array.dtype.numpy_dtype.itemsize
+        rows = max(1, PIECE // max(row * chunk, 1)) * chunk
+        first = rows - (index[0].start or 0) % chunk  # up to where a chunk begins
+    if not part.rank or first >= part.shape[0]:
+        return np.asarray(part.read().result()).astype(dtype, copy=False)
+    # Aligned: a CPU's arrays are these bytes, and no copy.
+    found = memory.aligned(math.prod(part.shape) * dtype.itemsize)
+    found = found.view(dtype).reshape(part.shape)
+    ends = [0, *range(first, part.shape[0], rows), part.shape[0]]
+    for start, stop in itertools.pairwise(ends):
+        found[start:stop] = part[start:stop].read().result()
+    return found
 
 
 def open_saved(path: str | os.PathLike) -> OrbaxSource:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as v0
 import pytest
+import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 
 from merging import UserError, checkpoints
-from merging.checkpoints import CorruptCheckpoint, orbax_writer
+from merging.checkpoints import CorruptCheckpoint, orbax_source, orbax_writer
 from merging.checkpoints.ranges import boxes
 from merging.runtime import tree
 
@@ -211,3 +212,52 @@ def test_a_stop_before_anything_is_made_is_made_good(tmp_path, left):
     written(tmp_path / "out")
     assert set(tree.flatten(checkpoints.restore(tmp_path / "out"))) == set(leaves())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_part_is_read_some_chunks_at_a_time_to_the_same_values(tmp_path, monkeypatch):
+    array = np.arange(7 * 6 * 8, dtype=np.float32).reshape(7, 6, 8)
+    grid = {"name": "regular", "configuration": {"chunk_shape": (2, 6, 8)}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(tmp_path / "a")},
+        "metadata": {
+            "shape": array.shape,
+            "data_type": "float32",
+            "chunk_grid": grid,
+        },
+    }
+    stored = ts.open(spec, create=True).result()
+    stored.write(array).result()
+    asked = []
+
+    class Part:
+        """A part of an array that notes how many rows are read of it."""
+
+        def __init__(self, part):
+            self.part, self.rank, self.shape = part, part.rank, part.shape
+            self.chunk_layout, self.dtype = part.chunk_layout, part.dtype
+
+        def __getitem__(self, index):
+            return Part(self.part[index])
+
+        def read(self):
+            asked.append(self.shape[0] if self.rank else 0)
+            return self.part.read()
+
+    row = array[0].nbytes
+    whole = (slice(None),) * 3
+    for piece, index, rows in (
+        (4 * row, whole, [4, 3]),
+        (4 * row, (slice(None), slice(None), slice(2, 5)), [4, 3]),
+        # From where a chunk begins, and never a part of one.
+        (4 * row, (slice(1, 7), *whole[1:]), [3, 3]),
+        (1, whole, [2, 2, 2, 1]),
+        (10**9, whole, [7]),
+    ):
+        monkeypatch.setattr(orbax_source, "PIECE", piece)
+        asked.clear()
+        found = orbax_source._part(Part(stored), index, np.dtype("float64"))
+        np.testing.assert_array_equal(found, array[index])
+        assert found.dtype == np.float64 and asked == rows
+    single = orbax_source._part(ts.array(np.float32(3.0)), (), np.dtype("float32"))
+    assert single == 3
