@@ -55,6 +55,4 @@ def get_config() -> ConfigDict:
     config.workers = 0  # of the local runner; one per CPU core
     # Of inline steps: data copies the model and splits the batch, fsdp splits both.
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    # What a step needs of a node (--runner ray); TPU counts chips.
-    config.resources = ("CPU=1",)
     return config
