@@ -51,7 +51,7 @@ CHANGES = {
     "grid.py": ("scaling_curves/smoke", "config.sedes = 2"),
     "phase.py": ("scaling_curves/smoke", "config.expert.stps = 2"),
     "no_data.py": ("scaling_curves/smoke", "del config.bases"),
-    "node.py": ("scaling_curves/smoke", 'config.resources = ("GPU",)'),
+    "resources.py": ("scaling_curves/smoke", 'config.resources = ("GPU",)'),
     "plan.py": ("plan/palm_64b", "config.storage.rd = 2.0"),
     "plan_less.py": ("plan/palm_64b", "del config.vocab_size"),
 }

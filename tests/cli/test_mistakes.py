@@ -258,7 +258,10 @@ MISTAKES = [
     (f"{SWEEP} --config.methods=tise", "did you mean ties"),
     (f"{SWEEP} --config.experts_merged=99", "a merge takes 2 to 8 experts"),
     (f"{SWEEP} --config.scales.ties=x", "expected values like a number"),
-    ("sweep --config node.py --workdir w", "'GPU' is no NAME=NUMBER, such as CPU=4"),
+    (
+        "sweep --config resources.py --workdir w",
+        "'GPU' is no NAME=NUMBER, such as CPU=4",
+    ),
     (f"{SWEEP} --config.method_files=gone.py", "gone.py: there is no file of methods"),
     (f"{SWEEP} --config.method_files=gs://b/m.py", "method_files gs://b/m.py"),
     ("sweep --config smollm2/miniworld --workdir w", "is no folder with a checkpoint"),
