@@ -6,9 +6,9 @@
     merging report --workdir curves --analysis analysed
 
 Resumable, part by part; the sections have the settings of analyze/geometry,
-analyze/saturation and analyze/connectivity. Cost: mostly
-connectivity's, (28 + 9 × merges) × points evaluations of `count` examples for eight
-experts; 25 minutes of one core for `tiny` (two sizes).
+analyze/saturation and analyze/connectivity. Cost: mostly connectivity's,
+(28 + 9 × merges) × points evaluations of `count` examples for eight experts; the 24
+groups of `tiny_full` took 32 minutes of two cores, with other work beside it.
 """
 
 from ml_collections import ConfigDict
@@ -32,5 +32,5 @@ def get_config() -> ConfigDict:
     config.connectivity = ConfigDict(
         dict(points=11, count=32, scales=(0.3, 1.0), batch_size=128)
     )
-    config.merges = ("task_arithmetic_K8",)  # METHOD_KN, of connectivity
+    config.merges = ("task_arithmetic_K8",)  # METHOD_KN, of connectivity; (): none
     return config

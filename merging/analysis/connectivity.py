@@ -39,7 +39,7 @@ from merging.runtime import config_keys, preemption, processes
 from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 
-_KEYS = {
+KEYS = {
     "analysis": "connectivity",
     "base": str,
     "experts": tuple,
@@ -72,7 +72,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     """
     config = config_keys.completed(
         config,
-        _KEYS,
+        KEYS,
         "merging analyze",
         "analyze/connectivity",
         remote=("base", "experts", "merged"),

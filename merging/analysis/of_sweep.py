@@ -58,6 +58,11 @@ def run(config: Any, workdir: Path) -> bool:
         raise UserError("the analysis of a sweep runs in one process.")
     values = config.to_dict()
     groups, suite = _chosen(values)
+    for name in values["parts"]:
+        # Before the workdir is this config's: a corrected one would be refused.
+        asked = _config(groups[0], name, values, suite)
+        example = f"analyze/{name}"
+        config_keys.completed(asked, _PARTS[name].KEYS, "merging analyze", example)
     with place.held(workdir, values):
         place.claim(workdir, values)
         parts = [(g, name) for g in groups for name in values["parts"]]
@@ -99,10 +104,15 @@ def _chosen(values: Mapping[str, Any]) -> tuple[list[Group], dict[str, Any]]:
         if (not values["sizes"] or group.size in values["sizes"])
         and (not values["bases"] or group.base in values["bases"])
     ]
+    if values["merges"] and not any(group.merges for group in chosen):
+        raise UserError(
+            f"{values['sweep']} kept no merges: sweep with --config.keep_merges=true, "
+            "or analyse the experts alone, with --config.merges= (nothing)."
+        )
     for name in values["merges"]:
         have = [merge for group in chosen for merge in group.merges]
         if name not in have:
-            raise nearest("kept merge", name, list(dict.fromkeys(have)) or ["none"])
+            raise nearest("kept merge", name, list(dict.fromkeys(have)))
     return chosen, suite
 
 

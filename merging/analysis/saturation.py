@@ -57,7 +57,7 @@ from merging.runtime import config_keys, memory, preemption, processes, storage
 from merging.runtime.errors import UserError
 from merging.runtime.progress import Progress
 
-_KEYS = {
+KEYS = {
     "analysis": "saturation",
     "base": str,
     "experts": tuple,
@@ -93,7 +93,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     """
     config = config_keys.completed(
         config,
-        _KEYS,
+        KEYS,
         "merging analyze",
         "analyze/saturation",
         remote=("base", "experts"),

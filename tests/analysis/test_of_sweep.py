@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from merging.analysis import rows
+from merging import sweep
+from merging.analysis import of_sweep, rows
 from merging.cli.main import main
+from merging.runtime.errors import UserError
 from merging.sweep import groups
+from merging.sweep.finished import Group
 
 SMALL = {
     "data.categories": "sentiment,paraphrase,word_sense_disambiguation",
@@ -97,6 +101,19 @@ def test_the_models_of_a_sweep_are_analysed_group_by_group(swept, tmp_path, caps
 def test_what_the_sweep_has_not_is_refused(swept, tmp_path, capsys, more, words):
     assert main(command(swept, tmp_path / "out", **more)) == 2
     assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_without_merges_and_a_wrong_key_of_a_part_are_refused(
+    tmp_path, monkeypatch
+):
+    one = Group("1x", "pt", 0, 9, "base", {"sentiment": "e"}, {}, "")
+    monkeypatch.setattr(sweep, "groups", lambda folder: ([one], {"name": "miniworld"}))
+    wrong = {"analysis": "sweep", "sweep": "curves", "parts": ("geometry",)}
+    with pytest.raises(UserError, match="kept no merges: sweep with --config.keep"):
+        of_sweep.run(ConfigDict(wrong | {"merges": ("ties_K2",)}), tmp_path / "out")
+    with pytest.raises(UserError, match="densty"):
+        of_sweep.run(ConfigDict(wrong | {"geometry": {"densty": 1}}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Every method of mergekit's in both programs, of one YAML file: seconds, ratio.
+"""mergekit's methods in both programs, of one YAML file: seconds, ratio.
 
     python tests/benchmarks/method_speed.py --workdir bench
     python tests/benchmarks/method_speed.py --workdir bench --methods sce,della --runs 5
@@ -7,8 +7,9 @@
 Base and four experts of 334M parameters in bfloat16 (fewer where the method takes
 fewer); the file is mergekit's, and so are the rules: `merging merge --config
 merge/mergekit`. Programs take turns, after one run of ours that compiles and is not
-counted; medians. The target is a third of mergekit's time. Results are kept in
-WORKDIR/method_speed.jsonl: a stopped run goes on. Nothing else should run.
+counted; medians. All but passthrough, which merges nothing. The target is a third of
+mergekit's time. Results are kept in WORKDIR/method_speed.jsonl: a stopped run goes on.
+Nothing else should run.
 """
 
 import argparse
