@@ -10,7 +10,6 @@ Ray is imported when a sweep asks for it, and not before.
 """
 
 import logging
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 from merging.runtime import preemption
 from merging.runtime.errors import UserError
 from merging.sweep.experiment import Experiment
-from merging.sweep.pool import ONE_THREAD, Ticks, order, travelling
+from merging.sweep.pool import Ticks, one_thread, order, travelling
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
 
@@ -47,8 +46,7 @@ def connect(experiment: Experiment) -> int:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
         if not accelerated and needs.get("CPU", 1) <= 1:
-            flags = os.environ.get("XLA_FLAGS", "").replace(ONE_THREAD, "")
-            variables["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
+            variables |= one_thread()
         try:
             ray.init(
                 runtime_env={"env_vars": variables},

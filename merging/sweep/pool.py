@@ -29,7 +29,6 @@ from merging.sweep.store import Store
 
 _FIRST = ("data", "pretrain", "instruct", "load")
 SAVING = 0.8  # of the time to end in, for workers to save what they train
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 # {step's key: (share done, note)}
 Ticks = dict[str, tuple[float, str]]
 
@@ -43,10 +42,8 @@ class Pool:
     """
 
     def __init__(self, experiment: Experiment, store: Store, workers: int):
-        if not on_accelerator():
-            flags = os.environ.get("XLA_FLAGS", "")
-            if not experiment.pretrained_bases and ONE_THREAD not in flags:
-                os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
+        large = experiment.pretrained_bases or on_accelerator()
+        variables = {} if large else one_thread()
         share_compilations(store.workdir)
         context = multiprocessing.get_context("spawn")
         self._others = set(multiprocessing.active_children())  # the caller's own
@@ -55,7 +52,7 @@ class Pool:
             workers,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(experiment, store, self._ticks, os.getpid()),
+            initargs=(experiment, store, self._ticks, os.getpid(), variables),
         )
         self._seen: set[BaseProcess] = set()
         self._steps: dict[str, Step] = {}
@@ -146,6 +143,14 @@ def share_compilations(workdir: storage.Folder) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def one_thread() -> dict[str, str]:
+    """Return the environment of a process that is to compute on one core.
+
+    XLA makes its pool of PJRT_NPROC threads, when a process computes first.
+    """
+    return {"PJRT_NPROC": "1"}
+
+
 def on_accelerator() -> bool:
     """Return whether JAX will use something else than CPUs, without asking it."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -157,11 +162,18 @@ def on_accelerator() -> bool:
 _state: dict[str, Any] = {}
 
 
-def _start_worker(experiment: Experiment, store: Store, ticks, parent: int) -> None:
+def _start_worker(
+    experiment: Experiment,
+    store: Store,
+    ticks: Any,
+    parent: int,
+    variables: dict[str, str],
+) -> None:
     # If the parent is killed outright, they must not go on alone (PR_SET_PDEATHSIG).
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+    os.environ.update(variables)
     preemption.watch()
     experiment.load_methods()
     _state.update(experiment=experiment, store=store, ticks=ticks)

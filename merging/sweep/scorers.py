@@ -18,7 +18,7 @@ from merging.evaluation.job import Model, open_model, require_own_tokens
 from merging.runtime.errors import UserError
 from merging.runtime.revision import git_revision
 from merging.sweep import resident
-from merging.sweep.pool import ONE_THREAD, on_accelerator, share_compilations
+from merging.sweep.pool import on_accelerator, one_thread, share_compilations
 from merging.sweep.resident import Resident
 from merging.sweep.space import Recipe
 
@@ -148,15 +148,12 @@ class Scorers:
         if self._workers == 1:
             self._scorer = Scorer(self._settings, self._held)
             return self
-        if not on_accelerator():
-            flags = os.environ.get("XLA_FLAGS", "")
-            if ONE_THREAD not in flags:
-                os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
+        variables = {} if on_accelerator() else one_thread()
         self._pool = ProcessPoolExecutor(
             self._workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start,
-            initargs=(self._settings, os.getpid()),
+            initargs=(self._settings, os.getpid(), variables),
         )
         return self
 
@@ -185,7 +182,7 @@ class Scorers:
 _here: list[Scorer] = []
 
 
-def _start(settings: Settings, parent: int) -> None:
+def _start(settings: Settings, parent: int, variables: dict[str, str]) -> None:
     # If the parent is killed outright, it must not go on alone (PR_SET_PDEATHSIG);
     # Ctrl-C and SIGTERM are the parent's to answer.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -193,6 +190,7 @@ def _start(settings: Settings, parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ.update(variables)
     _here.append(Scorer(settings))
 
 

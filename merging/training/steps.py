@@ -17,6 +17,7 @@ from merging.runtime import sharding, tree
 from merging.training.hyperparameters import Hyperparameters
 
 Params = dict[str, Any]
+_LARGE = 50e6  # parameters
 
 
 class State(NamedTuple):
@@ -115,11 +116,27 @@ def train_functions(
 
     return TrainFunctions(
         jax.jit(start),
-        jax.jit(run, donate_argnums=0, out_shardings=(None, everywhere)),
+        jax.jit(
+            run,
+            donate_argnums=0,
+            out_shardings=(None, everywhere),
+            compiler_options=_compiler_options(config, mesh),
+        ),
         jax.jit(functools.partial(total_loss, config), out_shardings=everywhere),
         jax.jit(finite, out_shardings=everywhere),
         jax.jit(copy),
     )
+
+
+def _compiler_options(config: models.DecoderConfig, mesh: Mesh | None) -> dict | None:
+    """Leave a small model's loops on CPUs to XLA; YNNPACK's take longer there."""
+    if mesh is None:
+        platform = jax.default_backend()
+    else:
+        platform = mesh.devices.flat[0].platform
+    if platform != "cpu" or models.parameter_count(config) >= _LARGE:
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def state_shardings(config: models.DecoderConfig, mesh: Mesh, state: Any) -> Any:

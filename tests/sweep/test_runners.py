@@ -1,6 +1,8 @@
 """One step's failure is its own: what a runner does when steps fail, die or stop."""
 
 import multiprocessing
+import os
+import subprocess
 import sys
 import time
 
@@ -108,3 +110,22 @@ def test_workers_that_end_because_all_are_stopped_are_no_fault(
     monkeypatch.setattr(sys.modules["merging.sweep.work"], "execute", end)
     with pytest.raises(Preempted):
         run([step("one")], in_process, tmp_path)
+
+
+def test_one_thread_is_one():
+    code = """
+import os
+from pathlib import Path
+from merging.sweep.pool import one_thread
+os.environ.update(one_thread())
+import jax.numpy as jnp
+(jnp.ones((300, 300)) @ jnp.ones((300, 300))).block_until_ready()
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+print(sum("XLAEigen" in name for name in names))
+"""
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    command, environment = [sys.executable, "-c", code], os.environ | devices
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1"]

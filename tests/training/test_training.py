@@ -319,3 +319,13 @@ def test_what_is_trained_in_full_can_be_kept_in_half(tmp_path):
     assert_same_bits(trained.params, expected)
     assert_same_bits(kept, expected)
     assert trained.best is trained.params
+
+
+def test_a_small_models_loops_on_cpus_are_xlas_own():
+    functions = steps.train_functions(CONFIG, HYPERPARAMETERS.dtype, None)
+    numbers = steps.TracedHyperparameters.of(HYPERPARAMETERS)
+    state = functions.start(PARAMS, numbers)
+    batch = np.zeros((5, 8, 32), np.int32), np.ones((5, 8, 32), np.float32)
+    compiled = functions.run.lower(state, *batch, np.int32(5), numbers).compile()
+    assert "fusion" in compiled.as_text()
+    assert "ynn" not in compiled.as_text()
