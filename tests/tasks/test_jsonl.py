@@ -283,3 +283,25 @@ def test_the_facts_need_no_tensorflow(tmp_path, tokenizer):
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["bells", "16", "False"]
+
+
+def test_the_first_of_each_dataset_may_be_enough(tmp_path, tokenizer):
+    parts = ("train", "validation", "test")
+    rows = [tide(n, part=p) for p in parts for n in range(6)]
+    path = write(tmp_path / "x", [*rows, *map(bell, range(6))])
+    whole = tasks.suite("jsonl", files=path, tokenizer=tokenizer)
+    few = tasks.suite(
+        "jsonl", files=path, tokenizer=tokenizer, validation_examples=2, test_examples=4
+    )
+    for suite, sizes in ((whole, (6, 6, 6)), (few, (6, 2, 4))):
+        places = suite.source._piles["tides"].places
+        assert tuple(len(places[part]) for part in parts) == sizes
+    assert len(few.source._piles["bells"].places["test"]) == 4
+    tides, bells = tasks.load_suite(few, "test")
+    assert (tides.examples, bells.targets) == (
+        4,
+        ("tone 0", "tone 1", "tone 2", "tone 3"),
+    )
+    assert few.digest != whole.digest
+    with pytest.raises(UserError, match="test_examples = -1"):
+        OwnFiles(path, test_examples=-1)

@@ -72,6 +72,8 @@ class OwnFiles(SuiteSource):
     Attributes:
       files: their paths; one may stand by itself.
       train: whether held-in datasets are trained on, and need lines for that.
+      validation_examples, test_examples: the most of each dataset, the first ones; 0
+        for all.
       identity: the files' content, whatever they are called.
 
     Raises:
@@ -81,14 +83,20 @@ class OwnFiles(SuiteSource):
 
     files: tuple[Path, ...] = ()
     train: bool = True
+    validation_examples: int = 0
+    test_examples: int = 0
     identity: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self):
         given = [self.files] if isinstance(self.files, (str, Path)) else self.files
         files = tuple(Path(path) for path in given if str(path))
         object.__setattr__(self, "files", files)
-        identity = (*_digests(files), *(() if self.train else (_UNTRAINED,)))
-        object.__setattr__(self, "identity", identity)
+        for part, most in self._most.items():
+            if most < 0:
+                raise UserError(f"{part}_examples = {most} must be 0 (all) or more.")
+        facts = [_UNTRAINED] if not self.train else []
+        facts += [f"{part} {most}" for part, most in self._most.items() if most]
+        object.__setattr__(self, "identity", (*_digests(files), *facts))
         if not self._piles:
             shown = ", ".join(map(str, self.files)) or "give files, of JSON lines"
             raise UserError(f"suite 'jsonl' has no examples: {shown}.")
@@ -124,6 +132,10 @@ class OwnFiles(SuiteSource):
         counts = {split: len(places[split]) for split in SPLITS if split in places}
         return text_source(lambda split: self._read(places[split]), counts)
 
+    @property
+    def _most(self) -> dict[str, int]:
+        return {"validation": self.validation_examples, "test": self.test_examples}
+
     @functools.cached_property
     def _piles(self) -> dict[str, _Pile]:
         piles: dict[str, _Pile] = {}
@@ -135,6 +147,9 @@ class OwnFiles(SuiteSource):
         jsonlines.check(self.files, error, "jsonl", kind="suite")
         for pile in piles.values():
             _deal(pile, self.train)
+            for part, most in self._most.items():
+                if most and part in pile.places:
+                    del pile.places[part][most:]
         return piles
 
     def _read(self, places: Sequence[_Place]) -> list[dict[str, Any]]:
