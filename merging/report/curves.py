@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from merging.report import against
 from merging.report.saturation import Gains, gains
 from merging.report.summaries import MULTITASK, Grid, by_seed, measure, spread
 from merging.report.table import CELL, SPREAD, every_cell
@@ -29,6 +30,7 @@ def behind_figures(grid: Grid) -> dict[str, list[Table]]:
             )
         ],
         "F6": [marginal_gains(grid), fits(grid)],
+        "F12": [against.table(grid)],
     }
 
 

@@ -1,8 +1,8 @@
-"""Figures F1-F6; one that the rows cannot fill is not drawn."""
+"""Figures F1-F6 and F12; one that the rows cannot fill is not drawn."""
 
 from collections.abc import Callable, Iterable, Sequence
 
-from merging.report import curves, plotting
+from merging.report import against, curves, plotting
 from merging.report.plotting import Figure, Look
 from merging.report.saturation import Gains, gains
 from merging.report.summaries import MULTITASK, Grid, Spread, measure, spread
@@ -53,6 +53,7 @@ def draw(grid: Grid) -> list[Figure]:
         _multitask,
         lambda g: _gains(g, "F6", "gain", "raw score"),
         lambda g: _gains(g, "F6_normalised", "normalised_gain_all", "share of gap"),
+        against.draw,
     )
     with plotting.style():
         figures = [drawer(grid) for drawer in drawers]
