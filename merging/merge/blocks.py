@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints import Writer
-from merging.merge import checks, kernels
+from merging.merge import checks, kernels, on_host
 from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
 from merging.merge.journal import Done, Journal
@@ -95,6 +95,9 @@ class BlockMerger:
         combined = metadata.spread(states.combined)
         host = experts, spread, combined, metadata.offset
         base_there, there = self._pipeline.on_devices(block, (base, host))
+        arrays, states_there, _, offset = there
+        inputs = method, base_there, arrays, states_there
+        on_host.complete(*inputs, offset, strides=block.strides)
         if not asks_majority(method):
             merged = kernels.merge(
                 base_there,

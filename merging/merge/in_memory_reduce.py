@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging.merge import kernels, search
+from merging.merge import kernels, on_host, search
 from merging.merge.partition import Block, Piece, RowMetadata
 from merging.merge.reduce import Stage
 from merging.methods import CountQuery, Layout, Sums, Threshold, Votes
@@ -55,7 +55,7 @@ class InMemoryAnswers:
         self._place = {leaf: i for i, leaf in enumerate(leaves)}
         # Packed leaves are small, and counted one by one, wherever they lie.
         self._on_host = [
-            len(block.pieces) > 1 or _on_one_cpu(array)
+            len(block.pieces) > 1 or on_host.on_one_cpu(array)
             for block, array in zip(blocks, placed or experts[0], strict=True)
         ]
         self._kept: tuple[Any, list[tuple[Piece, np.ndarray]]] = (None, [])
@@ -177,14 +177,15 @@ class InMemoryAnswers:
     def _inputs(self, stage: Stage, experts: Sequence[int], b: int) -> tuple:
         """Return what the kernels for some experts take of a block."""
         method, metadata = stage.method(experts), self._metadata[b]
-        return (
-            method,
-            self._base[b] if method.needs_base else None,
-            [self._experts[i][b] for i in experts],
-            [[metadata.spread(state) for state in stage.states[i]] for i in experts],
-            [metadata.spread(state) for state in stage.selected],
-            metadata.offset,
-        )
+        base = self._base[b] if method.needs_base else None
+        arrays = [self._experts[i][b] for i in experts]
+        states = [
+            [metadata.spread(state) for state in stage.states[i]] for i in experts
+        ]
+        selected = [metadata.spread(state) for state in stage.selected]
+        strides, offset = self._blocks[b].strides, metadata.offset
+        on_host.complete(method, base, arrays, states, offset, strides=strides)
+        return method, base, arrays, states, selected, offset
 
 
 def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:
@@ -198,10 +199,3 @@ def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:
             early = np.count_nonzero(keys[: query.cutoff[row][trial]] == edge)
             counts.append(np.count_nonzero(keys > edge) + early)
     return counts
-
-
-def _on_one_cpu(array: Any) -> bool:
-    if isinstance(array, np.ndarray):
-        return True
-    devices = array.sharding.device_set
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from merging.merge import checks, kernels, packing
+from merging.merge import checks, kernels, on_host, packing
 from merging.merge import statistics as further
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.partition import Partition, RowMetadata, in_memory_blocks
@@ -284,11 +284,15 @@ def _apply(
             run = functools.partial(kernels.merge_into, old[leaf])
         like = job.like[leaf]
         on_mesh = isinstance(like.sharding, NamedSharding)
+        arrays = [expert[b] for expert in job.experts]
+        spread = [[metadata.spread(s) for s in of] for of in job.states.transforms]
+        inputs = method, base, arrays, spread
+        on_host.complete(*inputs, metadata.offset, strides=block.strides)
         result = run(
             base,
             method,
-            [expert[b] for expert in job.experts],
-            [[metadata.spread(s) for s in of] for of in job.states.transforms],
+            arrays,
+            spread,
             metadata.spread(job.states.combined),
             metadata.offset,
             strides=block.strides,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging.merge import checks, kernels
+from merging.merge import checks, kernels, on_host
 from merging.merge.histogram import Histogram
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.journal import Journal
@@ -113,15 +113,13 @@ class Passes:
         def add(loaded: Loaded) -> None:
             put = self._put(stage.group, loaded)
             arrays = put.models if method.needs_base else [None, *put.models]
+            states = [put.spread(stage.states[i]) for i in experts]
+            inputs = method, arrays[0], arrays[1:], states
+            strides = loaded.block.strides
+            on_host.complete(*inputs, put.offset, strides=strides)
+            selected = put.spread(stage.selected)
             partial = kernels.reduced(
-                reduction,
-                method,
-                arrays[0],
-                arrays[1:],
-                [put.spread(stage.states[i]) for i in experts],
-                put.spread(stage.selected),
-                put.offset,
-                strides=loaded.block.strides,
+                reduction, *inputs, selected, put.offset, strides=strides
             )
             partial, row = np.asarray(partial), 0
             if not np.isfinite(partial).all():
