@@ -89,10 +89,12 @@ class InMemoryAnswers:
             found = self._reduced(stage, reduction, b, experts)
             (piece,) = block.pieces
             place = self._place[piece.leaf]
-            spread |= not found.is_fully_addressable
-            # Each part of it once, by the process that has it: no sum is gathered.
-            for part in (x for x in found.addressable_shards if x.replica_id == 0):
-                part = np.asarray(part.data)
+            parts = [found]
+            if isinstance(found, Array):
+                spread |= not found.is_fully_addressable
+                # Each part once, by the process that has it: no sum is gathered.
+                parts = [x.data for x in found.addressable_shards if x.replica_id == 0]
+            for part in map(np.asarray, parts):
                 reduction.combine(totals, part.reshape(len(part), -1), place)
         if spread:
             processes.all_reduce([totals])
@@ -109,13 +111,16 @@ class InMemoryAnswers:
         ]
         return sum(int(to_host(part).sum(dtype=np.int64)) for part in parts)
 
-    def _reduced(self, stage: Stage, reduction: Any, b: int, experts) -> Array:
+    def _reduced(self, stage: Stage, reduction: Any, b: int, experts) -> Any:
         """Return what a block adds to a reduction over some experts."""
-        return kernels.reduced(
-            reduction,
-            *self._inputs(stage, experts, b),
-            strides=self._blocks[b].strides,
-        )
+        method, *inputs = self._inputs(stage, experts, b)
+        block = self._blocks[b]
+
+        def reduced(*inputs):
+            return kernels.reduced(reduction, method, *inputs, strides=block.strides)
+
+        axis = 1 if isinstance(reduction, Sums) else None
+        return on_host.computed(reduced, block, method, *inputs, axis=axis)
 
     def _count(self, stage: Stage, number: int, query: CountQuery) -> np.ndarray:
         # The devices are set to work before the host is.
@@ -158,16 +163,26 @@ class InMemoryAnswers:
         """Yield (leaf, keys) of each leaf on the host; the last asked for are kept."""
         ranked = (stage.name, *stage.experts(number))
         if self._kept[0] != ranked:
-            dtype = jnp.dtype(self._layout.key_dtype)
             found = []
             for b, block in enumerate(self._blocks):
                 if self._on_host[b]:
-                    inputs = self._ranked(stage, number, b)
-                    keys = kernels.keys(*inputs, strides=block.strides, dtype=dtype)
+                    keys = self._keys_of(stage, number, b)
                     found += block.parts(np.asarray(keys))
             self._kept = ranked, found
         for piece, part in self._kept[1]:
             yield self._place[piece.leaf], part
+
+    def _keys_of(self, stage: Stage, number: int, b: int) -> Any:
+        """Return the keys of a block."""
+        method, selection, *inputs = self._ranked(stage, number, b)
+        strides, dtype = self._blocks[b].strides, jnp.dtype(self._layout.key_dtype)
+
+        def keys(*inputs):
+            return kernels.keys(
+                method, selection, *inputs, strides=strides, dtype=dtype
+            )
+
+        return on_host.computed(keys, self._blocks[b], method, *inputs)
 
     def _ranked(self, stage: Stage, number: int, b: int) -> tuple:
         """Return what the kernels of a search take of a block."""
@@ -183,9 +198,7 @@ class InMemoryAnswers:
             [metadata.spread(state) for state in stage.states[i]] for i in experts
         ]
         selected = [metadata.spread(state) for state in stage.selected]
-        strides, offset = self._blocks[b].strides, metadata.offset
-        on_host.complete(method, base, arrays, states, offset, strides=strides)
-        return method, base, arrays, states, selected, offset
+        return method, base, arrays, states, selected, metadata.offset
 
 
 def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:

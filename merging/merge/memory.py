@@ -284,22 +284,20 @@ def _apply(
             run = functools.partial(kernels.merge_into, old[leaf])
         like = job.like[leaf]
         on_mesh = isinstance(like.sharding, NamedSharding)
-        arrays = [expert[b] for expert in job.experts]
-        spread = [[metadata.spread(s) for s in of] for of in job.states.transforms]
-        inputs = method, base, arrays, spread
-        on_host.complete(*inputs, metadata.offset, strides=block.strides)
-        result = run(
-            base,
-            method,
-            arrays,
-            spread,
+        how = {
+            "strides": block.strides,
+            "dtype": like.dtype,
+            "matrix": block.matrix,
+            "sharding": like.sharding if on_mesh else None,
+            "statistics": job.told[b],
+        }
+        result = on_host.computed(
+            lambda base, *others, run=run, how=how: run(base, method, *others, **how),
+            *(block, method, base, [expert[b] for expert in job.experts]),
+            [[metadata.spread(s) for s in of] for of in job.states.transforms],
             metadata.spread(job.states.combined),
             metadata.offset,
-            strides=block.strides,
-            dtype=like.dtype,
-            matrix=block.matrix,
-            sharding=like.sharding if on_mesh else None,
-            statistics=job.told[b],
+            axis=None,  # base and result may share their memory
         )
         finite.append(numerics.all_finite(result))
         parts = packing.unpack(job.cut, block, result, old)

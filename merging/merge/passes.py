@@ -113,14 +113,17 @@ class Passes:
         def add(loaded: Loaded) -> None:
             put = self._put(stage.group, loaded)
             arrays = put.models if method.needs_base else [None, *put.models]
-            states = [put.spread(stage.states[i]) for i in experts]
-            inputs = method, arrays[0], arrays[1:], states
-            strides = loaded.block.strides
-            on_host.complete(*inputs, put.offset, strides=strides)
-            selected = put.spread(stage.selected)
-            partial = kernels.reduced(
-                reduction, *inputs, selected, put.offset, strides=strides
+            inputs = (
+                *(method, arrays[0], arrays[1:]),
+                [put.spread(stage.states[i]) for i in experts],
+                *(put.spread(stage.selected), put.offset),
             )
+
+            def reduced(*inputs):
+                strides = loaded.block.strides
+                return kernels.reduced(reduction, method, *inputs, strides=strides)
+
+            partial = on_host.computed(reduced, loaded.block, *inputs, axis=1)
             partial, row = np.asarray(partial), 0
             if not np.isfinite(partial).all():
                 self._refuse(loaded, models)
