@@ -65,7 +65,7 @@ class Passes:
     ) -> Callable[[int, int], np.ndarray] | None:
         """Return the function that gives sampled keys of a leaf.
 
-        None where a score needs whole rows.
+        None where a score, or a transform before, needs whole rows.
         """
         if not _elementwise(stage):
             return None
@@ -417,7 +417,10 @@ def read_for(stage: Stage, experts: Sequence[int], has_base: bool) -> list[int]:
 
 def _elementwise(stage: Stage) -> bool:
     """Return whether what is ranked can be computed of any few elements."""
-    return stage.selection is None or stage.selection.granularity == "element"
+    parts = [transform for of in stage.before for transform in of]
+    if stage.selection is not None:
+        parts.append(stage.selection)
+    return all(part.granularity == "element" for part in parts)
 
 
 def _plain(query: CountQuery) -> list[Any]:
