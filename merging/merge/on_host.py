@@ -18,7 +18,7 @@ from merging.runtime.numerics import Index
 
 # Elements of a part: what is computed in between stays in the cache, where that of a
 # whole block takes new pages of memory, which cost more than the arithmetic.
-PART = 2**19
+PART = 2**20
 # Parts that are computed while one is waited for.
 AHEAD = 3
 
