@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints import Writer
-from merging.merge import checks, kernels
+from merging.merge import checks, kernels, on_host
 from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
 from merging.merge.journal import Done, Journal
@@ -93,25 +93,29 @@ class BlockMerger:
             base, *experts = experts
         spread = [[metadata.spread(s) for s in of] for of in states.transforms]
         combined = metadata.spread(states.combined)
-        host = experts, spread, combined, metadata.offset
-        base_there, there = self._pipeline.on_devices(block, (base, host))
+        known = combined, loaded.statistics
+        host = base, experts, spread, known, metadata.offset
+        inputs = method, *self._pipeline.on_devices(block, host)
+        how = {"strides": block.strides, "dtype": dtype}
+
+        def merge(base, experts, states, known, offset):
+            combined, told = known
+            others = experts, states, combined, offset
+            how_told = {**how, "matrix": block.matrix, "statistics": told}
+            return kernels.merge(base, method, *others, **how_told)
+
         if not asks_majority(method):
-            merged = kernels.merge(
-                base_there,
-                method,
-                *there,
-                strides=block.strides,
-                dtype=dtype,
-                matrix=block.matrix,
-                statistics=self._pipeline.on_devices(block, loaded.statistics),
-            )
-            merged = np.asarray(merged)
+            merged = np.asarray(on_host.computed(merge, block, *inputs))
             self._require_finite(loaded, merged)
             self._write(loaded, merged)
             return
-        packed = kernels.merge_and_vote(
-            base_there, method, *there, strides=block.strides, dtype=dtype
-        )
+
+        def merge_and_vote(base, experts, states, known, offset):
+            others = experts, states, known[0], offset
+            return kernels.merge_and_vote(base, method, *others, **how)
+
+        axis = 0 if dtype.itemsize == 2 else 1
+        packed = on_host.computed(merge_and_vote, block, *inputs, axis=axis)
         merged, codes = kernels.unpacked(np.asarray(packed), dtype)
         self._require_finite(loaded, merged)
         ballot = np.count_nonzero(codes == kernels.POSITIVE)
@@ -124,10 +128,9 @@ class BlockMerger:
                 values = _merged_again(method, base, experts, spread, few, dtype)
             else:  # an element's rank in its row needs the row
                 negative = np.zeros(metadata.offset.low.shape, bool)
-                there = (*there[:2], negative, there[3])
-                whole = kernels.merge(
-                    base_there, method, *there, strides=block.strides, dtype=dtype
-                )
+                *first, _, offset = inputs
+                again = *first, (negative, None), offset
+                whole = on_host.computed(merge, block, *again)
                 values = few.only(few.elements(np.asarray(whole)))
         self._write(loaded, merged, int(ballot), positions, values)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merging.merge import kernels, search
+from merging.merge import kernels, on_host, search
 from merging.merge.partition import Block, Piece, RowMetadata
 from merging.merge.reduce import Stage
 from merging.methods import CountQuery, Layout, Sums, Threshold, Votes
@@ -55,7 +55,7 @@ class InMemoryAnswers:
         self._place = {leaf: i for i, leaf in enumerate(leaves)}
         # Packed leaves are small, and counted one by one, wherever they lie.
         self._on_host = [
-            len(block.pieces) > 1 or _on_one_cpu(array)
+            len(block.pieces) > 1 or on_host.on_one_cpu(array)
             for block, array in zip(blocks, placed or experts[0], strict=True)
         ]
         self._kept: tuple[Any, list[tuple[Piece, np.ndarray]]] = (None, [])
@@ -89,10 +89,12 @@ class InMemoryAnswers:
             found = self._reduced(stage, reduction, b, experts)
             (piece,) = block.pieces
             place = self._place[piece.leaf]
-            spread |= not found.is_fully_addressable
-            # Each part of it once, by the process that has it: no sum is gathered.
-            for part in (x for x in found.addressable_shards if x.replica_id == 0):
-                part = np.asarray(part.data)
+            parts = [found]
+            if isinstance(found, Array):
+                spread |= not found.is_fully_addressable
+                # Each part once, by the process that has it: no sum is gathered.
+                parts = [x.data for x in found.addressable_shards if x.replica_id == 0]
+            for part in map(np.asarray, parts):
                 reduction.combine(totals, part.reshape(len(part), -1), place)
         if spread:
             processes.all_reduce([totals])
@@ -109,13 +111,16 @@ class InMemoryAnswers:
         ]
         return sum(int(to_host(part).sum(dtype=np.int64)) for part in parts)
 
-    def _reduced(self, stage: Stage, reduction: Any, b: int, experts) -> Array:
+    def _reduced(self, stage: Stage, reduction: Any, b: int, experts) -> Any:
         """Return what a block adds to a reduction over some experts."""
-        return kernels.reduced(
-            reduction,
-            *self._inputs(stage, experts, b),
-            strides=self._blocks[b].strides,
-        )
+        method, *inputs = self._inputs(stage, experts, b)
+        block = self._blocks[b]
+
+        def reduced(*inputs):
+            return kernels.reduced(reduction, method, *inputs, strides=block.strides)
+
+        axis = 1 if isinstance(reduction, Sums) else None
+        return on_host.computed(reduced, block, method, *inputs, axis=axis)
 
     def _count(self, stage: Stage, number: int, query: CountQuery) -> np.ndarray:
         # The devices are set to work before the host is.
@@ -158,16 +163,26 @@ class InMemoryAnswers:
         """Yield (leaf, keys) of each leaf on the host; the last asked for are kept."""
         ranked = (stage.name, *stage.experts(number))
         if self._kept[0] != ranked:
-            dtype = jnp.dtype(self._layout.key_dtype)
             found = []
             for b, block in enumerate(self._blocks):
                 if self._on_host[b]:
-                    inputs = self._ranked(stage, number, b)
-                    keys = kernels.keys(*inputs, strides=block.strides, dtype=dtype)
+                    keys = self._keys_of(stage, number, b)
                     found += block.parts(np.asarray(keys))
             self._kept = ranked, found
         for piece, part in self._kept[1]:
             yield self._place[piece.leaf], part
+
+    def _keys_of(self, stage: Stage, number: int, b: int) -> Any:
+        """Return the keys of a block."""
+        method, selection, *inputs = self._ranked(stage, number, b)
+        strides, dtype = self._blocks[b].strides, jnp.dtype(self._layout.key_dtype)
+
+        def keys(*inputs):
+            return kernels.keys(
+                method, selection, *inputs, strides=strides, dtype=dtype
+            )
+
+        return on_host.computed(keys, self._blocks[b], method, *inputs)
 
     def _ranked(self, stage: Stage, number: int, b: int) -> tuple:
         """Return what the kernels of a search take of a block."""
@@ -177,14 +192,13 @@ class InMemoryAnswers:
     def _inputs(self, stage: Stage, experts: Sequence[int], b: int) -> tuple:
         """Return what the kernels for some experts take of a block."""
         method, metadata = stage.method(experts), self._metadata[b]
-        return (
-            method,
-            self._base[b] if method.needs_base else None,
-            [self._experts[i][b] for i in experts],
-            [[metadata.spread(state) for state in stage.states[i]] for i in experts],
-            [metadata.spread(state) for state in stage.selected],
-            metadata.offset,
-        )
+        base = self._base[b] if method.needs_base else None
+        arrays = [self._experts[i][b] for i in experts]
+        states = [
+            [metadata.spread(state) for state in stage.states[i]] for i in experts
+        ]
+        selected = [metadata.spread(state) for state in stage.selected]
+        return method, base, arrays, states, selected, metadata.offset
 
 
 def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:
@@ -198,10 +212,3 @@ def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:
             early = np.count_nonzero(keys[: query.cutoff[row][trial]] == edge)
             counts.append(np.count_nonzero(keys > edge) + early)
     return counts
-
-
-def _on_one_cpu(array: Any) -> bool:
-    if isinstance(array, np.ndarray):
-        return True
-    devices = array.sharding.device_set
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"

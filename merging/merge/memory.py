@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from merging.merge import checks, kernels, packing
+from merging.merge import checks, kernels, on_host, packing
 from merging.merge import statistics as further
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.partition import Partition, RowMetadata, in_memory_blocks
@@ -284,18 +284,20 @@ def _apply(
             run = functools.partial(kernels.merge_into, old[leaf])
         like = job.like[leaf]
         on_mesh = isinstance(like.sharding, NamedSharding)
-        result = run(
-            base,
-            method,
-            [expert[b] for expert in job.experts],
+        how = {
+            "strides": block.strides,
+            "dtype": like.dtype,
+            "matrix": block.matrix,
+            "sharding": like.sharding if on_mesh else None,
+            "statistics": job.told[b],
+        }
+        result = on_host.computed(
+            lambda base, *others, run=run, how=how: run(base, method, *others, **how),
+            *(block, method, base, [expert[b] for expert in job.experts]),
             [[metadata.spread(s) for s in of] for of in job.states.transforms],
             metadata.spread(job.states.combined),
             metadata.offset,
-            strides=block.strides,
-            dtype=like.dtype,
-            matrix=block.matrix,
-            sharding=like.sharding if on_mesh else None,
-            statistics=job.told[b],
+            axis=None,  # base and result may share their memory
         )
         finite.append(numerics.all_finite(result))
         parts = packing.unpack(job.cut, block, result, old)

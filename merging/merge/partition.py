@@ -353,8 +353,7 @@ def partition(
     blocks: list[Block] = []
     for number, kind in enumerate(found.kinds):
         capacity = _capacity(kind, budget, total)
-        largest = budget // kind.bytes_in_memory(1)
-        blocks += _Cutter(found, number, capacity, largest, granularity).blocks()
+        blocks += _Cutter(found, number, capacity, budget, granularity).blocks()
     return found._replace(blocks=tuple(blocks))
 
 
@@ -458,9 +457,10 @@ def _capacity(kind: Kind, budget: int, total: int) -> int:
 class _Cutter:
     """Cuts the leaves of one kind."""
 
-    def __init__(self, cut: Partition, number: int, capacity: int, largest: int, grain):
+    def __init__(self, cut: Partition, number: int, capacity: int, budget: int, grain):
         self._cut, self._number, self._kind = cut, number, cut.kinds[number]
-        self._capacity, self._largest, self._grain = capacity, largest, grain
+        self._capacity, self._grain = capacity, grain
+        self._largest = budget // self._kind.bytes_in_memory(1)
         method = self._kind.method
         self._granularity = "element" if method is None else method.granularity
         reductions = () if method is None else method.reductions
@@ -468,6 +468,11 @@ class _Cutter:
         summed = any(isinstance(r, Sums) for r in reductions)
         # Whether all that must be known of a leaf can be found in the leaf alone.
         self._leafwise = (ranked or summed) and not method.ranks_model
+        # A ranking would take several passes more. Sums take one: that costs less than
+        # a block so large that there is memory for one worker only.
+        cheap = not ranked and self._granularity in ("element", "row")
+        at_once = WORKERS if cheap else 1
+        self._most_whole = budget // self._kind.bytes_in_memory(at_once)
 
     def blocks(self) -> list[Block]:
         """Return blocks that cover the kind's leaves, in their order."""
@@ -512,7 +517,7 @@ class _Cutter:
             unit = size
         else:
             unit = columns
-        fits = -(-size // columns) * columns <= self._largest
+        fits = -(-size // columns) * columns <= self._most_whole
         if self._leafwise and fits:
             piece = Piece(leaf, 0, size)
             return [Block(self._number, (piece,), columns, True, matrix)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging.merge import checks, kernels
+from merging.merge import checks, kernels, on_host
 from merging.merge.histogram import Histogram
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.journal import Journal
@@ -65,7 +65,7 @@ class Passes:
     ) -> Callable[[int, int], np.ndarray] | None:
         """Return the function that gives sampled keys of a leaf.
 
-        None where a score needs whole rows.
+        None where a score, or a transform before, needs whole rows.
         """
         if not _elementwise(stage):
             return None
@@ -113,16 +113,17 @@ class Passes:
         def add(loaded: Loaded) -> None:
             put = self._put(stage.group, loaded)
             arrays = put.models if method.needs_base else [None, *put.models]
-            partial = kernels.reduced(
-                reduction,
-                method,
-                arrays[0],
-                arrays[1:],
+            inputs = (
+                *(method, arrays[0], arrays[1:]),
                 [put.spread(stage.states[i]) for i in experts],
-                put.spread(stage.selected),
-                put.offset,
-                strides=loaded.block.strides,
+                *(put.spread(stage.selected), put.offset),
             )
+
+            def reduced(*inputs):
+                strides = loaded.block.strides
+                return kernels.reduced(reduction, method, *inputs, strides=strides)
+
+            partial = on_host.computed(reduced, loaded.block, *inputs, axis=1)
             partial, row = np.asarray(partial), 0
             if not np.isfinite(partial).all():
                 self._refuse(loaded, models)
@@ -416,7 +417,10 @@ def read_for(stage: Stage, experts: Sequence[int], has_base: bool) -> list[int]:
 
 def _elementwise(stage: Stage) -> bool:
     """Return whether what is ranked can be computed of any few elements."""
-    return stage.selection is None or stage.selection.granularity == "element"
+    parts = [transform for of in stage.before for transform in of]
+    if stage.selection is not None:
+        parts.append(stage.selection)
+    return all(part.granularity == "element" for part in parts)
 
 
 def _plain(query: CountQuery) -> list[Any]:

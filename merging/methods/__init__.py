@@ -50,7 +50,7 @@ from merging.methods.spectral import iso_c, iso_cts, tsv_m, wudi
 from merging.methods.spherical import karcher, multislerp, nuslerp, slerp
 from merging.methods.statistics import FISHER, GRAM, Matrices, Statistics
 from merging.methods.stock import model_stock
-from merging.methods.transforms import Transform, drop, rescale, trim
+from merging.methods.transforms import OnHost, Transform, drop, rescale, trim
 
 __all__ = [
     "FISHER",
@@ -61,6 +61,7 @@ __all__ = [
     "Layout",
     "Matrices",
     "Method",
+    "OnHost",
     "Selection",
     "Statistics",
     "Sums",

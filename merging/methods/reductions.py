@@ -15,6 +15,7 @@ for the thresholds.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,8 +153,7 @@ class Sums:
     ) -> np.ndarray:
         """Return empty totals for so many experts: int64 [leaves, T, bins]."""
         count = experts * (2 if self.original else 1)
-        values = [jax.ShapeDtypeStruct((1,), jnp.float32)] * count
-        terms = len(jax.eval_shape(self.terms, values, weights))
+        terms = _count_terms(self.terms, count, weights)
         return exact_totals((len(layout.paths), terms), layout.wide)
 
     def update(self, values: Sequence[Array], weights: Sequence[Array] | None) -> Array:
@@ -168,6 +168,12 @@ class Sums:
     def finish(self, totals: np.ndarray, wide: bool) -> np.ndarray:
         """Return the sums: float64 [leaves, T]."""
         return exact_sums(totals, wide)
+
+
+@functools.lru_cache
+def _count_terms(terms: Terms, count: int, weights: tuple[float, ...] | None) -> int:
+    values = [jax.ShapeDtypeStruct((1,), jnp.float32)] * count
+    return len(jax.eval_shape(terms, values, weights))
 
 
 @dataclass(frozen=True)

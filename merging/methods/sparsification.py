@@ -14,7 +14,6 @@ from merging.methods.reductions import Layout, Sums, Threshold, kept_count
 from merging.methods.transforms import (
     Cutoff,
     Fraction,
-    MaskKey,
     cutoff_of,
     fraction,
     number,
@@ -164,6 +163,19 @@ def _require_as_many(density: Fraction, epsilon: Fraction) -> None:
         raise UserError("density and epsilon need as many values: one for each expert.")
 
 
+class _Chance(NamedTuple):
+    """What `MagPrune` knows of a leaf, and of a block of it where the host ranked it.
+
+    Attributes:
+      key: the two words of the mask's key.
+      ranks: each element's in its row, from 0 for the smallest; None until the block is
+        at hand, or for good where no host ranks it.
+    """
+
+    key: tuple[np.ndarray, np.ndarray]
+    ranks: np.ndarray | None = None
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["density", "epsilon"],
@@ -185,14 +197,18 @@ class MagPrune:
         """Derive each leaf's mask key from (seed, expert, path)."""
         keys = [numerics.mask_key(seed, expert, path) for path in layout.paths]
         words = np.array(keys, np.uint32).reshape(-1, 2)
-        return MaskKey((words[:, 0], words[:, 1]), np.zeros(len(keys), np.uint32))
+        return _Chance((words[:, 0], words[:, 1]))
+
+    def on_host(self, state, keys):
+        """Rank the block's rows."""
+        return state._replace(ranks=_ranks_on_host(keys))
 
     def apply(self, delta, state, index):
         """Zero what the mask drops, and divide the rest by its probability."""
         rows = jnp.atleast_1d(delta)
         dtype = rows.dtype
-        ranks = _ranks_in_rows(jnp.abs(rows)).astype(dtype)
-        ranks = ranks.reshape(delta.shape)
+        ranks = _ranks_in_rows(rows) if state.ranks is None else state.ranks
+        ranks = ranks.astype(dtype).reshape(delta.shape)
         # Of a row of one element, the middle.
         most = max(rows.shape[-1] - 1, 1)
         place = numerics.divided(ranks, most) if rows.shape[-1] > 1 else ranks + 0.5
@@ -208,16 +224,48 @@ class MagPrune:
         return jnp.where(keep, delta, 0)
 
 
-def _ranks_in_rows(magnitudes: Array) -> Array:
-    """Return each element's rank in its row, from 0 for the smallest: int32."""
-    rows = magnitudes.reshape(-1, magnitudes.shape[-1])
+def _ranks_in_rows(values: Array) -> Array:
+    """Return each magnitude's rank in its row, from 0 for the smallest: int32."""
+    wide = values.dtype == jnp.float64
+    keys = numerics.magnitude_keys(values, jnp.uint64 if wide else jnp.uint32)
+    rows = keys.reshape(-1, keys.shape[-1])
     columns = lax.broadcasted_iota(jnp.int32, rows.shape, 1)
     _, order = lax.sort((rows, columns), num_keys=1, is_stable=True)
     # The inverse of a permutation: a second sort would take as long as the first.
     of_row = lax.broadcasted_iota(jnp.int32, rows.shape, 0)
     ranks = jnp.zeros_like(columns)
     ranks = ranks.at[of_row, order].set(columns, unique_indices=True)
-    return ranks.reshape(magnitudes.shape)
+    return ranks.reshape(values.shape)
+
+
+def _ranks_on_host(keys: np.ndarray, part: int = 2**16) -> np.ndarray:
+    """Return what `_ranks_in_rows` does, from magnitude keys, in a narrow dtype.
+
+    In a thirtieth of the time: a key and its place make one integer, no two are equal,
+    and NumPy sorts integers with vector instructions.
+    """
+    columns = keys.shape[-1] if keys.ndim else 1
+    rows = keys.reshape(-1, columns)
+    dtype = np.uint16 if columns <= 2**16 else np.uint32
+    ranks = np.empty(rows.shape, dtype)
+    step = max(part // columns, 1)  # what is computed in between stays in the cache
+    place = np.arange(min(step, len(rows)) * columns, dtype=np.uint64)
+    place = place.reshape(-1, columns)
+    rank = np.broadcast_to(np.arange(columns, dtype=dtype), place.shape)
+    for at in range(0, len(rows), step):
+        some = rows[at : at + step]
+        if keys.dtype == np.uint32:
+            order = some.astype(np.uint64)
+            order <<= np.uint64(32)
+            order |= place[: len(some)]
+            order.sort(axis=1)
+            order &= np.uint64(0xFFFFFFFF)
+        else:
+            order = np.argsort(some, axis=1, kind="stable").astype(np.uint64)
+            order += place[: len(some), :1]
+        flat = ranks[at : at + step].reshape(-1)
+        flat[order.view(np.int64)] = rank[: len(some)]
+    return ranks.reshape(keys.shape)
 
 
 def match_norm() -> "MatchNorm":

@@ -9,7 +9,7 @@ against the block.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,19 @@ class Transform(Protocol):
 
     def apply(self, delta: Array, state: Any, index: Index) -> Array:
         """Transform one block of Δ, given each element's index in its leaf."""
+
+
+@runtime_checkable
+class OnHost(Protocol):
+    """A transform of which a CPU finds something sooner with NumPy than with XLA."""
+
+    def on_host(self, state: Any, keys: np.ndarray) -> Any:
+        """Return a block's state with what was found; else `apply` finds the same.
+
+        Args:
+          state: broadcast against the block.
+          keys: the magnitude keys (`numerics.magnitude_keys`) of the block of Δ.
+        """
 
 
 class Cutoff(NamedTuple):

@@ -14,11 +14,11 @@ from statistics_of import statistics_of
 
 from merging import methods
 from merging.merge import (
-    in_memory_reduce,
     kernels,
     memory,
     merge,
     merge_scales,
+    on_host,
     partition,
 )
 from merging.merge.stored import StoredLeaf
@@ -314,16 +314,29 @@ def test_small_leaves_share_blocks_up_to_a_size(monkeypatch):
     assert_same_bits(small, merge(base, experts, methods.ties(), donate=False))
 
 
-@pytest.mark.parametrize("name", ["ties", "rht"])
+@pytest.mark.parametrize("name", ["ties", "rht", "della"])
 def test_leaves_on_an_accelerator_are_counted_there_to_the_same_bits(name, monkeypatch):
     base, experts = cases.models(2)
     expected = merge(base, experts, methods.get(name))
-    monkeypatch.setattr(in_memory_reduce, "_on_one_cpu", lambda array: False)
+    monkeypatch.setattr(on_host, "on_one_cpu", lambda array: False)
     counted = merge(base, experts, methods.get(name))
     monkeypatch.setattr(partition, "PACKED_LEAF", 0)
     apart = merge(base, experts, methods.get(name))
     assert_same_bits(counted, expected)
     assert_same_bits(apart, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (1,), (70_000,), (3, 5, 257), (300, 1024)])
+def test_numpy_ranks_rows_as_the_devices_do(shape, dtype, monkeypatch):
+    with jax.enable_x64(True):
+        values = np.random.default_rng(0).normal(size=shape)
+        base = {"w": jnp.zeros(shape, dtype)}
+        expert = {"w": jnp.asarray(np.round(values, 2), dtype)}  # many are equal
+        method = methods.della_linear(density=0.5, epsilon=0.4)
+        found = merge(base, [expert], method)
+        monkeypatch.setattr(on_host, "on_one_cpu", lambda array: False)
+        assert_same_bits(found, merge(base, [expert], method))
 
 
 def test_an_average_needs_no_base():

@@ -14,7 +14,7 @@ from statistics_of import statistics_of
 
 from merging import UserError, checkpoints, methods
 from merging.cli import main
-from merging.merge import memory, passes
+from merging.merge import memory, on_host, passes
 from merging.merge import streamed as stream
 from merging.merge.costs import cost
 from merging.runtime import tree
@@ -27,6 +27,13 @@ ROWS = methods.compose(
     combiner=methods.elect_sign(),
     scale=0.7,
 )
+RANKED = methods.compose(
+    "ranked",
+    methods.magprune(0.5, 0.2),
+    methods.trim(0.3),
+    combiner=methods.combiners.sum(),
+    scale=0.7,
+)
 METHODS = {
     "average": methods.average(weights=(1, 2, 0.5)),
     "ties": methods.ties(),
@@ -35,6 +42,7 @@ METHODS = {
     "dare_ties trimmed": methods.dare_ties(density=0.6, trim_density=0.4),
     "rht": methods.rht(density=0.4),
     "rows": ROWS,
+    "trimmed by what ranks in rows left": RANKED,
 }
 
 
@@ -66,6 +74,7 @@ def few_shapes(tmp_path_factory):
 def test_every_registered_method_streams_the_bits_of_memory(
     few_shapes, tmp_path, monkeypatch, name
 ):
+    monkeypatch.setattr(on_host, "PART", 1024)  # seven rows, or four
     made = []
     read = passes.Passes._read
     monkeypatch.setattr(

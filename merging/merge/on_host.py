@@ -1,0 +1,110 @@
+"""Kernels on a CPU: by parts of rows, with what NumPy finds sooner than XLA."""
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from merging import methods
+from merging.merge import kernels
+from merging.merge.partition import Block
+from merging.methods import Method, OnHost
+from merging.runtime import numerics
+from merging.runtime.numerics import Index
+
+# Elements of a part: what is computed in between stays in the cache, where that of a
+# whole block takes new pages of memory, which cost more than the arithmetic.
+PART = 2**20
+# Parts that are computed while one is waited for.
+AHEAD = 3
+
+
+def on_one_cpu(array: Any) -> bool:
+    """Return whether NumPy computes where an array lies."""
+    if isinstance(array, np.ndarray):
+        return True
+    devices = array.sharding.device_set
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def computed(
+    kernel: Callable[..., Array],
+    block: Block,
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    known: Any,
+    offset: Index,
+    *,
+    axis: int | None = 0,
+) -> Array | np.ndarray:
+    """Return what a kernel makes of a block; on the host if that lies on one CPU.
+
+    Args:
+      kernel: is given all that follows `method`.
+      block: the block.
+      method: whose task vectors the kernel looks at.
+      base: the block of θ₀; None if the method needs none.
+      experts: of each expert.
+      states: [expert][transform].
+      known: of all experts: the combiner's state, or those of selections.
+      offset: as `kernels.merge` has it.
+      axis: of the result's rows; None computes the block at once.
+    """
+    inputs = base, list(experts), [list(of) for of in states], known, offset
+    rows = 0 if block.shape is not None or axis is None else experts[0].shape[0]
+    fit = 1 << max(PART // block.columns, 1).bit_length() - 1
+    apart = method.granularity in ("element", "row") and on_one_cpu(experts[0])
+    if not apart or rows <= fit:
+        return _completed(kernel, block, method, inputs)
+    host = jax.tree.map(np.asarray, inputs)
+    (device,) = experts[0].sharding.device_set
+    waiting: collections.deque[Array] = collections.deque()
+    result, done = None, 0
+    for at in range(0, rows + AHEAD * fit, fit):
+        if at < rows:
+            part = jax.tree.map(lambda x, at=at: x[at : at + fit], host)
+            part = jax.device_put(part, device)
+            waiting.append(_completed(kernel, block, method, part))
+        if at >= AHEAD * fit and waiting:
+            found = np.asarray(waiting.popleft())
+            if result is None:
+                shape = (*found.shape[:axis], rows, *found.shape[axis + 1 :])
+                result = np.empty(shape, found.dtype)
+            result[(slice(None),) * axis + (slice(done, done + fit),)] = found
+            done += fit
+    return result
+
+
+def _completed(
+    kernel: Callable[..., Array], block: Block, method: Method, inputs: tuple
+) -> Array:
+    """Run a kernel; what transforms find on the host is put into the states before."""
+    base, experts, states, known, offset = inputs
+    wanted = [i for i, t in enumerate(method.transforms) if isinstance(t, OnHost)]
+    for i, expert in enumerate(experts):
+        if not wanted or not on_one_cpu(expert):
+            break
+        chain = method.of(i)
+        read = [x for x in (base, expert) if x is not None]
+        working = numerics.working_dtype(*(x.dtype for x in read))
+        for number in wanted:
+            keys = kernels.keys(
+                methods.alone(method, chain[:number]),
+                None,
+                base,
+                [expert],
+                [states[i][:number]],
+                [],
+                offset,
+                strides=block.strides,
+                dtype=jnp.dtype(f"uint{working.itemsize * 8}"),
+            )
+            found = chain[number].on_host(states[i][number], np.asarray(keys))
+            states[i][number] = jax.device_put(found, expert.sharding)
+    return kernel(base, experts, states, known, offset)
