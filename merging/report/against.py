@@ -119,7 +119,7 @@ def draw(grid: Grid) -> Figure | None:
             ax.set_yticks(range(len(methods)), map(plotting.label, methods))
             ax.set_ylim(-0.7, len(methods) - 0.3)
             if row == len(bases) - 1:
-                ax.set_xlabel("normalised gain minus task arithmetic's")
+                ax.set_xlabel("difference in normalised gain")
     caption = (
         "Normalised gain of every method minus that of task arithmetic with the λ that "
         f"validation chose, at {largest[-1]}: means over the runs, and intervals of "
