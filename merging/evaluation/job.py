@@ -158,7 +158,7 @@ def evaluate(
             references=True,
             context=context,
             vocab_size=model.config.vocab_size,
-            cache_dir=place and place / "data",
+            cache_dir=tasks.kept_for_user() if place else None,
         )
         for name, record in _records(
             model, requests, missing, batch_size, dtype or None, mesh, place

@@ -118,17 +118,18 @@ def _published(
             "limit": config.count or None,
             "bootstrap_iters": how.resamples,
         },
-        examples=_examples(config, workdir, suite, scores) if config.samples else None,
+        examples=_examples(config, suite, scores) if config.samples else None,
     )
     lines = [tables.table(scores, values, how.level).text(), *tables.notes(scores)]
     return "\n".join([*lines, f"For lm-evaluation-harness's readers: {exported}"])
 
 
 def _examples(
-    config: Any, workdir: Folder, suite: tasks.Suite, scores: list[DatasetScore]
+    config: Any, suite: tasks.Suite, scores: list[DatasetScore]
 ) -> Callable[[str], Iterator[samples.Sample]]:
     """Return the samples of a dataset by its name, its examples read once more."""
     found = {score.dataset: score for score in scores}
+    kept = tasks.kept_for_user()  # where `job.evaluate` has left them
 
     def of(dataset: str) -> Iterator[samples.Sample]:
         sets = tasks.load_suite(
@@ -136,7 +137,7 @@ def _examples(
             config.split,
             config.count or None,
             datasets=[dataset],
-            cache_dir=workdir / "data",  # where `job.evaluate` has left them
+            cache_dir=kept,
             fewer=True,
         )
         return samples.samples(found[dataset], sets, suite.tokenizer.spelled)

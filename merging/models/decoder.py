@@ -20,6 +20,8 @@ from merging.models.config import DecoderConfig
 from merging.models.positions import Positions, rotate
 from merging.runtime.sharding import split_rows
 
+# Queries of a long sequence that attend at a time: so many, or as many as make 8 parts.
+QUERIES, PARTS = 128, 8
 _ACTIVATION = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 
 
@@ -70,12 +72,12 @@ class Block(nnx.Module):
         local: jax.Array | None,
         seen: dict[str, jax.Array],
     ) -> tuple[jax.Array, Cache]:
-        """Return the stream [B, T, d_model] after this layer, and the layer's cache.
+        """Return the stream [B, T, d_model] after this layer, and its keys and values.
 
         Args:
           x: the stream before it.
           where: the tokens' positions.
-          cache: what came before them, or None.
+          cache: keys and values of what came before them, or None.
           local: whether this is a local layer; None if all layers see alike.
           seen: is given the inputs of each linear map, by its leaf's name.
         """
@@ -96,12 +98,13 @@ class Block(nnx.Module):
         seen |= dict.fromkeys(("query", "key", "value"), h)
         q, k, v = self._heads(h)
         q, k = (rotate(x, view.sin, view.cos) for x in (q, k))
-        if cache is not None:
-            rows = jnp.arange(len(h))[:, None]
-            k = cache.keys.at[rows, where.index].set(k)
-            v = cache.values.at[rows, where.index].set(v)
         scale = (c.query_scalar or c.head_dim) ** -0.5
-        out = attention(q * scale, k, v, view.mask, softcap=c.attention_softcap)
+        if cache is None:
+            attend, every = causal_attention, (k, v)
+        else:
+            both = zip(cache, (k, v), strict=True)
+            attend, every = attention, (jnp.concatenate(pair, axis=1) for pair in both)
+        out = attend(q * scale, *every, view.mask, softcap=c.attention_softcap)
         seen["output"] = out = out.reshape(*h.shape[:2], -1)
         return _apply(self.output, out), Cache(k, v)
 
@@ -146,13 +149,13 @@ class Decoder(nnx.Module):
     def __call__(
         self, inputs: jax.Array, where: Positions, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Return the normalised last stream [B, T, d_model], and every layer's cache.
+        """Return the normalised last stream [B, T, d_model], and the keys and values.
 
         Args:
           inputs: token ids [B, T], BOS included.
-          where: their positions.
-          cache: leaves [layers, B, S, kv_heads, head_dim] to write into and attend
-            to; without it the keys and values of this call are attended and returned.
+          where: their positions. Without a cache, none sees what stands behind it.
+          cache: leaves [layers, B, S, kv_heads, head_dim] of what is seen beside, in
+            the mask before these tokens; they are not among those returned.
         """
         hidden, cache, _ = self._run(inputs, where, cache, None)
         return hidden, cache
@@ -183,7 +186,7 @@ class Decoder(nnx.Module):
         cache: Cache | None,
         reduce: Callable[[jax.Array], jax.Array] | None,
     ) -> tuple[jax.Array, Cache, dict[str, Any]]:
-        """Return the last stream, the caches, and what each layer's maps have seen."""
+        """Return the last stream, keys and values, and the inputs that were asked."""
         c = self.config
         x = self.embed[...].astype(c.dtype)[inputs]
         if c.scaled_embeddings:
@@ -272,6 +275,29 @@ def attention(
     out = jnp.einsum("bkms,bskd->bkmd", weights, v)
     out = out.reshape(rows, heads, length, size).transpose(0, 2, 1, 3)
     return out
+
+
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`attention` of whole sequences [S = T], where no query looks at a later key.
+
+    Some queries at a time, and the keys up to the last of them: nearly half of the
+    scores are not made, and the others need little memory at once.
+    """
+    length = q.shape[1]
+    step = max(QUERIES, -(-length // PARTS))
+    parts = []
+    for start in range(0, length, step):
+        queries, keys = slice(start, start + step), slice(start + step)
+        seen = k[:, keys], v[:, keys], mask[:, queries, keys]
+        parts.append(attention(q[:, queries], *seen, softcap=softcap))
+    return jnp.concatenate(parts, axis=1)
 
 
 def _apply(weight: nnx.Param, x: jax.Array) -> jax.Array:

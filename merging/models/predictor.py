@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from merging.models.config import DecoderConfig
@@ -51,7 +52,7 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
     """
     functions = Predictor(
         jax.jit(functools.partial(_score, config, False)),
-        jax.jit(functools.partial(_generate, config), static_argnums=(4, 5)),
+        _to_generate(config),
         jax.jit(functools.partial(_score, config, True)),
     )
     if mesh is None:
@@ -66,6 +67,17 @@ def predictor(config: DecoderConfig, mesh: Mesh | None = None) -> Predictor:
         return placed
 
     return Predictor(*map(over_mesh, functions))
+
+
+def _to_generate(config):
+    made = jax.jit(functools.partial(_generate, config), static_argnums=4)
+
+    def generate(params, prefixes, tokens, lengths, max_new_tokens, end_ids):
+        ending = np.zeros(config.vocab_size, bool)  # one program for whatever ends
+        ending[list(end_ids)] = True
+        return made(params, prefixes, tokens, lengths, max_new_tokens, ending)
+
+    return generate
 
 
 def likelihoods(
@@ -155,11 +167,10 @@ def _is_best(logits, targets):
     return ~jnp.any((logits > own) | ((logits == own) & earlier), axis=-1)
 
 
-def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, end_ids):
-    """Fill the cache with the prompts in one call, then add a token at a time.
+def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, ending):
+    """Compute the prompts' keys and values in one call, then add a token at a time.
 
-    Keys of a row's padding stay in the cache but are never seen: a query at position
-    p sees keys up to p, and those past the prompt have been overwritten by then.
+    Those of new tokens stand behind the longest prompt: a row's padding is never seen.
     """
     model = bind(config, params)
     rows, length = tokens.shape
@@ -167,8 +178,10 @@ def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, end_ids
     room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))
     cache = Cache(*(jnp.pad(leaf, room) for leaf in prompt))
     first = jnp.argmax(model.logits(_at(hidden, lengths)), axis=-1)
-    ends = jnp.array(end_ids, first.dtype)
-    slots = jnp.arange(length + 1 + max_new_tokens)[None, None]
+    # Of each slot its place behind the longest prompt; the last is the token's own.
+    new = jnp.arange(max_new_tokens + length + 2)[None] - (length + 1)
+    places = jnp.where(new < 0, new + length + 1, lengths[:, None] + 1 + new)
+    of_prompt = (new < 0) & (places <= lengths[:, None])
 
     def unfinished(state):
         step, _, _, done, _ = state
@@ -177,10 +190,19 @@ def _generate(config, params, prefixes, tokens, lengths, max_new_tokens, end_ids
     def extend(state):
         step, token, cache, done, out = state
         out = out.at[:, step].set(jnp.where(done, 0, token))
-        done = done | jnp.any(token[:, None] == ends, axis=1)
+        done = done | ending[token]
         index = (lengths + 1 + step)[:, None]
-        where = positions(config, index, slots <= index[..., None])
-        hidden, cache = model(token[:, None], where, cache)
+        own = new == max_new_tokens
+        seen = of_prompt | (new >= 0) & (new < step) | own
+        keys = jnp.where(own, index, places)
+        where = positions(config, index, seen[:, None], keys)
+        hidden, made = model(token[:, None], where, cache)
+        cache = jax.tree.map(
+            lambda leaf, one: jax.lax.dynamic_update_slice_in_dim(
+                leaf, one, length + 1 + step, axis=2
+            ),
+            *(cache, made),
+        )
         token = jnp.argmax(model.logits(hidden[:, 0]), axis=-1)
         return step + 1, token, cache, done, out
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 # Of programs that take longer; smaller ones are compiled as quickly as they are read.
@@ -79,13 +80,13 @@ def _end(own: Path, kept: Path, known: set[str]) -> None:
                     os.fsync(file.fileno())
                 with contextlib.suppress(FileExistsError):
                     os.link(path, kept / path.name)
-        _prune(kept)
+        prune(kept.iterdir())
     shutil.rmtree(own, ignore_errors=True)
 
 
-def _prune(kept: Path) -> None:
-    """Remove the oldest entries beyond `ENTRIES` and `BYTES`."""
-    found = [(p.stat(), p) for p in kept.iterdir() if p.is_file()]
+def prune(paths: Iterable[Path]) -> None:
+    """Remove the oldest files beyond `ENTRIES` and `BYTES`."""
+    found = [(p.stat(), p) for p in paths if p.is_file()]
     found.sort(key=lambda entry: entry[0].st_mtime, reverse=True)
     total = 0
     for place, (stat, path) in enumerate(found):

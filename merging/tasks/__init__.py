@@ -11,6 +11,7 @@ from merging.tasks.evalsets import EvalSet, load, load_suite
 from merging.tasks.examples import Stored, TokenArrays, materialise, store
 from merging.tasks.generated import Generated
 from merging.tasks.registry import datasets, names, suite
+from merging.tasks.rows import kept_for_user
 from merging.tasks.suites import Suite
 from merging.tasks.tokenizers import Tokenizer, holds_tokenizer, open_tokenizer
 
@@ -23,6 +24,7 @@ __all__ = [
     "Tokenizer",
     "datasets",
     "holds_tokenizer",
+    "kept_for_user",
     "load",
     "load_suite",
     "materialise",

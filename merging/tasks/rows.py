@@ -1,6 +1,8 @@
 """The rows of evaluation tasks: read through seqio, kept on disk column by column."""
 
+import contextlib
 import io
+import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from merging.runtime import storage
+from merging.runtime import compilations, revision, storage
 from merging.runtime.errors import UserError, nearest
-from merging.tasks.suites import Suite
+from merging.tasks.suites import Suite, file_digests
 
 # What reading a file that is not ours, or no longer whole, may raise.
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile)
+# What rows depend on beside this room's code and what a suite's digest covers.
+_READERS = ("seqio", "tensorflow", "tokenizers", "sentencepiece", "jinja2")
 # A preprocessed example of a seqio Task: arrays and bytes by the name of the feature.
 Row = dict[str, Any]
 
@@ -78,6 +82,20 @@ def of_suite(
             storage.write_bytes(path, file.getvalue())
         tables[task] = table
     return tables
+
+
+def kept_for_user() -> Path | None:
+    """Return where rows are kept for all workdirs of a user; None where they can't be.
+
+    What was read by other code is read again: nobody looks after such a folder.
+    """
+    code = file_digests(sorted(Path(__file__).parent.rglob("*.py")))
+    every = compilations.user_cache() / "rows"
+    folder = every / storage.digest(code, revision.versions(*_READERS))
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        compilations.prune(every.glob("*/*.npz"))
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _read(suite: Suite, task: str, split: str, count: int | None) -> list[Row]:

@@ -21,6 +21,7 @@ from merging.evaluation import bootstrap, export, job, scores, store, tables
 from merging.evaluation.requests import reference_requests
 from merging.models import hf as families
 from merging.runtime import processes, results
+from merging.tasks import rows
 from merging.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def test_a_value_is_that_of_plain_forward_passes_over_every_choice(made, dataset
     model = families.load(made / "a")
     suite = tasks.suite("miniworld", test_examples=EXAMPLES, tokenizer=str(made / "a"))
     (one,) = tasks.load_suite(
-        suite, "test", datasets=[dataset], cache_dir=made / "scores_a" / "data"
+        suite, "test", datasets=[dataset], cache_dir=tasks.kept_for_user()
     )
     sizes = zip(one.prompt_lengths, one.continuation_lengths, strict=True)
     scores = [
@@ -139,7 +140,7 @@ def test_where_texts_are_generated_the_loss_is_of_their_references(made):
     model = families.load(made / "a")
     suite = tasks.suite("miniworld", test_examples=EXAMPLES, tokenizer=str(made / "a"))
     (one,) = tasks.load_suite(
-        suite, "test", datasets=["ropes"], cache_dir=made / "scores_a" / "data"
+        suite, "test", datasets=["ropes"], cache_dir=tasks.kept_for_user()
     )
     sizes = zip(one.prompt_lengths, one.continuation_lengths, strict=True)
     log_p = sum(
@@ -234,6 +235,33 @@ def test_the_same_command_again_evaluates_nothing(made, evaluated, capsys):
     again = (made / "scores_a" / results.FILE).read_text().splitlines()
     strip = [json.loads(line) | {"config_hash": ""} for line in lines]
     assert [json.loads(line) | {"config_hash": ""} for line in again] == strip
+
+
+def test_another_workdir_finds_the_rows_that_the_first_one_read(
+    made, tmp_path, monkeypatch
+):
+    reads = []
+    original = rows._read
+
+    def counted(suite, task, *how):
+        reads.append(task)
+        return original(suite, task, *how)
+
+    monkeypatch.setattr(rows, "_read", counted)
+    assert evaluate(made, "a", tmp_path / "again") == 0
+    assert reads == []
+    assert values(tmp_path / "again") == values(made / "scores_a")
+    other = {"tokenizers": "another"}
+    monkeypatch.setattr(rows.revision, "versions", lambda *names: other)
+    assert evaluate(made, "a", tmp_path / "other", datasets="copa") == 0
+    assert len(reads) == 1 and "copa" in reads[0]
+
+
+def test_where_no_rows_can_be_kept_they_are_read(made, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert evaluate(made, "a", tmp_path / "w", datasets="copa") == 0
+    assert values(tmp_path / "w")["copa"] == values(made / "scores_a")["copa"]
 
 
 def test_a_compilation_is_worth_fewer_tokens_of_a_larger_model(made):

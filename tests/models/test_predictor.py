@@ -54,6 +54,7 @@ PREFIXES = np.array([0, 0, 7, 3], np.int32)
 
 
 predictor_module = sys.modules["merging.models.predictor"]
+decoder_module = sys.modules["merging.models.decoder"]
 
 
 def questions(continuations, d_model=None):
@@ -113,6 +114,15 @@ def test_logits_that_are_made_a_few_at_a_time_give_the_same_scores(monkeypatch):
     assert_close(few.score(PARAMS, *questions(CONTINUATIONS)), whole)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_queries_that_attend_some_at_a_time_give_the_same_scores(variant, monkeypatch):
+    config = dataclasses.replace(CONFIG, **VARIANTS[variant])
+    whole = models.predictor(config).score(PARAMS, *questions(CONTINUATIONS))
+    monkeypatch.setattr(decoder_module, "QUERIES", 3)
+    some = models.predictor.__wrapped__(config)
+    assert_close(some.score(PARAMS, *questions(CONTINUATIONS)), whole)
+
+
 def test_continuations_of_one_token_need_nothing_behind_the_prompt():
     ways = [[[token] for token in (5, 9, 11)] for _ in range(4)]
     arguments = questions(ways)
@@ -146,23 +156,23 @@ def test_padding_behind_a_row_changes_no_score():
     assert_close(narrow, wide)
 
 
-def repeated_forward(prompt, count, ends=()):
+def repeated_forward(prompt, count, ends=(), config=CONFIG):
     """Greedy continuation by a whole forward pass per token."""
     sequence, out = list(prompt), []
     while len(out) < count and not set(ends) & set(out):
         row = np.array(sequence + [0] * (20 - len(sequence)), np.int32)
-        out.append(int(log_p(row)[len(sequence)].argmax()))
+        out.append(int(log_p(row, config)[len(sequence)].argmax()))
         sequence.append(out[-1])
     return out + [0] * (count - len(out))
 
 
-@pytest.mark.parametrize("unroll", [1, 2])
-def test_generation_equals_repeated_forward_up_to_the_first_end_mark(unroll):
-    config = dataclasses.replace(CONFIG, unroll=unroll)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_equals_repeated_forward_up_to_the_first_end_mark(variant):
+    config = dataclasses.replace(CONFIG, **VARIANTS[variant])
     rows = [TOKENS[i, :n] for i, n in enumerate(LENGTHS)]
-    free = [repeated_forward(row, 8) for row in rows]
+    free = [repeated_forward(row, 8, config=config) for row in rows]
     ends = (free[0][5], free[1][2])  # one row ends by each, and others may not
-    expected = [repeated_forward(row, 8, ends) for row in rows]
+    expected = [repeated_forward(row, 8, ends, config) for row in rows]
     assert expected[:2] != free[:2]
     assert len({tuple(row) for row in free}) == 4  # the rows are worth comparing
     got = models.predictor(config).generate(PARAMS, BOS, TOKENS, LENGTHS, 8, ends)

@@ -72,5 +72,5 @@ def test_the_oldest_are_dropped_first(tmp_path, monkeypatch):
         os.utime(path, (1000 - age, 1000 - age))
     monkeypatch.setattr(compilations, "ENTRIES", 3)
     monkeypatch.setattr(compilations, "BYTES", 5)
-    compilations._prune(tmp_path)
+    compilations.prune(tmp_path.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"0-cache", "1-cache"}
