@@ -23,6 +23,8 @@ from merging.runtime.sharding import place
 
 # By default a further shape is worth it if it saves this share of all tokens.
 WORTH = 0.03
+# Room for choices that every row has: the same program serves two and four.
+LEAST_CHOICES = 4
 
 
 class Batch(NamedTuple):
@@ -133,7 +135,7 @@ def choose_shapes(requests: Requests, compile_cost: float | None = None) -> Shap
     programs = len({one.call for one in generated})
     choices = [len(request.choices) for one in scored for request in one.requests]
     return Shapes(
-        shapes.power_of_2(max(choices, default=0)),
+        max(shapes.power_of_2(max(choices, default=0)), LEAST_CHOICES),
         shapes.choose(*_sizes(scored), compile_cost),
         shapes.choose(*_sizes(generated), compile_cost * programs),
     )

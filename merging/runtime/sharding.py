@@ -143,6 +143,21 @@ def place_batch(mesh: Mesh | None, array: Any, leading: int = 0) -> Any:
     return place(array, batch_sharding(mesh, leading))
 
 
+def settled(params: Any) -> Any:
+    """Return a tree of arrays, each held to the devices where it is.
+
+    JAX compiles a program once more for arrays that may move, such as those that an
+    initialisation made.
+    """
+
+    def held(array: Any) -> jax.Array:
+        if isinstance(array, jax.Array):
+            return jax.device_put(array, array.sharding)
+        return jax.device_put(array, jax.local_devices()[0])
+
+    return jax.tree.map(held, params)
+
+
 def place(array: Any, where: NamedSharding) -> jax.Array:
     """Return the array in a sharding that may span processes.
 

@@ -80,12 +80,14 @@ def scored(
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
     calls = models.predictor(decoder, mesh)
-    predictor = models.Predictor(*(functools.partial(call, params) for call in calls))
     how = {}
-    if mesh is not None:
+    if mesh is None:
+        params = sharding.settled(params)
+    else:
         parts = sharding.batch_parts(mesh)
         how["batch_size"] = -(-BATCH // parts) * parts
         how["sharding"] = sharding.batch_sharding(mesh)
+    predictor = models.Predictor(*(functools.partial(call, params) for call in calls))
     return evaluation.evaluate(asked, predictor, **how)
 
 

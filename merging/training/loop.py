@@ -64,7 +64,9 @@ def train(
         held_back = Loader(opened, hparams.batch_size, hparams.seed, mesh)
     run = train_functions(model_config, hparams.dtype, mesh)
     numbers = TracedHyperparameters.of(hparams)
-    if mesh is not None:
+    if mesh is None:
+        params = sharding.settled(params)
+    else:
         where = state_shardings(model_config, mesh, params)
         params = jax.tree.map(sharding.place, params, where)
     state = run.start(params, numbers)
