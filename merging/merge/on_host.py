@@ -13,7 +13,7 @@ from merging import methods
 from merging.merge import kernels
 from merging.merge.partition import Block
 from merging.methods import Method, OnHost
-from merging.runtime import numerics
+from merging.runtime import blas, numerics
 from merging.runtime.numerics import Index
 
 # Elements of a part: what is computed in between stays in the cache, where that of a
@@ -107,4 +107,12 @@ def _completed(
             )
             found = chain[number].on_host(states[i][number], np.asarray(keys))
             states[i][number] = jax.device_put(found, expert.sharding)
+    if method.granularity == "matrix" and _on_cpus(experts[0]):
+        with blas.one_thread():
+            return jax.block_until_ready(kernel(base, experts, states, known, offset))
     return kernel(base, experts, states, known, offset)
+
+
+def _on_cpus(array: Any) -> bool:
+    devices = jax.devices() if isinstance(array, np.ndarray) else array.devices()
+    return next(iter(devices)).platform == "cpu"

@@ -251,7 +251,7 @@ def test_another_workdir_finds_the_rows_that_the_first_one_read(
     assert evaluate(made, "a", tmp_path / "again") == 0
     assert reads == []
     assert values(tmp_path / "again") == values(made / "scores_a")
-    other = {"tokenizers": "another"}
+    other = {"tokenizers": str(tmp_path)}  # which no earlier run of tests has had
     monkeypatch.setattr(rows.revision, "versions", lambda *names: other)
     assert evaluate(made, "a", tmp_path / "other", datasets="copa") == 0
     assert len(reads) == 1 and "copa" in reads[0]

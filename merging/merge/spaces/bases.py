@@ -5,14 +5,13 @@ cores they wait for each other. Signs of singular vectors are chosen by a rule, 
 runs agree: of each vector the component of the largest magnitude is positive.
 """
 
-import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import threadpoolctl
 from numpy.typing import NDArray
+
+from merging.runtime.blas import one_thread
 
 # Singular values that KnOTS' authors take for none.
 NOTHING = 1e-5
@@ -26,13 +25,6 @@ class Update(NamedTuple):
     a: Array
     b: Array
     scaling: float
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread within."""
-    with _libraries().limit(limits=1, user_api="blas"):
-        yield
 
 
 @one_thread()
@@ -71,11 +63,6 @@ def knots(updates: Sequence[Update]) -> Array:
     kept = sizes > NOTHING
     found[:, : len(sizes)] = np.where(kept, basis @ left, 0)
     return signed(found)
-
-
-@functools.cache
-def _libraries() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()
 
 
 def _singular(matrix: Array) -> Array:

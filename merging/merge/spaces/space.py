@@ -15,6 +15,7 @@ import numpy as np
 
 from merging.checkpoints import Adapter, low_rank
 from merging.merge.spaces import bases
+from merging.runtime import blas
 from merging.runtime.errors import UserError, listed
 
 # Bases are found as often as blocks come back to a matrix: a few are kept, and of what
@@ -199,7 +200,7 @@ class CoreSpace(_Shared):
     def factors(self, module, merged):
         """Return M Vᵀ and U."""
         left, right = bases.core(list(self.updates(module).values()))
-        with bases.one_thread():
+        with blas.one_thread():
             a = merged(f"{module}.core").astype(np.float64) @ right.T
         return Factors(a, left)
 
@@ -226,7 +227,7 @@ class Knots(_Shared):
         left = bases.knots(list(updates.values()))
         of = {}
         for name, update in updates.items():
-            with bases.one_thread():
+            with blas.one_thread():
                 rows = update.scaling * (left.T @ update.b)
             rows = low_rank.rounded(rows, axis=1)
             of[name] = _Rows(rows, low_rank.rounded(update.a, axis=0))
