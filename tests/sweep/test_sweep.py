@@ -58,11 +58,11 @@ def command(workdir: Path, **changes: str) -> list[str]:
 
 
 def sweep(workdir: Path, **changes: str) -> subprocess.CompletedProcess:
-    """Run a sweep on one device: with several, sums are cut up otherwise."""
+    """Run a sweep on one device and thread: with more, sums are cut up otherwise."""
     return subprocess.run(
         command(workdir, **changes),
         cwd=ROOT,
-        env=together.environment(1),
+        env=together.environment(1, PJRT_NPROC="1"),
         capture_output=True,
         text=True,
         timeout=300,
@@ -255,10 +255,7 @@ def test_a_damaged_checkpoint_is_made_again_inline_to_the_same_rows(finished):
     assert "warning: pretrain/1x" in again.stderr and "again" in again.stderr
     assert "warning: expert/1x" in again.stderr
     for one, other in zip(rows(finished), table, strict=True):
-        # A worker has one thread, and XLA adds in another order with more.
-        sums = [row.pop("target_log_p") for row in (one, other)]
         assert one == other
-        assert sums[0] == pytest.approx(sums[1], rel=1e-6)
 
 
 def test_another_config_may_not_use_the_workdir(finished, capsys):
