@@ -24,6 +24,7 @@ import collections
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -281,10 +282,9 @@ def _files(output: Path) -> Iterator[Path]:
 
 
 def _holds_weights(path: Path) -> bool:
-    named = path.name.startswith(("zarr", ".z", "_", "manifest"))
-    return path.is_file() and (
-        path.suffix == ".safetensors" or ("state" in path.parts and not named)
-    )
+    """Return whether it is a file of safetensors, or a chunk of an Orbax array."""
+    chunk = re.fullmatch(r"\d+(\.\d+)*", path.name)
+    return path.is_file() and (path.suffix == ".safetensors" or chunk is not None)
 
 
 def _begin_of_data(path: Path) -> int:

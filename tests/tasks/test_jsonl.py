@@ -302,6 +302,14 @@ def test_the_first_of_each_dataset_may_be_enough(tmp_path, tokenizer):
         4,
         ("tone 0", "tone 1", "tone 2", "tone 3"),
     )
+    # A sweep weighs its steps by these.
+    assert [few.examples(part) for part in parts] == [6, 2, 4]
+    assert (
+        tasks.suite(
+            "jsonl", files=write(tmp_path / "y", [*rows, bell(0)]), tokenizer=tokenizer
+        ).examples("test")
+        is None
+    )
     assert few.digest != whole.digest
     with pytest.raises(UserError, match="test_examples = -1"):
         OwnFiles(path, test_examples=-1)

@@ -115,6 +115,12 @@ class OwnFiles(SuiteSource):
             for name, pile in self._piles.items()
         )
 
+    def examples(self, split: str) -> int | None:
+        """Return how many examples a dataset has in a split; None: it varies."""
+        counts = {len(pile.places.get(split, ())) for pile in self._piles.values()}
+        counts.discard(0)  # of a held-out dataset for validation
+        return counts.pop() if len(counts) == 1 else None
+
     def rate(self, dataset: str, prompt: str) -> float:
         """Return a dataset's weight in a mixture: its training examples, capped."""
         lines = self._piles[dataset].places.get("train", ())
