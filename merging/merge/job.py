@@ -11,6 +11,7 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import Writer
 from merging.merge import blocks, card, manifest, spaces, statistics
+from merging.merge.digests import Digesting, Digests
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition, partition
@@ -128,14 +129,17 @@ def run(
     )
     with begun as writer, _merged_into(job, merged, writer) as inner:
         journal = Journal(inner.folder, fingerprint)
+        digests = Digests(_my_leaves(abstract), writer.read_into)
+        # What went to a store is held against what comes back from there; what an
+        # adapter is made of is not the output.
+        early = job.adapter is None and not writer.atomic
+        into = Digesting(inner, digests) if early else inner
         try:
-            _merge(job, cut, inner, journal)
+            _merge(job, cut, into, journal)
             if job.adapter is not None:
                 job.adapter.write(merged, inner.read_into, writer)
                 processes.barrier("the adapter is made")
-            leaves = _my_leaves(abstract)
-            digests = manifest.digests(leaves, writer.read_into)
-            found = journal.keep_digests(digests)
+            found = journal.keep_digests(digests.finish())
             _require_unchanged(before, job)
             _require_expected(found, expected, writer.folder)
             record = _record(job, abstract, described, found)

@@ -1,19 +1,15 @@
 """What a merge was made of, beside the weights: enough to check it and to repeat it."""
 
 import functools
-import hashlib
 import json
-import math
 import os
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from merging import checkpoints
 from merging.checkpoints import MissingCheckpoint, Source
+from merging.merge.digests import Digests
 from merging.merge.inputs import Inputs
 from merging.runtime import hub, revision, storage, tree
 from merging.runtime.errors import UserError, nearest
@@ -22,8 +18,6 @@ from merging.runtime.storage import Folder
 
 NAME = "manifest.json"
 VERSION = 4
-# Bytes that are read back at a time.
-PART = 2**23
 _MOST_SIGNS = 20
 _SETTINGS: dict[str, Any] = {
     "base": str | None,
@@ -160,39 +154,6 @@ def versions() -> dict[str, str]:
     return revision.versions(*_PACKAGES)
 
 
-def digests(
-    leaves: Mapping[str, Any],
-    read_into: Callable[[str, int, np.ndarray], None],
-    advance: Callable[[int, str], None] = lambda size, note: None,
-) -> dict[str, str]:
-    """Return the SHA-256 of each leaf's bytes, row-major and little-endian.
-
-    Args:
-      leaves: {path: shape and dtype}.
-      read_into: as of a `Source` or a `Writer`.
-      advance: told the bytes that were read.
-    """
-
-    held = threading.local()  # one buffer a thread: new pages cost as much as reading
-
-    def digest(path: str) -> tuple[str, str]:
-        size, dtype = math.prod(leaves[path].shape), tree.dtype(leaves[path])
-        if not hasattr(held, "buffer"):
-            held.buffer = np.empty(PART, np.uint8)
-        step = PART // dtype.itemsize
-        found = hashlib.sha256()
-        for start in range(0, size, step):
-            length = min(step, size - start)
-            part = held.buffer[: length * dtype.itemsize].view(dtype)
-            read_into(path, start, part)
-            found.update(part.view(np.uint8))
-            advance(part.nbytes, "checking what was written")
-        return path, found.hexdigest()
-
-    with ThreadPoolExecutor(2) as threads:
-        return dict(threads.map(digest, leaves))
-
-
 def verify(output: str) -> list[str]:
     """Hold a merged checkpoint against its manifest.
 
@@ -218,7 +179,7 @@ def verify(output: str) -> list[str]:
     lines = [f"{p}: in the manifest, but not here" for p in recorded if p not in leaves]
     lines += [f"{p}: not in the manifest" for p in leaves if p not in recorded]
     shared = {p: leaf for p, leaf in leaves.items() if p in recorded}
-    found = digests(shared, source.read_into)
+    found = Digests(shared, source.read_into).finish()
     lines += [
         f"{p}: its bytes have changed"
         for p in shared
