@@ -1,12 +1,15 @@
 """Spectral and data-driven methods beside a direct version in PyTorch: seconds, ratio.
 
     python tests/benchmarks/matrix_speed.py --workdir bench --torch VENV/bin/python
+    python tests/benchmarks/matrix_speed.py … --size 1x --methods fisher
+    python tests/benchmarks/matrix_speed.py … --steps 10 --methods wudi
     python tests/benchmarks/matrix_speed.py … --size tiny     # a trial
 
 Base and four experts of 2 of the 16 layers of method_speed's model and a smaller
 vocabulary, 42M parameters in bfloat16: the work is a matrix's, and a model has more of
-them or fewer. The other side (matrix_torch.py) is the methods as one writes them down,
-on all threads. Statistics are made up. Both sides' outputs are held against each other.
+them or fewer. (1x is method_speed's model whole, 334M.) The other side is the methods
+as one writes them down (matrix_torch.py), on all threads. Statistics are made up. Both
+sides' outputs are held against each other. WUDI's time is its steps'.
 Programs take turns after one run of ours that compiles and is not counted; medians.
 Nothing else should run.
 """
@@ -32,7 +35,7 @@ from merge_speed import table
 from merging import checkpoints
 from merging.runtime import tree
 
-SIZES = {"tiny": inputs.SIZES["tiny"], "2 layers": Shape(1024, 2, 4096, 16, 4000)}
+SIZES = {**inputs.SIZES, "2 layers": Shape(1024, 2, 4096, 16, 4000)}
 OF_VECTORS, OF_MODELS = ("iso_c", "iso_cts", "tsv_m", "wudi"), ("fisher", "regmean")
 KINDS = {"fisher": "fisher", "regmean": "gram"}
 _SIDES = ("ours", "torch")
@@ -47,6 +50,7 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join((*OF_VECTORS, *OF_MODELS)))
     parser.add_argument("--size", choices=SIZES, default="2 layers")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300, help="of WUDI (300)")
     parser.add_argument("--program", default=f"{sys.executable} -m merging")
     chosen = parser.parse_args()
     folder = chosen.workdir.resolve()
@@ -58,9 +62,12 @@ def main() -> int:
         told = []
         if method in OF_MODELS:
             told = [made_up(path, shape, KINDS[method]) for path in models.experts]
+        steps = str(chosen.steps)
         commands = {
-            "ours": ours(chosen.program, method, models, told, folder / "ours"),
-            "torch": theirs(chosen.torch, method, models, told, folder / "torch"),
+            "ours": ours(chosen.program, method, models, told, steps, folder / "ours"),
+            "torch": theirs(
+                chosen.torch, method, models, told, steps, folder / "torch"
+            ),
         }
         rows.append({"method": method} | contest(commands, folder, chosen.runs))
         print(table(rows), flush=True)
@@ -68,7 +75,12 @@ def main() -> int:
 
 
 def ours(
-    program: str, method: str, models: Models, told: list[Path], output: Path
+    program: str,
+    method: str,
+    models: Models,
+    told: list[Path],
+    steps: str,
+    output: Path,
 ) -> Command:
     """Return our command."""
     names = [path.name for path in models.experts]
@@ -78,13 +90,20 @@ def ours(
         words["statistics"] = ",".join(f"{name}={path}" for name, path in pairs)
     else:
         words["base"] = models.base
+    if method == "wudi":
+        words["method.steps"] = steps
     overrides = [f"--config.{key}={value}" for key, value in words.items()]
     config = f"merge/{method}" if told else f"merge/method:{method}"
     return Command([*shlex.split(program), "merge", "--config", config, *overrides])
 
 
 def theirs(
-    python: str, method: str, models: Models, told: list[Path], output: Path
+    python: str,
+    method: str,
+    models: Models,
+    told: list[Path],
+    steps: str,
+    output: Path,
 ) -> Command:
     """Return the command of the direct version."""
     output.mkdir(parents=True, exist_ok=True)
@@ -93,7 +112,7 @@ def theirs(
     words += map(str, models.experts)
     if told:
         words += ["--", *(str(path / KINDS[method]) for path in told)]
-    return Command(words)
+    return Command(words, {"WUDI_STEPS": steps})
 
 
 def made_up(expert: Path, shape: Shape, kind: str) -> Path:

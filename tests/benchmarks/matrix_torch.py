@@ -7,6 +7,7 @@ A tensor at a time, in float32, as one writes it from the papers: exact SVDs, WU
 autograd, RegMean by a solve. Files are safetensors; the output is bfloat16.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-STEPS, RATE, COMMON, OFF_DIAGONAL, FLOOR = 300, 1e-5, 0.8, 0.9, 1e-6
+STEPS = int(os.environ.get("WUDI_STEPS", "300"))
+RATE, COMMON, OFF_DIAGONAL, FLOOR = 1e-5, 0.8, 0.9, 1e-6
 Tensors = Sequence[torch.Tensor]
 
 
