@@ -121,16 +121,20 @@ def _edge(parts: Sequence[np.ndarray], rank: int) -> tuple[Any, int]:
     margin = 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
     ends = np.array([-margin, margin]) + share * len(sample)
     low, high = sample[np.clip(ends, 0, len(sample) - 1).astype(int)]
-    above, beyond = (_count(np.greater, parts, key) for key in (high, low))
-    for key, larger in ((high, above), (low, beyond)):
-        if larger < rank <= _count(np.greater_equal, parts, key):
-            return key, larger
-    larger, between = 0, parts
-    if above < rank <= beyond:
-        larger = _count(np.greater_equal, parts, high)
+    larger = _count(np.greater_equal, parts, high)
+    if rank <= larger:
+        larger, between = 0, parts
+        if (above := _count(np.greater, parts, high)) < rank:
+            return high, above
+    else:
         # Of unsigned numbers the difference is huge where the key is not above.
         first = low + low.dtype.type(1)
-        between = [part[part - first < high - first] for part in parts]
+        room = max(high, first) - first
+        inside = [part[part - first < room] for part in parts]
+        beyond = larger + sum(map(len, inside))
+        if beyond < rank <= _count(np.greater_equal, parts, low):
+            return low, beyond
+        larger, between = (larger, inside) if rank <= beyond else (0, parts)
     between = np.concatenate(between)
     place = len(between) - (rank - larger)
     between.partition(place)

@@ -79,6 +79,27 @@ def test_a_quantile_is_the_ranked_key_itself_and_zeros_may_not_count():
     assert 7 < threshold(5, nonzero=True)[0] <= 9
 
 
+@pytest.mark.parametrize("sampled", [4, 300])
+@pytest.mark.parametrize("kind", ["any", "few", "heap", "equal", "in order"])
+def test_the_key_of_a_rank_is_a_sorts(kind, sampled, monkeypatch):
+    """Whatever the sample says of it: both ends inside, equal, or beside the key."""
+    monkeypatch.setattr(search, "_SAMPLED", sampled)
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 500, 3000):
+        keys = rng.integers(0, {"any": 2**31, "few": 4}.get(kind, 1000), size)
+        if kind in ("heap", "equal"):
+            keys[rng.random(size) < (0.9 if kind == "heap" else 1)] = 500
+        keys = np.sort(keys) if kind == "in order" else keys
+        keys = keys.astype(np.uint32)
+        falling = np.sort(keys)[::-1]
+        for rank in {1, 2, size // 5, size // 2, size - 1, size} & {
+            *range(1, size + 1)
+        }:
+            key, larger = search._edge(search._parts(keys), rank)
+            assert key == falling[rank - 1]
+            assert larger == np.count_nonzero(keys > key)
+
+
 def sorted_out(keys, density, ties):
     """The same from a sort of one vector."""
     n, k = len(keys), int(density * len(keys))
