@@ -58,7 +58,7 @@ class InMemoryAnswers:
             len(block.pieces) > 1 or on_host.on_one_cpu(array)
             for block, array in zip(blocks, placed or experts[0], strict=True)
         ]
-        self._kept: tuple[Any, list[tuple[Piece, np.ndarray]]] = (None, [])
+        self._kept: tuple[Any, list[tuple[Piece, list[np.ndarray]]]] = (None, [])
 
     def selected(
         self, stage: Stage, number: int, wanted: Threshold
@@ -66,9 +66,9 @@ class InMemoryAnswers:
         """Return the rule at once if all keys are on the host."""
         if not all(self._on_host):
             return None
-        keys = [np.zeros(0, self._layout.key_dtype)] * len(self._layout.paths)
-        for leaf, part in self._keys(stage, number):
-            keys[leaf] = part
+        keys: list[Sequence[np.ndarray]] = [()] * len(self._layout.paths)
+        for leaf, parts in self._keys(stage, number):
+            keys[leaf] = parts
         return search.selected(self._layout, wanted, keys)
 
     def sample(self, stage: Stage, number: int) -> None:
@@ -126,9 +126,11 @@ class InMemoryAnswers:
         # The devices are set to work before the host is.
         waiting = list(self._counts_on_devices(stage, number, query))
         counts = np.zeros(query.threshold.shape, np.int64)
-        for leaf, keys in self._keys(stage, number):
-            row = leaf if len(query.threshold) > 1 else 0
-            counts[row] += _kept(keys, query, row)
+        for leaf, parts in self._keys(stage, number):
+            row, start = leaf if len(query.threshold) > 1 else 0, 0
+            for keys in parts:
+                counts[row] += _kept(keys, start, query, row)
+                start += len(keys)
         for row, parts in waiting:
             parts = to_host(parts).astype(np.int64)
             counts[row] += parts.reshape(len(parts), -1).sum(axis=1)
@@ -159,21 +161,22 @@ class InMemoryAnswers:
             )
             yield row, found
 
-    def _keys(self, stage: Stage, number: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (leaf, keys) of each leaf on the host; the last asked for are kept."""
+    def _keys(
+        self, stage: Stage, number: int
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield (leaf, its keys in parts) of those on the host; the last are kept."""
         ranked = (stage.name, *stage.experts(number))
         if self._kept[0] != ranked:
             found = []
             for b, block in enumerate(self._blocks):
                 if self._on_host[b]:
-                    keys = self._keys_of(stage, number, b)
-                    found += block.parts(np.asarray(keys))
+                    found += block.split(self._keys_of(stage, number, b))
             self._kept = ranked, found
-        for piece, part in self._kept[1]:
-            yield self._place[piece.leaf], part
+        for piece, parts in self._kept[1]:
+            yield self._place[piece.leaf], parts
 
-    def _keys_of(self, stage: Stage, number: int, b: int) -> Any:
-        """Return the keys of a block."""
+    def _keys_of(self, stage: Stage, number: int, b: int) -> list[np.ndarray]:
+        """Return the keys of a block, some rows in each array."""
         method, selection, *inputs = self._ranked(stage, number, b)
         strides, dtype = self._blocks[b].strides, jnp.dtype(self._layout.key_dtype)
 
@@ -182,7 +185,8 @@ class InMemoryAnswers:
                 method, selection, *inputs, strides=strides, dtype=dtype
             )
 
-        return on_host.computed(keys, self._blocks[b], method, *inputs)
+        parts = on_host.in_parts(keys, self._blocks[b], method, *inputs)
+        return [np.asarray(part) for part in parts]
 
     def _ranked(self, stage: Stage, number: int, b: int) -> tuple:
         """Return what the kernels of a search take of a block."""
@@ -201,14 +205,22 @@ class InMemoryAnswers:
         return method, base, arrays, states, selected, metadata.offset
 
 
-def _kept(keys: np.ndarray, query: CountQuery, row: int) -> list[int]:
-    """Return how many of a leaf's keys each trial of a query's row would keep."""
+def _kept(keys: np.ndarray, start: int, query: CountQuery, row: int) -> list[int]:
+    """Return how many of a leaf's keys each trial of a query's row would keep.
+
+    Args:
+      keys: some of the leaf's.
+      start: the index of their first in the leaf.
+      query: what is asked.
+      row: of the query.
+    """
     counts = []
     for trial, threshold in enumerate(query.threshold[row]):
         edge = keys.dtype.type(max(threshold, 0))
         if query.cutoff is None:
             counts.append(np.count_nonzero(keys >= edge))
         else:
-            early = np.count_nonzero(keys[: query.cutoff[row][trial]] == edge)
+            before = max(int(query.cutoff[row][trial]) - start, 0)
+            early = np.count_nonzero(keys[:before] == edge)
             counts.append(np.count_nonzero(keys > edge) + early)
     return counts

@@ -1,7 +1,7 @@
 """Kernels on a CPU: by parts of rows, with what NumPy finds sooner than XLA."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,28 +57,54 @@ def computed(
       axis: of the result's rows; None computes the block at once.
     """
     inputs = base, list(experts), [list(of) for of in states], known, offset
-    rows = 0 if block.shape is not None or axis is None else experts[0].shape[0]
-    fit = 1 << max(PART // block.columns, 1).bit_length() - 1
-    apart = method.granularity in ("element", "row") and on_one_cpu(experts[0])
-    if not apart or rows <= fit:
+    if axis is None or not _rows_of_a_part(block, method, experts):
         return _completed(kernel, block, method, inputs)
-    host = jax.tree.map(np.asarray, inputs)
+    result, done = None, 0
+    for part in in_parts(kernel, block, method, *inputs):
+        if result is None:
+            shape = list(part.shape)
+            shape[axis] = experts[0].shape[0]
+            result = np.empty(shape, part.dtype)
+        stop = done + part.shape[axis]
+        result[(slice(None),) * axis + (slice(done, stop),)] = part
+        done = stop
+    return result
+
+
+def in_parts(
+    kernel: Callable[..., Array],
+    block: Block,
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    known: Any,
+    offset: Index,
+) -> Iterator[Array | np.ndarray]:
+    """Yield what `computed` returns, some of the rows at a time, or all at once."""
+    inputs = base, list(experts), [list(of) for of in states], known, offset
+    fit = _rows_of_a_part(block, method, experts)
+    if not fit:
+        yield _completed(kernel, block, method, inputs)
+        return
+    host, rows = jax.tree.map(np.asarray, inputs), experts[0].shape[0]
     (device,) = experts[0].sharding.device_set
     waiting: collections.deque[Array] = collections.deque()
-    result, done = None, 0
-    for at in range(0, rows + AHEAD * fit, fit):
-        if at < rows:
-            part = jax.tree.map(lambda x, at=at: x[at : at + fit], host)
-            part = jax.device_put(part, device)
-            waiting.append(_completed(kernel, block, method, part))
-        if at >= AHEAD * fit and waiting:
-            found = np.asarray(waiting.popleft())
-            if result is None:
-                shape = (*found.shape[:axis], rows, *found.shape[axis + 1 :])
-                result = np.empty(shape, found.dtype)
-            result[(slice(None),) * axis + (slice(done, done + fit),)] = found
-            done += fit
-    return result
+    for at in range(0, rows, fit):
+        part = jax.tree.map(lambda x, at=at: x[at : at + fit], host)
+        part = jax.device_put(part, device)
+        waiting.append(_completed(kernel, block, method, part))
+        if len(waiting) > AHEAD:
+            yield np.asarray(waiting.popleft())
+    yield from map(np.asarray, waiting)
+
+
+def _rows_of_a_part(block: Block, method: Method, experts: Sequence[Any]) -> int:
+    """Return how many rows are computed at a time; 0: the block at once."""
+    fit = 1 << max(PART // block.columns, 1).bit_length() - 1
+    apart = method.granularity in ("element", "row") and on_one_cpu(experts[0])
+    apart = apart and block.shape is None and experts[0].shape[0] > fit
+    return fit if apart else 0
 
 
 def _completed(

@@ -146,6 +146,24 @@ class Block(NamedTuple):
             start += rows * self.columns
         return found
 
+    def split(
+        self, arrays: Sequence[np.ndarray]
+    ) -> list[tuple[Piece, list[np.ndarray]]]:
+        """Return each piece with its elements, flat, of some rows in each array."""
+        flats = [array.reshape(-1) for array in arrays]
+        begins = np.cumsum([0, *map(len, flats)]).tolist()
+        found, start = [], 0
+        for piece, rows in zip(self.pieces, self.counts, strict=True):
+            stop = start + piece.stop - piece.start
+            parts = [
+                flat[max(start - begin, 0) : stop - begin]
+                for flat, begin in zip(flats, begins, strict=False)
+                if begin < stop and start < begin + len(flat)
+            ]
+            found.append((piece, parts))
+            start += rows * self.columns
+        return found
+
 
 class RowMetadata:
     """What a block's elements need to know of their leaf: their index, and its states.

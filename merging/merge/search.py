@@ -75,7 +75,7 @@ def magnitude_cut(
 
 
 def selected(
-    layout: Layout, wanted: Threshold, keys: Sequence[np.ndarray]
+    layout: Layout, wanted: Threshold, keys: Sequence[Sequence[np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rule of `magnitude_cut`, if all keys are on this host.
 
@@ -84,7 +84,7 @@ def selected(
     Args:
       layout: the leaves that are ranked.
       wanted: what to keep of them.
-      keys: of each leaf, flat.
+      keys: of each leaf, flat, in some arrays one after the other.
     """
     sizes, leaves = layout.sizes, list(range(len(keys)))
     threshold = np.full(len(keys), layout.key_top, np.int64)
@@ -102,9 +102,10 @@ def selected(
     return threshold, cutoff
 
 
-def _parts(keys: np.ndarray) -> list[np.ndarray]:
+def _parts(keys: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return keys in parts of which what is made of one stays in the cache."""
-    return [keys[at : at + _PART] for at in range(0, len(keys), _PART)]
+    starts = [(of, at) for of in keys for at in range(0, len(of), _PART)]
+    return [of[at : at + _PART] for of, at in starts]
 
 
 def _edge(parts: Sequence[np.ndarray], rank: int) -> tuple[Any, int]:
@@ -146,7 +147,9 @@ def _count(holds: Callable, parts: Sequence[np.ndarray], key: Any) -> int:
     return sum(int(np.count_nonzero(holds(part, key))) for part in parts)
 
 
-def _tied_before(keys: Sequence[np.ndarray], edge: Any, places: int) -> list[int]:
+def _tied_before(
+    keys: Sequence[Sequence[np.ndarray]], edge: Any, places: int
+) -> list[int]:
     """Return each leaf's cutoff: the first `places` keys on the edge lie before it."""
     cutoffs = []
     for leaf in keys:
@@ -155,13 +158,14 @@ def _tied_before(keys: Sequence[np.ndarray], edge: Any, places: int) -> list[int
         taken = min(places, int(before[-1]))
         places -= taken
         if taken == before[-1]:
-            cutoffs.append(len(leaf))
+            cutoffs.append(sum(map(len, parts)))
         elif not taken:
             cutoffs.append(0)
         else:
             part = int(np.searchsorted(before, taken)) - 1
             tied = np.flatnonzero(parts[part] == edge)
-            cutoffs.append(part * _PART + int(tied[taken - 1 - before[part]]) + 1)
+            start = sum(map(len, parts[:part]))
+            cutoffs.append(start + int(tied[taken - 1 - before[part]]) + 1)
     return cutoffs
 
 

@@ -51,7 +51,8 @@ def keep(leaves, density, scope, ties, sample=None):
 
     wanted = Threshold(rank, scope, ties)
     if sample == "in memory":
-        (threshold, cutoff), queries = search.selected(layout, wanted, leaves), 0
+        keys = [[x[: len(x) // 3], x[len(x) // 3 :]] for x in leaves]
+        (threshold, cutoff), queries = search.selected(layout, wanted, keys), 0
     else:
         searching = search.magnitude_cut(layout, wanted, sample)
         (threshold, cutoff), queries = drive(searching, counted(leaves))
@@ -95,7 +96,7 @@ def test_the_key_of_a_rank_is_a_sorts(kind, sampled, monkeypatch):
         for rank in {1, 2, size // 5, size // 2, size - 1, size} & {
             *range(1, size + 1)
         }:
-            key, larger = search._edge(search._parts(keys), rank)
+            key, larger = search._edge(search._parts([keys]), rank)
             assert key == falling[rank - 1]
             assert larger == np.count_nonzero(keys > key)
 
