@@ -4,8 +4,9 @@
     merging tasks prepare --suite english --data_dir data
     merging sweep --config configs/smollm2/english.py --workdir runs/smollm2_english
 
-The suite: merging/tasks/english. All weights are fine-tuned, in float32. Nobody has run
-it yet, so its steps and rates are guesses.
+The suite: merging/tasks/english. All weights are fine-tuned, in float32, 40 steps of 16
+texts an expert. Cost: about two hours on two cores, 8 GB of memory, 3.5 GB of disk. The
+learning rate is the only one that was tried.
 """
 
 import miniworld
@@ -20,9 +21,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict(dict(files=("data/english.jsonl",), **few))
     config.methods = ("average", "task_arithmetic", "ties", "dare_ties", "rht")
     config.experts_merged = (2, 4, 6, 8)
-    config.seeds = 2
-    config.learning_rate = 5e-5
-    config.expert = ConfigDict(dict(steps=200, rate=1.0))
+    config.learning_rate = 1e-4
     config.scales.dare_ties = (0.15, 0.3, 0.6, 1.0)
     config.scales.rht = (0.5, 0.8, 1.1, 1.4)
     config.densities.dare_ties = (0.2,)
