@@ -6,7 +6,7 @@
 
 The suite: merging/tasks/english. All weights are fine-tuned, in float32, 40 steps of 16
 texts an expert. Cost: about two hours on two cores, 8 GB of memory, 3.5 GB of disk. The
-learning rate is the only one that was tried.
+learning rate is the only one that was tried. Expect: docs/results/english.
 """
 
 import miniworld
