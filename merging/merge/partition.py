@@ -140,11 +140,7 @@ class Block(NamedTuple):
 
     def parts(self, array: np.ndarray) -> list[tuple[Piece, np.ndarray]]:
         """Return each piece with its elements of the block's array, flat."""
-        flat, found, start = array.reshape(-1), [], 0
-        for piece, rows in zip(self.pieces, self.counts, strict=True):
-            found.append((piece, flat[start : start + piece.stop - piece.start]))
-            start += rows * self.columns
-        return found
+        return [(piece, part) for piece, (part,) in self.split([array])]
 
     def split(
         self, arrays: Sequence[np.ndarray]
