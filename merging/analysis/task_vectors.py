@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax import Array
 
 from merging import methods
 from merging.analysis.kept import Kept, Unkept
@@ -28,7 +26,7 @@ from merging.merge.partition import Block, Kind, Partition, Piece
 from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, find_states
-from merging.runtime import preemption, processes
+from merging.runtime import numerics, preemption, processes
 from merging.runtime.progress import Progress
 
 # Seconds between two times that totals are written down.
@@ -196,13 +194,13 @@ class _Pass:
 
     def _work(self, loaded: Loaded) -> None:
         block, (base, *rest) = loaded.block, loaded.models
-        made = _deltas(base, [rest[i] for i in self._order])
-        deltas = [np.asarray(delta).reshape(-1) for delta in made]
+        base, *models = (m.reshape(-1) for m in (base, *(rest[i] for i in self._order)))
         partials, row = [], 0
         for piece, rows in zip(block.pieces, block.counts, strict=True):
-            start, size = row * block.columns, piece.stop - piece.start
-            part = [delta[start : start + size] for delta in deltas]
-            found = self._totals.partial(self._unit(piece), part, PIECE, self._trims)
+            start = row * block.columns
+            part = slice(start, start + piece.stop - piece.start)
+            deltas = _deltas(base[part], [model[part] for model in models])
+            found = self._totals.partial(self._unit(piece), deltas, self._trims)
             if not np.isfinite(found.sums).all():
                 self._refuse(loaded)
             partials.append(found)
@@ -230,10 +228,20 @@ def _every_model(kind: Kind) -> range:
     return range(len(kind.read))
 
 
-@jax.jit
-def _deltas(base: Array, models: Sequence[Array]) -> list[Array]:
-    """Return the task vectors of a block, [rows, columns] each."""
-    return [methods.transform_block((), base, x, (), None) for x in models]
+def _deltas(base: np.ndarray, models: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the task vectors of neighbours, `PIECE` at a time: [models, m].
+
+    By NumPy, in pieces that stay in a cache with all that is made of them.
+    """
+    dtype = numerics.working_dtype(base.dtype, *(model.dtype for model in models))
+    for at in range(0, len(base), PIECE):
+        origin = base[at : at + PIECE].astype(dtype)
+        deltas = np.empty((len(models), len(origin)), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the sums
+            for delta, model in zip(deltas, models, strict=True):
+                delta[:] = model[at : at + PIECE]
+                delta -= origin
+        yield deltas
 
 
 def _groups(every: Sequence[Unit], totals: Totals) -> Iterator[Group]:

@@ -7,7 +7,7 @@ of pieces are added exactly (`methods.reductions.add_exactly`), so their total i
 same whatever order they came in. Counts are integers, from packed bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,24 +87,21 @@ class Totals:
     def partial(
         self,
         unit: int,
-        deltas: Sequence[np.ndarray],
-        piece: int,
-        thresholds: Sequence[Any] = (),
+        pieces: Iterable[np.ndarray],
+        thresholds: Sequence[np.ndarray] = (),
     ) -> Partial:
         """Return what a unit's part of a block adds.
 
         Args:
           unit: its number.
-          deltas: float32 or float64 [m] of each of the n vectors.
-          piece: elements of one; the unit's part begins with a whole one.
+          pieces: float32 or float64 [n, m] each; only the unit's last may be short.
           thresholds: for each density the n magnitude keys from which a trim keeps.
         """
-        starts = range(0, len(deltas[0]), piece)
-        sums = np.stack(
-            [self._piece([of[at : at + piece] for of in deltas]) for at in starts],
-            axis=1,
-        )
-        return Partial(unit, sums, self._counted(deltas, thresholds))
+        sums, counts = [], np.zeros_like(self.counts[0])
+        for deltas in pieces:
+            sums.append(self._summed(deltas))
+            counts += self._counted(deltas, thresholds)
+        return Partial(unit, np.stack(sums, axis=1), counts)
 
     def add(self, partials: Sequence[Partial]) -> None:
         """Add a block's partials."""
@@ -132,12 +129,10 @@ class Totals:
             },
         )
 
-    def _piece(self, deltas: Sequence[np.ndarray]) -> np.ndarray:
-        size = len(deltas[0])
+    def _summed(self, deltas: np.ndarray) -> np.ndarray:
+        size = deltas.shape[1]
         x = np.empty((self._n, -(-size // DEPTH) * DEPTH))
-        x[:, size:] = 0
-        for row, delta in zip(x, deltas, strict=True):
-            row[:size] = delta
+        x[:, :size], x[:, size:] = deltas, 0
         energy = np.einsum("ij,ij->j", x[: self._k], x[: self._k])
         merged = x[self._k :] ** 2
         rest = [
@@ -149,41 +144,31 @@ class Totals:
         return np.concatenate([gram.sum(axis=0)[self._pairs], rest])
 
     def _counted(
-        self, deltas: Sequence[np.ndarray], thresholds: Sequence[Any]
+        self, deltas: np.ndarray, thresholds: Sequence[np.ndarray]
     ) -> np.ndarray:
-        up = np.stack([_packed(delta > 0) for delta in deltas])
-        down = np.stack([_packed(delta < 0) for delta in deltas])
+        up, down = _packed(deltas > 0), _packed(deltas < 0)
         moved = up | down
-        counts = [
-            *_both(moved, moved, self._pairs),
-            *(
-                _ones(up[i] & down[j] | down[i] & up[j])
-                for i, j in zip(*self._pairs, strict=True)
-            ),
-            _ones(np.bitwise_or.reduce(moved[: self._k])),
-        ]
+        one, other = self._pairs
+        opposed = up[one] & down[other]
+        opposed |= down[one] & up[other]
+        touched = np.bitwise_or.reduce(moved[: self._k], keepdims=True)
+        counts = [_ones(moved[one] & moved[other]), _ones(opposed), _ones(touched)]
         for keys in thresholds:
-            of = zip(deltas, keys, strict=True)
-            kept = [_packed(_magnitudes(delta, keys.dtype) >= key) for delta, key in of]
-            kept = np.stack(kept) & moved
-            counts += _both(kept, kept, self._pairs)
-        return np.array(counts, np.int64)
+            kept = _packed(_magnitudes(deltas, keys.dtype) >= keys[:, None]) & moved
+            counts.append(_ones(kept[one] & kept[other]))
+        return np.concatenate(counts)
 
 
 def _packed(flags: np.ndarray) -> np.ndarray:
-    """Return flags [m] as bits in words, uint64 [⌈m / 64⌉], the rest 0."""
-    found = np.packbits(flags)
-    if over := -len(found) % 8:
-        found = np.pad(found, (0, over))
+    """Return flags [n, m] as bits in words, uint64 [n, ⌈m / 64⌉], the rest 0."""
+    found = np.packbits(flags, axis=1)
+    if over := -found.shape[1] % 8:
+        found = np.pad(found, ((0, 0), (0, over)))
     return found.view(np.uint64)
 
 
-def _both(one: np.ndarray, other: np.ndarray, pairs: Any) -> list[int]:
-    return [_ones(one[i] & other[j]) for i, j in zip(*pairs, strict=True)]
-
-
-def _ones(packed: np.ndarray) -> int:
-    return int(np.bitwise_count(packed).sum(dtype=np.int64))
+def _ones(packed: np.ndarray) -> np.ndarray:
+    return np.bitwise_count(packed).sum(axis=1, dtype=np.int64)
 
 
 def _magnitudes(deltas: np.ndarray, keys: np.dtype) -> np.ndarray:

@@ -26,11 +26,10 @@ from merging.runtime import tree
 from merging.runtime.errors import UserError
 
 # Elements that are summed in one matrix product; a multiple of ROW.
-PIECE = 16 * ROW
-# Largest block: what it is turned into stays in a cache, and in memory that the
-# allocator uses again (a pass took 10 s with 2**18, 37 s with 2**21). Blocks at least,
-# so that processes share.
-LARGEST, FEWEST = 2**18, 64
+PIECE = 64 * ROW
+# Elements of the largest block: of a chunk as Orbax writes it here, which is read whole
+# for any part of it. Blocks at least, so that processes share.
+LARGEST, FEWEST = 2**20, 64
 # Bytes per element and vector of what a block is turned into; and of masks, likewise.
 DELTA, MASK = 4, 1
 
@@ -142,15 +141,16 @@ def _capacity(kind: Kind, budget: int, total: int) -> int:
 
 
 def _blocks(kind: int, own: Sequence[Unit], room: int) -> list[Block]:
-    """Fill blocks with pieces of units, neighbours together."""
+    """Fill blocks with pieces of units, neighbours together; cut no unit in vain."""
     blocks, waiting, left = [], [], room
     for unit in own:
         start = unit.start
         while start < unit.stop:
-            if left < min(PIECE, _rows(unit.stop - start)):
+            rows = _rows(unit.stop - start)
+            if left < min(PIECE, rows) or left < rows <= room:
                 blocks.append(Block(kind, tuple(waiting), ROW))
                 waiting, left = [], room
-            whole = _rows(unit.stop - start) <= left
+            whole = rows <= left
             stop = unit.stop if whole else start + left // PIECE * PIECE
             waiting.append(Piece(unit.leaf, start, stop))
             left -= _rows(stop - start)

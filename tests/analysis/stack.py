@@ -5,11 +5,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 SHAPES = {
-    "embed.weight": (300, 70),
-    "layers.0.mlp.up.weight": (150, 130),
-    "layers.0.norm.weight": (130,),
-    "layers.1.mlp.up.weight": (150, 130),
-    "layers.1.norm.weight": (130,),
+    "embed.weight": (1100, 150),
+    "layers.0.mlp.up.weight": (450, 330),
+    "layers.0.norm.weight": (330,),
+    "layers.1.mlp.up.weight": (450, 330),
+    "layers.1.norm.weight": (330,),
     "blocks.stacked.kernel": (3, 33, 40),
     "scalar": (),
     "empty": (0, 3),
