@@ -2,16 +2,18 @@
 
 **The majority.** Where the votes on an element's sign cancel, TIES takes the sign that
 most elements of the *model* lean to, and that is known only when every block was
-merged. A pass to find it first would read every input once more. Instead a block is
-merged as if the majority were positive; the few elements whose votes cancel are merged
-again as if it were negative, and kept in the journal with their positions; and each
-block counts its votes. When all blocks are done, the votes are added up, and if they
-are negative the kept values are written over the others.
+merged. A pass to find it first would read every input once more. Instead each block
+counts its votes, and is merged as if the majority were that of the blocks before it;
+the few elements whose votes cancel are merged again as if it were the other, and kept
+in the journal with their positions. When all blocks are done, the votes are added up,
+and in blocks that took the wrong sign, often the first few alone, those values are
+written over.
 """
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from merging.checkpoints import Writer
 from merging.merge import checks, kernels, on_host
 from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
-from merging.merge.journal import Done, Journal
+from merging.merge.journal import Done, Elected, Journal
 from merging.merge.kernels import Gathered
 from merging.merge.partition import Block, Kind, Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
@@ -54,6 +56,10 @@ class BlockMerger:
         self._cut, self._pipeline, self._states = cut, pipeline, states
         self._writer, self._journal, self._names = writer, journal, names
         self._behind = Behind(at_once=not writer.atomic)
+        # Each method's votes so far. They are for a guess: one may miss a block's.
+        self._ballots: Counter[Method | None] = Counter()
+        for number, done in journal.done.items():
+            self._ballots[self._method(number)] += done.ballot
 
     def run(self, numbers: Sequence[int], advance: Callable[[int, str], None]) -> None:
         """Merge these blocks of the partition."""
@@ -65,6 +71,9 @@ class BlockMerger:
             self._behind.finish()
         finally:
             self._behind.close()
+
+    def _method(self, number: int) -> Method | None:
+        return self._cut.kinds[self._cut.blocks[number].kind].method
 
     def _models(self, kind: Kind) -> list[int]:
         """Return which models a kind's blocks are read from."""
@@ -92,7 +101,10 @@ class BlockMerger:
         if method.needs_base:
             base, *experts = experts
         spread = [[metadata.spread(s) for s in of] for of in states.transforms]
-        combined = metadata.spread(states.combined)
+        positive = self._ballots[kind.method] >= 0
+        asks, combined = asks_majority(method), metadata.spread(states.combined)
+        if asks:
+            combined = np.full(metadata.offset.low.shape, positive)
         known = combined, loaded.statistics
         host = base, experts, spread, known, metadata.offset
         inputs = method, *self._pipeline.on_devices(block, host)
@@ -104,7 +116,7 @@ class BlockMerger:
             how_told = {**how, "matrix": block.matrix, "statistics": told}
             return kernels.merge(base, method, *others, **how_told)
 
-        if not asks_majority(method):
+        if not asks:
             merged = np.asarray(on_host.computed(merge, block, *inputs))
             self._require_finite(loaded, merged)
             self._write(loaded, merged)
@@ -115,32 +127,30 @@ class BlockMerger:
             return kernels.merge_and_vote(base, method, *others, **how)
 
         parts = on_host.in_parts(merge_and_vote, block, *inputs)
-        unpacked = [kernels.unpacked(np.asarray(part), dtype) for part in parts]
-        merged, codes = map(_joined, zip(*unpacked, strict=True))
+        shape = rows, block.columns
+        merged, ballot, positions = kernels.unpacked(parts, shape, dtype)
+        self._ballots[kind.method] += ballot
         self._require_finite(loaded, merged)
-        ballot = np.count_nonzero(codes == kernels.POSITIVE)
-        ballot -= np.count_nonzero(codes == kernels.NEGATIVE)
-        positions = kernels.marked(codes, kernels.CANCELLED)
         values = np.zeros(0, dtype)
         if len(positions):
             few = Gathered(metadata, positions, block.columns)
             if method.granularity == "element":
-                values = _merged_again(method, base, experts, spread, few, dtype)
+                chosen = method, base, experts, spread
+                values = _merged_again(*chosen, few, dtype, not positive)
             else:  # an element's rank in its row needs the row
-                negative = np.zeros(metadata.offset.low.shape, bool)
+                other = np.full(metadata.offset.low.shape, not positive)
                 *first, _, offset = inputs
-                again = *first, (negative, None), offset
+                again = *first, (other, None), offset
                 whole = on_host.computed(merge, block, *again)
                 values = few.only(few.elements(np.asarray(whole)))
-        self._write(loaded, merged, int(ballot), positions, values)
+        elected = Elected(positive, ballot, positions.astype(np.uint32), values)
+        self._write(loaded, merged, elected)
 
     def _write(
         self,
         loaded: Loaded,
         merged: np.ndarray,
-        ballot: int = 0,
-        positions: np.ndarray = np.zeros(0, np.uint32),  # noqa: B008
-        values: np.ndarray = np.zeros(0, np.uint32),  # noqa: B008
+        elected: Elected = Elected(),  # noqa: B008
     ) -> None:
         kind = self._cut.kinds[loaded.block.kind]
         if merged.dtype != kind.dtype:  # its bytes would go to the wrong places
@@ -149,16 +159,16 @@ class BlockMerger:
             # What is merged may be an input's own memory, which is the next block's.
             merged = merged.copy()
         number, parts = loaded.number, loaded.block.parts(merged)
-        positions = positions.astype(np.uint32)
 
         def store() -> None:
             checksum = 0
             for piece, part in parts:
                 self._writer.write(self._cut.paths[piece.leaf], piece.start, part)
                 checksum = _checksum(part, checksum)
-            self._journal.keep_block(number, checksum, ballot, positions, values)
+            self._journal.keep_block(number, checksum, elected)
 
-        self._behind.call(store, merged.nbytes + positions.nbytes + values.nbytes)
+        held = merged.nbytes + elected.positions.nbytes + elected.values.nbytes
+        self._behind.call(store, held)
 
     def _require_equal(self, loaded: Loaded) -> None:
         """Integers are copied, and must be the same in all models."""
@@ -204,18 +214,17 @@ class BlockMerger:
         ]
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return arrays one after the other; NumPy's own way is slow for a bfloat16."""
-    if len(arrays) == 1:
-        return arrays[0]
-    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
-    return np.concatenate(arrays, out=np.empty(shape, arrays[0].dtype))
-
-
 def apply_majority(
-    cut: Partition, writer: Writer, journal: Journal, mine: set[int]
+    cut: Partition, writer: Writer, journal: Journal, positive: Mapping[int, bool]
 ) -> None:
-    """Write over the elements whose votes cancel, as a negative majority wants them."""
+    """Write over elements whose votes cancel, in blocks that took the wrong majority.
+
+    Args:
+      cut: the merge's partition.
+      writer: of the output.
+      journal: has the blocks.
+      positive: the majority, for each of this process's blocks that depend on one.
+    """
     held = threading.local()  # one buffer a thread: new pages cost as much as reading
 
     def settle(number: int) -> None:
@@ -229,7 +238,9 @@ def apply_majority(
 
     threads = ThreadPoolExecutor(2, "majority")
     try:
-        list(threads.map(settle, (n for n in sorted(mine) if journal.done[n].ties)))
+        done = (journal.done[number] for number in sorted(positive))
+        wrong = [of for of in done if of.ties and of.positive != positive[of.number]]
+        list(threads.map(settle, (of.number for of in wrong)))
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -237,7 +248,7 @@ def apply_majority(
 def _written_over(
     cut: Partition, writer: Writer, journal: Journal, number: int, buffer: np.ndarray
 ) -> int:
-    """Apply a negative majority to a block; return the checksum of what it is then."""
+    """Give a block the other majority; return the checksum of what it is then."""
     done, block = journal.done[number], cut.blocks[number]
     dtype = cut.kinds[block.kind].dtype
     positions, values = journal.ties(done, dtype)  # in order
@@ -301,15 +312,21 @@ def asks_majority(method: Method) -> bool:
 
 
 def _merged_again(
-    method: Method, base, experts, spread, few: Gathered, dtype: np.dtype
+    method: Method,
+    base,
+    experts,
+    spread,
+    few: Gathered,
+    dtype: np.dtype,
+    positive: bool,
 ) -> np.ndarray:
-    """Return what single elements become under a negative majority."""
+    """Return what single elements become under a majority."""
     merged = kernels.merge(
         None if base is None else few.elements(base),
         method,
         [few.elements(expert) for expert in experts],
         few.rows(spread),
-        np.zeros(few.offset.low.shape, bool),
+        np.full(few.offset.low.shape, positive),
         few.offset,
         strides=(0, 1),
         dtype=dtype,

@@ -304,8 +304,9 @@ def _settle_majority(cut: Partition, writer, journal, mine) -> None:
         ]
         journal.keep_negative(negative)
     losing = {asking[i] for i in negative}
-    chosen = {i for i in mine if method_of(i) in losing}
-    blocks.apply_majority(cut, writer, journal, chosen)
+    voted = [number for number in mine if method_of(number) in asking]
+    positive = {number: method_of(number) not in losing for number in voted}
+    blocks.apply_majority(cut, writer, journal, positive)
 
 
 def _my_leaves(abstract: Mapping[str, Any]) -> dict[str, Any]:

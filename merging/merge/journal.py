@@ -33,13 +33,29 @@ STAMPS = "inputs' files"
 _MERGE = "merge.json"
 
 
+class Elected(NamedTuple):
+    """The votes on a block's signs, and what it would be under the other majority.
+
+    Attributes:
+      positive: the majority under which the block was merged.
+      ballot: elements elected positive less those elected negative.
+      positions: uint32, in the block: elements whose votes cancel.
+      values: the output's dtype: what they are under the other majority.
+    """
+
+    positive: bool = True
+    ballot: int = 0
+    positions: np.ndarray = np.zeros(0, np.uint32)
+    values: np.ndarray = np.zeros(0, np.uint32)
+
+
 class Done(NamedTuple):
     """A block that was merged and written.
 
     Attributes:
       number: its place in the plan.
       checksum: of the bytes written.
-      ballot: elements elected positive less those elected negative.
+      positive, ballot: as `Elected` has them.
       ties: how many elements wait for the model's majority.
       file, start: where those are kept.
       ties_checksum: of what is kept of them.
@@ -47,6 +63,7 @@ class Done(NamedTuple):
 
     number: int
     checksum: int
+    positive: bool
     ballot: int
     ties: int
     file: str
@@ -104,28 +121,21 @@ class Journal:
         """Return what all processes wrote down of finished blocks, in earlier runs."""
         return [Done(**line) for line in self._lines("blocks.*.jsonl")]
 
-    def keep_block(
-        self,
-        number: int,
-        checksum: int,
-        ballot: int,
-        positions: np.ndarray,
-        values: np.ndarray,
-    ) -> None:
-        """Write down a finished block, and what to put where the majority is negative.
+    def keep_block(self, number: int, checksum: int, elected: Elected) -> None:
+        """Write down a finished block, and what to put under the other majority.
 
         Args:
           number: its place in the plan.
           checksum: of its bytes.
-          ballot: its elements elected positive less negative.
-          positions: uint32, in the block.
-          values: the output's dtype, one for each position.
+          elected: its votes.
         """
+        positive, ballot, positions, values = elected
         start, kept = 0, positions.tobytes() + values.tobytes()
         name, ties = self._ties_name, len(positions)
         if kept:
             name, start = self._add(self._ties_name, kept)
-        done = Done(number, checksum, ballot, ties, name, start, zlib.crc32(kept))
+        votes = positive, ballot, ties
+        done = Done(number, checksum, *votes, name, start, zlib.crc32(kept))
         self._append(f"blocks.{self._process}.jsonl", done._asdict())
         self.done[number] = done
 

@@ -10,8 +10,10 @@ are not there can be read from them, compiled ahead of time. Each returns one la
 array: XLA on CPUs computes everything twice for two.
 """
 
+import functools
 import sys
-from functools import partial
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -28,6 +30,33 @@ POSITIVE, NEGATIVE, CANCELLED = 1, 2, 4
 _CODE_BYTE = 2 if sys.byteorder == "little" else 1
 # What `windowed` says of one.
 ABOVE, INSIDE = 1, 2
+
+_calls = threading.RLock()
+
+
+class Kernel:
+    """A jitted function that may be called by several threads.
+
+    JAX's own cache of programs may not be: to find one, it compares what is static in
+    the arguments, and the `==` of a method's parts is Python, in which threads switch.
+    When another then makes the cache grow, the first one's place in it is gone, and
+    the process with it (SIGSEGV, in one of about a hundred merges). So one calls at a time;
+    what was called computes on.
+
+    Args:
+      function: to be compiled.
+      how: what `jax.jit` takes.
+    """
+
+    def __init__(self, function: Callable[..., Array], **how: Any):
+        self._jitted = jax.jit(function, **how)
+        self.lower = self._jitted.lower
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any, **static: Any) -> Array:
+        """Call it, and compile it if no other call has."""
+        with _calls:
+            return self._jitted(*arguments, **static)
 
 
 def _merge(
@@ -86,14 +115,12 @@ def _merge(
 
 
 _STATIC = ("strides", "dtype", "matrix", "sharding")
-merge = jax.jit(_merge, static_argnames=_STATIC)
+merge = Kernel(_merge, static_argnames=_STATIC)
 # An average does not read the base, whose buffers are to be reused all the same.
-merge_over = jax.jit(
-    _merge, static_argnames=_STATIC, donate_argnums=0, keep_unused=True
-)
+merge_over = Kernel(_merge, static_argnames=_STATIC, donate_argnums=0, keep_unused=True)
 
 
-@partial(jax.jit, static_argnames=_STATIC, donate_argnums=0, keep_unused=True)
+@functools.partial(Kernel, static_argnames=_STATIC, donate_argnums=0, keep_unused=True)
 def merge_into(
     old, *arguments, strides, dtype, matrix=None, sharding=None, statistics=None
 ) -> Array:
@@ -103,7 +130,7 @@ def merge_into(
     return _merge(*arguments, **how, statistics=statistics)
 
 
-@partial(jax.jit, static_argnames=("strides", "dtype"))
+@functools.partial(Kernel, static_argnames=("strides", "dtype"))
 def merge_and_vote(
     base, method, experts, states, combined, offset, *, strides, dtype
 ) -> Array:
@@ -131,16 +158,37 @@ def merge_and_vote(
     return jnp.stack([bits, codes.astype(bits.dtype)])
 
 
-def unpacked(packed: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `merge_and_vote` packed: the merged block, and flat uint8 codes."""
-    if dtype.itemsize == 2:
-        codes = packed.reshape(-1).view(np.uint8)[_CODE_BYTE::4]
-        return packed.astype(np.uint16).view(dtype), np.ascontiguousarray(codes)
-    bits, codes = packed
-    return bits.view(dtype), codes.reshape(-1).astype(np.uint8)
+def unpacked(
+    parts: Iterable[Any], shape: tuple[int, int], dtype: np.dtype
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """Take apart what `merge_and_vote` packed.
+
+    Args:
+      parts: some rows of the block each.
+      shape: of the block.
+      dtype: of the result.
+
+    Returns:
+      The merged block, how many more signs are positive than negative, and where in
+      the flat block the votes cancel.
+    """
+    merged, row, ballot, cancelled = np.empty(shape, dtype), 0, 0, []
+    bits = merged.view(f"u{dtype.itemsize}")
+    for packed in map(np.asarray, parts):
+        here = slice(row, row + packed.shape[-2])
+        if dtype.itemsize == 2:
+            bits[here], codes = packed, packed.view(np.uint8)[:, _CODE_BYTE::4]
+        else:
+            bits[here], codes = packed
+        codes = codes.astype(np.uint8, "C").reshape(-1)
+        ballot += int(np.count_nonzero(codes == POSITIVE))
+        ballot -= int(np.count_nonzero(codes == NEGATIVE))
+        cancelled.append(np.flatnonzero(codes == CANCELLED) + row * shape[1])
+        row = here.stop
+    return merged, ballot, np.concatenate(cancelled)
 
 
-@partial(jax.jit, static_argnames="strides")
+@functools.partial(Kernel, static_argnames="strides")
 def reduced(
     reduction, method, base, experts, states, selected, offset, *, strides
 ) -> Array:
@@ -165,7 +213,7 @@ def reduced(
     return reduction.update(values, method.weights)
 
 
-@partial(jax.jit, static_argnames=("strides", "dtype"))
+@functools.partial(Kernel, static_argnames=("strides", "dtype"))
 def keys(
     method, selection, base, experts, states, selected, offset, *, strides, dtype
 ) -> Array:
@@ -176,7 +224,7 @@ def keys(
     )
 
 
-@partial(jax.jit, static_argnames="strides")
+@functools.partial(Kernel, static_argnames="strides")
 def count(
     method,
     selection,
@@ -197,7 +245,7 @@ def count(
     return methods.count_kept(found, index, threshold, cutoff)
 
 
-@partial(jax.jit, static_argnames=("strides", "dtype"))
+@functools.partial(Kernel, static_argnames=("strides", "dtype"))
 def windowed(
     method,
     selection,
@@ -233,18 +281,6 @@ def windowed(
     inside = (found - low) < bins
     above = jnp.where(found >= low, jnp.uint8(ABOVE), jnp.uint8(0))
     return jnp.where(inside, jnp.uint8(INSIDE), above)
-
-
-def marked(codes: np.ndarray, mark: int) -> np.ndarray:
-    """Return where the codes, few of which do, have the mark's bit.
-
-    Looks at eight at a time, and then closer where there is one.
-    """
-    codes = np.concatenate([codes, np.zeros(-len(codes) % 8, np.uint8)])
-    eights = codes.view(np.uint64)
-    hit = np.flatnonzero(eights & np.uint64(mark * 0x0101010101010101))
-    near = np.flatnonzero(eights[hit].view(np.uint8) & np.uint8(mark))
-    return hit[near // 8] * 8 + near % 8
 
 
 class Gathered:

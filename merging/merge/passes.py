@@ -307,7 +307,7 @@ class _Ranked(NamedTuple):
         above = np.count_nonzero(codes == kernels.ABOVE)
         if bins == 1:
             return int(np.count_nonzero(codes == kernels.INSIDE)), above
-        positions = kernels.marked(codes, kernels.INSIDE)
+        positions = np.flatnonzero(codes == kernels.INSIDE)
         if not len(positions):
             return np.zeros(0, dtype), above
         few = Gathered(metadata, positions, self.put.loaded.block.columns)

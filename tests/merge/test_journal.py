@@ -21,14 +21,18 @@ class Cut(Exception):
 
 @pytest.fixture(scope="module")
 def cancelling(tmp_path_factory):
-    """A family many of whose votes cancel, under a negative majority."""
+    """A family many of whose votes cancel, under a majority that turns at the end.
+
+    Up to "b" more votes are positive: so the blocks of "a" are written over.
+    """
     folder = tmp_path_factory.mktemp("cancelling")
     shapes = {"a": (500, 300), "b": (700, 100), "c": (70,)}
     base = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     rng = np.random.default_rng(0)
+    up = {"a": 0.52, "b": 1 / 3, "c": 1 / 3}
     moved = [
         {
-            n: x + rng.choice([-1, -1, 1], x.shape).astype("f4") / 4
+            n: x + rng.choice([-1, 1], x.shape, p=[1 - up[n], up[n]]).astype("f4") / 4
             for n, x in base.items()
         }
         for _ in range(2)

@@ -14,7 +14,7 @@ from statistics_of import statistics_of
 
 from merging import UserError, checkpoints, methods
 from merging.cli import main
-from merging.merge import memory, on_host, passes
+from merging.merge import blocks, memory, on_host, passes
 from merging.merge import streamed as stream
 from merging.merge.costs import cost
 from merging.runtime import tree
@@ -143,6 +143,37 @@ def test_a_negative_majority_decides_where_votes_cancel(tmp_path, method):
         assert (found["a"][cancelled] == -0.25).all()
     # DELLA's chances follow from ranks in whole rows.
     assert models.bits(found) == models.bits(in_memory(family, method))
+
+
+@pytest.mark.parametrize("majority", [1, -1])
+def test_a_majority_that_turns_at_the_end_is_everyones(tmp_path, monkeypatch, majority):
+    """Blocks are merged under the majority so far: those of "a" under the other."""
+    shapes, rng = {"a": (500, 300), "b": (700, 100)}, np.random.default_rng(0)
+    shares = {"a": 0.48, "b": 0.9}  # that lean to the majority
+    moves = {
+        n: majority * rng.choice([-1, 1], (2, *s), p=[1 - shares[n], shares[n]]) / 4
+        for n, s in shapes.items()
+    }
+    base = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    experts = [{n: m[i].astype(np.float32) for n, m in moves.items()} for i in range(2)]
+    family = (
+        models.save(tmp_path / "base", base),
+        {f"e{i}": models.save(tmp_path / f"e{i}", e) for i, e in enumerate(experts)},
+    )
+    whole, over = blocks._written_over, []
+
+    def written_over(*arguments):
+        over.append(arguments)
+        return whole(*arguments)
+
+    monkeypatch.setattr(blocks, "_written_over", written_over)
+    method = methods.ties(density=1)
+    path = merged(family, method, tmp_path / "out", memory_budget="700kB")
+    found = load_file(path / "model.safetensors")
+    cancelled = moves["a"].sum(axis=0) == 0
+    assert cancelled.any() and (found["a"][cancelled] == majority / 4).all()
+    assert models.bits(found) == models.bits(in_memory(family, method))
+    assert over
 
 
 def test_leaves_of_several_dtypes_are_ranked_together(tmp_path):
