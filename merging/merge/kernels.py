@@ -40,8 +40,8 @@ class Kernel:
     JAX's own cache of programs may not be: to find one, it compares what is static in
     the arguments, and the `==` of a method's parts is Python, in which threads switch.
     When another then makes the cache grow, the first one's place in it is gone, and
-    the process with it (SIGSEGV, in one of about a hundred merges). So one calls at a time;
-    what was called computes on.
+    the process with it (SIGSEGV, in one of about a hundred merges). So one calls at a
+    time; what was called computes on.
 
     Args:
       function: to be compiled.
