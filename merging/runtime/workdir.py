@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from merging.runtime import locks, revision, storage
@@ -56,6 +56,36 @@ def claim(
     workdir.mkdir(parents=True, exist_ok=True)
     record = {"config_hash": config_hash, "config": dict(config)}
     record["versions"] = versions()
+    storage.write_json(workdir / CONFIG, record)
+
+
+def moved(
+    workdir: Folder, config: Mapping[str, Any], axes: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Return {name: (held, asked)} of a workdir's config that is this one but for axes.
+
+    Nothing where it is the very same, where another value differs as well, and where
+    there is no run.
+
+    Args:
+      workdir: may not be there.
+      config: plain JSON.
+      axes: names that may differ.
+    """
+    try:
+        held = dict(json.loads((workdir / CONFIG).read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    names = held.keys() | config.keys()
+    differ = {n: (held.get(n), config.get(n)) for n in sorted(names)}
+    differ = {name: both for name, both in differ.items() if both[0] != both[1]}
+    return differ if differ.keys() <= set(axes) else {}
+
+
+def renew(workdir: Folder, config: Mapping[str, Any], config_hash: str) -> None:
+    """Give a workdir, whose lock the caller holds, a config that `moved` tells of."""
+    record = json.loads((workdir / CONFIG).read_text())
+    record |= {"config_hash": config_hash, "config": dict(config)}
     storage.write_json(workdir / CONFIG, record)
 
 

@@ -39,7 +39,7 @@ def sweep(config: Any, folder: Folder | str, shard: tuple[int, int] = (0, 1)) ->
     Args:
       config: a sweep's config, see configs/scaling_curves/tiny.py.
       folder: the workdir, here or in `gs://`, where every finished step is kept;
-        continued if it holds this config's.
+        continued if it holds this config's, also under another grid (`reading.GRID`).
       shard: (i, n): do the i-th of n parts of the grid only, in a workdir of its own.
 
     Returns:
@@ -72,7 +72,7 @@ def sweep(config: Any, folder: Folder | str, shard: tuple[int, int] = (0, 1)) ->
         only = workdir.only_driver(store.workdir)
         store.once(lambda: bool(held.enter_context(only)))
         # Again: before the lock, another config's driver may have made it its own.
-        open_store(config, folder, together)
+        open_store(config, folder, together, locked=True)
         store.keep_part(shard)
         if not chosen:
             _record(grid, store, config_hash, report_too=False)

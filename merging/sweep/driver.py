@@ -1,7 +1,7 @@
 """From wanted steps to finished ones: what is left, and how far along it is."""
 
 import copy
-import functools
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from merging.runtime.storage import Folder
 from merging.runtime.text import duration
 from merging.sweep import restoring, runners
 from merging.sweep.experiment import Experiment
-from merging.sweep.reading import HOW
+from merging.sweep.reading import GRID, HOW
 from merging.sweep.steps import Step, with_needs
 from merging.sweep.store import Broken, Store
 
@@ -22,11 +22,19 @@ _BASES = ("pretrain", "instruct", "load")
 
 
 def open_store(
-    config: Any, workdir: Folder | str, together: bool = False
+    config: Any, workdir: Folder | str, together: bool = False, *, locked: bool = False
 ) -> tuple[Store, str]:
     """Return the workdir as this config's store, and the config's hash.
 
-    `reading.HOW` says how to run, not what: changing it continues the run.
+    `reading.HOW` says how to run, not what: changing it continues the run. So does
+    another grid (`reading.GRID`): what is finished of it is done.
+
+    Args:
+      config: a sweep's.
+      workdir: is made if it isn't there.
+      together: as `Store` has it.
+      locked: whether the caller is the workdir's only driver. Until then the grid of
+        one who works there stays as it is.
 
     Raises:
       UserError: the workdir holds another config's run, or something else.
@@ -38,8 +46,22 @@ def open_store(
                 del identity[name]
     config_hash = configs.config_hash(identity)
     store = Store(storage.place(workdir, "--workdir"), together)
-    claim = functools.partial(runtime_workdir.claim, store.workdir, identity.to_dict())
-    store.once(lambda: claim(config_hash, "sweep"))
+    plain = json.loads(json.dumps(identity.to_dict()))
+
+    def claim() -> None:
+        moved = runtime_workdir.moved(store.workdir, plain, GRID)
+        if not moved:
+            runtime_workdir.claim(store.workdir, plain, config_hash, "sweep")
+        elif locked:
+            runtime_workdir.renew(store.workdir, plain, config_hash)
+            told = ", ".join(
+                f"{name} {json.dumps(asked)} (was {json.dumps(held)})"
+                for name, (held, asked) in moved.items()
+            )
+            text = f"sweep: {store.workdir} has another grid from now on: {told}"
+            print(f"{text}; what is finished of it is kept", file=sys.stderr)
+
+    store.once(claim)
     return store, config_hash
 
 

@@ -48,6 +48,10 @@ _KEYS = {
     "resources": ("CPU=1",),
     "plan": ConfigDict(),
 }
+# These say which cells the grid has and what each chooses from: a sweep goes on with
+# others, as a step's key has what it depends on.
+GRID = ("sizes", "bases", "methods", "experts_merged", "seeds")
+GRID += ("scales", "scale_multiples", "densities")
 # Of these keys a sweep's results do not depend: it goes on with others.
 HOW = ("workers", "logger", "runner", "mesh", "device_memory", "resources", "plan")
 _DEFAULT_VOCABULARY = 32_000  # of a plan that names none

@@ -40,22 +40,22 @@ class Contest(NamedTuple):
 # mergekit's DARE-TIES adds up the experts that agree where ours takes their mean: the
 # weights differ, the work does not. Its TIES trims each tensor, ours the whole model.
 CONTESTS = {
-    "average": Contest({}, "linear", {"weight": "mean"}, target=3, base=False),
+    "average": Contest({}, "linear", {"weight": "mean"}, target=4, base=False),
     "task_arithmetic": Contest(
-        {"scale": 0.4}, "task_arithmetic", {"weight": 0.4}, target=3
+        {"scale": 0.4}, "task_arithmetic", {"weight": 0.4}, target=5
     ),
     "ties": Contest(
         {"density": 0.2, "scale": 1.0},
         "ties",
         {"weight": 1.0, "density": 0.2},
         {"normalize": True, "lambda": 1.0},
-        target=15,
+        target=20,
     ),
     "dare_ties": Contest(
         {"density": 0.2, "scale": 1.0},
         "dare_ties",
         {"weight": 0.4, "density": 0.2},
-        target=8,
+        target=10,
     ),
     "rht": Contest({}, None),
 }

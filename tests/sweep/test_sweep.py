@@ -476,6 +476,50 @@ def test_a_config_that_took_the_workdir_before_the_lock_is_not_mixed_with(
     assert not (tmp_path / "steps").exists()
 
 
+def test_a_workdir_goes_on_under_another_grid_and_keeps_what_is_finished(
+    tmp_path, monkeypatch, capsys
+):
+    """More seeds, another K or λ: what neither is trained nor merged again."""
+    published = []
+
+    def publish(targets, experiment, store, label):
+        missing = [step for step in with_needs(targets) if not store.finished(step)]
+        published.append({step.name for step in missing})
+        publish_all(missing, experiment, store, label)
+
+    monkeypatch.setattr("merging.sweep.finish", publish)
+    run(configs.load(str(SMOKE), SMALL), tmp_path)
+    first = results.read(tmp_path)
+    more = SMALL | {"experts_merged": "2,3", "seeds": "2", "methods": "average"}
+    run(configs.load(str(SMOKE), more), tmp_path)
+    said = capsys.readouterr().err
+    assert "experts_merged [2, 3] (was [2])" in said and "seeds 2 (was 1)" in said
+    assert "merge/1x/pt/average/K3/seed0" in published[1]
+    assert not published[1] & published[0]
+    rows = results.read(tmp_path)
+    cells = {(row.method, row.K, row.seed) for row in rows}
+    merges = {cell for cell in cells if cell[0] not in results.BASELINES}
+    assert merges == {("average", k, seed) for k in (2, 3) for seed in (0, 1)}
+    # Back again: nothing of it was lost.
+    run(configs.load(str(SMOKE), SMALL), tmp_path)
+    assert published[2] == set() and results.read(tmp_path) == first
+    # Other values of λ are other merges of the same experts.
+    run(configs.load(str(SMOKE), SMALL | {"scales.ties": "0.5"}), tmp_path)
+    assert published[3] == {"merge/1x/pt/ties/K2/seed0"}
+
+
+def test_a_grid_changes_only_where_nothing_else_does_and_nobody_works(tmp_path):
+    store, _ = open_store(configs.load(str(SMOKE), SMALL), tmp_path)
+    held = (tmp_path / "config.json").read_bytes()
+    other = configs.load(str(SMOKE), SMALL | {"seeds": "2"})
+    with workdirs.only_driver(tmp_path), pytest.raises(UserError, match="works in"):
+        run(other, tmp_path)
+    trained = configs.load(str(SMOKE), SMALL | {"seeds": "2", "expert.steps": "11"})
+    with pytest.raises(UserError, match="another config"):
+        run(trained, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == held
+
+
 def test_why_a_sweep_ended_is_told_even_if_its_rows_cannot_be_kept(
     tmp_path, monkeypatch, capsys
 ):
