@@ -22,6 +22,7 @@ from merging.analysis import (
 )
 from merging.analysis.kept import Kept
 from merging.analysis.task_vectors import Geometry
+from merging.analysis.totals import DEPTH
 from merging.merge import manifest
 from merging.merge.inputs import (
     BASE,
@@ -140,7 +141,8 @@ def run(config: ConfigDict, workdir: Path) -> bool:
             return False
         partition, every = units.cut(inputs.abstracts, only, budget)
         place.claim(workdir, values)
-        kept = Kept(workdir, of | {"blocks": block_digest(partition)})
+        cut = {"blocks": block_digest(partition), "pieces": [units.PIECE, DEPTH]}
+        kept = Kept(workdir, of | cut)
         found = task_vectors.measure(
             inputs,
             experts,

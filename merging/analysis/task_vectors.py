@@ -231,16 +231,19 @@ def _every_model(kind: Kind) -> range:
 def _deltas(base: np.ndarray, models: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the task vectors of neighbours, `PIECE` at a time: [models, m].
 
-    By NumPy, in pieces that stay in a cache with all that is made of them.
+    By NumPy, in pieces that stay in a cache with all that is made of them. Each is a
+    difference in the precision that a merge would take it in, and widened if another
+    model's is wider.
     """
-    dtype = numerics.working_dtype(base.dtype, *(model.dtype for model in models))
+    each = [numerics.working_dtype(base.dtype, model.dtype) for model in models]
+    widest = np.result_type(*each)
     for at in range(0, len(base), PIECE):
-        origin = base[at : at + PIECE].astype(dtype)
-        deltas = np.empty((len(models), len(origin)), dtype)
+        part = slice(at, at + PIECE)
+        origins = {dtype: base[part].astype(dtype) for dtype in set(each)}
+        deltas = np.empty((len(models), len(base[part])), widest)
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the sums
-            for delta, model in zip(deltas, models, strict=True):
-                delta[:] = model[at : at + PIECE]
-                delta -= origin
+            for delta, model, dtype in zip(deltas, models, each, strict=True):
+                np.subtract(model[part].astype(dtype), origins[dtype], out=delta)
         yield deltas
 
 

@@ -147,15 +147,16 @@ class Totals:
         self, deltas: np.ndarray, thresholds: Sequence[np.ndarray]
     ) -> np.ndarray:
         up, down = _packed(deltas > 0), _packed(deltas < 0)
-        moved = up | down
-        one, other = self._pairs
-        opposed = up[one] & down[other]
-        opposed |= down[one] & up[other]
+        moved, each = up | down, range(self._n)
         touched = np.bitwise_or.reduce(moved[: self._k], keepdims=True)
-        counts = [_ones(moved[one] & moved[other]), _ones(opposed), _ones(touched)]
+        counts = [
+            *(_ones(moved[i:] & moved[i]) for i in each),  # in the order of all pairs
+            *(_ones(up[i:] & down[i] | down[i:] & up[i]) for i in each),
+            _ones(touched),
+        ]
         for keys in thresholds:
             kept = _packed(_magnitudes(deltas, keys.dtype) >= keys[:, None]) & moved
-            counts.append(_ones(kept[one] & kept[other]))
+            counts += [_ones(kept[i:] & kept[i]) for i in each]
         return np.concatenate(counts)
 
 

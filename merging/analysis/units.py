@@ -15,6 +15,7 @@ import numpy as np
 from merging.merge import rules
 from merging.merge.partition import (
     ROW,
+    SCRATCH,
     WORKERS,
     Block,
     Kind,
@@ -30,8 +31,9 @@ PIECE = 64 * ROW
 # Elements of the largest block: of a chunk as Orbax writes it here, which is read whole
 # for any part of it. Blocks at least, so that processes share.
 LARGEST, FEWEST = 2**20, 64
-# Bytes per element and vector of what a block is turned into; and of masks, likewise.
-DELTA, MASK = 4, 1
+# Bytes per element and vector of what a worker makes of a piece, rounded up: a task
+# vector, its copy in float64, masks.
+DERIVED = 24
 
 
 class Unit(NamedTuple):
@@ -125,17 +127,15 @@ def cut(
 
 
 def _capacity(kind: Kind, budget: int, total: int) -> int:
-    vectors = len(kind.read) - 1
-    wide = kind.working.itemsize // DELTA
     inputs = sum(dtype.itemsize for dtype in kind.read)
-    scratch = vectors * (DELTA * wide + MASK)
-    each = (WORKERS + 1) * inputs + WORKERS * scratch
+    each = (WORKERS + 1) * inputs + WORKERS * SCRATCH
+    pieces = WORKERS * PIECE * DERIVED * (len(kind.read) - 1)
     fine = max(total // FEWEST, PIECE)
-    room = min(budget // each, LARGEST, fine) // PIECE * PIECE
+    room = min((budget - pieces) // each, LARGEST, fine) // PIECE * PIECE
     if room < PIECE:
         raise UserError(
             f"a memory budget of {budget} bytes does not hold {PIECE} elements of each "
-            f"model; give at least {each * PIECE} (memory_budget)."
+            f"model; give at least {pieces + each * PIECE} (memory_budget)."
         )
     return room
 
@@ -147,7 +147,8 @@ def _blocks(kind: int, own: Sequence[Unit], room: int) -> list[Block]:
         start = unit.start
         while start < unit.stop:
             rows = _rows(unit.stop - start)
-            if left < min(PIECE, rows) or left < rows <= room:
+            # What does not fit begins a block; a longer one is cut every so often.
+            if waiting and left < rows and (left < PIECE or start == unit.start):
                 blocks.append(Block(kind, tuple(waiting), ROW))
                 waiting, left = [], room
             whole = rows <= left

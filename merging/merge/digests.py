@@ -29,12 +29,14 @@ class _Taken:
     Attributes:
       digest: of them.
       upto: how many.
+      claimed: how many are in it, or are just being taken in.
       written: {start: elements} of parts that are written, and wait for their turn.
       busy: whether a thread is taking in parts.
     """
 
     digest: Any = field(default_factory=hashlib.sha256)
     upto: int = 0
+    claimed: int = 0
     written: dict[int, int] = field(default_factory=dict)
     busy: bool = False
 
@@ -70,7 +72,7 @@ class Digests:
             return
         with self._lock:
             taken = self._taken[path]
-            if start < taken.upto or start in taken.written:
+            if start < taken.claimed or start in taken.written:
                 taken = self._taken[path] = _Taken()
             taken.written[start] = part.size
             if taken.busy or taken.upto not in taken.written:
@@ -80,6 +82,7 @@ class Digests:
             with self._lock:
                 size = taken.written.pop(taken.upto, None)
                 taken.busy = size is not None
+                taken.claimed = taken.upto + (size or 0)
             if size is None:
                 return
             if taken.upto == start:

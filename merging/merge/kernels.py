@@ -134,7 +134,7 @@ def merge_into(
 def merge_and_vote(
     base, method, experts, states, combined, offset, *, strides, dtype
 ) -> Array:
-    """Return the block merged under a positive majority, and each elected sign.
+    """Return the block merged under the majority in `combined`, and each elected sign.
 
     In one array of unsigned integers, to be taken apart by `unpacked`: of a 16-bit
     result the sign's code above the bits; of a wider one the codes after all the bits.
@@ -177,7 +177,8 @@ def unpacked(
     for packed in map(np.asarray, parts):
         here = slice(row, row + packed.shape[-2])
         if dtype.itemsize == 2:
-            bits[here], codes = packed, packed.view(np.uint8)[:, _CODE_BYTE::4]
+            flat = np.ascontiguousarray(packed).view(np.uint8)
+            bits[here], codes = packed, flat[:, _CODE_BYTE::4]
         else:
             bits[here], codes = packed
         codes = codes.astype(np.uint8, "C").reshape(-1)

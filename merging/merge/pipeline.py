@@ -110,7 +110,7 @@ class Pipeline:
             wait([job for _, job in waiting if not job.cancel()])
 
     def _shapes_first(self, numbers: Sequence[int]) -> list[int]:
-        """Put one block of each shape first: then their programs compile together."""
+        """Put one block of each shape first, so that no program compiles at the end."""
         blocks = self._cut.blocks
         first: dict[tuple, int] = {}
         for number in numbers:

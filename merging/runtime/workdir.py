@@ -73,13 +73,20 @@ def moved(
       axes: names that may differ.
     """
     try:
-        held = dict(json.loads((workdir / CONFIG).read_text())["config"])
+        held = json.loads((workdir / CONFIG).read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    names = held.keys() | config.keys()
-    differ = {n: (held.get(n), config.get(n)) for n in sorted(names)}
-    differ = {name: both for name, both in differ.items() if both[0] != both[1]}
-    return differ if differ.keys() <= set(axes) else {}
+    if not isinstance(held, dict):
+        return {}
+
+    def text(of: Mapping[str, Any], name: str) -> str:  # 1 and 1.0 are not the same
+        return json.dumps(of[name], sort_keys=True) if name in of else ""
+
+    names = sorted(held.keys() | config.keys())
+    differ = [name for name in names if text(held, name) != text(config, name)]
+    if not set(differ) <= set(axes):
+        return {}
+    return {name: (held.get(name), config.get(name)) for name in differ}
 
 
 def renew(workdir: Folder, config: Mapping[str, Any], config_hash: str) -> None:

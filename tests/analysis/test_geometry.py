@@ -18,7 +18,7 @@ from merging.merge.inputs import open_inputs
 from merging.runtime import preemption
 from merging.runtime.errors import Preempted, UserError
 
-SMALL = 10_000_000  # a budget of a few pieces
+SMALL = 25_000_000  # a budget of a few pieces
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,26 @@ def test_blocks_cut_no_unit_that_fits_one():
     assert covered == sum(unit.size for unit in every)
 
 
+@pytest.fixture
+def wide():
+    """64 bits in all threads."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_a_wider_model_changes_nothing_of_the_others(wide):
+    """A difference is taken in the precision of its two models, as in a merge."""
+    rng = np.random.default_rng(0)
+    base, one = ({"w": rng.standard_normal(4000).astype("f4")} for _ in range(2))
+    models = {"a": one, "wide": {"w": one["w"].astype("f8")}}
+    found = analysis.geometry(base, models, densities=(0.5,)).model
+    alone = analysis.geometry(base, {"a": one}, densities=(0.5,)).model
+    assert found.gram[0, 0] == pytest.approx(alone.gram[0, 0], rel=1e-14)
+    assert found.gram[1, 1] != pytest.approx(alone.gram[0, 0], rel=1e-12)
+    assert np.diag(found.kept[0.5]).tolist() == [2001, 2001]
+
+
 def test_models_in_memory_give_the_same_bits(found, made):
     experts = {name: made[name] for name in stack.NAMES}
     merged = {stack.MERGED: made[stack.MERGED]}
@@ -165,7 +185,7 @@ def test_a_stopped_command_goes_on_under_another_budget(
     with monkeypatch.context() as patched:
         patched.setattr(preemption, "raise_if_asked", stop)
         patched.setattr(preemption, "end", lambda *_: None)
-        assert main([*command, "--config.memory_budget=10MB"]) == 75
+        assert main([*command, "--config.memory_budget=25MB"]) == 75
     assert (tmp_path / "out" / "unfinished" / "totals.0.npz").exists()
     assert main(command) == 0  # blocks are cut elsewhere now
     record = rows.read(tmp_path / "out", "geometry")
@@ -176,7 +196,7 @@ def test_a_stopped_command_goes_on_under_another_budget(
 def test_two_processes_give_the_rows_of_one(found, folders, tmp_path):
     command = [sys.executable, "-m", "merging", "analyze"]
     command += ["--config", "analyze/geometry", *flags(folders)]
-    command += ["--config.memory_budget=10MB", "--workdir", str(tmp_path / "two")]
+    command += ["--config.memory_budget=25MB", "--workdir", str(tmp_path / "two")]
     started = start(command, 2, environment())
     said = heard(started)
     assert statuses(started) == [0, 0], said

@@ -196,3 +196,22 @@ def test_a_negative_majority_that_overflows_is_refused(tmp_path):
         stream.merge_checkpoints(
             *family, "ties(density=1)", str(tmp_path / "out"), dtype="float16"
         )
+
+
+def test_a_guess_that_overflows_refuses_no_merge_that_the_majority_allows(tmp_path):
+    """Blocks of "b" come when more votes are negative; in the end more are positive."""
+    base = {"a": np.zeros((500, 300), "f4"), "b": np.zeros((2000, 300), "f4")}
+    base["b"][900:950] = -60000
+    moved = []
+    for sign in (1, -1):
+        steps = np.full((2000, 300), 0.25, "f4")
+        steps[:900], steps[900:950] = 0, 9000 * sign
+        moved.append({"a": base["a"] - 0.25, "b": base["b"] + steps})
+    family = (
+        models.save(tmp_path / "base", base),
+        [models.save(tmp_path / f"e{i}", e) for i, e in enumerate(moved)],
+    )
+    output = tmp_path / "out"
+    how = {"dtype": "float16", "memory_budget": "700kB"}
+    stream.merge_checkpoints(*family, "ties(density=1)", str(output), **how)
+    assert (load_file(output / "model.safetensors")["b"][900:950] == -51000).all()

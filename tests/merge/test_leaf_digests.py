@@ -88,6 +88,24 @@ def test_a_part_that_is_written_over_counts_as_it_is_then(leaf, again):
     assert leaf.digests.finish() == leaf.expected()
 
 
+def test_a_part_that_is_written_over_while_it_is_read_counts_as_it_is_then(leaf):
+    """As when a majority is applied to what an earlier run and this one have merged."""
+    second = STARTS[1]
+    leaf.write(second)
+    leaf.new, read_into = leaf.new + 1, leaf.digests._read_into
+
+    def written_over(path, start, out):
+        read_into(path, start, out)
+        if start == second and leaf.values[second] != leaf.new[second]:
+            leaf.write(second)  # by another thread
+
+    leaf.digests._read_into = written_over
+    leaf.write(0)
+    for start in STARTS[2:]:
+        leaf.write(start)
+    assert leaf.digests.finish() == leaf.expected()
+
+
 def test_leaves_of_others_are_theirs_to_digest(leaf):
     leaf.digests.add("other", 0, leaf.new)
     assert leaf.digests.finish() == leaf.expected()

@@ -29,6 +29,21 @@ def test_a_claim_holds_for_its_config_alone(tmp_path):
         workdir.claim(tmp_path, {"a": 2}, "def", "sweep")
 
 
+def test_what_moved_are_axes_alone(tmp_path):
+    held = {"seeds": 1, "rate": 1, "methods": ["ties"]}
+    workdir.claim(tmp_path, held, "abc", "sweep")
+
+    def moved(**values):
+        return workdir.moved(tmp_path, held | values, ("seeds", "methods"))
+
+    assert moved() == {} and moved(seeds=2) == {"seeds": (1, 2)}
+    assert moved(seeds=2, rate=1.0) == moved(seeds=2, more=None) == {}
+    for config in ("[[1, 2]]", "null", '"seeds"', "[]"):
+        text = f'{{"config_hash": "abc", "config": {config}}}'
+        (tmp_path / workdir.CONFIG).write_text(text)
+        assert moved(seeds=2) == {}
+
+
 def test_a_second_driver_is_refused_and_told_of_the_first(tmp_path):
     with workdir.only_driver(tmp_path):
         with pytest.raises(UserError, match=f"process {os.getpid()} on "):
