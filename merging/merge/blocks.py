@@ -142,11 +142,12 @@ class BlockMerger:
                 again = *first, (other, None), offset
                 whole = on_host.computed(merge, block, *again)
                 values = few.only(few.elements(np.asarray(whole)))
-            if kernels.nonfinite(merged) and not kernels.nonfinite(values):
+        if kernels.nonfinite(merged):
+            if len(positions) and not kernels.nonfinite(values):
                 # Whether that is the majority nobody knows yet; with the other it goes.
                 flat, positive = merged.reshape(-1), not positive
                 flat[positions], values = values, flat[positions]
-        self._require_finite(loaded, merged)
+            self._require_finite(loaded, merged)
         elected = Elected(positive, ballot, positions.astype(np.uint32), values)
         self._write(loaded, merged, elected)
 
