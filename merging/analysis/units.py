@@ -31,8 +31,8 @@ PIECE = 64 * ROW
 # Elements of the largest block: of a chunk as Orbax writes it here, which is read whole
 # for any part of it. Blocks at least, so that processes share.
 LARGEST, FEWEST = 2**20, 64
-# Bytes per element and vector of what a worker makes of a piece, rounded up: a task
-# vector, its copy in float64, masks.
+# Bytes per element and vector of what a worker makes of a piece of float32, rounded up
+# (float64 takes a few more): a task vector, its copy in float64, magnitudes, masks.
 DERIVED = 24
 
 
