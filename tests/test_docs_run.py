@@ -33,6 +33,7 @@ SMALL = {
     "evaluate/miniworld": "datasets=imdb count=2 bootstrap.resamples=9",
     "evaluate/jsonl": "bootstrap.resamples=9",
     "search/": "trials=2 scales=0.5 bootstrap.resamples=9",
+    "agree.py": "trials=2",
     "adamerge/": "steps=2 batch_size=2",
     "analyze/saturation:": "draws=256 orders=2 count=2 densities=0.5",
     "analyze/saturation": "draws=256 orders=2",
@@ -40,7 +41,7 @@ SMALL = {
 WRITES = {
     "quickstart": ("curves/report/index.html", "again/figures/F2.pdf"),
     "evaluate": ("own_scores/report/index.html", "compared/index.html"),
-    "searching": ("found/best.py", "found/search.png", "adamerged/merged"),
+    "searching": ("found/best.py", "found_agree/search.png", "adamerged/merged"),
     "analyse": ("geometry/analysis.json", "saturation/analysis.json"),
 }
 MODELS = ("BASE", "EXPERT1", "EXPERT2", "MODEL", "MERGED")

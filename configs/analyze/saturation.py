@@ -7,8 +7,8 @@
 
 Without a suite, what the Gram matrix tells, of any checkpoints: widths and ranks. With
 one (`:miniworld`, whose experts are named after their categories), also each expert's
-critical density, its statistical dimension, and K*. Cost: a pass, and at most one
-evaluation of an expert's own datasets for each density.
+critical density, its statistical dimension, and K*. Cost: a pass, and evaluations of an
+expert's own datasets: for the base, the expert, and at most each density.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +22,9 @@ def get_config(suite: str = "") -> ConfigDict:
     config.suite = ConfigDict(dict(name=suite))
     if suite == "miniworld":
         config.suite.update(dict(world_seed=0, test_examples=256, chat=False))
-    config.densities = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)  # to try
+    # To try, from the largest down.
+    config.densities = (0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
     config.share = 0.99  # of its own score that an expert must keep
-    config.eta = 0.05  # the probability left on either side of the transition
     config.draws = 2**17  # Monte Carlo, for the widths
     config.orders = 64  # random orders of the experts to average over
     config.seed = 0

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.geometry = ConfigDict(dict(densities=(0.2,), spectral_rank=2))
     config.saturation = ConfigDict(
         dict(
-            densities=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
+            densities=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
             orders=64,
             batch_size=128,
         )

@@ -13,5 +13,5 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = average.get_config()
-    config.method = ConfigDict(dict(name="fisher", floor=1e-6, weights=None))
+    config.method = ConfigDict(dict(name="fisher", floor=0.0, weights=None))
     return config

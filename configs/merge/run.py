@@ -6,7 +6,7 @@
 RUN holds the steps of any trainer: of Orbax's CheckpointManager, of `merging train`, of
 Hugging Face's (checkpoint-N). RUN@100,200 are steps, RUN@100:300 those between,
 RUN@last:10 the last ten, RUN@* all, and 'RUN/checkpoint-*' is a pattern of folders;
-they come in the order of their numbers. One pass; --dry_run prints the weights.
+they are weighted in the order of their numbers. One pass; --dry_run prints the weights.
 """
 
 import average

@@ -43,5 +43,5 @@ def get_config() -> ConfigDict:
     config.scales = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     config.seed = 0  # of random masks
     config.bootstrap = ConfigDict(dict(resamples=1000, level=0.95, seed=0))
-    config.merge = False  # write the best trial's checkpoint too, with a manifest
+    config.merge = True  # write the best trial's checkpoint too, with a manifest
     return config

@@ -1,5 +1,6 @@
 """How sure a law is: bootstrap intervals, and tests on what it has not seen."""
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from merging.analysis.laws import Law, Observation
 from merging.runtime.errors import UserError
 
 SEEDS, RESIDUALS = "seeds and subsets", "residuals"
+_TRIES = 20  # draws for each resample, before seeds count as too different
 
 
 class Sureness(NamedTuple):
@@ -20,8 +22,8 @@ class Sureness(NamedTuple):
     Attributes:
       law: fitted on everything.
       drawn: laws fitted on what was drawn.
-      of: what was drawn: `SEEDS`, or `RESIDUALS` where there is one observation of each
-        (N, k): then the law's own noise, normal, which is less to go by.
+      of: what was drawn: `SEEDS`, or `RESIDUALS` where most (N, k) have observations of
+        one seed only: then the law's own noise, normal, which is less to go by.
       level: of intervals; their ends are NaN where nothing could be drawn.
     """
 
@@ -74,38 +76,66 @@ def bootstrap(
     """Fit a law, and again on resampled observations.
 
     Seeds are drawn with replacement, the same for all (N, k), and of each seed drawn
-    its subsets at each (N, k): runs of one seed share what is lucky in it.
+    its subsets at each (N, k): runs of one seed share what is lucky in it. Where fewer
+    than two seeds share most (N, k), this would say little of how results vary, and the
+    law's residuals are drawn instead; also where seeds hold so different (N, k) that
+    hardly any draw tells the law.
 
     Raises:
       UserError: as `laws.fit`.
     """
-    law = laws.fit(observed, form, weights)
+    law, rng = laws.fit(observed, form, weights), random.Random(seed)
+
+    def fitted(drawn: Sequence[Observation]) -> Law:
+        return laws.fit(drawn, form, weights, law)
+
+    if _share_most(observed):
+        drawn = _of_seeds(observed, fitted, resamples, rng)
+        if len(drawn) == resamples:
+            return Sureness(law, tuple(drawn), SEEDS, level)
+    drawn = []
+    if not math.isnan(law.noise):  # else as many observations as numbers
+        for _ in range(resamples):
+            drawn.append(fitted([_noisy(law, one, rng) for one in observed]))
+    return Sureness(law, tuple(drawn), RESIDUALS, level)
+
+
+def _share_most(observed: Sequence[Observation]) -> bool:
+    """Return whether more than half of all (N, k) have observations of two seeds."""
+    seeds: dict[tuple[float, float], set[str]] = {}
+    for one in observed:
+        seeds.setdefault((one.N, one.k), set()).add(one.seed)
+    shared = sum(len(of) > 1 for of in seeds.values())
+    return 2 * shared > len(seeds)
+
+
+def _of_seeds(
+    observed: Sequence[Observation],
+    fitted: Callable[[Sequence[Observation]], Law],
+    resamples: int,
+    rng: random.Random,
+) -> list[Law]:
+    """Return laws of so many resamples; fewer, if `_TRIES` each do not give them."""
     by_seed: dict[str, dict[tuple, list[Observation]]] = {}
     for one in observed:
         cells = by_seed.setdefault(one.seed, {})
         cells.setdefault((one.N, one.k), []).append(one)
-    several = len(observed) > len({(o.N, o.k) for o in observed})
-    drawn, rng = [], random.Random(seed)
-
-    def resampled() -> list[Observation]:
-        if not several:
-            return [_noisy(law, one, rng) for one in observed]
-        return [
+    one_size = len({one.N for one in observed}) == 1
+    found: list[Law] = []
+    for _ in range(_TRIES * resamples):
+        if len(found) == resamples:
+            break
+        resampled = [
             rng.choice(cell)
             for name in rng.choices(list(by_seed), k=len(by_seed))
             for cell in by_seed[name].values()
             for _ in cell
         ]
-
-    if not several and math.isnan(law.noise):
-        resamples = 0  # as many observations as numbers: nothing says how sure they are
-    while len(drawn) < resamples:
-        try:
-            drawn.append(laws.fit(resampled(), form, weights, law))
-        except UserError:  # a seed alone may lack sizes: draw again
-            if not several or len(by_seed) < 2:
-                raise
-    return Sureness(law, tuple(drawn), SEEDS if several else RESIDUALS, level)
+        if (len({one.N for one in resampled}) == 1) != one_size:
+            continue  # the law of one size is another form
+        with contextlib.suppress(UserError):  # too few (N, k), or two sizes
+            found.append(fitted(resampled))
+    return found
 
 
 def _noisy(law: Law, one: Observation, rng: random.Random) -> Observation:

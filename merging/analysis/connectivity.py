@@ -10,17 +10,22 @@
                   et al. 2020, arXiv 1912.05671).
   disentanglement_error
                   of = (expert,): at = α, the share of its category's examples on which
-                  θ₀ + α·Δ_t and θ₀ + α·ΣΔₛ answer differently; of = (): the sum ξ(α)
+                  θ₀ + α·Δ_t and θ₀ + α·ΣΔₛ answer differently, a mean over its
+                  datasets; of = (): the sum ξ(α)
                   over the experts (Ortiz-Jimenez et al. 2023, arXiv 2305.12827, section
                   4, with the prediction error as the distance).
   wise_ft_share,  of = (model,): the α at which (1 − α)·base + α·model has the highest
-  wise_ft_value,  mean value on validation, its mean value on test, and that of the
-  plain_value     model itself (Wortsman et al. 2022, WiSE-FT, arXiv 2109.01903).
+  wise_ft_value,  mean value on validation, its mean value on the config's split, and
+  plain_value     that of the model itself there (Wortsman et al. 2022, WiSE-FT, arXiv
+                  2109.01903).
+
+All but wise_ft_share is of the config's split.
 
 Cost: an evaluation for each point of each path, and K + 1 for each α of ξ. The models
 are in memory, on one device; one process.
 """
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,7 +106,8 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
             how = values["count"], values["batch_size"], data or workdir / "data"
             return Judge(loaded.decoder, suite, datasets, split, *how)
 
-        test = judge(values["split"], chosen)
+        on_split = functools.partial(judge, values["split"])
+        chosen_judge = on_split(chosen)
         place.claim(workdir, values)
         kept = Kept(workdir, of)
         paths = _paths(experts, merged)
@@ -109,7 +115,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
         made = []
         for start, end in paths:
             ends = everyone[start], everyone[end]
-            points = _along(kept, (start, end), ends, values["points"], test)
+            points = _along(kept, (start, end), ends, values["points"], chosen_judge)
             made += path_rows(start, end, points)
         if values["wise_ft"] and merged:
             validation = judge("validation", chosen)
@@ -120,7 +126,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
                 made += _wise_ft(name, points, made)
         ours = {name: loaded.others[name] for name in experts}
         for scale in values["scales"]:
-            found = _disentangled(kept, loaded.base, ours, scale, own, judge)
+            found = _disentangled(kept, loaded.base, ours, scale, own, on_split)
             made += [
                 Row("disentanglement_error", error, of=(name,), at=scale)
                 for name, error in found.items()
@@ -210,21 +216,27 @@ def barrier(losses: Mapping[float, float]) -> float:
 def _wise_ft(
     name: str, validation: Mapping[float, Point], made: Sequence[Row]
 ) -> list[Row]:
-    """Choose α on validation, the smallest of equals; return its rows."""
+    """Choose α on validation, the smallest of equals; return its rows.
+
+    Args:
+      name: the model's.
+      validation: scores by share of the way from the base to it.
+      made: the rows of that way on the config's split.
+    """
     means = {
         share: statistics.fmean(score.value for score in point.values())
         for share, point in validation.items()
     }
     best = max(means, key=lambda share: (means[share], -share))
-    on_test = {
+    on_split = {
         row.at: 1 - row.value
         for row in made
         if row.quantity == "error" and row.of == (BASE, name)
     }
     return [
         Row("wise_ft_share", best, of=(name,)),
-        Row("wise_ft_value", on_test[best], of=(name,)),
-        Row("plain_value", on_test[1.0], of=(name,)),
+        Row("wise_ft_value", on_split[best], of=(name,)),
+        Row("plain_value", on_split[1.0], of=(name,)),
     ]
 
 
@@ -234,7 +246,7 @@ def _disentangled(
     experts: Mapping[str, models.Params],
     scale: float,
     own: Mapping[str, Sequence[str]],
-    judge: Callable[[str, Sequence[str]], Judge],
+    judge: Callable[[Sequence[str]], Judge],
 ) -> dict[str, float]:
     """Return {expert: share of its examples that all together answer otherwise}."""
     for record in kept.records("disentangled"):
@@ -243,7 +255,7 @@ def _disentangled(
     everyone = judged.added(base, experts, scale)
     errors = {}
     for name, datasets in own.items():
-        asked = judge("test", datasets)
+        asked = judge(datasets)
         alone = asked.answers(judged.added(base, {name: experts[name]}, scale))
         errors[name] = disagreement(alone, asked.answers(everyone))
         preemption.raise_if_asked()

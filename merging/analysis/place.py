@@ -16,10 +16,16 @@ def held(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
       UserError: it is another's, or someone works in it.
     """
     digest = storage.digest(_plain(settings))
+
+    def look() -> bool:
+        return workdir.require_own(folder, digest, "analysis")
+
+    processes.broadcast(look)
     with contextlib.ExitStack() as stack:
         only = workdir.only_driver(folder)
         processes.broadcast(lambda: stack.enter_context(only))
-        processes.broadcast(lambda: workdir.require_own(folder, digest, "analysis"))
+        # Again: before the lock, another driver may have made it its own.
+        processes.broadcast(look)
         yield
 
 

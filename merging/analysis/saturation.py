@@ -11,19 +11,25 @@
   critical_density of = (expert,): the smallest density, of those tried, from which on
                    upwards the exact global trim of Δᵢ keeps `share` of the expert's own
                    score (the mean ratio over its datasets); `low` is the next smaller
-                   one, at which it does not; 1 where even the largest tried does not
+                   one, at which it does not, 0 where all do; 1 where even the largest
+                   tried does not. Null for an expert whose mean value is not above the
+                   base's: it learned nothing that a trim could lose
   statistical_dimension
-                   of = (expert,): ⌊density · n⌋ coordinates, δᵢ of `kinematics`
+                   of = (expert,): ⌊density · n⌋ coordinates, δᵢ of `kinematics`; of
+                   the experts that have a critical density, as what follows
   l1_dimension     of = (expert,): n · ψ(density), if only how many coordinates matter
                    is known, not which (`kinematics.l1_descent_cone`)
-  space            of = (name,): D, in coordinates: "parameters", n; "coordinates", how
-                   many carry the stack (`geometry_rows`)
-  threshold        of = (name of the space,): K*, with the ends of the transition
-                   (`kinematics.threshold`); `at` is the number of experts that are
-                   known: a K* above it is extrapolated with their mean δ
+  space            of = (name,): D: "parameters", n coordinates; "coordinates", the
+                   participation count of the stack (`geometry_rows`), which is no
+                   dimension in the unit of δᵢ: what is held against it is a remark
+  threshold        of = (name of the space,): K* (`kinematics.threshold`) with the upper
+                   ends of all brackets of critical densities, which is also its `low`;
+                   `high` is K* with their lower ends, null where all of these are 0.
+                   `at` is the number of experts that have a density: a K* above it is
+                   extrapolated with their mean δ
 
 Cost: a pass over the checkpoints; draws × K² for the widths; an evaluation of an
-expert's own datasets for each density tried.
+expert's own datasets for the base, for the expert, and for each density tried.
 """
 
 import statistics
@@ -62,9 +68,8 @@ KEYS = {
     "base": str,
     "experts": tuple,
     "suite": ConfigDict(),
-    "densities": (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
+    "densities": (0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
     "share": 0.99,
-    "eta": 0.05,
     "draws": 2**17,
     "orders": 64,
     "seed": 0,
@@ -123,7 +128,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
         made = list(width_rows(found, values))
         if models is not None:
             critical = _critical(values, models, judges, kept)
-            made += dimension_rows(found, critical, values["eta"])
+            made += dimension_rows(found, critical)
         rows.write(
             workdir,
             "saturation",
@@ -145,9 +150,8 @@ def _check(values: Mapping[str, Any]) -> None:
     densities = values["densities"]
     if not densities or any(not 0 < d < 1 for d in densities):
         faults.append(f"densities must lie between 0 and 1, not {densities}")
-    for key in ("share", "eta"):
-        if not 0 < values[key] <= 1:
-            faults.append(f"{key} must lie in 0..1, not {values[key]}")
+    if not 0 < values["share"] <= 1:
+        faults.append(f"share must lie in 0..1, not {values['share']}")
     for key, least in (("draws", 2), ("orders", 2)):
         if values[key] < least:
             faults.append(f"{key} must be {least} or more")
@@ -174,22 +178,28 @@ def width_rows(found: Geometry, values: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def dimension_rows(
-    found: Geometry, critical: Mapping[str, tuple[float, float]], eta: float
+    found: Geometry, critical: Mapping[str, tuple[float, float] | None]
 ) -> Iterator[Row]:
     """Yield the rows of statistical dimensions, and of thresholds.
 
     Args:
       found: the geometry of the experts.
-      critical: {expert: (its critical density, the next smaller that was tried)}.
-      eta: see `kinematics.threshold`.
+      critical: {expert: (its critical density, the next smaller that was tried), or
+        None if it learned nothing}.
     """
-    n, experts = found.model.elements, found.experts
-    unit, dimensions = "coordinates", []
-    for name in experts:
-        density, below = critical[name]
-        dimensions.append(kept_count(density, n))
+    n, unit = found.model.elements, "coordinates"
+    tops: list[int] = []
+    bottoms: list[int] = []
+    for name in found.experts:
+        bracket = critical[name]
+        if bracket is None:
+            yield Row("critical_density", None, of=(name,))
+            continue
+        density, below = bracket
         yield Row("critical_density", density, of=(name,), low=below, high=density)
-        yield Row("statistical_dimension", dimensions[-1], of=(name,), unit=unit)
+        tops.append(kept_count(density, n))
+        bottoms.append(kept_count(below, n))
+        yield Row("statistical_dimension", tops[-1], of=(name,), unit=unit)
         cone = n * kinematics.l1_descent_cone(density)
         yield Row("l1_dimension", cone, of=(name,), unit=unit)
     energy = np.trace(found.model.gram) ** 2
@@ -199,16 +209,10 @@ def dimension_rows(
     }
     for name, space in spaces.items():
         yield Row("space", space, of=(name,), unit=unit)
-        if crossing := kinematics.threshold(dimensions, space, eta):
-            yield Row(
-                "threshold",
-                crossing.experts,
-                of=(name,),
-                at=len(experts),
-                low=crossing.low,
-                high=crossing.high,
-                unit="experts",
-            )
+        if star := kinematics.threshold(tops, space):
+            most = kinematics.threshold(bottoms, space)
+            ends = {"low": star, "high": most, "unit": "experts"}
+            yield Row("threshold", star, of=(name,), at=len(tops), **ends)
 
 
 def _judges(values: Mapping[str, Any], models: Models, cache: Path) -> dict[str, Judge]:
@@ -223,8 +227,11 @@ def _judges(values: Mapping[str, Any], models: Models, cache: Path) -> dict[str,
 
 def _critical(
     values: Mapping[str, Any], models: Models, judges: Mapping[str, Judge], kept: Kept
-) -> dict[str, tuple[float, float]]:
-    """Return {expert: (its critical density, the next smaller that was tried)}."""
+) -> dict[str, tuple[float, float] | None]:
+    """Return {expert: (its critical density, the next smaller that was tried)}.
+
+    None for an expert that learned nothing, of which a warning is printed.
+    """
     known = {
         (record["expert"], record["density"]): record["kept"]
         for record in kept.records("densities")
@@ -233,6 +240,14 @@ def _critical(
     with Progress(len(judges), "densities", check=preemption.raise_if_asked) as shown:
         for name, judge in judges.items():
             own = judge.scores(models.others[name])
+            if not learned(own, judge.scores(models.base)):
+                shown.message(
+                    f"warning: {name} is not above the base on its own datasets: no "
+                    "critical density, and K* is of the other experts"
+                )
+                found[name] = None
+                shown.advance(1, name)
+                continue
 
             def share(density: float, name=name, judge=judge, own=own) -> float:
                 if (name, density) not in known:
@@ -278,6 +293,12 @@ def kept_share(scores: Mapping[str, Score], own: Mapping[str, Score]) -> float:
         scores[name].value / score.value for name, score in own.items() if score.value
     ]
     return statistics.fmean(ratios) if ratios else 1.0
+
+
+def learned(own: Mapping[str, Score], base: Mapping[str, Score]) -> bool:
+    """Return whether an expert's mean value over its datasets exceeds the base's."""
+    means = [statistics.fmean(s.value for s in of.values()) for of in (own, base)]
+    return means[0] > means[1]
 
 
 def _figure(made: Sequence[Row]) -> Figure:

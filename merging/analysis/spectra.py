@@ -154,8 +154,11 @@ def rows(
 
     Quantities: matrix_effective_rank, matrix_stable_rank, matrix_participation_ratio
     (`gram`, of a vector's squared singular values); left_overlap, right_overlap
-    (`overlap` of the output and input sides' top r, `at` = r), and overlap_of_random,
-    what random subspaces of that size have on the left.
+    (`overlap` of the top r left and right singular vectors, `at` = r: of the space that
+    columns lie in, as many dimensions as there are rows, and that rows lie in), and
+    left_overlap_of_random, right_overlap_of_random, what random subspaces of that size
+    have there. Which side is the output's is the checkpoint's: of [fan_in, fan_out], as
+    this program's own, the right one; of PyTorch's linear layers the left one.
     """
     by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for one in records:
@@ -175,5 +178,7 @@ def rows(
             for p, pair in enumerate(pairs):
                 mean = float(np.mean([one[side][p] for one in of]))
                 yield Row(f"{side}_overlap", mean, of=pair, at=rank, **where)
-        chance = [min(rank / one["shape"][0], 1.0) for one in of]
-        yield Row("overlap_of_random", float(np.mean(chance)), at=rank, **where)
+        for axis, side in enumerate(("left", "right")):
+            chance = [min(rank / one["shape"][axis], 1.0) for one in of]
+            mean = float(np.mean(chance))
+            yield Row(f"{side}_overlap_of_random", mean, at=rank, **where)

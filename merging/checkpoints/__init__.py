@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 
 from merging.checkpoints.adapter import Adapter, is_adapter
 from merging.checkpoints.auxiliary import auxiliary_files, read_auxiliary_files
-from merging.checkpoints.digests import changed_at, content
+from merging.checkpoints.digests import (
+    changed_at,
+    content,
+    of_beginning,
+    require_unchanged,
+    stamps,
+)
 from merging.checkpoints.errors import (
     CorruptCheckpoint,
     MissingCheckpoint,
@@ -17,7 +23,9 @@ from merging.checkpoints.formats import (
     begin_safetensors,
     clear,
     create,
+    discard,
     granularity,
+    locked,
     open_checkpoint,
     open_stored,
 )
@@ -25,11 +33,11 @@ from merging.checkpoints.gguf import is_gguf
 from merging.checkpoints.location import split, split_adapter
 from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.rows import Rows
-from merging.checkpoints.runs import RunStep, run_steps
+from merging.checkpoints.runs import RunStep, run_steps, step_number
 from merging.checkpoints.source import Source, SourceFile
 from merging.checkpoints.tied import forget_head, repeats_embedding, stored_head
 from merging.checkpoints.view import Origin, View
-from merging.checkpoints.writer import Writer, require_free_output
+from merging.checkpoints.writer import Writer, recorded, require_free_output
 
 if TYPE_CHECKING:
     from merging.checkpoints.orbax import exists, open_saved, restore, save
@@ -54,23 +62,30 @@ __all__ = [
     "clear",
     "content",
     "create",
+    "discard",
     "exists",
     "forget_head",
     "granularity",
     "is_adapter",
     "is_gguf",
+    "locked",
+    "of_beginning",
     "open_checkpoint",
     "open_saved",
     "open_stored",
     "read_auxiliary_files",
+    "recorded",
     "repeats_embedding",
     "require_free_output",
     "require_tensor_names",
+    "require_unchanged",
     "restore",
     "run_steps",
     "save",
     "split",
     "split_adapter",
+    "stamps",
+    "step_number",
     "stored_head",
 ]
 

@@ -6,7 +6,6 @@ patterns. Whatever else PEFT can do to the sum is refused by name: a setting is 
 only if it is known to leave the sum alone, or is off.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from etils import epath
 
 from merging.checkpoints import files
 from merging.checkpoints.errors import CorruptCheckpoint
+from merging.runtime import foreign_json, patterns
 from merging.runtime.errors import UserError, listed
+from merging.runtime.patterns import Pattern
 
 NAME = "adapter_config.json"
 # Patterns for each of 20,000 expert modules take 3 MB.
@@ -44,9 +45,9 @@ _REASONS = {
 # Initialisations that leave the base as it is; the others (pissa, olora, corda, loftq,
 # lora_ga) take their first BA out of it, so that the sum has another θ₀.
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
-# A pattern of these characters is a name; and what may stand in other patterns.
+# A pattern of these characters is a name; of the others each module tries all.
 _PLAIN = re.compile(r"\^?[\w.-]+")
-_LONGEST_PATTERN, _MOST_REPEATS, _MOST_PATTERNS = 300, 2, 200
+_MOST_PATTERNS = 200
 
 
 class Patterns(NamedTuple):
@@ -55,19 +56,18 @@ class Patterns(NamedTuple):
     Attributes:
       plain: {the end of a module's name: (place among the patterns, value)}; of one
         that begins with ^, the whole name.
-      regular: (place, expression, value) of the others.
+      regular: (place, pattern, value) of the others.
     """
 
     plain: Mapping[str, tuple[int, Any]]
-    regular: tuple[tuple[int, re.Pattern, Any], ...]
+    regular: tuple[tuple[int, Pattern, Any], ...]
 
     def of(self, module: str, default: Any) -> Any:
         """Return a module's value."""
         parts = module.split(".")
         ends = [".".join(parts[i:]) for i in range(len(parts))]
         found = [self.plain[e] for e in (f"^{module}", *ends) if e in self.plain]
-        # As PEFT fits them: to the whole name, or to its end after a dot.
-        found += [(i, v) for i, of, v in self.regular if of.fullmatch(module)]
+        found += [(i, v) for i, of, v in self.regular if of.ends(module)]
         return min(found, key=lambda f: f[0])[1] if found else default
 
 
@@ -155,12 +155,12 @@ def _record(folder: epath.Path, path: epath.Path) -> dict[str, Any]:
     if not files.lies_in(folder, NAME):
         raise UserError(f"{path} is a link to outside its folder, which is not read.")
     try:
-        found = json.loads(files.read_small(path, _LARGEST))
+        found = foreign_json.loads(files.read_small(path, _LARGEST))
         if not isinstance(found, dict):
             raise ValueError("no object")
     except UserError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = f"it can't be read: {str(error)[:200]}"
         raise CorruptCheckpoint(path, reason) from None
     return found
@@ -213,25 +213,18 @@ def _patterns(name: str, values: Any, read: Any) -> Patterns:
         if _PLAIN.fullmatch(key):
             plain[key] = (place, found)
         else:
-            regular.append((place, _expression(name, key), found))
-    if len(regular) > _MOST_PATTERNS:
+            regular.append((place, _pattern(name, key), found))
+    ways = sum(pattern.ways for _, pattern, _ in regular)
+    if len(regular) > _MOST_PATTERNS or ways > patterns.MOST_WAYS:
         raise ValueError(f"{name} has {len(regular)} patterns, more than are tried")
     return Patterns(plain, tuple(regular))
 
 
-def _expression(name: str, key: str) -> re.Pattern:
-    """Return a stranger's regular expression, if it can't take forever."""
-    repeats = len(re.findall(r"[*+]|\{\d*,", key))
-    if (
-        len(key) > _LONGEST_PATTERN
-        or repeats > _MOST_REPEATS
-        or re.search(r"\)[*+?{]|\\\d|\(\?", key)
-    ):
-        raise ValueError(f"the pattern {_shown(key)} of {name} is too involved")
+def _pattern(name: str, key: str) -> Pattern:
     try:
-        return re.compile(rf"(?:.*\.)?(?:{key})")
-    except re.error:
-        raise ValueError(f"{_shown(key)} of {name} is no pattern") from None
+        return Pattern(key)
+    except ValueError as error:
+        raise ValueError(f"{_shown(key)} of {name}: the pattern {error}") from None
 
 
 def _base(record: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from etils import epath
 from merging.checkpoints.files import RangeFile, is_remote, reading
 from merging.checkpoints.source import Source
 from merging.runtime import compilations, storage
-from merging.runtime.errors import UserError
+from merging.runtime.errors import UserError, listed
 
 _PART = 2**23
 _THREADS = 4
@@ -43,10 +44,11 @@ def of_file(path: epath.Path) -> str:
     place = _cache() / storage.digest(*_name(path), *before, length=32)
     if kept := _kept(place):
         return kept
-    found = _hash(RangeFile(path))
+    file = RangeFile(path)
+    found = _hash(file, file.size)
     if changed_at(path) != before:
         raise UserError(f"{path} was changed while it was being read; start again.")
-    if not is_remote(path) and time.time_ns() - before[1] > _SETTLED_NS:
+    if not is_remote(path) and time.time_ns() - max(before[1:]) > _SETTLED_NS:
         try:
             storage.write_bytes(place, found.encode())
         except UserError:  # no place to keep it: it is hashed again the next time
@@ -54,8 +56,20 @@ def of_file(path: epath.Path) -> str:
     return found
 
 
-def changed_at(path: epath.Path) -> tuple[int, int]:
-    """Return a file's size and when it was changed last, in ns if its storage has it.
+def of_beginning(path: epath.Path, length: int) -> str:
+    """Return the SHA-256 of a file's first bytes, read now.
+
+    Raises:
+      UserError: it is no regular file.
+      CorruptCheckpoint: it is shorter, or can't be read.
+    """
+    return _hash(RangeFile(path), length)
+
+
+def changed_at(path: epath.Path) -> tuple[int, int, int]:
+    """Return a file's size, when it was written to last, and its entry, in ns.
+
+    A program can set the first of these times, and not the second. An object has one.
 
     Raises:
       CorruptCheckpoint: it can't be found any more.
@@ -63,9 +77,38 @@ def changed_at(path: epath.Path) -> tuple[int, int]:
     with reading(path):
         if not is_remote(path):
             found = os.stat(path)
-            return found.st_size, found.st_mtime_ns
+            return found.st_size, found.st_mtime_ns, found.st_ctime_ns
         found = path.stat()
-        return found.length, int(found.mtime or 0)
+        made = int(found.mtime or 0) * 10**9
+        return found.length, made, made
+
+
+def stamps(sources: Iterable[Source]) -> list[list]:
+    """Return [file, what its storage says of its last change] of all files, as JSON.
+
+    Digests of places tell checkpoints apart without reading them; that a file did not
+    change between two moments is for its storage to say: its size, and its times.
+    """
+    return [
+        [str(path), *changed_at(path)]
+        for source in sources
+        for path in source.paths().values()
+    ]
+
+
+def require_unchanged(before: list[list], sources: Iterable[Source]) -> None:
+    """Refuse to go on if a file was changed since `stamps` gave these.
+
+    Raises:
+      UserError: some were; lists them.
+    """
+    now = stamps(sources)
+    changed = {file for file, *_ in set(map(tuple, now)) - set(map(tuple, before))}
+    if changed:
+        raise UserError(
+            f"changed while they were read: {listed(sorted(changed))}. Nothing was "
+            "published; leave the inputs alone, and start again."
+        )
 
 
 def _name(path: epath.Path) -> list[str | int]:
@@ -73,14 +116,14 @@ def _name(path: epath.Path) -> list[str | int]:
     if is_remote(path):
         return [os.fspath(path)]
     found = os.stat(path)
-    # A program can set when a file was modified; not when its entry was changed.
-    return [os.path.abspath(path), found.st_dev, found.st_ino, found.st_ctime_ns]
+    return [os.path.abspath(path), found.st_dev, found.st_ino]
 
 
-def _hash(file: RangeFile) -> str:
-    buffer, found = np.empty(min(_PART, max(file.size, 1)), np.uint8), hashlib.sha256()
-    for at in range(0, file.size, _PART):
-        part = buffer[: min(_PART, file.size - at)]
+def _hash(file: RangeFile, length: int) -> str:
+    """Return the SHA-256 of a file's first bytes."""
+    buffer, found = np.empty(min(_PART, max(length, 1)), np.uint8), hashlib.sha256()
+    for at in range(0, length, _PART):
+        part = buffer[: min(_PART, length - at)]
         file.read_into(at, part, file.path.name)
         found.update(part)
     return found.hexdigest()

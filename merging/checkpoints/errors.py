@@ -71,7 +71,8 @@ def reading(path: object, leaf: str = "") -> Iterator[None]:
         first = str(error).strip().split("\n")[0][:300]
         of = f"{leaf}: " if leaf else ""
         reason = f"{of}{type(error).__name__}: {first}"
-        raise CorruptCheckpoint(path, reason) from error
+        said = reason if reason.isprintable() else repr(reason)
+        raise CorruptCheckpoint(path, said) from error
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ Orbax and TensorStore take a second to import, and are only where they are neede
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
-from merging.checkpoints import errors, safetensors
+from merging.checkpoints import errors, safetensors, unfinished
 from merging.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, no_base
 from merging.checkpoints.adapter_source import AdapterSource
 from merging.checkpoints.files import path_of
@@ -20,11 +20,11 @@ from merging.checkpoints.source import Source
 from merging.checkpoints.writer import Writer, require_free_output
 from merging.runtime import hub, locks, processes, storage
 from merging.runtime.errors import Unreachable, UserError, nearest
+from merging.runtime.storage import Folder
 
 FORMATS = ("orbax", "safetensors")
 # What an adapter is written as; no model is.
 PEFT = "peft"
-LOCK = ".lock"
 
 
 def open_checkpoint(
@@ -86,6 +86,7 @@ def create(
     *,
     shard_bytes: int = 5 * 10**9,
     skeleton: Any = None,
+    beside: Collection[str] = (),
 ) -> Iterator[Writer]:
     """Begin a checkpoint, or go on with one, and be the only one to write it.
 
@@ -98,6 +99,7 @@ def create(
       abstract: {path: shape and dtype}, in the order to store them.
       shard_bytes: the most in one safetensors file.
       skeleton: the tree that Orbax stores (see `Source`); nested dicts if None.
+      beside: names of the files that `finish` will be given.
 
     Raises:
       UserError: an unknown format, no space, another layout has been begun there, or
@@ -106,14 +108,16 @@ def create(
     if format not in (*FORMATS, PEFT):
         raise nearest("format", format, FORMATS)
     with contextlib.ExitStack() as stack:
-        processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
+        stack.enter_context(locked(uri))
+        # Another may have finished it meanwhile.
+        processes.broadcast(lambda: require_free_output(uri, ()))
         if format != "orbax":
             one = WEIGHTS if format == PEFT else None
             writer = begin_safetensors(uri, abstract, shard_bytes, one)
         else:
             from merging.checkpoints.orbax_writer import OrbaxWriter
 
-            writer = OrbaxWriter(uri, abstract, skeleton)
+            writer = OrbaxWriter(uri, abstract, skeleton, beside)
         stack.callback(writer.close)
         yield writer
 
@@ -132,24 +136,52 @@ def begin_safetensors(
     return make(uri, abstract, shard_bytes, one)
 
 
+def discard(writer: Writer) -> None:
+    """Remove an output that is not to be published, under the lock of its writing."""
+    unfinished.remove(storage.place(writer.folder))
+    if writer.atomic:
+        storage.remove(storage.place(writer.uri))
+
+
 def clear(uri: str) -> None:
-    """Remove what a kill left beside an output that it had finished, in a store."""
-    if not storage.is_remote(uri):
-        return
-    lock, partial = (storage.place(uri.rstrip("/") + end) for end in (LOCK, PARTIAL))
-    if lock.exists() or partial.exists():
+    """Remove what a kill left beside an output that it had finished."""
+    lock, partial = _lock_of(uri), storage.place(uri.rstrip("/") + PARTIAL)
+    # In a store nothing is renamed, and the content stays until it is removed.
+    stays = storage.is_remote(uri)
+    left = (unfinished.is_begun if stays else unfinished.was_published)(partial)
+    if left or lock.exists():
         # Unless another is at it.
         with (
             contextlib.suppress(UserError),
-            locks.held(lock, uri, UserError, patient=False),
+            locks.held(lock, uri, UserError, remove=True, patient=False),
         ):
-            storage.remove(partial)
+            if left:
+                unfinished.remove(partial)
+
+
+def _lock_of(uri: str) -> Folder:
+    """Return the lock of an output, by a name that nobody else would choose."""
+    output = storage.absolute(storage.place(uri.rstrip("/")))
+    return output.with_name(f".{output.name}.merging-lock")
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Be the only program that makes something; called by all processes.
+
+    The lock lies beside it: it outlives the renaming.
+
+    Raises:
+      UserError: another one does; it is named.
+    """
+    with contextlib.ExitStack() as stack:
+        processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
+        yield
 
 
 @contextlib.contextmanager
 def _only_writer(uri: str) -> Iterator[None]:
-    """Hold the lock of an output, which lies beside it: it outlives the renaming."""
-    lock = storage.absolute(storage.place(uri.rstrip("/") + LOCK))
+    lock = _lock_of(uri)
 
     def taken(who: str) -> UserError:
         return UserError(
@@ -159,7 +191,6 @@ def _only_writer(uri: str) -> Iterator[None]:
     with errors.writing(uri):
         lock.parent.mkdir(parents=True, exist_ok=True)
     with locks.held(lock, str(lock.parent), taken, remove=True):
-        require_free_output(uri, ())  # another may have finished it meanwhile
         yield
 
 

@@ -68,14 +68,16 @@ def parse(
     metadata: dict[str, Any] = {}
     for _ in range(values):
         name = cursor.text(_LONGEST_NAME)
-        if name in metadata:
-            raise ValueError(f"{name!r} is given twice")
+        if name in metadata or not name.isprintable():
+            raise ValueError(f"{name[:100]!r} is given twice, or is no name")
         metadata[name] = cursor.value(cursor.number(4))
     found: dict[str, Stored] = {}
     for _ in range(tensors):
         name = cursor.text(_LONGEST_NAME)
         if name in found or not name.isprintable():
-            raise ValueError(f"the tensor {name!r} is given twice, or has no name")
+            raise ValueError(
+                f"the tensor {name[:100]!r} is given twice, or has no name"
+            )
         axes = cursor.number(4)
         if axes > _MOST_AXES:
             raise ValueError(f"{name} has {axes} dimensions")

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Characters of an object that is read whole.
+from merging.runtime import foreign_json
+
+# Characters of an object that is read whole, and values of any other value.
 LARGEST_RECORD = 4096
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
@@ -69,6 +71,12 @@ class Scanner:
         self._at = stop
         self._skip_blanks()
         return _RECORD.decode(self._text[start:stop])
+
+    def value(self) -> Any:
+        """Return the value that begins here, whatever it is, if it has few in it."""
+        start = self._at
+        self.skip()
+        return foreign_json.loads(self._text[start : self._at], LARGEST_RECORD)
 
     def skip(self) -> None:
         """Go past the value that begins here, whatever it is."""

@@ -10,7 +10,6 @@ than those it is writing.
     OUT/                              made at the end; its last file says it is whole
 """
 
-import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,16 +19,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from merging.checkpoints import errors
+from merging.checkpoints import errors, unfinished
 from merging.checkpoints.auxiliary import write_auxiliary_files
 from merging.checkpoints.location import PARTIAL
 from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.safetensors import INDEX
-from merging.checkpoints.safetensors_writer import Shard, index, other_layout, shards
+from merging.checkpoints.safetensors_writer import (
+    Shard,
+    index,
+    layout,
+    own_files,
+    shards,
+)
 from merging.runtime import objects, processes, storage
 from merging.runtime.objects import ObjectPath
 
-_LAYOUT = "layout.json"
 _THREADS = 16
 
 
@@ -43,7 +47,7 @@ class ObjectWriter:
       one: the name of the one file, whatever its size; None names them as models are.
 
     Raises:
-      UserError: the folder holds another layout.
+      UserError: the folder holds another layout, or what we did not make.
     """
 
     atomic = True
@@ -103,6 +107,10 @@ class ObjectWriter:
 
         list(self._threads.map(read, self._parts(number, start, len(out))))
 
+    def own_files(self) -> dict[str, dict[str, Any]]:
+        """Return what the shards' headers are, and their index."""
+        return own_files(self._shards, self._abstract)
+
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Join the pieces and add files, the last of them at the end; all processes."""
         processes.barrier(f"{self.uri} is written")
@@ -113,24 +121,16 @@ class ObjectWriter:
         self._threads.shutdown(cancel_futures=True)
 
     def _make(self) -> None:
-        layout = {
-            shard.name: [hashlib.sha256(shard.header).hexdigest(), shard.size]
-            for shard in self._shards
-        }
-        path = self._partial / _LAYOUT
-        if not path.exists():
-            storage.write_json(path, layout)
-        elif path.read_bytes() != storage.as_json(layout):
-            raise other_layout(self.folder)
+        unfinished.begin(self._partial, layout(self._shards))
 
     def _piece(self, number: str, start: int) -> ObjectPath:
-        return self._partial / "pieces" / number / f"{start:015d}"
+        return self._partial / unfinished.PIECES / number / f"{start:015d}"
 
     def _look(self, only: str = "") -> None:
         """Find what pieces there are: of all leaves, or of one."""
         sizes = {self._numbers[p]: _itemsize(of) for p, of in self._abstract.items()}
         found: dict[str, dict[int, int]] = {}
-        for path, length in (self._partial / "pieces" / only).find().items():
+        for path, length in (self._partial / unfinished.PIECES / only).find().items():
             number = path.parent.name
             found.setdefault(number, {})[int(path.name)] = length // sizes[number]
         with self._lock:
@@ -166,11 +166,11 @@ class ObjectWriter:
             self._join(place, shard)
         name, content = last
         storage.write_bytes(place / name, content)
-        storage.remove(self._partial)
+        unfinished.remove(self._partial)
 
     def _join(self, place: ObjectPath, shard: Shard) -> None:
         """Have the store make a shard's file of its header and its pieces."""
-        header = self._partial / "joined" / shard.name / "header"
+        header = self._partial / unfinished.JOINED / shard.name / "header"
         header.write_bytes(shard.header)
         parts = [header]
         for path in shard.starts:

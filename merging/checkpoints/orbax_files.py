@@ -15,10 +15,11 @@ from merging.runtime.objects import ObjectPath
 _DRIVERS = {"gs": "gcs", "s3": "s3"}
 _SHOWN = 5
 _LARGEST = 100_000_000
+_DEEPEST = 32  # folders in folders; Orbax makes a few, and one for each axis
 
 
 def require_inside(root: epath.Path) -> None:
-    """Refuse a folder with links out of it, and with what is neither file nor folder.
+    """Refuse links out of a folder, what is no file, and folders without an end.
 
     A link may lead to `blobs` of the same entry of the Hugging Face cache, whose
     snapshots are made so.
@@ -35,8 +36,8 @@ def require_inside(root: epath.Path) -> None:
     wrong = [os.path.relpath(path, root) for path in _not_inside(root, allowed)]
     if wrong:
         raise UserError(
-            f"{root}: these lead out of the folder, or are no files, and are not read: "
-            + ", ".join(map(repr, sorted(wrong)[:_SHOWN]))
+            f"{root}: these lead out of the folder, are no files, or lie too deep, and "
+            f"are not read: {', '.join(map(repr, sorted(wrong)[:_SHOWN]))}"
         )
 
 
@@ -94,7 +95,12 @@ def kvstore(folder: epath.Path) -> dict[str, Any]:
     return {"driver": _DRIVERS[scheme], "bucket": bucket, "path": path}
 
 
-def _not_inside(folder: str | os.PathLike, allowed: Sequence[Path]) -> Iterator[str]:
+def _not_inside(
+    folder: str | os.PathLike, allowed: Sequence[Path], depth: int = 0
+) -> Iterator[str]:
+    if depth > _DEEPEST:
+        yield os.fspath(folder)
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
@@ -103,6 +109,6 @@ def _not_inside(folder: str | os.PathLike, allowed: Sequence[Path]) -> Iterator[
                 if not known or not any(target.is_relative_to(a) for a in allowed):
                     yield entry.path
             elif entry.is_dir():
-                yield from _not_inside(entry.path, allowed)
+                yield from _not_inside(entry.path, allowed, depth + 1)
             elif not entry.is_file():
                 yield entry.path

@@ -7,7 +7,6 @@ folders.
 
 import functools
 import itertools
-import json
 import math
 import os
 import warnings
@@ -32,7 +31,7 @@ from merging.checkpoints.location import (
 from merging.checkpoints.orbax_tree import Entry, Listed
 from merging.checkpoints.ranges import boxes
 from merging.checkpoints.source import SourceFile
-from merging.runtime import memory, tree
+from merging.runtime import foreign_json, memory, tree
 from merging.runtime.errors import UserError, nearest
 
 CHECKSUMS = "crc32"
@@ -62,8 +61,10 @@ class OrbaxSource:
       whole: take the tree as it is, and nothing for a training's state.
 
     Raises:
-      CorruptCheckpoint: it was not committed, or its list of leaves can't be read.
-      UserError: no such subtree, several trees, or a link that leads out of it.
+      CorruptCheckpoint: it was not committed, its list of leaves can't be read, or
+        chunks are larger than their leaf.
+      UserError: no such subtree, several trees, a link that leads out of it, or chunks
+        larger than the machine's memory.
     """
 
     format = "orbax"
@@ -91,6 +92,7 @@ class OrbaxSource:
         for path, future in opened.items():
             with errors.reading(self.uri, path):
                 self._arrays[path] = future.result()
+            _require_chunks_that_fit(self.uri, path, self._arrays[path])
         self.abstract = tree.unflatten(
             {
                 path: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
@@ -223,6 +225,23 @@ class OrbaxSource:
         return self._arrays[path]
 
 
+def _require_chunks_that_fit(uri: str, path: str, array: ts.TensorStore) -> None:
+    """Refuse chunks that TensorStore would ask the system for in vain, and end us."""
+    given = array.chunk_layout.write_chunk.shape or array.shape
+    both = list(zip(given, array.shape, strict=True))
+    chunk = [size or whole for size, whole in both]
+    if any((size or 0) > max(whole, 1) for size, whole in both):
+        raise errors.CorruptCheckpoint(
+            uri, f"{path}: its chunks of {chunk} are larger than its {[*array.shape]}"
+        )
+    size = math.prod(chunk) * array.dtype.numpy_dtype.itemsize
+    if size > memory.of_machine():
+        raise UserError(
+            f"{uri}: {path} is stored in chunks of {size:,} bytes, each more than this "
+            "machine's memory; read it on a larger one, or save it in smaller chunks."
+        )
+
+
 def _part(array: ts.TensorStore, index: Any, dtype: np.dtype) -> np.ndarray:
     """Return a part of an array, read some whole chunks along the first axis at a time.
 
@@ -272,10 +291,10 @@ def checksum(leaf: Any) -> list | None:
 def _checksums(folder: epath.Path) -> dict[str, list]:
     """Return {path: checksum} that `save` has put into Orbax's own file."""
     try:
-        described = json.loads(orbax_files.read_small(folder / COMMITTED[0]))
+        described = foreign_json.loads(orbax_files.read_small(folder / COMMITTED[0]))
         found = described["custom_metadata"][CHECKSUMS]
         return {str(name): list(sum_) for name, sum_ in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

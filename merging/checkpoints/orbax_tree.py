@@ -4,12 +4,12 @@ A training's checkpoint holds more than weights. They are found by the tree's st
 alone: the `params` beside an optimizer's state or a step.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from merging.checkpoints.json_scanner import Scanner
 from merging.checkpoints.location import TREE
 from merging.checkpoints.orbax_files import read_small
 from merging.runtime.errors import UserError, nearest
@@ -18,6 +18,9 @@ PARAMS = "params"
 _OPTIMIZER = {"opt_state", "opt_states", "optimizer", "optimizer_state", "opt"}
 _TRAINING = _OPTIMIZER | {"step"}
 _DEEPEST = 2  # keys above a training's state
+_MOST_KEYS = 64  # of a leaf
+# As `Listed` has them.
+_FACTS = ("use_zarr3", "use_ocdbt", "store_array_data_equal_to_fill_value")
 _EMPTY = {"None": None, "Dict": {}, "NamedTuple": {}, "List": [], "Tuple": []}
 _NO_ARRAYS = (*_EMPTY, "string")
 _SEQUENCE = 1  # a key's type, in Orbax's list
@@ -69,21 +72,20 @@ def read(folder: epath.Path) -> Listed:
     Raises:
       ValueError, KeyError and others: it is none, or a key is no name.
     """
-    listed = json.loads(read_small(folder / TREE))
-    if not isinstance(listed, dict) or not isinstance(
-        listed.get("tree_metadata"), dict
-    ):
+    entries: list[Entry] | None = None
+    facts = dict.fromkeys(_FACTS, False)
+    scanner = Scanner(read_small(folder / TREE).decode())
+    for name in scanner.members():
+        if name == "tree_metadata":
+            entries = [_entry(scanner.value()) for _ in scanner.members()]
+        elif name in facts:
+            facts[name] = bool(scanner.value())
+        else:
+            scanner.skip()
+    scanner.finish()
+    if entries is None:
         raise ValueError(f"{TREE} lists no leaves")
-    entries = []
-    for entry in listed["tree_metadata"].values():
-        keys = tuple(str(key["key"]) for key in entry["key_metadata"])
-        if any(not k or "/" in k or "\0" in k or k in (".", "..") for k in keys):
-            raise ValueError(f"a leaf is called {keys}")
-        places = tuple(k["key_type"] == _SEQUENCE for k in entry["key_metadata"])
-        kind = str(entry["value_metadata"]["value_type"])
-        entries.append(Entry(keys, keys, places, kind))
-    facts = ("use_zarr3", "use_ocdbt", "store_array_data_equal_to_fill_value")
-    return Listed(entries, *(bool(listed.get(fact)) for fact in facts))
+    return Listed(entries, *facts.values())
 
 
 def below(entries: Iterable[Entry], keys: Sequence[str]) -> list[Entry]:
@@ -149,6 +151,18 @@ def containers(entries: Iterable[Entry]) -> Any:
         if entry.is_array or entry.kind in _EMPTY:
             leaves[tuple(zip(entry.keys, entry.places, strict=True))] = leaf
     return _container(leaves)
+
+
+def _entry(found: Any) -> Entry:
+    keys = tuple(str(key["key"]) for key in found["key_metadata"])
+    if len(keys) > _MOST_KEYS or not all(map(_is_name, keys)):
+        raise ValueError(f"a leaf is called {keys[:_MOST_KEYS]}")
+    places = tuple(k["key_type"] == _SEQUENCE for k in found["key_metadata"])
+    return Entry(keys, keys, places, str(found["value_metadata"]["value_type"]))
+
+
+def _is_name(key: str) -> bool:
+    return bool(key) and key not in (".", "..") and "/" not in key and key.isprintable()
 
 
 def _container(leaves: Mapping[tuple, Any]) -> Any:

@@ -5,19 +5,15 @@ folders, each chunk a file of its own, so that processes share none. The lists a
 that Orbax lays beside them come last. The layout is that of its `StandardCheckpointer`,
 which every version of Orbax reads.
 
-    OUT.partial/layout.json     the mark that we began it, and what it will hold
-    OUT.partial/checkpoint/     what will be OUT
-
-In an object store, which renames nothing, the chunks are written to OUT itself. There
-it is no checkpoint before its marks, which come after all chunks.
+Where they lie until then says `merging.checkpoints.unfinished`. In an object store,
+which renames nothing, the chunks are written to OUT itself. There it is no checkpoint
+before its marks, which come after all chunks.
 """
 
-import fnmatch
 import json
 import math
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +21,18 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from merging.checkpoints import errors, orbax_files
+from merging.checkpoints import errors, orbax_files, unfinished
 from merging.checkpoints.auxiliary import write_auxiliary_files
-from merging.checkpoints.location import COMMITTED, PARTIAL, TREE, UNFINISHED
+from merging.checkpoints.location import COMMITTED, PARTIAL, TREE
 from merging.checkpoints.orbax_source import context
 from merging.checkpoints.ranges import boxes
-from merging.runtime import processes, storage, tree
+from merging.checkpoints.writer import recorded
+from merging.runtime import objects, processes, storage, tree
 from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
 CHUNK_BYTES = 2**23
-_CONTENT = "checkpoint"
-# What makes a layout.json ours.
-_MADE_BY = "merging: an Orbax checkpoint that is being written"
 _HANDLER = (
     "orbax.checkpoint._src.handlers.standard_checkpoint_handler."
     "StandardCheckpointHandler"
@@ -46,6 +41,7 @@ _DICT, _SEQUENCE = 2, 1  # types of keys, in Orbax's list of leaves
 # A leaf's type, in the list. A `jax.Array` could be restored on the devices only that
 # saved it, or would need a target; this one is a `jax.Array` wherever the target's is.
 _ARRAY = "np.ndarray"
+_ARRAY_FILE = ".zarray"  # TensorStore's description of an array
 _LOCK = ".__lock"  # what TensorStore leaves of a write that was killed
 
 
@@ -57,6 +53,7 @@ class OrbaxWriter:
       abstract: {path: shape and dtype}.
       skeleton: the tree to store, with the path of each leaf in its place; nested
         dicts if None (see `Source.skeleton`).
+      beside: names of the files that `finish` will be given.
 
     Raises:
       UserError: the disk is full, the folder holds another layout or is not ours, or
@@ -68,18 +65,19 @@ class OrbaxWriter:
         uri: str,
         abstract: Mapping[str, jax.ShapeDtypeStruct],
         skeleton: Any = None,
+        beside: Collection[str] = (),
     ):
         self.uri = os.fspath(storage.absolute(storage.place(uri))).rstrip("/")
         self.folder, self.atomic = self.uri + PARTIAL, storage.is_remote(self.uri)
         self._partial = storage.place(self.folder)
-        self._content = self._partial / _CONTENT
+        self._content = self._partial / unfinished.CONTENT
         if self.atomic:
             self._content = storage.place(self.uri)
         self._abstract = dict(abstract)
         if skeleton is None:
             skeleton = tree.unflatten({path: path for path in abstract})
         self._listed = _listed(skeleton)
-        _require_names(abstract)
+        _require_names(abstract, beside)
         processes.broadcast(self._make)
         # Opened one by one: processes may only open what is made.
         self._arrays = {
@@ -113,6 +111,28 @@ class OrbaxWriter:
                 target = out[box.offset : box.offset + box.size]
                 ts.array(target.reshape(part.shape)).write(part).result()
 
+    def own_files(self) -> dict[str, dict[str, Any]]:
+        """Return what Orbax's lists and marks are, and TensorStore's of the arrays."""
+        names = [f"{path.replace('/', '.')}/{_ARRAY_FILE}" for path in self._abstract]
+        paths = [self._content / name for name in names]
+        with errors.reading(self.folder):
+            contents = [
+                *objects.read_all([p for p in paths if isinstance(p, ObjectPath)]),
+                *(p.read_bytes() for p in paths if isinstance(p, Path)),
+            ]
+        found = dict(zip(names, contents, strict=True)) | self._marks()
+        return {name: recorded(content) for name, content in found.items()}
+
+    def _marks(self) -> dict[str, bytes]:
+        """Return the files that come last, in the order to write them."""
+        marks = {"item_handlers": _HANDLER, "custom_metadata": {}}
+        marks |= {"metrics": {}, "performance_metrics": {}}
+        return {
+            TREE: json.dumps(self._listed).encode(),  # in its order
+            COMMITTED[0]: storage.as_json(marks),
+            COMMITTED[1]: b"committed\n",
+        }
+
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add files and give the folder its name; all processes."""
         self._arrays = {}
@@ -129,14 +149,9 @@ class OrbaxWriter:
             path: [list(leaf.shape), str(np.dtype(leaf.dtype))]
             for path, leaf in self._abstract.items()
         }
-        wanted = {"made_by": _MADE_BY, "leaves": leaves, "tree": self._listed}
+        layout = {"format": "orbax", "leaves": leaves, "tree": self._listed}
         with errors.writing(self.folder):
-            self._partial.mkdir(parents=True, exist_ok=True)
-            if not _is_begun(self._partial, wanted):
-                storage.write_json(self._partial / UNFINISHED, wanted)
-            elif not self.atomic and not self._content.exists():
-                # Stopped when it was published, and only the rest was left.
-                _clear(self.folder)
+            unfinished.begin(self._partial, layout)
             self._content.mkdir(exist_ok=True)
             for path, leaf in self._abstract.items():
                 spec = _spec(self._content, path) | {"metadata": _metadata(leaf)}
@@ -167,26 +182,22 @@ class OrbaxWriter:
         with errors.writing(self.folder):
             for left in self._stale():
                 left.unlink()
-            if clash := sorted(names & {name.split("/")[0] for name in extra_files}):
-                raise UserError(f"a leaf and a file beside it are called {clash[0]}.")
+            _require_names(self._abstract, extra_files)
+            if isinstance(self._content, Path):
+                orbax = (TREE, *COMMITTED)
+                unfinished.require_only(self._content, [*names, *extra_files, *orbax])
             write_auxiliary_files(self._content, small)
             # Chunks and their folders were synchronised by TensorStore, the names of
             # these folders are by the last of these writes.
-            listed = json.dumps(self._listed).encode()  # in its order
-            storage.write_bytes(self._content / TREE, listed)
-            marks = {"item_handlers": _HANDLER, "custom_metadata": {}}
-            marks |= {"metrics": {}, "performance_metrics": {}}
-            storage.write_json(self._content / COMMITTED[0], marks)
-            storage.write_bytes(self._content / COMMITTED[1], b"committed\n")
+            for name, content in self._marks().items():
+                storage.write_bytes(self._content / name, content)
             if self.atomic:
                 write_auxiliary_files(self._content, last)
-                storage.remove(self._partial)
+                unfinished.remove(self._partial)
                 return
             os.rename(self._content, self.uri)
             storage.sync_folder(os.path.dirname(self.uri))
-            _clear(self.folder)
-            (self._partial / UNFINISHED).unlink()
-            os.rmdir(self.folder)
+            unfinished.remove(self._partial)
 
 
 def granularity(leaf: Any) -> int:
@@ -194,49 +205,10 @@ def granularity(leaf: Any) -> int:
     return max(math.prod(_chunk(leaf)), 1)
 
 
-def _is_begun(folder: Folder, wanted: Mapping[str, Any]) -> bool:
-    """Return whether a folder was begun for the same layout; if not, it is empty.
-
-    Raises:
-      UserError: it is neither: it holds another layout, or what we did not make.
-    """
-    mark = folder / UNFINISHED
-    try:
-        found = json.loads(mark.read_text())
-        ours = found["made_by"] == _MADE_BY
-    except FileNotFoundError:
-        # A kill may have left the mark half written, under the name that it has then.
-        names = [path.name for path in folder.iterdir()]
-        if all(fnmatch.fnmatch(name, f".{UNFINISHED}.*.tmp") for name in names):
-            return False
-        ours = False
-    except (ValueError, KeyError, TypeError, RecursionError):
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{folder} exists, and is no Orbax output that was begun here. Move it "
-            "away, or choose another output."
-        )
-    if found != json.loads(json.dumps(wanted)):
-        raise UserError(
-            f"{folder} holds the unfinished output of another merge, laid out "
-            "differently. Delete it to start anew, or choose another output."
-        )
-    return True
-
-
-def _clear(folder: str) -> None:
-    """Remove all but the mark, which goes last: it says that the rest is ours."""
-    for inside in Path(folder).iterdir():
-        if inside.is_dir() and not inside.is_symlink():
-            shutil.rmtree(inside)
-        elif inside.name != UNFINISHED:
-            inside.unlink()
-
-
-def _require_names(paths: Mapping[str, Any]) -> None:
-    """Refuse leaves whose folders would have one name, or that of a file of Orbax's."""
+def _require_names(paths: Iterable[str], beside: Iterable[str]) -> None:
+    """Refuse leaves whose folders would have one name, or that of a file."""
     names: dict[str, str] = dict.fromkeys((TREE, *COMMITTED), "a file of Orbax's")
+    names |= {name.split("/")[0]: "a file beside the weights" for name in beside}
     clashes = []
     for path in paths:
         name = path.replace("/", ".")

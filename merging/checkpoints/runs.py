@@ -33,6 +33,7 @@ _SELECTION = re.compile(
     r"(?:#(?P<part>.*))?"
 )
 _STEP = re.compile(r"((?:[A-Za-z][\w.]*[-_])?)(\d{1,18})")
+_NAMED = re.compile(r"@(\d{1,18})(?:#\d+)?$")  # also one that is merged twice
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -79,6 +80,20 @@ def run_steps(text: str) -> list[RunStep] | None:
         return None
     part = f"#{part}" if part else _part(chosen[0][1])
     return [RunStep(f"{name}@{n}", n, os.fspath(uri) + part) for n, uri in chosen]
+
+
+def step_number(name: str, uri: str) -> int | None:
+    """Return the step of an expert that is one of a run's; None for any other.
+
+    Args:
+      name: of the expert; those of `run_steps` end in the step's number.
+      uri: of its checkpoint, else, whose folder may be a step: ``RUN/100#params``.
+    """
+    if found := _NAMED.search(name):
+        return int(found[1])
+    folder = os.path.basename(uri.partition("#")[0].rstrip("/"))
+    found = _STEP.fullmatch(folder)
+    return int(found[2]) if found else None
 
 
 def _part(uri: str) -> str:

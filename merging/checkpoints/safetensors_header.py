@@ -63,12 +63,14 @@ def parse(path: object, length: bytes, text: bytes, size: int) -> dict[str, Tens
 
     Raises:
       CorruptCheckpoint: it is cut short or malformed.
-      UserError: dtypes that this package does not read; lists them all.
+      UserError: dtypes or names that this package does not read; lists them all.
     """
     room = size - len(length) - len(text)
     found: dict[str, Tensor] = {}
-    unknown = []
+    unknown, nested = [], []
     for name, entry in _entries(path, text):
+        if "/" in name:
+            nested.append(repr(name))
         kind, shape, (start, stop) = _fields(path, name, entry)
         if kind not in DTYPES:
             unknown.append(f"{name}: {kind}")
@@ -83,6 +85,12 @@ def parse(path: object, length: bytes, text: bytes, size: int) -> dict[str, Tens
                 path, f"{name} has {stop - start} bytes, its shape needs {expected}"
             )
         found[name] = Tensor(DTYPES[kind], shape, start)
+    if nested:
+        raise UserError(
+            f"{path} holds tensors with a '/' in their names, as no family has them; "
+            "save it again with other names ('.' in its place):\n  "
+            + listed(nested, most=_MOST, mark=_LINE)
+        )
     if unknown:
         raise UserError(
             f"{path} holds dtypes that cannot be merged; convert it to bfloat16, "

@@ -2,16 +2,19 @@
 
 All files are made at their full size, with their headers, before the first piece: a
 full disk is noticed before any work, and a piece has one place, so the bytes do not
-depend on who writes it or when.
+depend on who writes it or when. Where they lie until they are published says
+`merging.checkpoints.unfinished`. Of however many files, a few are open at a time.
 """
 
+import collections
+import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
-import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,21 +22,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging.checkpoints import errors
+from merging.checkpoints import errors, unfinished
 from merging.checkpoints import safetensors_header as headers
-from merging.checkpoints.auxiliary import TEMPLATES, write_auxiliary_files
+from merging.checkpoints.auxiliary import write_auxiliary_files
+from merging.checkpoints.location import PARTIAL
 from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
+from merging.checkpoints.writer import recorded
 from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
 
-PARTIAL = ".partial"
 # Bytes written between two requests to store them.
 STORE_AFTER = 2**27
+# Systems allow 256 files or more, of which the inputs have 128.
+MOST_OPEN = 32
 
 
 class SafetensorsWriter:
-    """A safetensors folder that is being written, as `uri` + ".partial".
+    """A safetensors folder that is being written, in `uri` + ".partial".
 
     Args:
       uri: the folder that it will be.
@@ -42,7 +48,8 @@ class SafetensorsWriter:
       one: the name of the one file, whatever its size; None names them as models are.
 
     Raises:
-      UserError: the disk is full, or the folder holds another layout.
+      UserError: the disk is full, or the folder holds another layout or what we did
+        not make.
     """
 
     def __init__(
@@ -55,17 +62,18 @@ class SafetensorsWriter:
         # Without a slash, or the unfinished one would lie in the finished one.
         self.uri = os.fspath(uri).rstrip("/")
         self.folder = self.uri + PARTIAL
+        self._content = Path(self.folder) / unfinished.CONTENT
         require_tensor_names(abstract)
         self._abstract, self._shards = abstract, shards(abstract, shard_bytes, one)
         self._places: dict[str, tuple[Path, int]] = {}
         self._dtypes = {path: np.dtype(leaf.dtype) for path, leaf in abstract.items()}
         begun: dict[Path, tuple[bytes, int]] = {}
         for shard in self._shards:
-            file = Path(self.folder) / shard.name
+            file = self._content / shard.name
             begun[file] = (shard.header, shard.size)
             self._places |= {p: (file, start) for p, start in shard.starts.items()}
         processes.broadcast(lambda: self._make(begun))
-        self._descriptors = {file: os.open(file, os.O_RDWR) for file in begun}
+        self._open = _OpenFiles(MOST_OPEN)
         self._disk, self._lock = ThreadPoolExecutor(1, "disk"), threading.Lock()
         self._unstored, self._stores = 0, list[Future]()
 
@@ -80,9 +88,9 @@ class SafetensorsWriter:
         file, begin = self._places[path]
         at = begin + start * self._dtypes[path].itemsize
         rest = np.ascontiguousarray(values).view(np.uint8)
-        with errors.writing(self.folder):
+        with errors.writing(self.folder), self._open.descriptor(file) as descriptor:
             while len(rest):
-                done = os.pwrite(self._descriptors[file], rest, at)
+                done = os.pwrite(descriptor, rest, at)
                 rest, at = rest[done:], at + done
         self._store(values.nbytes)
 
@@ -95,30 +103,44 @@ class SafetensorsWriter:
             self._unstored = 0
             done = [store for store in self._stores if store.done()]
             self._stores = [store for store in self._stores if not store.done()]
-            for descriptor in self._descriptors.values():
-                self._stores.append(self._disk.submit(os.fdatasync, descriptor))
+            for file in self._open.files():
+                stored = self._disk.submit(self._flush, file, os.fdatasync)
+                self._stores.append(stored)
         self._require_stored(done)
+
+    def _flush(self, file: Path, flush: Callable[[int], None]) -> None:
+        with self._open.descriptor(file) as descriptor:
+            flush(descriptor)
 
     def _require_stored(self, stores: Sequence[Future]) -> None:
         """Raise if the disk failed: it says so once, to whoever asks first."""
         for store in stores:
-            if isinstance(error := store.exception(), OSError):
+            error = store.exception()
+            if isinstance(error, OSError):
                 raise errors.NotStored(self.folder, error.strerror) from error
+            if error is not None:
+                raise error
 
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Read back what was written."""
         file, begin = self._places[path]
         at = begin + start * self._dtypes[path].itemsize
         rest = out.view(np.uint8)
-        while len(rest):
-            done = os.preadv(self._descriptors[file], [rest], at)
-            if not done:
-                raise errors.CorruptCheckpoint(file, f"{path} was cut short")
-            rest, at = rest[done:], at + done
+        with errors.reading(file, path), self._open.descriptor(file) as descriptor:
+            while len(rest):
+                done = os.preadv(descriptor, [rest], at)
+                if not done:
+                    raise errors.CorruptCheckpoint(file, f"{path} was cut short")
+                rest, at = rest[done:], at + done
+
+    def own_files(self) -> dict[str, dict[str, Any]]:
+        """Return what the shards' headers are, and their index."""
+        return own_files(self._shards, self._abstract)
 
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add files, flush everything, and give the folder its name; all processes."""
-        last = [self._disk.submit(os.fsync, d) for d in self._descriptors.values()]
+        files = [self._content / shard.name for shard in self._shards]
+        last = [self._disk.submit(self._flush, file, os.fsync) for file in files]
         self._require_stored([*self._stores, *last])
         self.close()
         processes.barrier(f"{self.uri} is flushed")
@@ -127,23 +149,21 @@ class SafetensorsWriter:
     def close(self) -> None:
         """Stop the thread and close the files."""
         self._disk.shutdown(cancel_futures=True)
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors = {}
+        self._open.close()
 
     def _make(self, begun: Mapping[Path, tuple[bytes, int]]) -> None:
-        folder = Path(self.folder)
         with errors.writing(self.folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            have = {p for p in folder.iterdir() if p.suffix == ".safetensors"}
-            if have - set(begun):
-                raise other_layout(self.folder)
+            unfinished.begin(Path(self.folder), layout(self._shards))
+            self._content.mkdir(exist_ok=True)
             for file, (first, size) in begun.items():
-                if file in have:
+                if file.exists():
                     with open(file, "rb") as stream:
                         same = stream.read(len(first)) == first
                     if not same or file.stat().st_size != size:
-                        raise other_layout(self.folder)
+                        raise UserError(
+                            f"{file} is not what was begun here. Move {self.folder} "
+                            "away to start anew, or choose another output."
+                        )
                     continue
                 fresh = file.with_suffix(".new")
                 with open(fresh, "wb") as stream:
@@ -155,18 +175,71 @@ class SafetensorsWriter:
                 fresh.rename(file)
 
     def _publish(self, extra_files: Mapping[str, bytes]) -> None:
-        folder = Path(self.folder)
+        """Add files and rename; a kill after that leaves a remainder beside OUT."""
         files = dict(extra_files)
         if len(self._shards) > 1:
             files[INDEX] = index(self._shards, self._abstract)
         with errors.writing(self.folder):
-            write_auxiliary_files(folder, files)
-            for inside in folder.iterdir():
-                if inside.is_dir() and inside.name != TEMPLATES:
-                    shutil.rmtree(inside)
-            storage.sync_folder(folder)
-            os.rename(folder, self.uri)
+            ours = [*files, *(shard.name for shard in self._shards)]
+            unfinished.require_only(self._content, ours)
+            write_auxiliary_files(self._content, files)
+            storage.sync_folder(self._content)
+            os.rename(self._content, self.uri)
             storage.sync_folder(Path(self.uri).absolute().parent)
+            unfinished.remove(Path(self.folder))
+
+
+class _OpenFiles:
+    """Descriptors of files; of those that nobody uses, the latest used are kept."""
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.Lock()
+        self._open: collections.OrderedDict[Path, list[int]]  # descriptor, its users
+        self._open = collections.OrderedDict()
+
+    def files(self) -> list[Path]:
+        """Return the files that are open."""
+        with self._lock:
+            return list(self._open)
+
+    @contextlib.contextmanager
+    def descriptor(self, file: Path) -> Iterator[int]:
+        """Yield a file's descriptor, valid within the context.
+
+        Raises:
+          NotStored: the disk did not take what was written to another one.
+        """
+        with self._lock:
+            found = self._open.pop(file, None)
+            if found is None:
+                self._make_room()
+                found = [os.open(file, os.O_RDWR | os.O_NOFOLLOW), 0]
+            found[1] += 1
+            self._open[file] = found  # the latest used
+        try:
+            yield found[0]
+        finally:
+            with self._lock:
+                found[1] -= 1
+
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            for number, _ in self._open.values():
+                os.close(number)
+            self._open.clear()
+
+    def _make_room(self) -> None:
+        idle = [file for file, (_, users) in self._open.items() if not users]
+        for file in idle[: max(len(self._open) - self._most + 1, 0)]:
+            number, _ = self._open.pop(file)
+            try:
+                # Before it is closed: of what fails later, nobody would be told.
+                os.fdatasync(number)
+            except OSError as error:
+                raise errors.NotStored(file, os.strerror(error.errno or 0)) from error
+            finally:
+                os.close(number)
 
 
 class Shard(NamedTuple):
@@ -191,6 +264,27 @@ def shards(
         size = len(header) + sum(_bytes(abstract[p]) for p in paths)
         name = one or _file_name(number, len(cut))
         found.append(Shard(name, starts, header, size))
+    return found
+
+
+def layout(shards: Sequence[Shard]) -> dict[str, Any]:
+    """Return what tells these files from those of another output."""
+    return {
+        "format": "safetensors",
+        "files": {
+            shard.name: [hashlib.sha256(shard.header).hexdigest(), shard.size]
+            for shard in shards
+        },
+    }
+
+
+def own_files(
+    shards: Sequence[Shard], abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, dict[str, Any]]:
+    """Return {file: what `recorded` says} of headers, and of the index of several."""
+    found = {shard.name: recorded(shard.header, shard.size) for shard in shards}
+    if len(shards) > 1:
+        found[INDEX] = recorded(index(shards, abstract))
     return found
 
 
@@ -239,11 +333,3 @@ def _allocate(descriptor: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
         os.ftruncate(descriptor, size)
-
-
-def other_layout(folder: str) -> UserError:
-    """Return the error of an unfinished output that is laid out otherwise."""
-    return UserError(
-        f"{folder} holds the unfinished output of another merge, laid out differently. "
-        "Delete it to start anew, or choose another output."
-    )

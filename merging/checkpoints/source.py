@@ -14,7 +14,7 @@ from merging.runtime.errors import nearest
 
 # A digest reads so many places of a file, and so much at each.
 _PLACES, _SAMPLE = 16, 2**16
-_SMALL = 2**21
+SMALL = 2**21  # the most of a file whose digest is of all of it
 # Bytes of whole rows that are read at a time for a part of a leaf.
 _PART = 2**23
 
@@ -129,7 +129,7 @@ def sampled_digest(size: int, header: bytes, read: Callable[[int, int], bytes]) 
       read: gives (position, length) of it.
     """
     found = hashlib.sha256(size.to_bytes(8, "little") + header)
-    if size <= _SMALL:
+    if size <= SMALL:
         found.update(read(0, size))
     else:
         for place in range(_PLACES):

@@ -1,9 +1,10 @@
 """A checkpoint as something to write to, piece by piece."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,6 +40,12 @@ class Writer(Protocol):
     def read_into(self, path: str, start: int, out: np.ndarray) -> None:
         """Read back what was written."""
 
+    def own_files(self) -> dict[str, dict[str, Any]]:
+        """Return what `recorded` says of the files that come with the leaves' bytes.
+
+        Once all of these are written; of a file that holds leaves, its beginning.
+        """
+
     def finish(self, extra_files: Mapping[str, bytes]) -> None:
         """Add small files, and publish it under its name; called by all processes.
 
@@ -50,6 +57,23 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Let go of files and threads, whether it is finished or not."""
+
+
+def recorded(content: bytes, size: int | None = None) -> dict[str, Any]:
+    """Return what is to be recorded of a file, as plain JSON.
+
+    Args:
+      content: of the whole file, or its beginning.
+      size: of the whole file, if that is larger.
+
+    Returns:
+      Its `size`, and of how many of its first bytes (`hashed`) the `sha256` is.
+    """
+    return {
+        "size": len(content) if size is None else size,
+        "hashed": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def require_free_output(output: str, inputs: Sequence[str]) -> None:

@@ -36,6 +36,16 @@ atexit.register(gc.freeze)
 # To look through what stays imported every 700 objects is a seventh of the start.
 if gc.get_threshold()[0] < 20_000:  # who set more, as tests do, knows why
     gc.set_threshold(20_000, 20, 20)
+# Of a path or of its permissions, wherever it came from.
+_REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
 
 
@@ -231,8 +241,11 @@ def _refused_by_the_system(
             return (
                 f"the disk is full ({shown}). Finished work is kept; free some space."
             )
-        refused = number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-        if refused or (isinstance(error, OSError) and _was_named(error.filename, argv)):
+        if number in (errno.EMFILE, errno.ENFILE):
+            return f"no more files may be open here ({error}): raise `ulimit -n`."
+        if number in _REFUSED or (
+            isinstance(error, OSError) and _was_named(error.filename, argv)
+        ):
             return f"the system refused it ({error}). Change that or the path."
         error = error.__cause__ or error.__context__
     return None

@@ -15,15 +15,20 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.config or not arguments.output:
             raise UserError("--manifest goes with --output, and without --config.")
         processes.initialize()
-        inputs = _places(arguments.inputs)
-        path = stream.repeat(arguments.manifest, arguments.output, inputs=inputs)
+        path = stream.repeat(
+            arguments.manifest,
+            arguments.output,
+            inputs=_places(arguments.inputs),
+            method_file=arguments.method_file,
+        )
         if processes.is_first():
             print(f"Merged: {path}")
         return 0
-    if not arguments.config or arguments.output or arguments.inputs:
+    beside = arguments.output or arguments.inputs or arguments.method_file
+    if not arguments.config or beside:
         raise UserError(
             "merging merge needs --config FILE.py, with --config.output=DIR; or"
-            " --manifest FILE with --output DIR (and --inputs)."
+            " --manifest FILE with --output DIR (and --inputs, --method_file)."
         )
     loaded = config.load(arguments.config, arguments.overrides)
     stream.run(loaded, dry_run=arguments.dry_run)
@@ -58,6 +63,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--inputs",
         metavar="NAME=PATH,…",
         help="where models are now that --manifest has elsewhere; the base is `base`",
+    )
+    parser.add_argument(
+        "--method_file",
+        metavar="FILE.py",
+        help="the file of methods that --manifest was merged with; it is run",
     )
     takes_processes(parser)
 

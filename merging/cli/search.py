@@ -25,16 +25,16 @@ COMMAND = Command(
     Search the numbers of any merge method, λ, density, a weight for each expert, for
     groups of leaves or ranges of layers apart, by the scores of the merges on a suite's
     validation split: by Optuna's TPE or CMA-ES, a grid, or at random. The base and the
-    experts stay in memory; λ, densities and weights compile nothing anew. Every trial
-    is kept in the workdir: stop it at any time, and the same command goes on with the
-    trials that it would have made.
+    experts stay in memory; λ, densities and weights compile nothing anew, and it is
+    said which numbers do. Every trial is kept in the workdir: stop it at any time, and
+    the same command goes on with the trials that it would have made.
 
     The objective is the mean over the datasets of a merge's value over the best
     expert's. The test split is read when the search is over: the best trial stands
     there beside the base, every expert, and task arithmetic with λ chosen by a grid on
     the same validation split. WORKDIR/best.py is the best trial as a config of `merging
-    merge`; --config.merge=true merges it, with a manifest, into WORKDIR/merged_N.
-    With a larger --config.trials, the same search goes on.
+    merge`, and WORKDIR/merged_N its checkpoint, with a manifest; --config.merge=false
+    leaves that out. With a larger --config.trials, the same search goes on.
     Needs Optuna: pip install 'merging[search]'.
 
     examples:

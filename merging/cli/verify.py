@@ -25,8 +25,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 COMMAND = Command(
     "check a merged checkpoint against its manifest",
     """\
-    Read every leaf of a merged checkpoint and hold its SHA-256 against the
-    manifest beside it. Status 1 if any byte has changed.
+    Read every leaf of a merged checkpoint, and every file beside them, and hold
+    dtypes, shapes and SHA-256 against the manifest. Status 1 if any byte has changed.
 
     examples:
       merging verify MERGED

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merging import methods
+from merging import checkpoints, methods
 from merging.merge import rules
 from merging.merge.inputs import expert_names
 from merging.methods import Method
@@ -21,10 +21,12 @@ def scheduled(
 ) -> tuple[dict[str, str], Method | str]:
     """Return the experts by name, and the method with the schedule's weights for them.
 
-    An expert whose weight is 0, as LAWA's older ones, is left out and never read.
+    The order is that of the steps if all are steps of a run (``RUN@100``, ``RUN/100``),
+    else the one given. An expert whose weight is 0, as LAWA's older ones, is left out
+    and never read.
 
     Args:
-      experts: in the order of their steps.
+      experts: the checkpoints.
       method: one that takes weights, and has none.
       schedule: see `methods.run_weights`.
 
@@ -33,21 +35,30 @@ def scheduled(
     """
     named = dict(experts) if isinstance(experts, Mapping) else expert_names(experts)
     every = methods.run_weights(schedule, len(named))
-    weights = {n: w for n, w in zip(named, every, strict=True) if w != 0}
-    kept = {name: named[name] for name in weights}
-    return kept, _with_weights(method, tuple(weights.values()))
+    weight = dict(zip(_oldest_first(named), every, strict=True))
+    kept = {name: uri for name, uri in named.items() if weight[name] != 0}
+    return kept, _with_weights(method, tuple(weight[name] for name in kept))
+
+
+def _oldest_first(experts: Mapping[str, str]) -> list[str]:
+    """Return the names in the order of the steps, or as given if one has no step."""
+    steps = {n: checkpoints.step_number(n, uri) for n, uri in experts.items()}
+    if None in steps.values():
+        return list(experts)
+    return sorted(experts, key=lambda name: steps[name])
 
 
 def table(settings: Mapping[str, Any]) -> str:
-    """Return each expert's weight, in the order of the steps, as a dry run prints it.
+    """Return each expert's weight, the oldest first, as a dry run prints it.
 
     Args:
       settings: a merge's, as its manifest has them.
     """
-    weights = rules.parse(settings["method"]).parameters["weights"]
-    pairs = zip(settings["experts"].items(), weights, strict=True)
+    experts = settings["experts"]
+    given = rules.parse(settings["method"]).parameters["weights"]
+    weight = dict(zip(experts, given, strict=True))
     rows = [("expert", "weight", "checkpoint")]
-    rows += [(name, f"{weight:.6f}", uri) for (name, uri), weight in pairs]
+    rows += [(n, f"{weight[n]:.6f}", experts[n]) for n in _oldest_first(experts)]
     return f"Weights by the schedule {settings['schedule']}:\n{text.table(rows)}"
 
 

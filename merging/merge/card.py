@@ -9,7 +9,7 @@ from typing import Any
 
 from merging import checkpoints
 from merging.merge.inputs import Inputs
-from merging.runtime import hub, storage
+from merging.runtime import foreign_json, hub, storage
 from merging.runtime.errors import UserError, nearest
 
 CARD, CONFIG = "README.md", "config.json"
@@ -140,8 +140,8 @@ def model_card(
               if rules else []),
             *(["As this mergekit YAML says:", "", *yaml, ""] if yaml else []),
             "`manifest.json` holds every setting, the digest of each file of the "
-            "inputs (above, those of a model's files together) and the SHA-256 of each "
-            "leaf; `merging verify` checks them.",
+            "inputs (above, those of a model's files together), and the SHA-256 of "
+            "each leaf and of each file beside them, which `merging verify` checks.",
             "",
         ]
     )  # fmt: skip
@@ -290,8 +290,8 @@ def _lists(value: Any, count: int, last: int) -> bool:
 def _json(text: bytes) -> dict[str, Any]:
     """Return an object; an empty one of what is none."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = foreign_json.loads(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,6 +1,5 @@
 """The models of a merge, opened and held against each other before a weight is read."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from merging.checkpoints import Source, open_checkpoint
 from merging.merge import checks
 from merging.merge.statistics import label
 from merging.methods import Statistics
-from merging.runtime import hub, tree
+from merging.runtime import foreign_json, hub, tree
 from merging.runtime.errors import UserError
 
 # What the base is called beside the experts' names.
@@ -133,8 +132,8 @@ def _forget_tied_heads(inputs: Inputs) -> bool:
 def _says_untied(source: Source) -> bool:
     files = checkpoints.read_auxiliary_files(source.uri)
     try:
-        return json.loads(files["config.json"])["tie_word_embeddings"] is False
-    except (KeyError, ValueError, TypeError, RecursionError):
+        return foreign_json.loads(files["config.json"])["tie_word_embeddings"] is False
+    except (KeyError, ValueError, TypeError):
         return False
 
 

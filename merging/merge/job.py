@@ -10,6 +10,7 @@ import numpy as np
 
 from merging import checkpoints
 from merging.checkpoints import Writer
+from merging.checkpoints.unfinished import COORDINATES
 from merging.merge import blocks, card, manifest, spaces, statistics
 from merging.merge.digests import Digesting, Digests
 from merging.merge.inputs import Inputs
@@ -95,7 +96,10 @@ class Job(NamedTuple):
 
 
 def run(
-    job: Job, extra: Mapping[str, bytes], expected: Mapping[str, str] | None = None
+    job: Job,
+    extra: Mapping[str, bytes],
+    expected: Mapping[str, str] | None = None,
+    publish: bool = True,
 ) -> None:
     """Merge, and publish the output with these files beside the weights.
 
@@ -105,6 +109,7 @@ def run(
       job: the merge.
       extra: the files' contents by name.
       expected: the digests that the leaves must have to be published.
+      publish: or else what has these digests is thrown away.
 
     Raises:
       UserError: the inputs' values cannot be merged, the disk is full, or the output's
@@ -116,7 +121,8 @@ def run(
     described = processes.broadcast(
         lambda: manifest.describe_inputs(job.inputs.everything, job.output)
     )
-    before = processes.broadcast(lambda: manifest.stamps(job.inputs.everything))
+    read = list(job.inputs.everything.values())
+    before = processes.broadcast(lambda: checkpoints.stamps(read))
     fingerprint = _fingerprint(job, cut, described)
     # Where the files are may be said otherwise the next time.
     fingerprint[STAMPS] = [when for _, *when in before]
@@ -126,6 +132,7 @@ def run(
         abstract,
         shard_bytes=job.shard_bytes,
         skeleton=job.inputs.first.skeleton,
+        beside=[*extra, card.CARD, manifest.NAME],
     )
     with begun as writer, _merged_into(job, merged, writer) as inner:
         journal = Journal(inner.folder, fingerprint)
@@ -140,12 +147,18 @@ def run(
                 job.adapter.write(merged, inner.read_into, writer)
                 processes.barrier("the adapter is made")
             found = journal.keep_digests(digests.finish())
-            _require_unchanged(before, job)
+            processes.broadcast(lambda: checkpoints.require_unchanged(before, read))
             _require_expected(found, expected, writer.folder)
-            record = _record(job, abstract, described, found)
+            if not publish:
+                processes.barrier("all is compared")
+                processes.broadcast(lambda: checkpoints.discard(writer))
+                return
             told = card.model_card(job.inputs, job.settings, job.format, described)
-            own = {card.CARD: told.encode(), manifest.NAME: manifest.as_bytes(record)}
-            writer.finish({**extra, **own})
+            beside = {**extra, card.CARD: told.encode()}
+            files = processes.broadcast(writer.own_files)
+            files |= {name: checkpoints.recorded(of) for name, of in beside.items()}
+            record = _record(job, abstract, described, found, files)
+            writer.finish({**beside, manifest.NAME: manifest.as_bytes(record)})
         except checkpoints.NotStored:
             journal.forget_blocks()
             raise
@@ -160,7 +173,7 @@ def _merged_into(job: Job, merged, writer: Writer) -> Iterator[Writer]:
     if job.adapter is None:
         yield writer
         return
-    place = os.path.join(writer.folder, "coordinates")
+    place = os.path.join(writer.folder, COORDINATES)
     inner = checkpoints.begin_safetensors(place, merged, 5 * 10**9)
     try:
         yield inner
@@ -180,17 +193,6 @@ def _merge(job: Job, cut: Partition, writer, journal) -> None:
         progress.note("checking what was written")
 
 
-def _require_unchanged(before: list, job: Job) -> None:
-    """Raise if an input was written to while it was merged."""
-    now = processes.broadcast(lambda: manifest.stamps(job.inputs.everything))
-    changed = [file for file, *_ in set(map(tuple, now)) - set(map(tuple, before))]
-    if changed:
-        raise UserError(
-            f"changed while they were merged: {listed(sorted(changed))}. Nothing was "
-            "published; leave the inputs alone, and start again."
-        )
-
-
 def _require_expected(
     found: Mapping[str, str], expected: Mapping[str, str] | None, folder: str
 ) -> None:
@@ -204,7 +206,13 @@ def _require_expected(
         )
 
 
-def _record(job: Job, abstract, described: list, found: Mapping[str, str]) -> dict:
+def _record(
+    job: Job,
+    abstract,
+    described: list,
+    found: Mapping[str, str],
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict:
     """Return the manifest."""
     return {
         "version": manifest.VERSION,
@@ -219,6 +227,7 @@ def _record(job: Job, abstract, described: list, found: Mapping[str, str]) -> di
             }
             for path, leaf in abstract.items()
         },
+        "files": dict(files),
     }
 
 

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merging.checkpoints import errors
+from merging.checkpoints.unfinished import JOURNAL
 from merging.runtime import objects, processes, storage
 from merging.runtime.errors import UserError
 from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
-FOLDER = ".merge"
 # Of what a merge depends on: when its inputs were changed last.
 STAMPS = "inputs' files"
 _MERGE = "merge.json"
@@ -87,7 +87,7 @@ class Journal:
     """
 
     def __init__(self, output: str, merge: Mapping[str, Any]):
-        self._folder = storage.place(output) / FOLDER
+        self._folder = storage.place(output) / JOURNAL
         self._process = processes.index()
         self._lock = threading.Lock()
         processes.broadcast(lambda: self._begin(merge))

@@ -3,22 +3,27 @@
 import functools
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from merging import checkpoints
 from merging.checkpoints import MissingCheckpoint, Source
+from merging.checkpoints.files import lies_in, path_of, read_small
+from merging.checkpoints.source import SMALL
 from merging.merge.digests import Digests
 from merging.merge.inputs import Inputs
-from merging.runtime import hub, revision, storage, tree
+from merging.runtime import foreign_json, hub, revision, storage, tree
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
 NAME = "manifest.json"
-VERSION = 4
+VERSION = 5
 _MOST_SIGNS = 20
+# A model of a million leaves has some 200 MB of them.
+LARGEST, _MOST_VALUES = 2**28, 2**24
 _SETTINGS: dict[str, Any] = {
     "base": str | None,
     "experts": dict,
@@ -61,7 +66,7 @@ def describe_inputs(sources: Mapping[str, Source], output: str) -> list[dict]:
 def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     """Return whether a finished output is that of these settings and models.
 
-    Not if a model's file was written to after the output was made.
+    As the digests of these have it (see `changed_since`).
     """
     path = storage.place(output, "output") / NAME
     if not path.is_file():
@@ -73,10 +78,29 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     wanted = json.loads(json.dumps(settings))
     if record["settings"] != wanted:
         return False
-    if record["inputs"] != describe_inputs(inputs.everything, output):
-        return False
-    made = _made(path)
-    return all(changed <= made for _, _, changed in stamps(inputs.everything))
+    return record["inputs"] == describe_inputs(inputs.everything, output)
+
+
+def changed_since(output: str, inputs: Inputs) -> list[str]:
+    """Return the models' files that were changed after an output was made.
+
+    In content, place or permissions: storage does not tell these apart. But those whose
+    digests are of all their bytes.
+    """
+    made = _made(storage.place(output) / NAME)
+    now = time.time_ns()
+    return [
+        file
+        for file, size, written, entry in checkpoints.stamps(inputs.everything.values())
+        # A program may have set the first of the times, and to years from now.
+        if size > SMALL and (entry > made or made < written <= now)
+    ]
+
+
+def renew(output: str) -> None:
+    """Have a manifest count as made now; its content stays."""
+    path = storage.place(output) / NAME
+    storage.write_bytes(path, path.read_bytes())
 
 
 def _made(path: Folder) -> int:
@@ -136,19 +160,6 @@ def _with_paths(
     }
 
 
-def stamps(sources: Mapping[str, Source]) -> list[list]:
-    """Return [file, what its storage says of its last change] of all inputs.
-
-    Digests of places tell checkpoints apart without reading them; that a file did not
-    change between two moments is for its storage to say.
-    """
-    return [
-        [str(path), *checkpoints.changed_at(path)]
-        for source in sources.values()
-        for path in source.paths().values()
-    ]
-
-
 def versions() -> dict[str, str]:
     """Return the versions of what the bytes may depend on."""
     return revision.versions(*_PACKAGES)
@@ -157,8 +168,12 @@ def versions() -> dict[str, str]:
 def verify(output: str) -> list[str]:
     """Hold a merged checkpoint against its manifest.
 
+    Every byte of its files but the manifest itself: leaves with their dtypes and
+    shapes, headers, config, tokenizer, card. What pads the last chunk of an Orbax array
+    belongs to no leaf, and may be anything.
+
     Returns:
-      A line for every leaf that is not as it was written; none if all is well.
+      A line for every leaf and file that is not as it was written; none if all is well.
 
     Raises:
       UserError: there is no checkpoint, or no manifest in it.
@@ -173,16 +188,62 @@ def verify(output: str) -> list[str]:
     path = storage.place(output, "output") / NAME
     if not path.parent.exists():
         raise MissingCheckpoint(output)
-    recorded = read(path)["leaves"]
+    manifest = read(path)
     source = checkpoints.open_stored(output)
+    lines = _changed_files(output, path.parent, manifest["files"])
+    return lines + _changed_leaves(source, manifest["leaves"])
+
+
+def _changed_files(
+    output: str, folder: Folder, recorded: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return a line for every file that is not as it was written."""
+    lines = []
+    for name, of in recorded.items():
+        path = path_of(os.fspath(folder / name))
+        if not path.exists():
+            lines.append(f"{name}: in the manifest, but not here")
+        elif not _lies_in(folder, name):
+            lines.append(f"{name}: is a link to outside its folder")
+        elif (
+            checkpoints.changed_at(path)[0] != of["size"]
+            or checkpoints.of_beginning(path, of["hashed"]) != of["sha256"]
+        ):
+            lines.append(f"{name}: its bytes have changed")
+    others = checkpoints.auxiliary_files(output).keys() - recorded.keys()
+    return lines + [f"{name}: not in the manifest" for name in sorted(others)]
+
+
+def _lies_in(folder: Folder, name: str) -> bool:
+    """Return whether no link leads from a file's name out of its folder.
+
+    But into the Hugging Face cache, as `lies_in` has it.
+    """
+    if isinstance(folder, ObjectPath):
+        return True
+    within = (folder / name).resolve().is_relative_to(folder.resolve())
+    return within or lies_in(path_of(os.fspath(folder)), name)
+
+
+def _changed_leaves(
+    source: Source, recorded: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return a line for every leaf that is not as it was written."""
     leaves = tree.flatten(source.abstract)
     lines = [f"{p}: in the manifest, but not here" for p in recorded if p not in leaves]
     lines += [f"{p}: not in the manifest" for p in leaves if p not in recorded]
-    shared = {p: leaf for p, leaf in leaves.items() if p in recorded}
-    found = Digests(shared, source.read_into).finish()
+    same = {}
+    for path in [p for p in leaves if p in recorded]:
+        here = f"{tree.dtype(leaves[path])}{list(leaves[path].shape)}"
+        written = f"{recorded[path]['dtype']}{recorded[path]['shape']}"
+        if here == written:
+            same[path] = leaves[path]
+        else:
+            lines.append(f"{path}: is {here}, and was written as {written}")
+    found = Digests(same, source.read_into).finish()
     lines += [
         f"{p}: its bytes have changed"
-        for p in shared
+        for p in same
         if found[p] != recorded[p]["sha256"]
     ]
     return lines
@@ -195,24 +256,39 @@ def read(path: str | Folder) -> dict[str, Any]:
       UserError: there is none, or it can't be read.
     """
     path = storage.place(path, "manifest")
+    if not path.exists():
+        raise UserError(f"there is no manifest at {path}.")
     try:
-        text = path.read_text()
-        manifest = json.loads(text)
+        text = read_small(path_of(os.fspath(path)), LARGEST)
+        manifest = foreign_json.loads(text, _MOST_VALUES)
         leaves = manifest["leaves"]
         if manifest["version"] != VERSION or not isinstance(leaves, dict):
             raise ValueError(f"version {manifest['version']!r}")
         for leaf in leaves.values():
-            str(leaf["sha256"])
+            str(leaf["sha256"]), str(leaf["dtype"]), list(leaf["shape"])
+        _require_files(manifest["files"])
         for model in manifest["inputs"]:
             str(model["uri"]), list(model["files"])
         _require_settings(manifest["settings"])
     except OSError as error:
-        raise UserError(f"there is no manifest at {path} ({error.strerror}).") from None
+        raise UserError(f"{path} can't be read ({error.strerror}).") from None
+    except UserError:  # it is damaged, or no file
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no manifest of version {VERSION}: {error!r}"
         ) from None
     return manifest
+
+
+def _require_files(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise a ValueError unless these are records of files inside of a folder."""
+    for name, of in files.items():
+        outside = name.startswith("/") or ".." in name.split("/")
+        numbers = type(of["size"]) is int and type(of["hashed"]) is int
+        if outside or not numbers or not 0 <= of["hashed"] <= of["size"]:
+            raise ValueError(f"file {name!r}: {of}")
+        str(of["sha256"])
 
 
 def _require_settings(settings: Mapping[str, Any]) -> None:

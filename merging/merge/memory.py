@@ -84,6 +84,7 @@ def merge_scales(
     *,
     seed: int = 0,
     reuse: bool = False,
+    statistics: Mapping[str, Tree] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the merge for each λ, the same as `merge` with that scale, base kept.
 
@@ -97,6 +98,7 @@ def merge_scales(
       seed: of random masks.
       reuse: write each merge over the one before, which is deleted: however many are
         tried, they take the memory of one.
+      statistics: as for `merge`.
 
     Raises:
       UserError: as `merge`; the method has no scale.
@@ -111,7 +113,7 @@ def merge_scales(
     """
     if not method.needs_base:
         raise UserError(f"{method.name} has no scale to vary.")
-    job = _prepare(base, experts, method, seed)
+    job = _prepare(base, experts, method, seed, statistics)
     last = None
     for scale in scales:
         last = _apply(job, float(scale), spent=last if reuse else None)

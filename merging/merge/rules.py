@@ -10,12 +10,15 @@ over the whole model, and its majority, are over the leaves of one rule.
 import ast
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 from merging import methods
 from merging.methods import Method, Votes
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
+from merging.runtime.patterns import Pattern
 
 ARROW = "=>"
 BASE = "base"
@@ -24,7 +27,7 @@ _LAYER = re.compile(
 )
 # Not GPT-NeoX's embed_out, which is its head.
 _EMBEDDINGS = re.compile(r"embed(?!_out)|embd|wte|wpe")
-_LARGEST = 10_000
+_LARGEST, _SHOWN = 10_000, 200  # characters of a method, and of it in a message
 
 
 class ByLayer(NamedTuple):
@@ -97,25 +100,23 @@ def recipe(
     paths = list(leaves)
     last = Rule("", parse(method) if isinstance(method, str) else method)
     chosen = [parse_rule(r) if isinstance(r, str) else r for r in rules]
+    patterns = [_pattern(rule.pattern) for rule in (*chosen, last)]
     depths = layer_depths(paths)
     found: dict[str, Method | None] = {}
     useless = [
         rule.pattern
-        for rule in chosen
-        if not any(re.search(rule.pattern, path) for path in paths)
+        for rule, pattern in zip(chosen, patterns, strict=False)
+        if not any(map(pattern.found_in, paths))
     ]
     if useless:
         raise UserError(
-            f"rules that match no leaf: {', '.join(useless)}. Leaves are called "
-            f"{', '.join(paths[:3])}, …"
+            f"rules that match no leaf: {listed(useless, mark=', ')}. Leaves are "
+            f"called {', '.join(paths[:3])}, …"
         )
     made: dict[tuple[int, float], Method | None] = {}
     for path in paths:
-        number, rule = next(
-            (i, rule)
-            for i, rule in enumerate([*chosen, last])
-            if re.search(rule.pattern, path)
-        )
+        number = next(i for i, p in enumerate(patterns) if p.found_in(path))
+        rule = [*chosen, last][number]
         varies = isinstance(rule.then, Spec) and rule.then.by_layer
         key = (number, depths[path] if varies else 0.0)
         if key not in made:
@@ -135,11 +136,8 @@ def parse_rule(text: str) -> Rule:
     """
     pattern, arrow, then = text.rpartition(ARROW)
     if not arrow or not pattern.strip():
-        raise UserError(f"{text!r} is no rule; write 'REGEX => METHOD(…)'.")
-    try:
-        re.compile(pattern.strip())
-    except re.error as error:
-        raise UserError(f"{text!r}: the pattern is malformed: {error}.") from None
+        raise UserError(f"{_cut(text)!r} is no rule; write 'REGEX => METHOD(…)'.")
+    _pattern(pattern.strip())
     if then.strip() == BASE:
         return Rule(pattern.strip(), None)
     return Rule(pattern.strip(), parse(then))
@@ -153,29 +151,34 @@ def parse(text: str) -> Spec:
     Raises:
       UserError: it is something else, or an unknown method.
     """
-    wrong = UserError(
-        f"{text!r} is no method; write a name of `merging methods` with its "
-        "parameters, such as ties(density=0.3)."
-    )
     if len(text) > _LARGEST:
-        raise wrong
+        raise _no_method(text, f"longer than {_LARGEST} characters")
     name, bracket, _ = text.strip().partition("(")
     name = name.strip()
     if name not in methods.names():
-        raise nearest("method", name, [*methods.names(), BASE])
+        raise nearest("method", _cut(name), [*methods.names(), BASE])
     if not bracket:
         return Spec(name, {})
     try:
         # A method's name may hold an @, which no Python name does.
         call = ast.parse("f" + text.strip()[len(name) :].strip(), mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
-            raise wrong
-        parameters = {k.arg: _value(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise wrong from None
-    if None in parameters:
-        raise wrong
+            raise ValueError("every value needs a name before it")
+        parameters = {str(k.arg): _value(k.value) for k in call.keywords}
+        if len(parameters) < len(call.keywords) or "None" in parameters:
+            raise ValueError("a name is given twice, or is none")
+    except (SyntaxError, RecursionError, MemoryError):
+        raise _no_method(text, "it can't be read") from None
+    except ValueError as error:
+        raise _no_method(text, str(error)) from None
     return Spec(name, parameters)
+
+
+def _no_method(text: str, reason: str) -> UserError:
+    return UserError(
+        f"{_cut(text)!r} is no method ({_cut(reason)}); write a name of `merging "
+        "methods` with its parameters, such as ties(density=0.3)."
+    )
 
 
 def layer_depths(paths: Iterable[str]) -> dict[str, float]:
@@ -221,13 +224,33 @@ def _value(node: ast.expr) -> Any:
         named = isinstance(node.func, ast.Name) and node.func.id == "by_layer"
         if not named or node.keywords or len(node.args) < 2:
             raise ValueError("only by_layer(a, b, …) may stand for a number")
-        values = tuple(ast.literal_eval(argument) for argument in node.args)
+        values = tuple(map(_value, node.args))
         if not all(type(v) in (int, float) for v in values):
             raise ValueError("by_layer takes numbers")
         return ByLayer(tuple(map(float, values)))
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(_value(item) for item in node.elts)
-    return ast.literal_eval(node)
+    try:
+        found = ast.literal_eval(node)
+    except (ValueError, TypeError):
+        found = ()
+    number = type(found) in (int, float)
+    if number and not abs(found) <= sys.float_info.max:
+        raise ValueError("a number that no method takes")
+    if not number and not isinstance(found, (str, bool, NoneType)):
+        raise ValueError("neither a number nor a text")
+    return found
+
+
+def _pattern(text: str) -> Pattern:
+    try:
+        return Pattern(text)
+    except ValueError as error:
+        raise UserError(f"{_cut(text)!r}: the pattern {error}.") from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _has_layers(value: Any) -> bool:

@@ -6,6 +6,7 @@ the whole model is found in a pass before. `merge_checkpoints` is the door, and
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from merging.merge import (
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import config_keys, memory, processes, storage
-from merging.runtime.errors import UserError
+from merging.runtime.errors import UserError, listed
 from merging.runtime.storage import Folder
 
 __all__ = [
@@ -189,7 +190,10 @@ def merge_yaml(
 
 def _merge(output: str | Folder, memory_budget: str | int, **settings: Any) -> Folder:
     prepared, extra = preparation.prepare(os.fspath(output), memory_budget, **settings)
-    if _is_done(prepared):
+    changed = _changed_since(prepared)
+    if changed:
+        _look_closer(prepared, extra, changed)
+    elif changed is not None:
         processes.broadcast(lambda: checkpoints.clear(prepared.output))
     else:
         job.run(prepared, extra)
@@ -218,22 +222,47 @@ def _as_text(experts: Any) -> Any:
     return [os.fspath(folder) for folder in experts]
 
 
-def _is_done(prepared: job.Job) -> bool:
-    """Return whether the output is there and this very merge's.
+def _changed_since(prepared: job.Job) -> list[str] | None:
+    """Return the inputs' files that changed since the output was made; None: it wasn't.
 
     Raises:
       UserError: something else is there, or it cannot be.
     """
 
-    def look() -> bool:
+    def look() -> list[str] | None:
         inputs = prepared.inputs
         if manifest.is_of(prepared.output, prepared.settings, inputs):
-            return True
+            return manifest.changed_since(prepared.output, inputs)
         given = [source.uri for source in inputs.everything.values()]
         checkpoints.require_free_output(prepared.output, given)
-        return False
+        return None
 
     return processes.broadcast(look)
+
+
+def _look_closer(
+    prepared: job.Job, extra: Mapping[str, bytes], changed: Sequence[str]
+) -> None:
+    """Merge again, publishing nothing, to see whether an output would be the same.
+
+    Raises:
+      UserError: it would not.
+    """
+    output = prepared.output.rstrip("/")
+    if processes.is_first():
+        print(
+            f"{listed(changed)} changed since {output} was made (content, place or "
+            "permissions): it is merged again, to see whether its bytes are the same.",
+            file=sys.stderr,
+        )
+    again = prepared._replace(output=f"{output}.again")
+    job.run(
+        again,
+        extra,
+        _digests(manifest.read(storage.place(output) / manifest.NAME)),
+        False,
+    )
+    processes.broadcast(lambda: manifest.renew(output))
 
 
 def repeat(
@@ -241,6 +270,7 @@ def repeat(
     output: str | os.PathLike,
     *,
     inputs: Mapping[str, str] | None = None,
+    method_file: str | None = None,
     memory_budget: str | int = "1GB",
 ) -> Folder:
     """Do the merge of a manifest again, into another folder: the same bytes.
@@ -250,6 +280,8 @@ def repeat(
       output: the folder to make.
       inputs: where models are now that are not where the manifest has them, by the
         experts' names; the base is ``base``.
+      method_file: the file of methods that was merged with, if one was. It is a
+        program: it runs if it is named here, and is the one that was merged with.
       memory_budget: of all blocks in memory; changes no bit.
 
     Raises:
@@ -261,10 +293,18 @@ def repeat(
     settings = manifest.in_place(record["settings"], folder, inputs or {})
     if settings["method"].startswith("Method("):
         raise UserError(f"{path}: its method was a Python value; repeat it in Python.")
-    if own := settings["method_file"]:
-        if methods.load_file(own["path"])[0] != own["sha256"]:
-            raise UserError(f"{own['path']} is not what it was when this was merged.")
-        settings["method_file"] = own["path"]
+    own = settings["method_file"]
+    if bool(own) != bool(method_file):
+        raise UserError(
+            f"{path}: its method is of a Python file, which would be run: look at it, "
+            f"and name it (--method_file {own['path']})."
+            if own
+            else f"{path}: it was merged without a file of methods; leave "
+            f"{method_file} out."
+        )
+    if own:
+        methods.load_file(method_file, own["sha256"])
+        settings["method_file"] = method_file
     prepared, extra = preparation.prepare(output, memory_budget, **settings)
     opened = prepared.inputs
     found = manifest.describe_inputs(opened.everything, output)
@@ -279,9 +319,13 @@ def repeat(
         raise UserError(f"these inputs are not what they were: {', '.join(changed)}.")
     given = [source.uri for source in opened.everything.values()]
     processes.broadcast(lambda: checkpoints.require_free_output(output, given))
-    expected = {p: leaf["sha256"] for p, leaf in record["leaves"].items()}
-    job.run(prepared, extra, expected)
+    job.run(prepared, extra, _digests(record))
     return storage.place(output)
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return {leaf: SHA-256} of a manifest."""
+    return {path: leaf["sha256"] for path, leaf in record["leaves"].items()}
 
 
 def run(config: Any, *, dry_run: bool = False) -> None:
@@ -294,7 +338,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
     processes.initialize()
     if dry_run:
         prepared = prepare(config)
-        done = _is_done(prepared)
+        done = _changed_since(prepared) is not None
         if processes.is_first():
             summary = job.summary(prepared, prepared.partition())
             if prepared.settings["schedule"]:

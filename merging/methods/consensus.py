@@ -21,6 +21,8 @@ from merging.runtime.errors import UserError
 @register(
     "Wan et al. 2024, arXiv 2408.07990",
     "keep the density of largest variance, wᵢ ∝ Σ Δᵢ² by leaf, elect, disjoint mean",
+    evidence="at 24x worse than task arithmetic at K = 8 (0.11 against 0.26), not "
+    "once corrected for 65 comparisons, and behind it in every run at K = 2 and 4",
 )
 def sce(density: float = 0.1, scale: float = 1.0) -> Method:
     """Select, calculate, erase.
@@ -152,6 +154,7 @@ class Sce:
 @register(
     "RAM 2026, arXiv 2601.13572",
     "θ = θ₀ + λ (the mean, at each element, of the experts that moved it)",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.27 against 0.26)",
 )
 def ram(epsilon: float = 1e-5, scale: float = 1.0) -> Method:
     """Reinforced agent merging: what one expert alone moved is kept in full.
@@ -174,6 +177,7 @@ def ram(epsilon: float = 1e-5, scale: float = 1.0) -> Method:
 @register(
     "RAM+ 2026, arXiv 2601.13572, tensor by tensor as in mergekit 0.1.5",
     "ram, what one expert alone moved times 1 + r min(shared / unique, alpha)",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.27 against 0.26)",
 )
 def ramplus_tl(
     r: float = 0.1, alpha: float = 0.2, epsilon: float = 1e-5, scale: float = 1.0

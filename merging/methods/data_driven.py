@@ -3,6 +3,7 @@
 Both merge the models themselves and need no base.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -23,13 +24,22 @@ Weights = Sequence[float] | None
 
 @register(
     "Matena and Raffel 2022, arXiv 2111.09832",
-    "θ = Σ wᵢFᵢθᵢ / Σ wᵢFᵢ, Fᵢ the diagonal Fisher information, at least `floor`",
+    "θ = Σ wᵢFᵢθᵢ / Σ wᵢFᵢ, Fᵢ the diagonal empirical Fisher, at least `floor`",
 )
-def fisher(floor: float = 1e-6, weights: Weights = None) -> Method:
+def fisher(floor: float = 0.0, weights: Weights = None) -> Method:
     """Fisher merging: each weight's mean, by how much each model's output minds it.
 
-    Statistics ``fisher`` of every expert, for every leaf. Where no model minds, all are
-    at the floor, and it is the plain mean.
+    Statistics ``fisher`` of every expert, for every leaf: the empirical Fisher
+    information, squared gradients at the given targets, where its authors take their
+    expectation over the model's own predictions. They divide each model's by its norm
+    over all leaves, which `weights` can do here.
+
+    Args:
+      floor: the least that an Fᵢ counts as, in its own unit, the square of nats per
+        unit of the weight. An expert that has converged may have 1e-9 to 1e-8 and
+        less: a floor above makes the plain mean of it. 0 is none; where all are 0 it is
+        the plain mean.
+      weights: one per expert, ≥ 0.
 
     >>> import jax.numpy as jnp, merging
     >>> qa, nli = {"w": jnp.array([4.0, 4])}, {"w": jnp.array([0.0, 0])}
@@ -38,8 +48,8 @@ def fisher(floor: float = 1e-6, weights: Weights = None) -> Method:
     >>> print(merging.merge(None, experts, method, statistics=told)["w"])
     [3. 2.]
     """
-    if number("floor", floor) <= 0:
-        raise UserError(f"floor must be positive, not {floor!r}.")
+    if number("floor", floor) < 0:
+        raise UserError(f"floor must be positive, not {floor!r}, or 0 for none.")
     combiner = combiners.combiner(
         _by_information,
         refuse=_refuse_negative,
@@ -94,6 +104,15 @@ def _by_information(
     floor: float,
 ) -> Array:
     shares = weighted([jnp.maximum(known, floor) for known in statistics], weights)
+    largest = functools.reduce(jnp.maximum, shares)
+    # In parts of the largest: next to the least of float32 there is no precision.
+    known = largest > 0
+    divisor = jnp.where(known, largest, 1)
+    equal = weighted([jnp.ones_like(largest)] * len(shares), weights)
+    shares = [
+        jnp.where(known, share / divisor, one)
+        for share, one in zip(shares, equal, strict=True)
+    ]
     pairs = zip(values, shares, strict=True)
     return add([numerics.product(*pair) for pair in pairs]) / add(shares)
 

@@ -22,6 +22,8 @@ from merging.runtime.errors import UserError
 @register(
     "Wang et al. 2024, arXiv 2405.07813",
     "λ Σ wᵢΔᵢ where at least `agree` experts have |wᵢΔᵢ| > mask_scale |Σ wⱼΔⱼ − wᵢΔᵢ|",
+    evidence="at 24x worse than task arithmetic at K = 8 (0.23 against 0.26), not once "
+    "corrected for 65 comparisons, and not told apart at K = 2 and 4",
 )
 def consensus_ta(
     scale: float = 0.4,
@@ -53,6 +55,7 @@ def consensus_ta(
 @register(
     "Huang et al. 2024, arXiv 2405.17461",
     "θ = θ₀ + λ γ maxᵢ |Δᵢ| over the experts whose sign is γ = sign(Σ Δᵢ), 0 being −",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.26 against 0.26)",
 )
 def emr(scale: float = 1.0) -> Method:
     """EMR's unified vector: at each element the elected sign, its largest magnitude.

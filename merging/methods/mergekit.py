@@ -2,8 +2,11 @@
 
 So that who comes from there finds the same numbers first: per tensor, weights inside
 the election, sums where others have means, the ratio of L1 norms where papers divide by
-a probability. slerp, nuslerp, multislerp, karcher, nearswap, passthrough, ram and
-ramplus_tl are the same here and there.
+a probability. slerp, nuslerp, passthrough, ram and ramplus_tl are the same here and
+there. So are, but for the following, some that have no preset here: arcee_fusion
+(mergekit samples a million elements for its quantiles and adds 1e-8 to probabilities),
+nearswap (it divides by 1e-6 at least) and, where directions cancel to a hundredth,
+karcher and multislerp.
 """
 
 import math

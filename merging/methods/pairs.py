@@ -17,6 +17,9 @@ from merging.methods.transforms import number
 from merging.runtime import numerics
 from merging.runtime.errors import UserError
 
+# Of a difference: a row's sum of its exponentials is far from overflow, up to here.
+_LARGE = 50.0
+
 
 @register("mergekit 0.1.5, passthrough", "θ = factor · θ₁: a model as it is")
 def passthrough(factor: float = 1.0) -> Method:
@@ -157,15 +160,22 @@ def _divergence(base: Array, delta: Array) -> Array:
     """Return KL(softmax(θ₀ + Δ) ‖ softmax(θ₀)) of each row: [..., 1].
 
     As E_p[Δ] − log E_q[exp Δ], with q and p the softmax of θ₀ and of θ₀ + Δ: for what
-    is near, logarithms of two softmaxes would leave nothing but rounding.
+    is near, logarithms of two softmaxes would leave nothing but rounding. Where exp Δ
+    may overflow, log E_q[exp Δ] is the difference of the rows' log-sum-exps.
     """
 
-    def softmax(x: Array) -> Array:
-        raised = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf))
-        return raised / numerics.row_sums(raised)
+    def softmax(x: Array) -> tuple[Array, Array]:
+        """Return it, and the logarithm of what it is divided by."""
+        largest = jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf)
+        raised = jnp.exp(x - largest)
+        total = numerics.row_sums(raised)
+        return raised / total, largest + jnp.log(total)
 
-    def mean(of: Array, x: Array) -> Array:
-        return numerics.row_sums(numerics.product(softmax(of), x))
+    def mean(shares: Array, x: Array) -> Array:
+        return numerics.row_sums(numerics.product(shares, x))
 
-    gain = jnp.log1p(mean(base, jnp.expm1(delta)))
-    return jnp.maximum(mean(base + delta, delta) - gain, 0)
+    (before, start), (after, end) = softmax(base), softmax(base + delta)
+    small = jnp.minimum(delta, _LARGE)
+    far = jnp.max(delta, axis=-1, keepdims=True, initial=-jnp.inf) > _LARGE
+    gain = jnp.where(far, end - start, jnp.log1p(mean(before, jnp.expm1(small))))
+    return jnp.maximum(mean(after, delta) - gain, 0)

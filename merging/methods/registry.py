@@ -92,17 +92,22 @@ def register(
     return add
 
 
-def load_file(path: str | Path) -> tuple[str, list[str]]:
+def load_file(path: str | Path, expected: str | None = None) -> tuple[str, list[str]]:
     """Run a Python file whose functions `register` methods.
 
     The same file is run once in a process. It is the user's own program, as a config
-    is.
+    is: run none that the user has not named.
+
+    Args:
+      path: of the file.
+      expected: the SHA-256 that it must have to be run.
 
     Returns:
       Its SHA-256, and the names of the methods that it registered.
 
     Raises:
-      UserError: there is no such file, it fails, or it registers nothing.
+      UserError: there is no such file, it is not the expected one, it fails, or it
+        registers nothing.
 
     >>> from pathlib import Path
     >>> from merging import methods
@@ -120,6 +125,11 @@ def load_file(path: str | Path) -> tuple[str, list[str]]:
     except OSError as error:
         raise UserError(f"{path}: there is no file of methods ({error}).") from None
     digest = hashlib.sha256(source).hexdigest()
+    if expected not in (None, digest):
+        raise UserError(
+            f"{path} is not the file of methods that was asked for: its SHA-256 is "
+            f"{digest}, not {expected}. It was not run."
+        )
     module = types.ModuleType(f"merging_methods_{path.stem}_{digest[:8]}")
     if module.__name__ in sys.modules:
         return digest, _OF_FILES[module.__name__]

@@ -11,6 +11,7 @@ from merging.methods.transforms import Fraction
 @register(
     "Davari and Belilovsky 2023, arXiv 2312.06795",
     "drop the top gamma of Δᵢ, keep the next density by magnitude; θ = θ₀ + λ Σ wᵢΔ̂ᵢ",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.27 against 0.26)",
 )
 def breadcrumbs(
     density: Fraction = 0.15,
@@ -42,6 +43,7 @@ def breadcrumbs(
 @register(
     "Davari and Belilovsky 2023, arXiv 2312.06795, with Yadav et al. 2023",
     "breadcrumbs' band, then TIES' election and disjoint mean",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.27 against 0.26)",
 )
 def breadcrumbs_ties(
     density: Fraction = 0.15,
@@ -72,6 +74,7 @@ def breadcrumbs_ties(
 @register(
     "Deep et al. 2024, arXiv 2406.11617",
     "keep Δᵢ with chance p = density ± epsilon by rank in the row, over p; elect; mean",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.23 against 0.26)",
 )
 def della(
     density: Fraction = 0.7,
@@ -103,6 +106,7 @@ def della(
 @register(
     "Deep et al. 2024, arXiv 2406.11617, without election",
     "keep Δᵢ with chance p = density ± epsilon by rank in the row, over p; add",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.25 against 0.26)",
 )
 def della_linear(
     density: Fraction = 0.7,

@@ -1,12 +1,15 @@
 """Methods that see every matrix of a leaf whole: by singular vectors, or by descent.
 
-Matrices are [outputs, inputs]; what is no matrix (norms, biases) is averaged, as the
-methods' authors have it. Decompositions are LAPACK's, of the whole matrix: exact to
+Matrices are [outputs, inputs], embeddings and heads among them; what is no matrix
+(norms, biases) is averaged. Decompositions are LAPACK's, of the whole matrix: exact to
 rounding, none of them randomised. Matrices are taken one after the other (`lax.map`),
 so that a batch of any size, on any layout, is the same program and gives the same bits.
 
-No result depends on the signs that a decomposition chose. An SVD may turn uᵢ and vᵢ
-around together; a polar factor turns with them, and the product takes both.
+No result depends on what a decomposition was free to choose. An SVD may turn uᵢ and vᵢ
+around together; a polar factor turns with them, and the product takes both. Where a
+singular value is 0 to rounding (adapters, an expert that left a matrix alone) u and v
+are made up, each without the other: both are left out, so that every result lies in the
+span of the task vectors.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +33,16 @@ _ADAM = 0.9, 0.999, 1e-8  # PyTorch's defaults, which WUDI's authors leave alone
 @register(
     "Marczak et al. 2025, arXiv 2502.04959",
     "θ = θ₀ + λ U σ̄ Vᵀ of each matrix of Σ wᵢΔᵢ = U Σ Vᵀ, σ̄ the mean singular value",
-    evidence="no reliable gain on LLMs (arXiv 2511.21437)",
+    evidence="no reliable gain on LLMs (arXiv 2511.21437); at 24x better than task "
+    "arithmetic at K = 8 (0.34 against 0.26), not once corrected for 65 comparisons, "
+    "and not told apart at K = 2 and 4",
 )
 def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
     """Isotropic merging in the common subspace: all singular values become their mean.
 
-    What is no matrix (norms, biases) is averaged, as its authors have it.
+    The mean is over all min(outputs, inputs) of them, zeros included, as its authors
+    have it; directions whose singular value is 0 stay 0. What is no matrix (norms,
+    biases) is averaged, as theirs is; embeddings and the head are matrices.
 
     >>> import jax.numpy as jnp, merging
     >>> base = {"w": jnp.zeros((2, 2))}
@@ -53,6 +60,8 @@ def iso_c(scale: float = 1.0, weights: Weights = None) -> Method:
 @register(
     "Marczak et al. 2025, arXiv 2502.04959",
     "Iso-C on the top directions of Σ wᵢΔᵢ and, apart from them, the top of each Δᵢ",
+    evidence="at 24x better than task arithmetic at K = 8 (0.32 against 0.26), not "
+    "once corrected for 65 comparisons, and not told apart at K = 2 and 4",
 )
 def iso_cts(common: float = 0.8, scale: float = 1.0, weights: Weights = None) -> Method:
     """Isotropic merging in the common and the tasks' own subspaces.
@@ -60,7 +69,9 @@ def iso_cts(common: float = 0.8, scale: float = 1.0, weights: Weights = None) ->
     Of a matrix's n = min(outputs, inputs) directions about the share `common` are the
     top ones of the sum. The rest is dealt out to the experts, equally: each gives the
     top directions of its Δᵢ less what the common left vectors span. All are made
-    orthonormal by the polar factor, and get the mean of their singular values.
+    orthonormal by the polar factor, and get the mean of their n singular values, zeros
+    included; directions whose singular value is 0 stay 0. What is no matrix (norms,
+    biases) is averaged; embeddings and the head are matrices.
 
     >>> import jax.numpy as jnp, merging
     >>> base = {"w": jnp.zeros((2, 2))}
@@ -79,7 +90,8 @@ def iso_cts(common: float = 0.8, scale: float = 1.0, weights: Weights = None) ->
 @register(
     "Gargiulo et al. 2025, arXiv 2412.00081",
     "θ = θ₀ + λ P(U) Σ P(V)ᵀ, U Σ V the top 1/K directions of each Δᵢ, P polar factors",
-    evidence="no reliable gain on LLMs (arXiv 2511.21437)",
+    evidence="no reliable gain on LLMs (arXiv 2511.21437); at 24x not told apart from "
+    "task arithmetic (K = 8: 0.30 against 0.26)",
 )
 def tsv_m(scale: float = 1.0, weights: Weights = None) -> Method:
     """Task singular vectors: each task's top 1/K directions, made orthonormal.
@@ -87,8 +99,9 @@ def tsv_m(scale: float = 1.0, weights: Weights = None) -> Method:
     Of each matrix ⌊min(outputs, inputs) / K⌋ singular directions of every wᵢΔᵢ, one
     at least. The polar factor of the left vectors side by side, and of the right ones,
     is the nearest orthonormal set. Directions that several tasks share exactly come in
-    once: singular values of 0 are left out of it, so that K copies of one task vector
-    are its best approximation of that rank.
+    once: singular values of 0 are left out, so that K copies of one task vector are its
+    best approximation of that rank, and a task vector of zeros adds nothing. What is no
+    matrix (norms, biases) is averaged; embeddings and the head are matrices.
 
     >>> import jax.numpy as jnp, merging
     >>> base = {"w": jnp.zeros((2, 2))}
@@ -106,6 +119,8 @@ def tsv_m(scale: float = 1.0, weights: Weights = None) -> Method:
 @register(
     "Cheng et al. 2025, arXiv 2503.08099",
     "θ = θ₀ + λ τ, τ by Adam from Σ Δᵢ down Σ ‖(τ − Δᵢ) Δᵢᵀ‖² / ‖Δᵢ‖², each matrix",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.25 against 0.26), "
+    "its λ at the end of the grid in six merges of nine",
 )
 def wudi(scale: float = 1.0, steps: int = 300, learning_rate: float = 1e-5) -> Method:
     """WUDI: the merged vector disturbs each task least along that task's own rows.
@@ -113,6 +128,10 @@ def wudi(scale: float = 1.0, steps: int = 300, learning_rate: float = 1e-5) -> M
     A linear layer's task vector spans the inputs it was trained on, so no data are
     needed. The gradient is 2 (τ Σ Cᵢ − Σ Δᵢ Cᵢ) with Cᵢ = ΔᵢᵀΔᵢ / ‖Δᵢ‖², so a step
     costs one product with an [inputs, inputs] matrix, however many experts there are.
+
+    What is no matrix (norms, biases) is averaged. Embeddings and the head are merged as
+    linear layers, where its authors leave them at the base, as the rule
+    ``embed|head => base`` does.
 
     >>> import jax.numpy as jnp, merging
     >>> base = {"w": jnp.zeros((2, 2))}
@@ -151,7 +170,7 @@ def _isotropic(
 
     def flattened(matrix: Array) -> Array:
         left, spectrum, right = _svd(matrix)
-        return numerics.scaled(numerics.matmul(left, right), _mean(spectrum))
+        return numerics.scaled(numerics.matmul(left, right.T), _mean(spectrum))
 
     return jax.lax.map(flattened, total)
 
@@ -172,13 +191,15 @@ def _isotropic_by_task(
     shared = directions - own * len(values)
 
     def flattened(matrices: Sequence[Array]) -> Array:
-        left, spectrum, right = (
-            x[..., :shared] for x in _svd_by_columns(add(matrices))
-        )
+        left, spectrum, right = _svd(add(matrices))
+        # Rounding leaves of a difference as much as its terms are large.
+        largest = spectrum[0]
+        left, spectrum, right = (x[..., :shared] for x in (left, spectrum, right))
         lefts, spectra, rights = [], [], []
         for matrix in matrices:
             inside = numerics.matmul(left, numerics.matmul(left.T, matrix))
-            u, s, v = (x[..., :own] for x in _svd_by_columns(matrix - inside))
+            found = _svd(matrix - inside, jnp.maximum(largest, _root_mean(matrix)))
+            u, s, v = (x[..., :own] for x in found)
             lefts, spectra, rights = [*lefts, u], [*spectra, s], [*rights, v]
         mean = _mean(jnp.concatenate([*spectra, spectrum]))
         left = _polar(jnp.concatenate([*lefts, left], axis=1))
@@ -197,9 +218,7 @@ def _orthogonalised(
     rank = max(min(values[0].shape[1:]) // len(values), 1)
 
     def reassembled(matrices: Sequence[Array]) -> Array:
-        parts = [
-            [x[..., :rank] for x in _svd_by_columns(matrix)] for matrix in matrices
-        ]
+        parts = [[x[..., :rank] for x in _svd(matrix)] for matrix in matrices]
         left, spectrum, right = (
             jnp.concatenate(part, axis=-1) for part in zip(*parts, strict=True)
         )
@@ -264,26 +283,33 @@ def _averaged(total: Array, count: int, weights: Sequence[Array] | None) -> Arra
     return numerics.divided(total, count if weights is None else add(weights))
 
 
-def _svd(matrix: Array) -> tuple[Array, Array, Array]:
-    return jnp.linalg.svd(matrix, full_matrices=False)
+def _svd(matrix: Array, largest: Array | float = 0.0) -> tuple[Array, Array, Array]:
+    """Return left vectors, singular values and right vectors, a direction a column.
 
+    Directions of singular value 0, to rounding, are no one's: LAPACK makes them up, and
+    here they are 0.
 
-def _svd_by_columns(matrix: Array) -> tuple[Array, Array, Array]:
-    """Return left vectors, singular values and right vectors, a direction a column."""
-    left, spectrum, right = _svd(matrix)
-    return left, spectrum, right.T
+    Args:
+      matrix: [m, n].
+      largest: of a difference, a singular value of what it is the difference of:
+        rounding is relative to that, if it is larger than the difference's own.
+    """
+    left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
+    eps = jnp.finfo(matrix.dtype).eps * max(matrix.shape)
+    kept = spectrum > eps * jnp.maximum(spectrum[0], largest)
+    return jnp.where(kept, left, 0), spectrum, jnp.where(kept, right.T, 0)
 
 
 def _polar(columns: Array) -> Array:
-    """Return the partial isometry of a polar decomposition: the same for any SVD.
+    """Return the partial isometry of a polar decomposition: the same for any SVD."""
+    left, _, right = _svd(columns)
+    return numerics.matmul(left, right.T)
 
-    Directions of singular value 0, to rounding, are no one's: an SVD makes some up, and
-    they are left out.
-    """
-    left, spectrum, right = _svd(columns)
-    eps = jnp.finfo(columns.dtype).eps * max(columns.shape)
-    kept = jnp.where(spectrum > eps * spectrum[0], left, 0)
-    return numerics.matmul(kept, right)
+
+def _root_mean(matrix: Array) -> Array:
+    """Return the root mean square of the singular values: at most the largest."""
+    squares = _sum(numerics.product(matrix, matrix))
+    return jnp.sqrt(numerics.divided(squares, min(matrix.shape)))
 
 
 def _mean(spectrum: Array) -> Array:

@@ -26,6 +26,9 @@ from merging.runtime.errors import UserError, nearest
 
 # Below this sine two directions are one, or opposite: there is no arc between them.
 _COLINEAR = 1e-8
+# Of the norms that are added: a shorter sum has cancelled, and has no direction. Dot
+# products are of float32, so that its square is off by some 1e-6 of theirs.
+_CANCELLED = 1e-2
 # Two models only; these are methods for more.
 _PAIR = (2, "multislerp or karcher")
 
@@ -116,6 +119,7 @@ class _Arc:
 @register(
     "Shoemake 1985, doi 10.1145/325165.325242; mergekit 0.1.5, slerp",
     "θ = sin((1−t)ω)/sin ω θ₁ + sin(tω)/sin ω θ₂, ω the angle of θ₁, θ₂ in each leaf",
+    evidence="at 24x not told apart from task arithmetic (K = 2: 0.46 against 0.50)",
 )
 def slerp(
     t: float = 0.5, threshold: float = 0.9995, scale: float | None = None
@@ -144,6 +148,7 @@ def slerp(
 @register(
     "mergekit 0.1.5, nuslerp",
     "slerp at t = w₂ / (w₁ + w₂), of leaves, of their rows or of their columns",
+    evidence="at 24x not told apart from task arithmetic (K = 2: 0.46 against 0.50)",
 )
 def nuslerp(
     weights: Weights = None, along: str = "tensor", scale: float | None = None
@@ -209,6 +214,7 @@ def _share_of_second(weights: Weights, dtype: jnp.dtype) -> Array:
 @register(
     "mergekit 0.1.5, multislerp (C. Goddard)",
     "Σ wᵢ‖θᵢ‖ times the direction of Σ wᵢ θᵢ/‖θᵢ‖, in each leaf",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.27 against 0.26)",
 )
 def multislerp(
     weights: Weights = None,
@@ -220,8 +226,8 @@ def multislerp(
 
     It is defined in the tangent space at the mean direction, as the exponential map of
     the mean tangent. But that mean is zero, by the choice of the point, so what remains
-    is the mean direction. Where the directions cancel there is none, and the models are
-    added in straight lines.
+    is the mean direction. Where the directions cancel to a hundredth there is none, and
+    the models are added in straight lines, Σ wᵢθᵢ.
 
     Args:
       weights: one per expert.
@@ -253,7 +259,8 @@ class _MeanDirection:
         lengths = np.sqrt(np.diag(gram))
         mean = weights / (lengths + self.eps)
         length = math.sqrt(max(mean @ gram @ mean, 0))
-        if len(weights) == 1 or length < self.eps:
+        least = max(self.eps, _CANCELLED * (np.abs(mean) @ lengths))
+        if len(weights) == 1 or length <= least:
             return weights
         return mean / length * (weights @ lengths)
 
@@ -261,6 +268,7 @@ class _MeanDirection:
 @register(
     "Karcher 1977, doi 10.1002/cpa.3160300502; mergekit 0.1.5, karcher",
     "Σ wᵢ‖θᵢ‖ times the point of least Σ wᵢ angle²(θᵢ, ·), by iteration, in each leaf",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.27 against 0.26)",
 )
 def karcher(
     weights: Weights = None,
@@ -269,6 +277,11 @@ def karcher(
     scale: float | None = None,
 ) -> Method:
     """The Riemannian centre of mass of the directions, with the mean of the lengths.
+
+    Where the directions cancel to a hundredth it starts from the first of them, and
+    what is opposite to a point to that extent does not pull it. Where the weights of
+    the models that have a direction cancel there is no centre, and the models are added
+    in straight lines, Σ wᵢθᵢ.
 
     Args:
       weights: one per expert, divided by their sum.
@@ -310,7 +323,10 @@ class _CentreOfMass:
         units = np.where(there, 1 / np.where(there, lengths, 1), 0)
         dots = gram * units[:, None] * units
         shares = np.where(there, weights, 0)
-        shares = shares / shares.sum()
+        total = math.fsum(shares)
+        if abs(total) <= self.tol * np.abs(shares).sum():
+            return weights
+        shares = shares / total
         point = self._centre(dots, shares, there)
         return weights @ lengths * point * units
 
@@ -321,14 +337,16 @@ class _CentreOfMass:
             return math.sqrt(max(x @ dots @ x, 0))
 
         point = shares
-        if length(point) < self.tol:
+        if length(point) <= max(self.tol, _CANCELLED * np.abs(point).sum()):
             point = np.eye(len(shares))[np.argmax(there)]
         point = point / length(point)
         for _ in range(self.steps):
             cosines = np.clip(dots @ point, -1, 1)
             angles = np.arccos(cosines)
             sines = np.sin(angles)
-            moves = there & (angles >= self.tol) & (sines > 0)
+            # Half of the sum of two unit vectors has the length cos(angle / 2).
+            opposite = np.cos(angles / 2) <= _CANCELLED
+            moves = there & (angles >= self.tol) & (sines > 0) & ~opposite
             pull = shares * np.where(moves, angles / np.where(moves, sines, 1), 0)
             step = pull - (pull @ cosines) * point
             size = length(step)

@@ -221,14 +221,21 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return float32 logits [..., vocab_size] of hidden [..., d_model]."""
         table = self.embed if self.config.tied_embeddings else self.head
-        flat = jnp.matmul(
-            hidden.reshape(-1, hidden.shape[-1]),
-            table[...].astype(hidden.dtype).T,
-            preferred_element_type=jnp.float32,
-        )
-        if self.config.logit_softcap is not None:
-            flat = _softcapped(flat, self.config.logit_softcap)
-        return flat.reshape(*hidden.shape[:-1], -1)
+        return output_logits(self.config, table[...], hidden)
+
+
+def output_logits(
+    config: DecoderConfig, table: jax.Array, hidden: jax.Array
+) -> jax.Array:
+    """Return float32 logits [..., V] of hidden [..., d_model]; table [V, d_model]."""
+    flat = jnp.matmul(
+        hidden.reshape(-1, hidden.shape[-1]),
+        table.astype(hidden.dtype).T,
+        preferred_element_type=jnp.float32,
+    )
+    if config.logit_softcap is not None:
+        flat = _softcapped(flat, config.logit_softcap)
+    return flat.reshape(*hidden.shape[:-1], -1)
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, eps: float) -> jax.Array:

@@ -17,6 +17,7 @@ from merging.planning.collectives import Collective
 from merging.planning.estimates import Memory, Work, total
 from merging.planning.settings import Scoring, Training
 from merging.planning.sharding_layout import Leaf
+from merging.training import cross_entropy
 
 Leaves = Mapping[str, Leaf]
 # Of so many tokens that are scored, one is a continuation's: only they need logits.
@@ -24,12 +25,13 @@ CONTINUED = 4
 
 
 class _Share(NamedTuple):
-    """What one device holds of a batch: rows, tokens, bytes of an activation."""
+    """What one device of several holds of a batch; `each` is bytes of an activation."""
 
     rows: float
     length: int
     tensor: int
     each: int
+    devices: int
 
     @property
     def tokens(self) -> float:
@@ -74,7 +76,7 @@ def training(
     else:
         kept = decoder.layers * one
     layer = 2 * _layer_weights(decoder, leaves) + 2 * one
-    ends = 2 * _output_table(decoder, leaves) + 3 * _logits(decoder, share)
+    ends = 2 * _output_table(decoder, leaves) + 3 * _logits_at_once(decoder, share)
     scratch = params + kept + max(layer, ends)  # gradients are as large as parameters
     memory = Memory(3 * params + 8 * share.tokens, 0, scratch)
     again = 1 + decoder.remat
@@ -119,7 +121,8 @@ def _share(decoder: DecoderConfig, leaves: Leaves, batch: Scoring | Training) ->
     mesh = next(iter(leaves.values())).sharding.mesh.shape
     parts = mesh.get("data", 1) * mesh.get("fsdp", 1)
     each = decoder.compute_dtype.itemsize
-    return _Share(batch.batch / parts, batch.length, mesh.get("tensor", 1), each)
+    tensor, devices = mesh.get("tensor", 1), math.prod(mesh.values())
+    return _Share(batch.batch / parts, batch.length, tensor, each, devices)
 
 
 def _forward_flops(decoder: DecoderConfig, share: _Share) -> float:
@@ -151,6 +154,15 @@ def _output_table(decoder: DecoderConfig, leaves: Leaves) -> float:
 
 def _logits(decoder: DecoderConfig, share: _Share) -> float:
     return share.tokens * decoder.vocab_size / share.tensor * 4
+
+
+def _logits_at_once(decoder: DecoderConfig, share: _Share) -> float:
+    """Return the bytes of the logits that a training step has at a time."""
+    rows = math.ceil(share.rows)
+    of_a_row = cross_entropy.positions(
+        rows, share.length, decoder.vocab_size, share.devices
+    )
+    return _logits(decoder, share) * of_a_row / share.length
 
 
 def _layer_activations(decoder: DecoderConfig, share: _Share) -> float:

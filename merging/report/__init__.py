@@ -3,13 +3,11 @@
 The room is named as what it does: `merging.report(…)` is `merging.report.report`.
 """
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from merging.report import analyses, document
-from merging.report.document import Document
 from merging.report.summaries import summarise
 from merging.runtime import results, storage, workdir
 from merging.runtime.naming import callable_as
@@ -29,8 +27,8 @@ def report(
     """Write the whole report and return the path of its index.html.
 
     The folder gets index.html (self-contained), figures/*.png, *.svg and *.pdf, and
-    tables/*.csv. The same rows give the same bytes. Figures and tables of an earlier
-    report there that these rows cannot fill are removed.
+    tables/*.csv. The same rows give the same bytes. Figures and tables that an earlier
+    report wrote there, and that these rows cannot fill, are removed.
 
     Args:
       rows: result rows, or workdirs and files that hold them, whose rows are joined.
@@ -43,7 +41,8 @@ def report(
 
     Raises:
       UserError: no rows, rows that can't be read or do not belong together
-        (summaries.summarise), or a folder that cannot be written.
+        (summaries.summarise), or a folder that cannot be written, or that holds
+        another's index.html.
 
     >>> import merging
     >>> merging.report(["docs/results/smollm2"], "figures_of_smollm2").name
@@ -103,7 +102,7 @@ def report(
         files[f"figures/{figure.name}.svg"] = figure.svg
         files[f"figures/{figure.name}.pdf"] = figure.pdf
     whole = page.page(grid, judged, drawn, behind, more, runs)
-    return _publish(storage.place(out), files, whole)
+    return document.write(whole, storage.place(out), files)
 
 
 def _read(rows: Iterable[Row | str | os.PathLike]) -> list[Row]:
@@ -130,17 +129,6 @@ def summary_text(rows: Iterable[Row]) -> str:
             judging.verdict_text(judged),
         ]
     )
-
-
-def _publish(directory: Folder, files: dict[str, bytes], whole: Document) -> Folder:
-    for name, data in files.items():
-        storage.write_bytes(directory / name, data)
-    for folder in ("figures", "tables"):
-        for path in (directory / folder).glob("F[1-9]*"):
-            if f"{folder}/{path.name}" not in files:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-    return document.write(whole, directory)
 
 
 callable_as(__name__, report)

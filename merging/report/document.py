@@ -12,12 +12,16 @@ import gzip
 import importlib.metadata
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
 from merging.report.judging import Verdict
 from merging.runtime import storage
+from merging.runtime.errors import UserError
+from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 from merging.runtime.text import Table, shown
 
@@ -25,6 +29,10 @@ from merging.runtime.text import Table, shown
 LARGEST_DOWNLOAD = 600_000
 # Longer tables are left beside it, too.
 LONGEST_TABLE = 400
+# What a page of ours says of the files beside it, near its beginning.
+_BEGIN = 2**18
+_FILES = re.compile(r'<meta name="merging-files" content="([^"]*)">')
+_BESIDE = re.compile(r"(figures|tables)/[\w-]+\.(png|svg|pdf|csv)")
 
 
 class Panel(NamedTuple):
@@ -138,13 +146,53 @@ def plot(
     return {"kind": "plot", "traces": list(traces), "layout": layout}
 
 
-def write(document: Document, folder: Folder) -> Folder:
-    """Write a page and what lies beside it; return the page's path."""
-    for name, data in beside(document).items():
+def write(
+    document: Document, folder: Folder, files: Mapping[str, bytes] | None = None
+) -> Folder:
+    """Write a page and what lies beside it; return the page's path.
+
+    Of an earlier page there, the figures and tables that this one has not are removed.
+
+    Args:
+      document: the page.
+      folder: where to; it may hold other things.
+      files: figures and tables by name, which no section of the page names.
+
+    Raises:
+      UserError: the folder holds a page that we did not write; or can't be written.
+    """
+    page, written = folder / "index.html", {**(files or {}), **beside(document)}
+    earlier = _files_of(page)
+    for name, data in written.items():
         storage.write_bytes(folder / name, data)
+    for name in earlier - written.keys():
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
     # Last: a page that exists has all its files beside it.
-    storage.write_bytes(folder / "index.html", render(document).encode())
-    return folder / "index.html"
+    storage.write_bytes(page, render(document, sorted(written)).encode())
+    return page
+
+
+def _files_of(page: Folder) -> set[str]:
+    """Return the figures and tables that came with a page; none if there is none.
+
+    Raises:
+      UserError: something else has its name.
+    """
+    if isinstance(page, ObjectPath):
+        begin = page.read_range(0, _BEGIN) if page.is_file() else None
+    elif page.is_file() and not page.is_symlink():
+        with open(page, "rb") as file:
+            begin = file.read(_BEGIN)
+    else:
+        begin = b"" if os.path.lexists(page) else None
+    found = _FILES.search("" if begin is None else begin.decode(errors="replace"))
+    if begin is not None and found is None:
+        raise UserError(
+            f"{page} is no page that was written here, and would be written over: "
+            "choose another folder, or move it away."
+        )
+    return {n for n in found[1].split() if _BESIDE.fullmatch(n)} if found else set()
 
 
 def beside(document: Document) -> dict[str, bytes]:
@@ -157,8 +205,13 @@ def beside(document: Document) -> dict[str, bytes]:
     return found
 
 
-def render(document: Document) -> str:
-    """Return the page's HTML; whatever stands in the document is escaped."""
+def render(document: Document, files: Sequence[str] = ()) -> str:
+    """Return the page's HTML; whatever stands in the document is escaped.
+
+    Args:
+      document: the page.
+      files: names of what lies beside it, by which `write` knows its own.
+    """
     # Imported late: the command line must start quickly.
     import jinja2
 
@@ -186,6 +239,7 @@ def render(document: Document) -> str:
     return environment.from_string(_template("page.html.j2")).render(
         document=document._replace(sections=sections, downloads=fits),
         left_out=left_out,
+        files=files,
         longest=LONGEST_TABLE,
         outcomes=_outcomes(document.verdicts),
         classes=_CLASSES,

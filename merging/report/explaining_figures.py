@@ -70,9 +70,9 @@ def drawings(grid: Grid, found: Analysed) -> list[Drawing]:
             found,
             "F11",
             "What an expert needs of its weights",
-            "The smallest density of an exact global trim at which an expert keeps "
-            "99 % of its own score (mean over the experts), and the effective rank of "
-            "the stack of all task vectors.",
+            "The smallest density, of those tried, of an exact global trim at which an "
+            "expert keeps 99 % of its own score (mean over the experts), and the "
+            "effective rank of the stack of all task vectors.",
             {
                 "critical density": lambda size, base: found.values(
                     size, base, "critical_density"
@@ -141,7 +141,7 @@ def _bending(grid: Grid, found: Analysed) -> list[Drawing]:
                 gain[K] = {s: statistics.fmean(of[s] for of in own) for s in shared}
             lines = {
                 "gain, mean of methods": _shares(gain),
-                "Gaussian width": _shares(found.along(size, base, "mean_width")),
+                "Gaussian width": _shares(found.along(size, base, "width")),
                 "effective rank": _shares(found.along(size, base, "effective_rank")),
             }
             lines = {name: points for name, points in lines.items() if points}

@@ -67,6 +67,26 @@ class Analysed:
                 found[seed] = statistics.fmean(known)
         return dict(sorted(found.items()))
 
+    def ends(
+        self,
+        size: str,
+        base: str,
+        quantity: str,
+        wanted: Callable[[Found], bool] = lambda row: True,
+    ) -> dict[int, tuple[float, float]]:
+        """Return seed → mean lower and upper ends, of the rows that have a value.
+
+        A missing lower end is the value, a missing upper end infinity.
+        """
+        found = {}
+        for seed, rows in self._rows.get((size, base), {}).get(quantity, {}).items():
+            known = [r for r in rows if r.value is not None and wanted(r)]
+            if known:
+                lows = (r.value if r.low is None else r.low for r in known)
+                highs = (float("inf") if r.high is None else r.high for r in known)
+                found[seed] = statistics.fmean(lows), statistics.fmean(highs)
+        return dict(sorted(found.items()))
+
     def along(self, size: str, base: str, quantity: str) -> dict[int, dict[int, float]]:
         """Return K → seed → value, of a quantity along K."""
         found: dict[int, dict[int, float]] = {}
@@ -144,24 +164,28 @@ def measured(curve: Mapping[int, float]) -> int | None:
     return None
 
 
-def predicted(found: Analysed, size: str, base: str) -> dict[str, dict[int, float]]:
-    """Return theory → seed → the K where it says that saturation comes.
+def predicted(
+    found: Analysed, size: str, base: str
+) -> dict[str, dict[int, tuple[float, float]]]:
+    """Return theory → seed → the smallest and largest K at which it has saturation.
 
-    Infinity where it comes at none of the K that were looked at (K* is extrapolated).
+    K* may lie anywhere between its ends. Infinity stands for none of the K that were
+    looked at.
     """
     made = {
-        name: found.values(
+        name: found.ends(
             size, base, "threshold", lambda row, name=name: tuple(row.of) == (name,)
         )
         for name in ("parameters", "coordinates")
     }
-    for name, quantity in (("width", "mean_width"), ("rank", "effective_rank")):
+    # Both of the run's own order of experts, as its merges are.
+    for name, quantity in (("width", "width"), ("rank", "effective_rank")):
         curve = found.along(size, base, quantity)
         seeds = {seed for values in curve.values() for seed in values}
         made[name] = {}
         for seed in sorted(seeds):
             own = {K: v[seed] for K, v in curve.items() if seed in v}
-            made[name][seed] = float(measured(own) or "inf")
+            made[name][seed] = (float(measured(own) or "inf"),) * 2
     return made
 
 
@@ -208,13 +232,23 @@ def _line(
     yield sum(K < float("inf") for K in at)
     yield _finite(statistics.median_low(at) if at else None)
     for says in predicted(found, size, base).values():
-        yield _finite(says.get(seed))
+        yield _range(says.get(seed))
     yield found.values(size, base, "critical_density").get(seed)
     yield found.at_most(size, base, "effective_rank").get(seed)
     for between in BETWEEN:
         yield found.barrier(size, base, between).get(seed)
     for scale in found.scales:
         yield found.disentangled(size, base, scale).get(seed)
+
+
+def _range(ends: tuple[float, float] | None) -> float | str | None:
+    """Return a range of K as a table has it."""
+    if ends is None:
+        return None
+    low, high = ends
+    if low == high:
+        return _finite(low)
+    return f"{low:g} to " + ("beyond" if high == float("inf") else f"{high:g}")
 
 
 def _finite(K: float | None) -> float | str | None:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -33,6 +34,10 @@ RENEW, EXPIRES = 20.0, 90.0
 _ours: set[str] = set()
 _taking = threading.Lock()
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+# What a record says; it begins with the first of them.
+_SAID = ("host", "pid", "since", "command")
+_BEGINS = b'{"host": "'
+_LARGEST = 4096
 
 
 @contextlib.contextmanager
@@ -50,6 +55,8 @@ def held(
     the process that the file names is looked for: on this machine it can be found, and
     of another machine nothing is known, which is said.
 
+    A file that no lock of ours has made is left as it is.
+
     Args:
       path: of the lock's file; its folder is there.
       what: is locked, for a warning.
@@ -58,7 +65,7 @@ def held(
       patient: in a store, find out whether another machine's process still works.
 
     Raises:
-      UserError: the refusal.
+      UserError: the refusal; or something else has the lock's name.
     """
     record = {
         "host": socket.gethostname(),
@@ -92,11 +99,51 @@ def holder(path: Folder) -> dict[str, Any] | None:
       `host`, `pid`, `since`, `command`, and `alive`: None where that can't be known.
     """
     try:
-        read = json.loads(path.read_text())
-        record = {name: read[name] for name in ("host", "pid", "since", "command")}
-        return record | {"alive": _alive(path, record)}
-    except (OSError, ValueError, KeyError, TypeError):
+        record = _record(_content(path))
+        return None if record is None else record | {"alive": _alive(path, record)}
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def _content(path: Folder) -> bytes:
+    """Return what a lock's file says, from its beginning.
+
+    Raises:
+      OSError: there is none, or no regular file has its name.
+    """
+    if isinstance(path, ObjectPath):
+        return path.read_bytes()
+    with open(_open(path, os.O_RDONLY), "rb", buffering=0) as file:
+        return os.pread(file.fileno(), _LARGEST, 0)
+
+
+def _record(content: bytes) -> dict[str, Any] | None:
+    """Return who a lock's file names; None if it is none, or was cut."""
+    try:
+        read = json.loads(content)
+        return {name: read[name] for name in _SAID}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _is_ours(content: bytes) -> bool:
+    """Return whether a lock's file may be written to: empty, a record, or a cut one."""
+    if not content.strip(b"\0") or _record(content) is not None:
+        return True
+    try:
+        json.loads(content)
+    except ValueError:
+        return content.startswith(_BEGINS) and b"\n" not in content
+    except RecursionError:
+        pass
+    return False
+
+
+def _not_ours(path: Folder, what: str) -> UserError:
+    return UserError(
+        f"{path} has the name of a lock, and {what}. It was left as it is: move it "
+        "away, or choose another place."
+    )
 
 
 class _Lease:
@@ -132,8 +179,11 @@ class _Lease:
             try:
                 # Before what it says: who has it by then, if another, keeps it.
                 before = self._path.generation()
+                content = self._path.read_bytes()
             except FileNotFoundError:
                 continue
+            if not _is_ours(content):
+                raise _not_ours(self._path, "is no lock")
             found = holder(self._path)
             alive = found is not None and _runs(found)
             if alive is None and patient:
@@ -210,7 +260,10 @@ class _Lease:
 def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> BinaryIO:
     """Return the lock's file, locked."""
     while True:
-        file = open(path, "a+b", buffering=0)
+        file = open(_made(path), "r+b", buffering=0)
+        if not _is_ours(os.pread(file.fileno(), _LARGEST, 0)):
+            file.close()
+            raise _not_ours(path, "is no lock")
         try:
             _lock(file)
         except BlockingIOError:
@@ -225,6 +278,40 @@ def _opened(path: Path, what: str, refusal: Callable[[str], UserError]) -> Binar
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
         file.close()
+
+
+def _made(path: Path) -> int:
+    """Return a descriptor of the lock's file, made if there is none.
+
+    Raises:
+      UserError: something else has its name, or it can't be made.
+    """
+    try:
+        return _open(path, os.O_RDWR | os.O_CREAT)
+    except IsADirectoryError:
+        raise _not_ours(path, "is a folder") from None
+    except OSError as error:
+        if path.is_symlink():
+            raise _not_ours(path, "is a link") from None
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; change that or choose another "
+            "place."
+        ) from error
+
+
+def _open(path: Path, how: int) -> int:
+    """Open a regular file, through no link; a FIFO would never answer.
+
+    Raises:
+      OSError: it is none.
+    """
+    number = os.open(
+        path, how | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o666
+    )
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is no file", os.fspath(path))
+    return number
 
 
 def _lock(file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """Memory that the process really gives back, and aligned buffers to read into."""
 
 import ctypes
+import os
 import sys
 
 import numpy as np
@@ -28,6 +29,11 @@ def settle_process() -> None:
         (_M_ARENA_MAX, 4),
     ):
         mallopt(option, value)
+
+
+def of_machine() -> int:
+    """Return the bytes that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def aligned(size: int) -> np.ndarray:

@@ -32,6 +32,7 @@ SETTLE = 30.0  # seconds between two writings of a file that grows in an object 
 # One slash is what pathlib leaves of two.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_LARGEST_SIZE = 2.0**63
 
 
 def supported_path(
@@ -247,12 +248,16 @@ def parse_size(text: str | int, name: str = "memory_budget") -> int:
       name: of the setting, for the message.
 
     Raises:
-      UserError: it is none of these, or not positive.
+      UserError: it is none of these, less than a byte, or more than any machine has.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.I)
-    if not found or not float(found[1]):
-        raise UserError(f"{name} {text!r} is no size; write 1GB, 500MB, 2GiB.")
-    unit = _UNITS[found[2].upper()]
-    if found[3]:
-        unit = 2 ** (10 * list(_UNITS.values()).index(unit))
-    return int(float(found[1]) * unit)
+    size = 0.0
+    if found is not None:
+        unit = _UNITS[found[2].upper()]
+        if found[3]:
+            unit = 2 ** (10 * list(_UNITS.values()).index(unit))
+        size = float(found[1]) * unit
+    if not 1 <= size < _LARGEST_SIZE:
+        shown = repr(text) if len(str(text)) <= 80 else f"{str(text)[:80]!r}…"
+        raise UserError(f"{name} {shown} is no size; write 1GB, 500MB, 2GiB.")
+    return int(size)

@@ -73,7 +73,7 @@ def moved(
       axes: names that may differ.
     """
     try:
-        held = json.loads((workdir / CONFIG).read_text())["config"]
+        held = _record(workdir)["config"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if not isinstance(held, dict):
@@ -104,15 +104,14 @@ def require_own(workdir: Folder, config_hash: str, kind: str) -> bool:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is no folder; choose another --workdir.")
-    path = workdir / CONFIG
-    held = _held(path)
+    held = _held(workdir)
     if held == config_hash:
         return True
     if held is not None:
         raise UserError(
             f"{workdir} holds the run of another config ({held}, and this"
             f" one is {config_hash}). To continue that run, give its config"
-            f" (it is in {path}); for this one, choose another --workdir."
+            f" (it is in {workdir / CONFIG}); for this one, choose another --workdir."
         )
     if any(
         found.name not in _OURS and not found.name.endswith(".tmp")
@@ -129,7 +128,7 @@ def runs(workdirs: Iterable[str | os.PathLike]) -> dict[str, Run]:
     found = {}
     for workdir in workdirs:
         try:
-            record = json.loads((storage.place(workdir) / CONFIG).read_text())
+            record = _record(storage.place(workdir))
             key, config = str(record["config_hash"]), record["config"]
             made_by = record.get("versions")
             found[key] = Run(config, made_by if isinstance(made_by, dict) else {})
@@ -138,14 +137,21 @@ def runs(workdirs: Iterable[str | os.PathLike]) -> dict[str, Run]:
     return found
 
 
-def _held(path: Folder) -> str | None:
+def _record(workdir: Folder) -> Any:
+    """Return what a workdir keeps of its config; a FIFO is not waited for."""
+    if not (workdir / CONFIG).is_file():
+        raise FileNotFoundError(workdir / CONFIG)
+    return json.loads((workdir / CONFIG).read_text())
+
+
+def _held(workdir: Folder) -> str | None:
     """Return the hash of the config whose run a workdir holds; None: no run of ours.
 
     Ours is never half written, and another config.json may be a model's.
     """
     try:
-        return str(json.loads(path.read_text())["config_hash"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(_record(workdir)["config_hash"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

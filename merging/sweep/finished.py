@@ -25,7 +25,8 @@ class Group(NamedTuple):
       start: the base's folder.
       experts: {category: folder}, in the order in which the run adds them.
       merges: {"METHOD_K8": folder} of those that were kept (`keep_merges`).
-      multitask: folder of the multitask model; "" if there is none.
+      multitask: folder of the multitask model, with early stopping the best on
+        validation; "" if there is none.
     """
 
     size: str
@@ -115,12 +116,15 @@ def _group(grid: Grid, store: Store, size: str, base: str, seed: int) -> Group |
             step = grid.merge(size, base, method, count, seed)
             if store.finished(step):
                 merges[f"{method}_K{count}"] = uri(step)
-    multitask = experiment.multitask and grid.multitask(size, base)
+    multitask = ""
+    if experiment.multitask and store.finished(step := grid.multitask(size, base)):
+        best = store.path(step) / "best"
+        multitask = str(best) if best.exists() else uri(step)
     return Group(
         *(size, base, seed),
         models.parameter_count(experiment.decoder(size, base)),
         uri(start),
         {category: uri(step) for category, step in experts.items()},
         merges,
-        uri(multitask) if multitask and store.finished(multitask) else "",
+        multitask,
     )

@@ -15,7 +15,7 @@ from merging.merge import merge, merge_scales
 from merging.models import hf as families
 from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
-from merging.sweep import restoring, scoring
+from merging.sweep import collecting, restoring, scoring
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
@@ -34,7 +34,9 @@ def run(
       UserError: λ or density is to be chosen, and every expert scores 0.
     """
     decoder = experiment.decoder(step.settings["size"], step.settings["base"])
-    base, *experts = step.needs
+    base, *needs = step.needs
+    experts = [need for need in needs if need.kind == "expert"]
+    collected = [need for need in needs if need.kind == "collect"]
     theirs = {}
     for expert in experts:
         theirs |= store.output(expert)["validation"]
@@ -47,14 +49,20 @@ def run(
             "these experts of these tasks, in their own prompt format?"
         )
     bring = restoring.restore
-    if not restoring.fits(experiment, step.settings["size"], len(experts), mesh):
+    # Statistics may be twice as large as the models.
+    held = len(experts) + 2 * len(collected)
+    if not restoring.fits(experiment, step.settings["size"], held, mesh):
         bring = restoring.stored
         restoring.forget(experts)
     base = restoring.restore(experiment, store, base, mesh)
     ours = {e.settings["what"]: bring(experiment, store, e, mesh) for e in experts}
+    told = {
+        of.settings["what"]: collecting.restore(experiment, store, of, mesh)
+        for of in collected
+    }
     tried, best, params = [], 0, None
     if len(candidates) > 1:
-        merged = _merges(step, base, ours, candidates)
+        merged = _merges(step, base, ours, told, candidates)
         for number in range(len(candidates)):
             params = None  # its memory is the next one's
             params = next(merged)
@@ -68,7 +76,7 @@ def run(
         best = int(np.argmax(tried))
     if params is None or best < len(candidates) - 1:
         params = None
-        (params,) = _merges(step, base, ours, [candidates[best]])
+        (params,) = _merges(step, base, ours, told, [candidates[best]])
     if experiment.keep_merges:
         _keep(experiment, step, params, store, decoder)
     everything = {d.name for d in experiment.suite.datasets}
@@ -79,13 +87,18 @@ def run(
 
 
 def _merges(
-    step: Step, base: models.Params, experts: dict, candidates: list[dict]
+    step: Step,
+    base: models.Params,
+    experts: dict,
+    statistics: dict,
+    candidates: list[dict],
 ) -> Iterator[models.Params]:
     """Yield the merge for each candidate; what λ does not touch is computed once.
 
     Each may be written over once the next is asked for.
     """
-    name, seed = step.settings["method"], step.settings["seed"]
+    name = step.settings["method"]
+    how = {"seed": step.settings["seed"], "statistics": statistics or None}
     without = [{k: v for k, v in c.items() if k != "scale"} for c in candidates]
     for rest, group in itertools.groupby(
         zip(without, candidates, strict=True), key=lambda pair: pair[0]
@@ -93,11 +106,9 @@ def _merges(
         scales = [c["scale"] for _, c in group if "scale" in c]
         method = methods.get(name, **rest)
         if scales:
-            yield from merge_scales(
-                base, experts, method, scales, seed=seed, reuse=True
-            )
+            yield from merge_scales(base, experts, method, scales, reuse=True, **how)
         else:
-            yield merge(base, experts, method, seed=seed)
+            yield merge(base, experts, method, **how)
 
 
 def _described(candidates: list[dict], best: int) -> dict:

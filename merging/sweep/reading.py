@@ -281,11 +281,6 @@ def _check_names(experiment: Experiment) -> None:
                     f"{method} merges {built.takes} experts, and experts_merged holds "
                     f"{held}."
                 )
-            if built.statistics is not None:
-                raise UserError(
-                    f"{method} merges by statistics, which a sweep does not gather: "
-                    "use `merging collect` and `merging merge`."
-                )
 
 
 def _check_numbers(experiment: Experiment) -> None:

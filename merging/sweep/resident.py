@@ -1,8 +1,8 @@
 """A base and experts that stay in memory, merged and scored again and again.
 
 They are held as their checkpoints have them, so that a merge here has the bits of
-`merging merge` with the same text; λ, densities and weights are traced, so that a
-further trial compiles nothing.
+`merging merge` with the same text; λ, densities and weights are traced, so that another
+value of them compiles nothing (see `Space.compiled` for what is not).
 """
 
 import dataclasses

@@ -121,7 +121,18 @@ def _restore(
             mesh=mesh,
             described=described,
         )
-    like, path = models.abstract(decoder, mesh), store.path(step) / "checkpoint"
+    return restore_like(store, step, models.abstract(decoder, mesh), mesh)
+
+
+def restore_like(
+    store: Store, step: Step, like: tree.Tree, mesh: Mesh | None
+) -> tree.Tree:
+    """Return what a finished step has written, with these shapes and shardings.
+
+    Raises:
+      Broken: as `restore`.
+    """
+    path = store.path(step) / "checkpoint"
     return _by_all(step, mesh, lambda: checkpoints.restore(path, like))
 
 

@@ -18,7 +18,7 @@ def rows(
     """Return the rows of the finished steps among `steps`, a model's rows together."""
     found = []
     for step in steps:
-        if step.kind == "data" or not store.finished(step):
+        if step.kind in ("data", "collect") or not store.finished(step):
             continue
         base = grid.base(step.settings["size"], step.settings["base"])
         if not store.finished(base):

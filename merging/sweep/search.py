@@ -7,7 +7,7 @@ WORKDIR/trials.jsonl       a line for each trial
 WORKDIR/test.jsonl         base, experts, the grid's and the search's best on the test
                            split, which is not read before the search is over
 WORKDIR/best.py            the best trial, a config of `merging merge`
-WORKDIR/merged_N/          its checkpoint, with a manifest, if asked for; N is the trial
+WORKDIR/merged_N/          its checkpoint, with a manifest; N is the trial
 WORKDIR/report/index.html  a page of it all
 WORKDIR/search.png, .svg   the search's history, and a slice for each number
 WORKDIR/data/              the suite's rows; WORKDIR/compiled/ JAX's programs
@@ -78,6 +78,12 @@ def _search(asked: Asked, folder: Path) -> Outcome:
         Lines(folder / "grid.jsonl", "scale", "value", "method"),
         Lines(folder / "trials.jsonl", "number", "point", "value"),
     ]
+    if asked.compiled and len(kept[2].read) < count:
+        print(
+            f"search: each new value of {', '.join(asked.compiled)} compiles the merge "
+            "anew; other numbers compile nothing",
+            file=sys.stderr,
+        )
     log = EventLog(folder / "events.jsonl")
     total = len(models) + len(scales) + count
     with (

@@ -47,7 +47,7 @@ _KEYS = {
     "seed": 0,
     "bootstrap": {"resamples": 1000, "level": 0.95, "seed": 0},
     "workers": 1,
-    "merge": False,
+    "merge": True,
 }
 _NAMED = re.compile(r"([A-Za-z][\w-]*)=(.+)")
 
@@ -62,6 +62,7 @@ class Asked:
       resident: the models, of which no weight is read yet.
       spec: the method, with the numbers that the config gives.
       space: what is searched.
+      compiled: the parameters of it that are compiled in: see `Space.compiled`.
     """
 
     config: ConfigDict
@@ -69,6 +70,7 @@ class Asked:
     resident: Resident
     spec: Spec
     space: Space
+    compiled: list[str]
 
 
 def read(config: Any, folder: Path) -> Asked:
@@ -84,8 +86,15 @@ def read(config: Any, folder: Path) -> Asked:
     spec, file = _method(config.method.to_dict())
     experts = expert_names(config.experts)
     resident = Resident(config.base or None, experts)
-    if methods.get(spec.name).needs_base and not config.base:
+    method = methods.get(spec.name)
+    if method.needs_base and not config.base:
         raise UserError(f"{spec.name}: this needs the base; name it (base).")
+    if method.statistics:
+        raise UserError(
+            f"{spec.name} needs {method.statistics.name} statistics of each expert, "
+            "and a search gathers none: search another method, or give `merging merge` "
+            "what `merging collect` gathered, for each number that you would try."
+        )
     space = searched.space(
         spec,
         config.space.to_dict(),
@@ -94,15 +103,16 @@ def read(config: Any, folder: Path) -> Asked:
         per_group=config.per_group,
         groups=_groups(config, resident),
     )
-    settings = _settings(config, experts, file, folder).with_datasets(resident)
     if config.sampler == "grid":
         searched.grid_points(space, config.points)  # or too many
-    # Patterns that match no leaf, say.
-    middle = {d.label: (d.low + d.high) / 2 for d in space.dimensions}
+    # Patterns that match no leaf, or a method of another number of experts, say.
     leaves = resident.inputs.first_leaves
     floats = [p for p in leaves if tree.dtype_class(leaves[p]) == "float"]
-    rules.recipe(floats, *space.recipe(middle))
-    return Asked(config, settings, resident, spec, space)
+    chosen = rules.recipe(floats, *space.recipe(space.at(0.5)))
+    for one in filter(None, chosen.values()):
+        one.reordered(range(len(experts)))
+    settings = _settings(config, experts, file, folder).with_datasets(resident)
+    return Asked(config, settings, resident, spec, space, space.compiled)
 
 
 def _settings(

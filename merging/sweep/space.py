@@ -1,13 +1,17 @@
 """What a search varies: the numbers of a method, for all leaves or groups of them."""
 
 import itertools
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from merging import methods
 from merging.merge import rules
 from merging.merge.rules import Spec
+from merging.methods import Method
 from merging.runtime.errors import UserError, nearest
 
 _MOST_POINTS = 100_000  # of a grid
@@ -23,6 +27,7 @@ class Dimension(NamedTuple):
       expert: place of the expert whose number it is; None for all of them.
       group: place of the leaves' group; None for all leaves.
       low, high: its range.
+      whole: whether it is a whole number, as its default is.
     """
 
     label: str
@@ -31,6 +36,13 @@ class Dimension(NamedTuple):
     group: int | None
     low: float
     high: float
+    whole: bool
+
+    def at(self, share: float) -> float:
+        """Return the number at a share of the range: 0 is `low`, 1 is `high`."""
+        number = (1 - share) * self.low + share * self.high
+        # Not `round`, which makes 2 of both 1.5 and 2.5.
+        return math.floor(number + 0.5) if self.whole else number
 
 
 class Recipe(NamedTuple):
@@ -52,6 +64,30 @@ class Space(NamedTuple):
     spec: Spec
     dimensions: tuple[Dimension, ...]
     patterns: tuple[str, ...]
+
+    def at(self, share: float) -> dict[str, float]:
+        """Return the point with every number at a share of its range, from 0 to 1."""
+        return {one.label: one.at(share) for one in self.dimensions}
+
+    @property
+    def compiled(self) -> list[str]:
+        """The parameters that are compiled in, not traced.
+
+        A new value of one is another structure of the method, and so another program.
+        """
+        found = []
+        for name in dict.fromkeys(one.parameter for one in self.dimensions):
+            structures = [
+                jax.tree.structure(_methods(self.recipe(self.at(0.5) | moved)))
+                for moved in (self._only(name, 0.25), self._only(name, 0.75))
+            ]
+            if structures[0] != structures[1]:
+                found.append(name)
+        return found
+
+    def _only(self, parameter: str, share: float) -> dict[str, float]:
+        mine = (one for one in self.dimensions if one.parameter == parameter)
+        return {one.label: one.at(share) for one in mine}
 
     def recipe(self, point: Mapping[str, float]) -> Recipe:
         """Return the merge at a point, {dimension's label: number}."""
@@ -106,10 +142,11 @@ def space(
     """
     _require_searchable(spec, ranges, per_expert, per_group, groups)
     fixed = {k: v for k, v in spec.parameters.items() if k not in ranges}
+    kinds = {name: int if _is_whole(spec, name) else float for name in ranges}
     dimensions = tuple(
         Dimension(
             _label(name, expert, group, experts, groups),
-            *(name, expert, group, float(bounds[0]), float(bounds[1])),
+            *(name, expert, group, *map(kinds[name], bounds), kinds[name] is int),
         )
         for name, bounds in ranges.items()
         for group in (range(len(groups) + 1) if name in per_group else (None,))
@@ -117,12 +154,20 @@ def space(
     )
     patterns = tuple(groups.values())
     made = Space(spec._replace(parameters=fixed), dimensions, patterns)
-    for end in ("low", "high"):
-        at_end = made.recipe({d.label: getattr(d, end) for d in dimensions})
-        then = (rules.parse_rule(line).then for line in at_end.rules)
-        for one in (rules.parse(at_end.method), *then):
-            one.method(0.0)
+    for end in (0.0, 1.0):
+        _methods(made.recipe(made.at(end)))
     return made
+
+
+def _methods(recipe: Recipe) -> list[Method]:
+    """Return the methods of a recipe, in the first layer."""
+    then = (rules.parse_rule(line).then for line in recipe.rules)
+    return [one.method(0.0) for one in (rules.parse(recipe.method), *then)]
+
+
+def _is_whole(spec: Spec, parameter: str) -> bool:
+    """Return whether a parameter takes whole numbers only: its default is one."""
+    return type(methods.parameters(spec.name)[parameter]) is int
 
 
 def _require_searchable(
@@ -140,6 +185,11 @@ def _require_searchable(
         numbers = all(type(b) in (int, float) for b in bounds)
         if len(bounds) != 2 or not numbers or not bounds[0] < bounds[1]:
             faults.append(f"space.{name} = {tuple(bounds)} must be (low, high)")
+        elif _is_whole(spec, name) and not all(float(b).is_integer() for b in bounds):
+            faults.append(
+                f"space.{name} = {tuple(bounds)} must be whole numbers, as the default "
+                f"{entry.parameters[name]} is"
+            )
     for where, names in (("per_expert", per_expert), ("per_group", per_group)):
         strange = [name for name in names if name not in ranges]
         faults += [f"{where}: {name} has no range in space" for name in strange]
@@ -187,18 +237,24 @@ def starts(
 def grid_points(found: Space, points: int) -> list[dict[str, float]]:
     """Return the points of a grid, both ends of every range among them.
 
+    Of whole numbers there are no more than the range holds.
+
     Raises:
       UserError: too many.
     """
-    total = points ** len(found.dimensions)
+    counts = [
+        min(points, int(d.high - d.low) + 1) if d.whole else points
+        for d in found.dimensions
+    ]
+    total = math.prod(counts)
     if total > _MOST_POINTS:
         raise UserError(
-            f"a grid of {points} points in {len(found.dimensions)} dimensions has "
-            f"{total:,} trials: search fewer, or by tpe or cmaes."
+            f"a grid of {points} points in {len(counts)} dimensions has {total:,} "
+            "trials: search fewer, or by tpe or cmaes."
         )
     axes = [
-        [d.low + (d.high - d.low) * i / max(points - 1, 1) for i in range(points)]
-        for d in found.dimensions
+        [d.at(i / max(count - 1, 1)) for i in range(count)]
+        for d, count in zip(found.dimensions, counts, strict=True)
     ]
     labels = [d.label for d in found.dimensions]
     return [dict(zip(labels, p, strict=True)) for p in itertools.product(*axes)]

@@ -3,10 +3,12 @@
     data/bases ── pretrain(size) ── instruct(size)
                         └──────┬──────────┘
     data/experts ───────┬──────┴── multitask(size, base)
-                        └───────── expert(size, base, category, seed) ── merge(…)
+                        └───────── expert(size, base, category, seed) ─┬─ merge(…)
+                                                                       └─ collect(…)
 
 Given bases take the place of those that are pretrained or instructed: load(size, base);
-and an expert that is given is only scored.
+and an expert that is given is only scored. Methods that merge by statistics need those
+that are collected of each expert, too.
 
 A step's key is the hash of everything its output depends on: its settings after all
 defaults, the content of what it is given, the keys of the steps before it, and the
@@ -23,7 +25,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from merging import models
+from merging import methods, models
 from merging.runtime import storage
 from merging.sweep import given
 from merging.sweep.experiment import Experiment, Phase
@@ -35,11 +37,13 @@ from merging.training import Hyperparameters
 VERSIONS = {"training": 1, "models": 1, "merge": 2, "evaluation": 1}
 _CODE = {
     "data": (),
+    "collect": ("training", "models"),
     "load": ("models", "evaluation"),
     "merge": ("models", "merge", "evaluation"),
 }
 _TRAINED = ("training", "models", "evaluation")
 HOW_IT_RUNS = ("checkpoint_every", "log_every")
+COLLECTED = 256  # training examples of an expert that statistics are gathered on
 FLOPS_PER_SECOND = 15e9  # one CPU core on small models; only weighs the progress bar
 
 
@@ -49,8 +53,7 @@ class Step:
 
     Attributes:
       kind: "data", "pretrain", "instruct", "load", "expert", "multitask",
-      "single_task" or
-        "merge".
+        "single_task", "collect" or "merge".
       name: unique in the grid and readable, e.g. "expert/8x/it/sentiment/seed0".
       settings: what the output depends on beside `needs`; JSON values.
       needs: the steps whose outputs are read.
@@ -196,6 +199,17 @@ class Grid:
         return self._training("single_task", size, before, dataset, 0, base)
 
     @_once
+    def collected(self, expert: Step, statistics: str) -> Step:
+        """Statistics of an expert on its own training examples."""
+        of = ("size", "base", "what", "seed")
+        settings = {key: expert.settings[key] for key in of}
+        settings |= {"statistics": statistics, "examples": COLLECTED}
+        settings |= {"batch_size": self.experiment.batch_size}
+        name = expert.name.replace("expert/", f"collect/{statistics}/", 1)
+        cost = 3 * self._scoring(settings["size"], COLLECTED)
+        return self._step("collect", name, settings, (expert,), cost)
+
+    @_once
     def merge(self, size: str, base: str, method: str, count: int, seed: int) -> Step:
         """A merge, its λ and density chosen on validation, evaluated on everything."""
         s = self.experiment
@@ -217,6 +231,8 @@ class Grid:
         scored += len(s.suite.datasets) * (s.suite.examples("test") or 1000)
         name = f"merge/{size}/{base}/{method}/K{count}/seed{seed}"
         needs = (self.base(size, base), *experts)
+        if wanted := methods.get(method, **s.candidates(method)[0]).statistics:
+            needs += tuple(self.collected(expert, wanted.name) for expert in experts)
         return self._step("merge", name, settings, needs, self._scoring(size, scored))
 
     def _training(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merging.runtime.errors import UserError
-from merging.sweep.space import Space, grid_points
+from merging.sweep.space import Dimension, Space, grid_points
 
 SAMPLERS = ("tpe", "cmaes", "grid", "random")
 
@@ -74,10 +74,7 @@ def search(
         trials = len(begin)
     for point in begin:
         study.enqueue_trial(dict(point))
-    ranges = {
-        d.label: optuna.distributions.FloatDistribution(d.low, d.high)
-        for d in found.dimensions
-    }
+    ranges = {d.label: _distribution(d) for d in found.dimensions}
     for first in range(0, trials, batch):
         asked = [study.ask(ranges) for _ in range(min(batch, trials - first))]
         new = [(t.number, dict(t.params)) for t in asked if t.number not in kept]
@@ -91,6 +88,14 @@ def search(
                 )
             study.tell(trial, line["value"])
             yield Trial(trial.number, dict(trial.params), line["value"], dict(line))
+
+
+def _distribution(one: Dimension) -> Any:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    if one.whole:
+        return IntDistribution(int(one.low), int(one.high))
+    return FloatDistribution(one.low, one.high)
 
 
 def _study(found: Space, sampler: str, seed: int, batch: int) -> Any:

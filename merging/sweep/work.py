@@ -13,7 +13,7 @@ from merging.models import hf as families
 from merging.runtime import loggers, processes, storage, tree
 from merging.runtime.revision import git_revision
 from merging.runtime.storage import Folder
-from merging.sweep import merges, restoring, scoring
+from merging.sweep import collecting, merges, restoring, scoring
 from merging.sweep.experiment import Experiment
 from merging.sweep.restoring import restore
 from merging.sweep.steps import Step
@@ -55,6 +55,8 @@ def execute(
         output = _data(step, experiment, store, tick)
     elif step.kind == "merge":
         output = merges.run(step, experiment, store, tick, mesh)
+    elif step.kind == "collect":
+        output = collecting.run(step, experiment, store, tick, mesh)
     elif step.given:
         output = _load(step, experiment, store, mesh)
     else:
@@ -150,7 +152,6 @@ def _train(
             folder,
             mesh=mesh,
             report=report,
-            keep_best=False,
             dtype=kept.param_dtype,
         )
         told.settle()

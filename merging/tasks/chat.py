@@ -1,10 +1,12 @@
 """Chat templates: a prompt as an instruct model was tuned to see it.
 
 A template is a program of its model's authors. It runs in Jinja's sandbox, with the
-tags, filters and functions that transformers offers, for which templates are written.
+tags, filters and functions that transformers offers, for which templates are written;
+and in some seconds, or it is stopped where a loop or a macro begins anew.
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -21,6 +23,9 @@ from merging.runtime.errors import UserError
 # same prompts, and so the same score, on every day. It is the date that Llama 3's own
 # templates write where they are not told any.
 TODAY = datetime(2024, 7, 26)
+SECONDS = 10.0  # of a prompt, which takes a thousandth of one
+_LARGEST_PRODUCT = 10**6  # characters, elements or bits
+_SHOWN = 300  # characters of what a template says of its failure
 
 
 class ChatTemplate:
@@ -35,18 +40,19 @@ class ChatTemplate:
     """
 
     def __init__(self, text: str, tokens: Mapping[str, str]):
-        sandbox = ImmutableSandboxedEnvironment(
+        sandbox = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, loopcontrols],
         )
         sandbox.filters["tojson"] = _to_json
         sandbox.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
-        self._tokens = dict(tokens)
+        self._tokens, self._sandbox = dict(tokens), sandbox
         try:
-            self._template = sandbox.from_string(text)
+            self._template = sandbox.from_string(_stepping(sandbox, text))
         except Exception as error:  # syntax, depth: whatever a file may hold
-            raise UserError(f"the chat template can't be read: {error}") from None
+            reason = _said(error)
+            raise UserError(f"the chat template can't be read: {reason}") from None
         self.wrap("a")  # Refused here rather than in the midst of reading examples.
 
     def wrap(self, prompt: str) -> str:
@@ -69,6 +75,7 @@ class ChatTemplate:
         Raises:
           UserError: the template fails.
         """
+        self._sandbox.until = time.monotonic() + SECONDS
         try:
             text = self._template.render(
                 messages=list(messages),
@@ -79,12 +86,51 @@ class ChatTemplate:
             )
             text.encode()  # half of a surrogate pair is no text
         except Exception as error:  # of a stranger's program, any
-            raise UserError(f"the chat template fails: {error}") from error
+            raise UserError(f"the chat template fails: {_said(error)}") from error
         if not answering:
             # Templates end a turn; and many drop white space at a message's ends.
             begun = str(messages[-1]["content"]).strip()
             text = text[: text.rfind(begun) + len(begun)] if begun in text else text
         return text
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, whose loops, macros, products and powers come to an end."""
+
+    intercepted_binops = frozenset(("*", "**"))
+    until = float("inf")
+
+    def step(self) -> None:
+        """Go on, if there is time left."""
+        if time.monotonic() > self.until:
+            raise jinja2.TemplateError(f"it takes longer than {SECONDS:g} seconds")
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Return a product or a power, if it is no trap."""
+        sizes = [x.bit_length() if isinstance(x, int) else 1 for x in (left, right)]
+        size = sum(sizes)
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, str | list | tuple) and isinstance(other, int):
+                size = len(one) * other
+        if operator == "**" and isinstance(right, int):
+            size = sizes[0] * right
+        if size > _LARGEST_PRODUCT:
+            raise jinja2.TemplateError(f"what {operator} makes is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _stepping(sandbox: _Sandbox, text: str) -> nodes.Template:
+    """Return a template that takes a step whenever a loop or a macro begins anew."""
+    template = sandbox.parse(text)
+    for part in template.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        call = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
+        part.body.insert(0, nodes.ExprStmt(call, lineno=part.lineno))
+    return template.set_environment(sandbox)
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())[:_SHOWN]
+    return text if text.isprintable() else repr(text)
 
 
 class _Generation(Extension):

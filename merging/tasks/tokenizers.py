@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from merging.runtime import hub, storage
+from etils import epath
+
+from merging.runtime import foreign_json, hub, storage
 from merging.runtime.errors import UserError
 from merging.tasks.chat import ChatTemplate
 
@@ -89,7 +91,7 @@ class FileTokenizer:
         content = _bytes(path := _file(path))
         name = "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
         beside = {n: folder / n for n in (_SETTINGS, _TEMPLATE)}
-        self.files = {n: _bytes(p) for n, p in beside.items() if p.is_file()}
+        self.files = {n: _bytes(p) for n, p in beside.items() if p.exists()}
         self.files[name] = content
         self._codec = (_SentencePiece if path.suffix == ".model" else _HuggingFace)(
             path, content, settings
@@ -293,12 +295,12 @@ def _ends(codec: Any, folder: Path) -> tuple[int, ...]:
 
 
 def _file(path: Path) -> Path:
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     found = [path / "tokenizer.json", path / "tokenizer.model"]
     found += sorted(path.glob("*.model"))
     for candidate in found:
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
     raise UserError(
         f"{path} holds no tokenizer: neither tokenizer.json nor a SentencePiece "
@@ -307,17 +309,24 @@ def _file(path: Path) -> Path:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.stat().st_size > _LARGEST:
-        raise UserError(f"{path} has more than {_LARGEST} bytes: no tokenizer.")
-    return path.read_bytes()
+    """Return a file that lies in its folder, and not where a link leads."""
+    from merging.checkpoints import files  # loads JAX, which suites of words need not
+
+    if not files.lies_in(epath.Path(path.parent), path.name):
+        raise UserError(
+            f"{path} is a link to outside its folder, which is not read: copy the file "
+            "there, or name its place."
+        )
+    return files.read_small(epath.Path(path), _LARGEST)
 
 
 def _json(path: Path) -> dict[str, Any]:
     """Return a JSON object, {} where there is no such file."""
-    if not path.is_file():
+    if not path.exists():
         return {}
+    content = _bytes(path)
     try:
-        values = json.loads(_bytes(path))
+        values = foreign_json.loads(content)
         json.dumps(values, ensure_ascii=False).encode()  # half a surrogate is no text
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read: {error}") from None
@@ -334,12 +343,13 @@ def _spelling(token: Any) -> str:
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str:
-    if (folder / _TEMPLATE).is_file():
+    if (folder / _TEMPLATE).exists():
         return _bytes(folder / _TEMPLATE).decode("utf-8", errors="replace")
     found = settings.get("chat_template")
     if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
+        templates = (t for t in found if isinstance(t, dict))
+        named = (t.get("template") for t in templates if t.get("name") == "default")
+        found = next(named, None)
     if not isinstance(found, str):
         raise UserError(
             f"{folder} holds no chat template (chat_template in {_SETTINGS}, or "

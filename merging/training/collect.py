@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ _KEYS = {
 _HOW = ("mesh", "save_every")
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """How far it is: the sums, and of how many examples and tokens."""
 
     sums: Sums
@@ -184,7 +184,14 @@ def _collect(
     functions = statistics.collector(decoder, params, kinds, mesh)
     content = processes.broadcast(lambda: families.identity(model))
     of = int(storage.digest(content, examples.digest)[:8], 16)
-    done = _gathered(values, folder, functions, params, examples, mesh, of)
+    count = min(values["examples"], examples.count)
+    with Progress(count, "collect") as shown:
+        done = gathered(
+            *(functions, params, examples, mesh, folder / _PARTIAL, of),
+            count=count,
+            told=lambda done, new: shown.advance(new) if new else shown.skip(done),
+            **{key: values[key] for key in ("batch_size", "seed", "save_every")},
+        )
     record = {
         "model": values["checkpoint"],
         "model_content": content,
@@ -207,48 +214,70 @@ def _collect(
     processes.barrier("statistics are gathered")
 
 
-def _gathered(
-    values: Mapping[str, Any],
-    folder: Path,
+def gathered(
     functions: Collector,
     params: models.Params,
     examples: Source,
-    mesh: Mesh,
+    mesh: Mesh | None,
+    folder: storage.Folder,
     of: int,
-) -> _State:
-    """Go through the examples, from where an earlier run was; leave the sums saved."""
-    total, size = min(values["examples"], examples.count), values["batch_size"]
-    now = _restored(folder / _PARTIAL, functions, of)
-    now = now or _State(functions.start(), 0, 0)
-    mine = sharding.rows_here(mesh, size)
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    save_every: int,
+    told: Callable[[int, int], object],
+) -> State:
+    """Go through the first examples drawn, from where an earlier run was.
+
+    Args:
+      functions: of `statistics.collector`, for the parameters and the mesh.
+      params: float32.
+      examples: of which `count` are drawn by `seed`.
+      mesh: the devices; None for one.
+      folder: where the sums are saved, and left.
+      of: a number of 32 bits that tells this model and its examples from others.
+      count: at most as many as there are.
+      batch_size: of a call.
+      seed: of the draw.
+      save_every: so many examples.
+      told: how many are done and how many of them are new, at first and after every
+        batch.
+
+    Raises:
+      UserError: the folder has sums of another model, or of other examples.
+      Preempted: it was asked to stop; the sums are saved.
+    """
+    now = _restored(folder, functions, of)
+    now = now or State(functions.start(), 0, 0)
+    mine = sharding.rows_here(mesh, batch_size)
     saved = now.examples
-    with Progress(total, "collect") as shown:
-        shown.skip(now.examples)
-        while now.examples < total:
-            stop = min(now.examples + size, total)
-            rows = now.examples + mine
-            drawn = examples.draw(values["seed"], now.examples, now.examples + size)
-            tokens, weights = examples.take(drawn[mine])
-            weights = weights * (rows < stop)[:, None]
-            batch = [sharding.place_rows(mesh, x, size) for x in (tokens, weights)]
-            sums, counted = functions.add(params, now.sums, *batch)
-            shown.advance(stop - now.examples)
-            now = _State(sums, stop, now.tokens + int(counted))
-            preempted = processes.preempted()
-            if preempted or stop == total or stop - saved >= values["save_every"]:
-                _save(folder / _PARTIAL, now, of)
-                saved = stop
-            if preempted and stop < total:
-                raise Preempted(f"{preemption.reason()} at example {stop} of {total}")
+    told(saved, 0)
+    while now.examples < count:
+        stop = min(now.examples + batch_size, count)
+        rows = now.examples + mine
+        drawn = examples.draw(seed, now.examples, now.examples + batch_size)
+        tokens, weights = examples.take(drawn[mine])
+        weights = weights * (rows < stop)[:, None]
+        batch = [sharding.place_rows(mesh, x, batch_size) for x in (tokens, weights)]
+        sums, counted = functions.add(params, now.sums, *batch)
+        told(stop, stop - now.examples)
+        now = State(sums, stop, now.tokens + int(counted))
+        preempted = processes.preempted()
+        if preempted or stop == count or stop - saved >= save_every:
+            _save(folder, now, of)
+            saved = stop
+        if preempted and stop < count:
+            raise Preempted(f"{preemption.reason()} at example {stop} of {count}")
     return now
 
 
-def _save(path: Path, now: _State, of: int) -> None:
+def _save(path: storage.Folder, now: State, of: int) -> None:
     counts = np.array([now.examples, now.tokens, of], np.uint32)
     checkpoints.save(path, {"counts": counts, "sums": now.sums})
 
 
-def _restored(path: Path, functions: Collector, of: int) -> _State | None:
+def _restored(path: storage.Folder, functions: Collector, of: int) -> State | None:
     """Return the state that was saved, if one was.
 
     Raises:
@@ -264,7 +293,7 @@ def _restored(path: Path, functions: Collector, of: int) -> _State | None:
             f"{path} is of another model or other examples than are there now; choose "
             "another --workdir."
         )
-    return _State(kept["sums"], examples, tokens)
+    return State(kept["sums"], examples, tokens)
 
 
 def _write(

@@ -97,7 +97,6 @@ def fit(
     *,
     mesh: Mesh | None = None,
     report: Callable[[RunState], object] | None = None,
-    keep_best: bool = True,
     dtype: str = "",
 ) -> Trained:
     """Train a model into a folder; called by every process of a job.
@@ -110,7 +109,6 @@ def fit(
       folder: gets `checkpoint`, and `best` where there is validation.
       mesh: the devices; None for the default one.
       report: called with the state of the run after every ``log_every`` steps.
-      keep_best: whether to write the best parameters, too.
       dtype: of the parameters that come out; that of those trained by default.
 
     Raises:
@@ -134,7 +132,7 @@ def fit(
             best = tree.cast(trained.best, dtype)
         trained = dataclasses.replace(trained, params=last, best=best)
     kept = {"checkpoint": trained.params}
-    if what.hyperparameters.validate_every and keep_best:
+    if what.hyperparameters.validate_every:
         kept["best"] = trained.best
     for name, params in kept.items():
         checkpoints.save(folder / name, params)

@@ -71,6 +71,17 @@ def collector(
     )
 
 
+def means(sums: Sums, examples: int, tokens: int) -> Sums:
+    """Return the means of sums: Fisher's over examples, Gram matrices' over tokens."""
+    counts = {FISHER: examples, GRAM: tokens}
+    return {kind: _divided(of, counts[kind]) for kind, of in sums.items()}
+
+
+@jax.jit
+def _divided(sums: tree.Tree, count: int) -> tree.Tree:
+    return jax.tree.map(lambda leaf: leaf / jnp.float32(count), sums)
+
+
 def _fisher(
     config: models.DecoderConfig,
     together: int,

@@ -12,8 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging import models
+from merging.models.decoder import output_logits
 from merging.models.positions import causal
 from merging.runtime import sharding, tree
+from merging.training import cross_entropy
 from merging.training.hyperparameters import Hyperparameters
 
 Params = dict[str, Any]
@@ -177,13 +179,10 @@ def total_loss(
     model = models.bind(config, params)
     inputs, tokens, weights = shifted(config, tokens, weights)
     hidden, _ = model(inputs, causal(config, inputs.shape[1]))
-    logits = model.logits(hidden)
-    # A comparison, not a gather: no scatter in the gradient, and no gather of a
-    # vocabulary that is split over devices.
-    target = jnp.arange(logits.shape[-1]) == tokens[..., None]
-    chosen = jnp.sum(logits, axis=-1, where=target)
-    surprise = jax.nn.logsumexp(logits, axis=-1) - chosen
-    return jnp.sum(surprise * weights), jnp.sum(weights)
+    table = params["embed" if config.tied_embeddings else "head"]
+    logits = functools.partial(output_logits, config)
+    total = cross_entropy.total(logits, table, hidden, tokens, weights)
+    return total, jnp.sum(weights)
 
 
 def _adamw(n: TracedHyperparameters) -> optax.GradientTransformation:

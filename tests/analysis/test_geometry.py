@@ -311,6 +311,24 @@ def test_spectra_are_those_of_numpy(shape):
     assert spectra.overlap(found[0].left, found[1].left) == pytest.approx(expected)
 
 
+def test_chance_is_that_of_each_side():
+    ranks = {f"{name}_rank": [1.0, 1.0] for name in ("effective", "stable")}
+    ranks["participation_ratio"] = [1.0, 1.0]
+    one = {"layer": 0, "kind": "w", "shape": [40, 10], "ranks": ranks}
+    one |= {"left": [0.5], "right": [0.7]}
+    found = {r.quantity: r for r in spectra.rows([one], ("a", "b"), 4) if not r.layer}
+    assert found["left_overlap_of_random"].value == pytest.approx(0.1)
+    assert found["right_overlap_of_random"].value == pytest.approx(0.4)
+    assert "overlap_of_random" not in found
+    # Random subspaces of R^40, where the columns lie, and of R^10, where the rows do.
+    rng = np.random.default_rng(0)
+    for m, chance in ((40, 0.1), (10, 0.4)):
+        bases = [np.linalg.qr(rng.standard_normal((m, 4)))[0] for _ in range(400)]
+        pairs = zip(bases[::2], bases[1::2], strict=True)
+        mean = np.mean([spectra.overlap(*pair) for pair in pairs])
+        assert mean == pytest.approx(chance, abs=0.02)
+
+
 def test_a_file_of_rows_is_plain_json(tmp_path):
     row = rows.Row("cosine", 0.5, by="model", of=("a", "b"))
     path = rows.write(tmp_path, "geometry", [row], settings={})

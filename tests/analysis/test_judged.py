@@ -1,7 +1,9 @@
 """Analyses that judge models on a suite: paths, disentanglement, critical densities."""
 
+import functools
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -100,7 +102,139 @@ def test_the_connectivity_of_models(folders, tmp_path, capsys):
     assert "Nothing to do" in capsys.readouterr().out
 
 
-def test_the_saturation_of_experts(folders, tmp_path, capsys):
+def answers(folders, params, dataset, split):
+    """Return which of two choices a model finds likelier, of each example."""
+    suite = tasks.suite(
+        "miniworld", test_examples=EXAMPLES, tokenizer=folders["base"], chat=False
+    )
+    decoder, _ = hf.load(folders["base"])
+    asked = evaluation.requests(
+        suite,
+        split,
+        datasets=[dataset],
+        count=EXAMPLES,
+        context=decoder.max_length,
+        vocab_size=decoder.vocab_size,
+    )
+    calls = (functools.partial(f, params) for f in models.predictor(decoder))
+    batches = evaluation.prepare(asked, batch_size=32)
+    (made,) = evaluation.predict(batches, models.Predictor(*calls))
+    return made.outputs.reshape(-1, 2).argmax(axis=1)
+
+
+@pytest.mark.long
+def test_disentanglement_is_of_the_answers_on_the_split(folders, tmp_path):
+    split = "validation"
+    argv = command(
+        folders,
+        "connectivity",
+        str(tmp_path / "out"),
+        suite__test_examples=EXAMPLES,
+        datasets="copa",
+        points=2,
+        scales=2.0,
+        split=split,
+        count=EXAMPLES,
+    )
+    assert main(argv) == 0
+    made = rows.read(tmp_path / "out", "connectivity")["rows"]
+    value = {(r.quantity, r.of, r.at): r.value for r in made}
+    loaded = {name: hf.load(folder)[1] for name, folder in folders.items()}
+    one, other = (
+        jax.tree.map(lambda x, base: 2 * (x - base), loaded[name], loaded["base"])
+        for name in EXPERTS
+    )
+    alone = jax.tree.map(lambda base, x: base + x, loaded["base"], one)
+    both = jax.tree.map(lambda x, y: x + y, alone, other)
+    changed = [
+        np.mean(answers(folders, alone, d, split) != answers(folders, both, d, split))
+        for d in ("app_reviews", "imdb")
+    ]
+    assert 0 < np.mean(changed) < 1
+    found = value["disentanglement_error", EXPERTS[:1], 2.0]
+    assert found == pytest.approx(np.mean(changed))
+
+
+class Along:
+    """Scores a model by how far it is from the base to another, split by split.
+
+    Args:
+      base, end: their first leaves. values: {split: {share of the way: value}}, 0 off
+        the way.
+    """
+
+    def __init__(self, base, end, values):
+        self._base, self._end, self._values = base, end, values
+
+    def __call__(self, decoder, suite, datasets, split, *how):
+        def scores(params):
+            way = self._end - self._base
+            share = float(np.mean((jax.tree.leaves(params)[0] - self._base) / way))
+            value = self._values[split].get(round(share, 3), 0.0)
+            return {"copa": Score(value, None)}
+
+        return SimpleNamespace(scores=scores)
+
+
+def test_wise_ft_chooses_on_validation_and_is_judged_on_the_split(
+    folders, tmp_path, monkeypatch
+):
+    loaded = [hf.load(folders[name])[1] for name in ("base", "mean")]
+    ends = [jax.tree.leaves(params)[0] for params in loaded]
+    values = {
+        "validation": {0.0: 0.1, 0.5: 0.7, 1.0: 0.6},
+        "test": {0.0: 0.2, 0.5: 0.3, 1.0: 0.8},
+    }
+    monkeypatch.setattr(connectivity, "Judge", Along(*ends, values))
+    chosen = {"merged": folders["mean"], "points": 3, "scales": "", "datasets": "copa"}
+    argv = command(folders, "connectivity", str(tmp_path / "out"), **chosen)
+    assert main(argv) == 0
+    made = rows.read(tmp_path / "out", "connectivity")["rows"]
+    found = {r.quantity: r.value for r in made if r.of == ("mean",)}
+    expected = {"wise_ft_share": 0.5, "wise_ft_value": 0.3, "plain_value": 0.8}
+    assert found == pytest.approx(expected)
+
+
+def test_an_expert_that_is_not_above_its_base_has_no_density(
+    folders, tmp_path, monkeypatch, capsys
+):
+    loaded = {name: jax.tree.leaves(hf.load(f)[1]) for name, f in folders.items()}
+    asked = []
+
+    def same(one, other):
+        return all(map(np.array_equal, one, other))
+
+    class Scripted:
+        """The base has 0.5, sentiment's expert 0.4 and the other's 0.9, trimmed too."""
+
+        def __init__(self, decoder, suite, datasets, *how):
+            self._own = 0.4 if "imdb" in datasets else 0.9
+
+        def scores(self, params):
+            leaves = jax.tree.leaves(params)
+            of_base = same(leaves, loaded["base"])
+            asked.append(of_base)
+            return {"any": Score(0.5 if of_base else self._own, None)}
+
+    monkeypatch.setattr(saturation, "Judge", Scripted)
+    argv = command(
+        *(folders, "saturation:miniworld", str(tmp_path / "out")),
+        **{"densities": "0.5,0.01", "draws": 64},
+    )
+    assert main(argv) == 0
+    assert "warning: sentiment is not above the base" in capsys.readouterr().err
+    made = rows.read(tmp_path / "out", "saturation")["rows"]
+    value = {(r.quantity, r.of): r for r in made}
+    assert value["critical_density", EXPERTS[:1]].value is None
+    assert value["critical_density", EXPERTS[1:]].value == 0.01
+    assert ("statistical_dimension", EXPERTS[:1]) not in value
+    assert value["threshold", ("parameters",)].at == 1
+    assert asked.count(True) == len(EXPERTS)
+
+
+def test_the_saturation_of_experts(folders, tmp_path, capsys, monkeypatch):
+    # What random weights learned is luck.
+    monkeypatch.setattr(saturation, "learned", lambda own, base: True)
     argv = command(
         folders,
         "saturation:miniworld",

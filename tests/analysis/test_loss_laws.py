@@ -91,6 +91,52 @@ def test_an_interval_holds_the_truth_and_shrinks_with_seeds():
     assert widths[1] < widths[0]
 
 
+def test_a_resample_of_other_sizes_is_drawn_again():
+    """A draw of the third seed alone has one size: another form, without L*."""
+    observed = grid(0.01, 2, sizes=(1e3, 4e3, 1.6e4))
+    observed += [one._replace(seed="2") for one in observed if one.N == 1.6e4]
+    sure = bootstrap_laws.bootstrap(observed, resamples=30)
+    assert sure.of == bootstrap_laws.SEEDS and len(sure.drawn) == 30
+    assert all(set(law.parameters) == set(TRUE) for law in sure.drawn)
+    low, high = sure.interval("L")
+    assert low <= high
+
+
+def test_seeds_whose_draws_never_tell_the_law_leave_its_residuals(monkeypatch):
+    observed = grid(0.01, 3)
+    fit = laws.fit
+
+    def refused(of, form, weights, start=None):
+        # A resample repeats a seed, or is everything.
+        if start is not None and len({o.seed for o in of}) < 3:
+            raise UserError("too few")
+        return fit(of, form, weights, start)
+
+    monkeypatch.setattr(bootstrap_laws, "_TRIES", 1)
+    monkeypatch.setattr(laws, "fit", refused)
+    sure = bootstrap_laws.bootstrap(observed, resamples=10)
+    assert sure.of == bootstrap_laws.RESIDUALS and len(sure.drawn) == 10
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4, 5])
+def test_residuals_are_drawn_unless_two_seeds_share_most(repeats):
+    counts = (1, 2, 3, 4, 6, 8, 12)
+    truth = 1.5
+    rng = np.random.default_rng(0)
+    observed = [
+        Observation(1e6, k, truth + 0.8 / (k + 0.5) + 0.02 * rng.standard_normal(), "0")
+        for k in counts
+    ]
+    observed += [one._replace(seed="1") for one in observed[:repeats]]
+    sure = bootstrap_laws.bootstrap(observed, resamples=60)
+    most = repeats > len(counts) / 2
+    assert sure.of == (bootstrap_laws.SEEDS if most else bootstrap_laws.RESIDUALS)
+    if not most:
+        low, high = sure.around(1e6, 4)
+        assert high - low > 0.005
+        assert low < truth + 0.8 / 4.5 < high
+
+
 def test_a_larger_size_is_predicted_with_its_interval():
     observed = grid(0.003, 3)
     sure, found = bootstrap_laws.held_out(observed, lambda o: o.N < 1e8, resamples=30)

@@ -1,11 +1,13 @@
 """Widths against values that are known, and the kinematic threshold."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from merging.analysis import kinematics, widths
+from merging.analysis import kinematics, saturation, widths
+from merging.analysis.judged import Score
 
 
 def simplex(count):
@@ -71,17 +73,66 @@ def test_the_same_seed_gives_the_same_widths():
 
 
 def test_the_threshold_is_where_the_sum_exceeds_the_space():
-    found = kinematics.threshold([300] * 8, 1000, eta=0.05)
-    assert found.sums[:4] == (300, 600, 900, 1200)
-    width = math.sqrt(8 * math.log(80)) * math.sqrt(1000)  # 187
-    assert (found.experts, found.extrapolated) == (4, False)
-    assert found.low == math.floor((1000 - width) / 300) + 1 == 3
-    assert found.high == math.floor((1000 + width) / 300) + 1 == 4
+    assert kinematics.threshold([300] * 8, 1000) == 4
+    # Three subspaces of 300 dimensions fill 900, and meet in 0 alone.
+    assert kinematics.threshold([300] * 8, 900) == 4
+    assert kinematics.threshold([300] * 8, 899) == 3
+    assert kinematics.threshold([600, 100, 100, 300], 1000) == 4
+
+
+def geometry(names, elements):
+    """Return a geometry of orthogonal task vectors, as far as K* asks for it."""
+    model = SimpleNamespace(
+        elements=elements, gram=np.eye(len(names)), energy_squared=len(names) ** 2 / 500
+    )
+    return SimpleNamespace(experts=names, model=model)
+
+
+def thresholds(critical, elements=1000):
+    made = list(
+        saturation.dimension_rows(geometry(tuple(critical), elements), critical)
+    )
+    known = {r.of: r for r in made if r.quantity == "threshold"}
+    return known.get(("parameters",)), made
+
+
+def test_the_threshold_has_the_ends_of_the_brackets():
+    critical = {name: (1.0, 0.5) for name in "abcdefgh"}
+    found, _ = thresholds(critical)
+    # 1000 of 1000 each, or 500: one or two fit.
+    assert (found.value, found.low, found.high, found.at) == (2, 2, 3, 8)
+    found, _ = thresholds({"a": (0.5, 0.3), "b": (0.3, 0.2)})
+    # 500 + 300 + 400 (their mean); 300 + 200 + 2 · 250, and one more.
+    assert (found.low, found.high) == (3, 5)
+
+
+def test_where_no_density_loses_anything_the_threshold_has_no_upper_end():
+    found, _ = thresholds({"a": (0.005, 0.0), "b": (0.005, 0.0)})
+    assert (found.value, found.low, found.high) == (201, 201, None)
+    found, _ = thresholds({"a": (0.005, 0.0), "b": (1.0, 0.5)})
+    # (5 + 1000) of 1000; 0, 500, then 250 each: only the fifth exceeds it.
+    assert (found.low, found.high) == (2, 5)
+
+
+def test_an_expert_that_learned_nothing_is_left_out_of_the_threshold():
+    found, made = thresholds({"a": (0.5, 0.3), "b": None, "c": (0.6, 0.5)})
+    assert (found.value, found.high, found.at) == (2, 3, 2)
+    values = {(r.quantity, r.of): r.value for r in made}
+    assert values["critical_density", ("b",)] is None
+    assert ("statistical_dimension", ("b",)) not in values
+    found, made = thresholds({"a": None})
+    assert found is None and [r.quantity for r in made].count("space") == 2
+
+
+def test_more_than_the_base_has_been_learned():
+    own = {"a": Score(0.5, None), "b": Score(0.4, None)}
+    assert saturation.learned(own, {"a": Score(0.6, None), "b": Score(0.2, None)})
+    assert not saturation.learned(own, own)
+    assert not saturation.learned(own, {"a": Score(0.9, None), "b": Score(0.2, None)})
 
 
 def test_too_few_experts_are_extrapolated():
-    found = kinematics.threshold([100, 200], 1500)
-    assert found.extrapolated and found.experts == 2 + 8 + 1
+    assert kinematics.threshold([100, 200], 1500) == 2 + 8 + 1
     assert kinematics.threshold([0, 0], 10) is None
 
 

@@ -14,7 +14,8 @@ error   that call fails with EIO or ENOSPC; a flush that failed has lost what it
 inputs  a file of an expert is cut short, written over, or replaced, while it is read.
         Refused; or, where it was read already, the bytes of before.
 twice   the same command is started twice, or by two processes and by one.
-bits    a bit of a finished output is turned: `merging verify` must see it.
+bits    a bit of any file of a finished output is turned, but the manifest's: `merging
+        verify` must see it. Every other trial picks a file, the others a byte of all.
 
 Not simulated: file names that a power cut takes back.
 """
@@ -24,7 +25,6 @@ import collections
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -159,17 +159,17 @@ class Trials:
         return {"statuses": statuses, "ended": "one output", "holds": holds}
 
     def bits(self, cell: Cell, chance: random.Random) -> dict[str, Any]:
-        """Turn a bit of a leaf's bytes."""
+        """Turn a bit of a file."""
         from merging.merge.manifest import verify
 
         self._known(cell)
         output = fresh(self._work, "out")
         shutil.copytree(self._work / cell.name / "undisturbed", output)
-        files = sorted(p for p in output.rglob("*") if _holds_weights(p))
+        files = sorted(p for p in output.rglob("*") if p.is_file())
+        files = [p for p in files if p.stat().st_size and p.name != "manifest.json"]
         sizes = [p.stat().st_size for p in files]
-        (path,) = chance.choices(files, sizes)
-        begin = _begin_of_data(path)
-        at, bit = chance.randrange(begin, path.stat().st_size), chance.randrange(8)
+        (path,) = chance.choices(files, chance.choice([sizes, None]))
+        at, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
         with open(path, "r+b") as file:
             file.seek(at)
             (byte,) = file.read(1)
@@ -279,19 +279,6 @@ def _zero(path: Path, ranges: list[tuple[int, int]], pages: set[int]) -> None:
 def _files(output: Path) -> Iterator[Path]:
     for folder in (output, output.with_name(output.name + ".partial")):
         yield from (p for p in folder.rglob("*") if p.is_file())
-
-
-def _holds_weights(path: Path) -> bool:
-    """Return whether it is a file of safetensors, or a chunk of an Orbax array."""
-    chunk = re.fullmatch(r"\d+(\.\d+)*", path.name)
-    return path.is_file() and (path.suffix == ".safetensors" or chunk is not None)
-
-
-def _begin_of_data(path: Path) -> int:
-    if path.suffix != ".safetensors":
-        return 0
-    with open(path, "rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def _weights(output: Path) -> list[str]:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 STEPS = int(os.environ.get("WUDI_STEPS", "300"))
-RATE, COMMON, OFF_DIAGONAL, FLOOR = 1e-5, 0.8, 0.9, 1e-6
+RATE, COMMON, OFF_DIAGONAL = 1e-5, 0.8, 0.9
 Tensors = Sequence[torch.Tensor]
 
 
@@ -75,8 +75,11 @@ def wudi(deltas: Tensors) -> torch.Tensor:
 
 def fisher(experts: Tensors, information: Tensors) -> torch.Tensor:
     """Weigh each number by its Fisher information (arXiv 2111.09832)."""
-    shares = [x.clamp(min=FLOOR) for x in information]
-    return sum(x * f for x, f in zip(experts, shares, strict=True)) / sum(shares)
+    total = sum(information)
+    known = total > 0
+    mean = sum(experts) / len(experts)
+    weighted = sum(x * f for x, f in zip(experts, information, strict=True))
+    return torch.where(known, weighted / torch.where(known, total, 1), mean)
 
 
 def regmean(experts: Tensors, grams: Tensors) -> torch.Tensor:

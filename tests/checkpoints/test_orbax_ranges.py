@@ -1,6 +1,8 @@
 """Ranges of Orbax checkpoints, and Orbax checkpoints written piece by piece."""
 
+import json
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -9,10 +11,16 @@ import numpy as np
 import orbax.checkpoint as v0
 import pytest
 import tensorstore as ts
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from merging import UserError, checkpoints
-from merging.checkpoints import CorruptCheckpoint, orbax_source, orbax_writer
+from merging.checkpoints import (
+    CorruptCheckpoint,
+    orbax_source,
+    orbax_tree,
+    orbax_writer,
+)
 from merging.checkpoints.ranges import boxes
 from merging.runtime import tree
 
@@ -261,3 +269,68 @@ def test_a_part_is_read_some_chunks_at_a_time_to_the_same_values(tmp_path, monke
         assert found.dtype == np.float64 and asked == rows
     single = orbax_source._part(ts.array(np.float32(3.0)), (), np.dtype("float32"))
     assert single == 3
+
+
+def described(path, **changes):
+    """Save a leaf of eight numbers, change what describes it, and open it."""
+    v0.PyTreeCheckpointer(use_ocdbt=False).save(path, {"a": jnp.arange(8.0)})
+    array = path / "a" / ".zarray"
+    array.write_text(json.dumps(json.loads(array.read_text()) | changes))
+    return checkpoints.open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"chunks": [2**44]},
+            r"a: its chunks of \[17592186044416\] are larger than it",
+        ),
+        ({"chunks": [9]}, r"a: its chunks of \[9\] are larger than its \[8\]"),
+        (
+            {"chunks": [2**44], "shape": [2**44]},
+            "a is stored in chunks of 70,368,744,177,664 bytes, each more than this",
+        ),
+    ],
+)
+def test_a_chunk_that_no_memory_holds_is_refused_before_it_is_read(
+    tmp_path, changes, words
+):
+    with pytest.raises(UserError, match=words):
+        described(tmp_path / "ckpt", **changes)
+
+
+def test_a_leaf_of_nothing_has_a_chunk_all_the_same(tmp_path):
+    source = described(tmp_path / "ckpt", shape=[0], chunks=[1])
+    assert source.abstract["a"].shape == (0,)
+
+
+def test_folders_in_folders_without_an_end_are_refused(tmp_path):
+    written(tmp_path / "ckpt")
+    deep = tmp_path / "ckpt" / "x"
+    (deep.joinpath(*"y" * 30)).mkdir(parents=True)
+    checkpoints.open_checkpoint(tmp_path / "ckpt").files()
+    (deep.joinpath(*"y" * 40)).mkdir(parents=True)
+    with pytest.raises(UserError, match="or lie too deep, and are not read: 'x/y/y"):
+        checkpoints.open_checkpoint(tmp_path / "ckpt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"tree_metadata": [' + b"[]," * 50_000 + b"[]]}",
+        b'{"tree_metadata": {"a": [' + b"[]," * 50_000 + b"[]]}}",
+        b'{"more": [' + b"{}," * 50_000 + b"{}]}",
+        b'{"tree_metadata": {"a": {"key_metadata": ['
+        + b'{"key": "b", "key_type": 2},' * 500
+        + b'{}], "value_metadata": {"value_type": ""}}}}',
+    ],
+)
+def test_a_list_of_leaves_takes_a_few_times_its_bytes_of_memory(tmp_path, text):
+    (tmp_path / "_METADATA").write_bytes(text)
+    tracemalloc.start()
+    with pytest.raises((ValueError, KeyError)):
+        orbax_tree.read(epath.Path(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(text) + 2**20

@@ -1,6 +1,7 @@
 """An Orbax output: what stock checkpointers open, whole or not there, and only ours."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -88,10 +89,6 @@ def test_reading_one_logs_no_warning(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def unfinished_safetensors(partial):
-    begin(str(partial).removesuffix(".partial"), "safetensors")
-
-
 def thesis(partial):
     partial.mkdir()
     (partial / "thesis.txt").write_text("years of work")
@@ -107,14 +104,35 @@ def half_json(partial):
     (partial / "layout.json").write_text('{"made_by": ')
 
 
-@pytest.mark.parametrize(
-    "make", [unfinished_safetensors, thesis, other_layout, half_json]
-)
-def test_what_we_did_not_begin_is_left_alone(tmp_path, make):
+def weights(partial):
+    partial.mkdir()
+    (partial / "mine.safetensors").write_text("weeks of training")
+
+
+def link(partial):
+    partial.with_name("elsewhere").mkdir()
+    partial.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
+@pytest.mark.parametrize("make", [thesis, other_layout, half_json, weights, link])
+def test_what_we_did_not_begin_is_left_alone(tmp_path, make, format):
     make(tmp_path / "out.partial")
     before = {p: p.stat().st_size for p in tmp_path.rglob("*")}
-    with pytest.raises(UserError, match=r"no Orbax output that was begun here. Move"):
-        begin(tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"out.partial (exists.*|is a link)\. Move"
+    ) as e:
+        begin(tmp_path / "out", format)
+    assert "elete" not in str(e.value)
+    assert {p: p.stat().st_size for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.permutations(checkpoints.FORMATS))
+def test_an_unfinished_output_of_the_other_format_is_left_alone(tmp_path, one, other):
+    begin(tmp_path / "out", one)
+    before = {p: p.stat().st_size for p in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match="of another merge, laid out differently"):
+        begin(tmp_path / "out", other)
     assert {p: p.stat().st_size for p in tmp_path.rglob("*")} == before
 
 
@@ -148,12 +166,26 @@ def kill_at(patch, number):
         patch.setattr(owner, name, stopping(getattr(owner, name)))
 
 
-def test_a_kill_while_it_is_published_loses_nothing(tmp_path):
-    source = checkpoints.open_checkpoint(stock.standard(tmp_path / "in", {"a": 1.0}))
+@contextlib.contextmanager
+def written(output, format):
+    of = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
+    with checkpoints.create(str(output), format, of) as writer:
+        writer.write("a", 0, np.ones(2, np.float32))
+        yield writer
+
+
+def value(output):
+    out = np.empty(2, np.float32)
+    checkpoints.open_checkpoint(output).read_into("a", 0, out)
+    return out.tolist()
+
+
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
+def test_a_kill_while_it_is_published_loses_nothing(tmp_path, format):
     files = {"manifest.json": b"{}"}
     for number in range(1, 500):
         output = tmp_path / str(number) / "out"
-        with copied(source, output) as writer, pytest.MonkeyPatch.context() as patch:
+        with written(output, format) as writer, pytest.MonkeyPatch.context() as patch:
             journal = Path(writer.folder) / ".merge"
             journal.mkdir()
             (journal / "done").write_text("all")
@@ -165,19 +197,55 @@ def test_a_kill_while_it_is_published_loses_nothing(tmp_path):
                 pass
         if not output.exists():  # its data are there, and only published again
             assert (journal / "done").exists()
-            with checkpoints.create(str(output), "orbax", leaves_of(source)) as again:
+            of = {"a": jax.ShapeDtypeStruct((2,), np.float32)}
+            with checkpoints.create(str(output), format, of) as again:
                 again.finish(files)
-        else:  # what is beside it goes when the name is used again
-            assert checkpoints.restore(output) == {"a": 1.0}
+        elif number % 2:  # what is beside it goes when the name is used again
+            assert value(output) == [1, 1]
             output.rename(tmp_path / str(number) / "first")
-            with copied(source, output) as again:
+            with written(output, format) as again:
                 assert not journal.exists()
                 again.finish(files)
             shutil.rmtree(tmp_path / str(number) / "first")
-        assert checkpoints.restore(output) == {"a": 1.0}
-        assert [p.name for p in output.parent.iterdir()] == ["out"]
-    assert 15 < number < 50
+        else:  # or looked at again
+            checkpoints.clear(str(output))
+        assert value(output) == [1, 1]
+        left = [p.name for p in output.parent.iterdir()]
+        # An empty folder may be anyone's.
+        assert left == ["out"] or not list(Path(f"{output}.partial").iterdir())
+    assert (4 if format == "safetensors" else 15) < number < 50
     assert [p.name for p in output.parent.iterdir()] == ["out"]
+
+
+def test_only_what_has_no_content_is_cleared_away(tmp_path):
+    with written(tmp_path / "out", "safetensors"):
+        pass
+    checkpoints.clear(str(tmp_path / "out"))
+    assert (tmp_path / "out.partial" / "checkpoint" / "model.safetensors").exists()
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "thesis.txt").write_text("years of work")
+    checkpoints.clear(str(tmp_path / "other"))
+    assert (tmp_path / "other.partial" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
+def test_a_strangers_files_are_not_published_and_not_removed(tmp_path, format):
+    partial = tmp_path / "out.partial"
+    with written(tmp_path / "out", format) as writer:
+        (partial / "mydata").mkdir()
+        (partial / "mydata" / "thesis.txt").write_text("years of work")
+        (partial / "checkpoint" / "notes.txt").write_text("mine")
+        with pytest.raises(UserError, match="checkpoint holds notes.txt, .* Move it"):
+            writer.finish({})
+    assert not (tmp_path / "out").exists()
+    (partial / "checkpoint" / "notes.txt").unlink()
+    with written(tmp_path / "out", format) as writer:
+        writer.finish({})
+    assert not (tmp_path / "out" / "notes.txt").exists()
+    assert [str(p.relative_to(partial)) for p in sorted(partial.rglob("*"))] == [
+        "mydata",
+        "mydata/thesis.txt",
+    ]
 
 
 def test_files_and_folders_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
@@ -237,11 +305,18 @@ def test_an_unfinished_output_is_no_checkpoint(tmp_path):
     [
         (["a.b", "a/b"], r"a/b and a\.b would both be a\.b"),
         (["_METADATA"], "_METADATA and a file of Orbax's"),
+        (["config/json"], r"config/json and a file beside the weights .* config\.json"),
+        (["chats"], "chats and a file beside the weights would both be chats"),
     ],
 )
 def test_leaves_whose_folders_would_be_one_are_refused(tmp_path, paths, words):
-    with pytest.raises(UserError, match=words):
-        begin(tmp_path / "out", paths=paths)
+    of = {path: jax.ShapeDtypeStruct((3,), np.float32) for path in paths}
+    output, beside = str(tmp_path / "out"), ("config.json", "chats/one.jinja")
+    with (
+        pytest.raises(UserError, match=words),
+        checkpoints.create(output, "orbax", of, beside=beside),
+    ):
+        pass
     assert not list(tmp_path.iterdir())
 
 

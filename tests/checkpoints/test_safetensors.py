@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -170,6 +171,86 @@ def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
         pass
 
 
+def test_files_beside_the_output_that_are_not_ours_are_left_alone(tmp_path):
+    (tmp_path / "poetry.lock").write_text("mine")
+    output = str(tmp_path / "poetry")
+    with checkpoints.create(output, "safetensors", abstract(leaves())) as writer:
+        writer.finish({})
+    assert sorted(os.listdir(tmp_path)) == ["poetry", "poetry.lock"]
+    assert (tmp_path / "poetry.lock").read_text() == "mine"
+
+
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
+def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path, format):
+    target = tmp_path / "thesis.txt"
+    target.write_text("mine")
+    (tmp_path / ".out.merging-lock").symlink_to(target)
+    with (
+        pytest.raises(UserError, match="merging-lock .*is a link.* move it away"),
+        checkpoints.create(str(tmp_path / "out"), format, abstract(leaves())),
+    ):
+        pass
+    assert target.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == [".out.merging-lock", "thesis.txt"]
+
+
+def test_many_shards_need_few_open_files(tmp_path):
+    of = {f"w{i}": jax.ShapeDtypeStruct((8,), np.float32) for i in range(150)}
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    limit = used + safetensors_writer.MOST_OPEN + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        output = str(tmp_path / "out")
+        with checkpoints.create(output, "safetensors", of, shard_bytes=32) as writer:
+            for number, name in enumerate(of):
+                writer.write(name, 0, np.full(8, number, np.float32))
+            out = np.empty(8, np.float32)
+            for number in (0, 149, 75):
+                writer.read_into(f"w{number}", 0, out)
+                assert (out == number).all()
+            writer.finish({})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 150
+    last = load_file(tmp_path / "out" / "model-00150-of-00150.safetensors")
+    assert (last["w149"] == 149).all()
+
+
+@pytest.mark.parametrize("when", ["at the end", "when its file is put aside"])
+def test_what_a_disk_did_not_take_of_one_of_many_shards_is_told(
+    tmp_path, monkeypatch, when
+):
+    aside = when == "when its file is put aside"
+    of = {f"w{i}": jax.ShapeDtypeStruct((8,), np.float32) for i in range(40)}
+
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    output = str(tmp_path / "out")
+    with (
+        pytest.raises(checkpoints.NotStored, match="Input/output error"),
+        checkpoints.create(output, "safetensors", of, shard_bytes=32) as writer,
+    ):
+        monkeypatch.setattr(os, "fdatasync" if aside else "fsync", fails)
+        for name in of:
+            writer.write(name, 0, np.zeros(8, np.float32))
+        writer.finish({})
+    assert os.listdir(tmp_path) == ["out.partial"]
+
+
+def test_a_written_file_that_cannot_be_read_back_is_one_line(tmp_path, monkeypatch):
+    of = {"a": jax.ShapeDtypeStruct((4,), np.int64)}
+
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with checkpoints.create(str(tmp_path / "out"), "safetensors", of) as writer:
+        monkeypatch.setattr(os, "preadv", fails)
+        with pytest.raises(checkpoints.CorruptCheckpoint, match="a: .*Input/output"):
+            writer.read_into("a", 0, np.empty(4, np.int64))
+
+
 @pytest.mark.parametrize("when", ["beside the work", "at the end"])
 def test_bytes_that_the_disk_does_not_store_are_not_published(
     tmp_path, monkeypatch, when
@@ -199,6 +280,13 @@ def test_a_trees_paths_are_no_names_of_tensors(tmp_path):
         with checkpoints.create(str(tmp_path / "out"), "safetensors", of):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_slash_in_a_tensors_name_is_told_with_its_file_and_a_remedy(tmp_path):
+    save_file({"layers/0/w": np.ones(3), "x": np.ones(2)}, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=r"m.safetensors holds .*save it again") as told:
+        checkpoints.open_checkpoint(tmp_path)
+    assert "'layers/0/w'" in str(told.value)
 
 
 def test_auxiliary_files_are_plain_files_of_the_folder(tmp_path):

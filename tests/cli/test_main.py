@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -177,6 +178,21 @@ def test_a_forbidden_directory_is_named(run, sweep, config):
     assert status == 2 and "'/locked'" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", ["ENAMETOOLONG", "ELOOP", "EISDIR", "ENOTDIR"])
+def test_a_path_that_the_system_refuses_is_named(run, sweep, config, number):
+    code = getattr(errno, number)
+    sweep.fail = OSError(code, os.strerror(code), "/somewhere/ours")
+    status, _, err = run("sweep", "--config", config)
+    assert status == 2 and "Traceback" not in err
+    assert os.strerror(code) in err and "'/somewhere/ours'" in err
+
+
+def test_too_many_open_files_are_told_with_the_remedy(run, sweep, config):
+    sweep.fail = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/somewhere/ours")
+    status, _, err = run("sweep", "--config", config)
+    assert status == 2 and "ulimit -n" in err and "Traceback" not in err
+
+
 def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     calls = []
     results = types.ModuleType("merging.runtime.results")
@@ -235,6 +251,7 @@ def test_methods_are_listed_for_programs(run):
         "passes": 1,
         "everywhere": False,
         "memory": "",
+        "statistics": "",
         "evidence": "",
     }
 

@@ -26,6 +26,13 @@ MISTAKES = [
     ("merge --manifest gone.json", "--manifest goes with --output"),
     ("merge --manifest gone.json --output x", "there is no manifest at gone.json"),
     ("merge --manifest file --output x", "file is no manifest"),
+    ("merge --manifest file --output x --method_file", "expected one argument"),
+    ("merge --config merge/ties --method_file mine.py", "merging merge needs --conf"),
+    (
+        "merge --config merge/average --config.experts=e1,e2 "
+        f"--config.output={'o' * 300}",
+        "File name too long",
+    ),
     ("merge --manifest s3://b/m.json --output x", "s3:// is not supported here"),
     ("verify", "required: DIR; see `merging verify --help`"),
     ("verify gone", "there is no checkpoint at gone"),
@@ -49,7 +56,6 @@ MISTAKES = [
     (f"{FISHER} --config.statistics=e1=e1,e2=e2,e3=e1", "e3, which is no expert"),
     (f"{FISHER} --config.method.floor=-1", "floor must be positive, not -1"),
     (f"{TIES} --config.statistics=e1=e1", "no method uses them: leave them out"),
-    (f"{SWEEP} --config.methods=average,regmean", "which a sweep does not gather"),
     (
         "plan --config plan/palm_64b --topology v5p:4x4x8 --count "
         "--config.method.name=fisher",
@@ -131,11 +137,14 @@ MISTAKES = [
     (f"{TIES} --config.dtype=float65", "did you mean float64"),
     (f"{TIES} --config.format=torch", "unknown format 'torch'"),
     (f"{TIES} --config.memory_budget=lots", "'lots' is no size"),
+    (f"{TIES} --config.memory_budget={'9' * 400}", "… is no size"),
     (f"{TIES} --config.shard_size=0", "'0' is no size"),
     (f"{TIES} --config.auxiliary_files=/nonexist", "auxiliary_files /nonexist"),
     (f"{TIES} --config.auxiliary_files=e9", "did you mean e2 or e1"),
     (f"{TIES} --config.rules=x", "'x' is no rule"),
     (f"{TIES} --config.rules=nomatch=>base", "rules that match no leaf: nomatch"),
+    (f"{TIES} --config.rules=(a|a)*=>base", "which is not taken here"),
+    (f"{TIES} --config.rules=w=>ties(density={'9' * 400})", "that no method takes"),
     (f"{TIES} --config.merge_yaml=gone.yml", "'merge_yaml'"),
     ("merge --config merge/mergekit --config.output=out", "name the mergekit YAML"),
     (f"{MERGE} --config.output=base", "the output base exists"),

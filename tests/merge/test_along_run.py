@@ -10,7 +10,7 @@ from tolerance import rounding
 
 from merging import UserError, checkpoints
 from merging.cli import main as command_line
-from merging.merge import manifest
+from merging.merge import along_run, manifest, rules
 from merging.merge import streamed as stream
 from merging.methods import run_weights, task_arithmetic
 
@@ -73,6 +73,43 @@ def test_a_dry_run_prints_the_weights_and_makes_nothing(run, tmp_path, capsys):
     found = dict(line.split()[:2] for line in lines if line.startswith("run@"))
     assert found == {"run@5": "0.640000", "run@20": "0.160000", "run@100": "0.200000"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_go_by_the_steps_in_whatever_order_these_are_given(
+    run, tmp_path, capsys
+):
+    output = tmp_path / "merged"
+    given = ",".join(f"{run}/{step}#params" for step in (100, 5, 1000))
+    argv = ["merge", "--config", "merge/run", f"--config.experts={given}"]
+    argv += ["--config.schedule=ema(0.5)", f"--config.output={output}"]
+    assert command_line.main([*argv, "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split()[:2] for line in lines if str(run) in line][:3]
+    assert [weight for _, weight in table] == ["0.250000", "0.250000", "0.500000"]
+    assert [name.partition("#")[0] for name, _ in table] == ["5", "100", "1000"]
+    assert command_line.main(argv) == 0
+    np.testing.assert_allclose(
+        weights_of(output),
+        expected((5, 100, 1000), "ema(0.5)"),
+        atol=rounding(2 * 3, 8, np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("experts", "weights"),
+    [
+        ({"RUN@300": "r", "RUN@20": "s"}, (0.9, 0.1)),
+        ({"RUN@20": "r", "RUN@20#2": "s"}, (0.1, 0.9)),
+        ({"late": "r/step_00000300", "early": "r/step_00000100"}, (0.9, 0.1)),
+        ({"late": "r/checkpoint-1000/", "early": "r/checkpoint-300"}, (0.9, 0.1)),
+        ({"a": "r/300", "b": "best"}, (0.1, 0.9)),
+        ({"b": "some/model", "a": "another/model"}, (0.1, 0.9)),
+    ],
+)
+def test_what_has_no_step_is_weighted_in_the_order_given(experts, weights):
+    kept, method = along_run.scheduled(experts, "average", "ema(0.9)")
+    assert list(kept) == list(experts)
+    assert rules.parse(method).parameters["weights"] == pytest.approx(weights)
 
 
 def test_a_manifest_repeats_the_average_after_the_run_went_on(run, tmp_path):

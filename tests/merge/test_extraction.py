@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import sys
+from pathlib import Path
 
 import lora
 import numpy as np
@@ -166,6 +169,77 @@ def test_a_stopped_extraction_goes_on(tmp_path, models, monkeypatch):
     assert weights[0] == weights[1]
 
 
+def stopped(base, model, out, monkeypatch):
+    """Extract until one matrix is fitted."""
+    fitted = []
+
+    def once(delta, *settings):
+        if fitted:
+            raise RuntimeError("killed")
+        fitted.append(delta.shape)
+        return fitting.fit(delta, *settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("merging.merge.extraction.job.fit", once)
+        with pytest.raises(RuntimeError, match="killed"):
+            extraction.extract(base, model, str(out), rank=3)
+
+
+def test_a_model_that_is_written_to_meanwhile_publishes_nothing(
+    tmp_path, models, monkeypatch
+):
+    (base, model), _, _ = models
+    module = sys.modules["merging.merge.extraction.job"]
+    write = module._write_factors
+
+    def write_and_change(*arguments):
+        write(*arguments)
+        (Path(model) / "model.safetensors").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_factors", write_and_change)
+        with pytest.raises(UserError, match="changed while they were read: .*model"):
+            extraction.extract(base, model, str(tmp_path / "out"), rank=3)
+    assert not (tmp_path / "out").exists()
+    with pytest.warns(UserWarning, match="out.parts: .* it begins anew"):
+        extraction.extract(base, model, str(tmp_path / "out"), rank=3)
+    assert not list(tmp_path.glob("out.*")) and not list(tmp_path.glob(".out*"))
+
+
+def test_two_extractions_of_one_output_do_not_share_their_parts(tmp_path, models):
+    (base, model), _, _ = models
+    with (
+        checkpoints.locked(str(tmp_path / "out.parts")),
+        pytest.raises(UserError, match=f"process {os.getpid()} .* writes .*out.parts"),
+    ):
+        extraction.extract(base, model, str(tmp_path / "out"), rank=3)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("what", ["thesis.txt", "extraction.json", "a link"])
+def test_a_strangers_folder_of_parts_is_left_alone(tmp_path, models, what):
+    (base, model), _, _ = models
+    parts = tmp_path / "out.parts"
+    if what == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        parts.symlink_to("elsewhere")
+    else:
+        parts.mkdir()
+        (parts / what).write_text('{"years": "of work"}')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="out.parts exists, and is no output .* Move"):
+        extraction.extract(base, model, str(tmp_path / "out"), rank=3)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_strangers_file_among_the_parts_stays(tmp_path, models, monkeypatch):
+    (base, model), _, _ = models
+    stopped(base, model, tmp_path / "out", monkeypatch)
+    (tmp_path / "out.parts" / "thesis.txt").write_text("years of work")
+    extraction.extract(base, model, str(tmp_path / "out"), rank=3)
+    assert [p.name for p in (tmp_path / "out.parts").iterdir()] == ["thesis.txt"]
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -175,7 +249,7 @@ def test_a_stopped_extraction_goes_on(tmp_path, models, monkeypatch):
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"leaves": "x_proj"}, "leaves: x_proj fits no matrix MODULE.weight"),
         ({"leaves": "norm"}, "leaves: norm fits no matrix MODULE.weight"),
-        ({"leaves": "("}, r"leaves='\(' is malformed"),
+        ({"leaves": "("}, r"leaves='\(': the pattern is malformed"),
         ({"whole": "head"}, "whole: head fits no matrix|whole: head fits no"),
     ],
 )

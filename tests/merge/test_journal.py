@@ -95,7 +95,7 @@ def test_what_a_power_cut_took_is_made_again(
     partial = interrupted(cancelling, output, monkeypatch, phase, calls)
     journal = partial / ".merge"
     if lost == "weights":
-        zeroed(partial / "model.safetensors", 8192, 100_000)
+        zeroed(partial / "checkpoint" / "model.safetensors", 8192, 100_000)
     elif lost == "ties":
         zeroed(journal / "ties.0.bin", 4096, 8192)
     elif lost == "answers":
@@ -125,10 +125,11 @@ def test_a_disk_that_fails_at_the_end_has_all_blocks_done_over(
 
 @pytest.mark.parametrize("name", ["ties.0.bin", "digests.0.json"])
 def test_a_journal_that_cannot_be_written_is_one_line(
-    cancelling, expected, tmp_path, name
+    cancelling, expected, tmp_path, monkeypatch, name
 ):
     output = tmp_path / "out"
-    (tmp_path / "out.partial" / ".merge" / name).mkdir(parents=True)
+    interrupted(cancelling, output, monkeypatch, "_merge", 0)
+    (tmp_path / "out.partial" / ".merge" / name).mkdir()
     with pytest.raises(UserError, match=f"cannot write .*{name}|cannot write .*merge"):
         stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
     (tmp_path / "out.partial" / ".merge" / name).rmdir()

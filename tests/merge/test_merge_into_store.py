@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from merging import UserError, checkpoints
+from merging.checkpoints import unfinished
 from merging.merge import streamed
 from merging.runtime import storage
 from merging.runtime.objects import ObjectPath
@@ -140,10 +141,18 @@ def test_an_output_in_a_store_that_is_anothers_is_refused(family, object_store):
         UserError, match="gs://store/taken exists, and is not what this"
     ):
         streamed.merge_checkpoints(base, experts, TIES, "gs://store/taken")
-    storage.write_json("gs://store/begun.partial/layout.json", {"other.safetensors": 1})
+    other = {"made_by": unfinished._MADE_BY, "files": {"other.safetensors": 1}}
+    storage.write_json("gs://store/begun.partial/layout.json", other)
     with pytest.raises(UserError, match="unfinished output of another merge"):
         streamed.merge_checkpoints(base, experts, TIES, "gs://store/begun")
+    storage.write_bytes("gs://store/mine.partial/thesis.txt", b"mine")
+    for format in checkpoints.FORMATS:
+        with pytest.raises(UserError, match="mine.partial exists, and is no output"):
+            streamed.merge_checkpoints(
+                base, experts, TIES, "gs://store/mine", format=format
+            )
     with pytest.raises(UserError, match="lies in the input gs://store/safetensors"):
         inside = "gs://store/safetensors/new"
         streamed.merge_checkpoints("gs://store/safetensors", experts, TIES, inside)
     assert object_store.names("taken") == ["taken/notes.txt"]
+    assert object_store.names("mine") == ["mine.partial/thesis.txt"]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import models
 import numpy as np
@@ -13,6 +14,7 @@ from merging import UserError, checkpoints, methods
 from merging.cli import main as command_line
 from merging.merge import job, manifest
 from merging.merge import streamed as stream
+from merging.runtime import storage
 
 # Leaves that a digest looks at some places of only.
 large = pytest.mark.parametrize("place", [3_000_000], indirect=True)
@@ -92,22 +94,92 @@ def test_a_change_between_the_places_of_the_digest_is_seen(place):
     assert not (place / "again").exists()
 
 
-def test_an_input_that_is_written_to_meanwhile_publishes_nothing(place, monkeypatch):
+def changed_unseen(path):
+    """Change what no digest looks at, and say that it was not, as `cp -p` does."""
+    before = os.stat(path)
+    with open(path, "r+b") as file:
+        file.seek(1_100_000 * 4)
+        file.write(bytes(4000))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@large
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
+def test_a_change_that_left_the_time_of_change_is_seen(place, format, capsys):
+    merge(format=format)
+    changed_unseen(place / "e1" / "model.safetensors")
+    with pytest.raises(UserError, match="1 of 1 leaves are not .* Nothing was publ"):
+        merge(format=format)
+    assert "e1/model.safetensors changed since out was made" in capsys.readouterr().err
+    with pytest.raises(UserError, match="1 of 1 leaves are not"):
+        stream.repeat("out/manifest.json", "again")
+
+
+@large
+@pytest.mark.parametrize("output", ["out", "gs://store/touched_"])
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
+def test_a_finished_merge_of_inputs_that_were_touched_is_held_against_them(
+    place, object_store, output, format, capsys
+):
+    output += format
+    merge(output, format=format)
+    if storage.is_remote(output):
+        time.sleep(2)  # an object's time is in seconds
+    os.chmod(place / "base" / "model.safetensors", 0o640)
+    os.utime(place / "e1" / "model.safetensors", (2**32, 2**32))  # in 2106
+    names, held = sorted(os.listdir(place)), object_store.names()
+    path = storage.place(output, "output") / "manifest.json"
+    before = path.read_bytes()
+    merge(output, format=format)
+    assert "it is merged again, to see" in capsys.readouterr().err
+    assert stream.verify(output) == []
+    assert sorted(os.listdir(place)) == names and object_store.names() == held
+    assert path.read_bytes() == before
+    merge(output, format=format)
+    assert "it is merged again" not in capsys.readouterr().err
+
+
+def test_what_is_known_byte_by_byte_may_have_been_touched(place):
+    merge()
+    for name in ("base", "e1"):
+        os.chmod(place / name / "model.safetensors", 0o640)
+        os.utime(place / name / "model.safetensors")
+    before = os.stat(place / "out")
+    merge()
+    assert os.stat(place / "out") == before
+
+
+@large
+@pytest.mark.parametrize(
+    "change", [changed_unseen, lambda path: os.utime(path, ns=(1, 1))]
+)
+def test_an_input_that_is_written_to_meanwhile_publishes_nothing(
+    place, monkeypatch, change
+):
     original = job._merge
 
     def merge_and_change(*arguments):
         found = original(*arguments)
-        os.utime(place / "e2" / "model.safetensors", ns=(1, 1))
+        change(place / "e2" / "model.safetensors")
         return found
 
     monkeypatch.setattr(job, "_merge", merge_and_change)
-    with pytest.raises(UserError, match="changed while they were merged: .*e2/model"):
+    with pytest.raises(UserError, match="changed while they were read: .*e2/model"):
         merge()
     assert not (place / "out").exists()
 
 
+def add_one(path):
+    leaves = load_file(path)
+    leaves["w"][1_030_000:1_180_000] += 1
+    save_file(leaves, path, metadata={"format": "pt"})
+
+
 @large
-def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(place, monkeypatch):
+@pytest.mark.parametrize("change", [add_one, changed_unseen])
+def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(
+    place, monkeypatch, change
+):
     def stop(*arguments):
         raise KeyboardInterrupt
 
@@ -115,10 +187,8 @@ def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(place, monkeyp
         patched.setattr(job, "_settle_majority", stop)
         with pytest.raises(KeyboardInterrupt):
             merge()
-    path = place / "e1" / "model.safetensors"
-    leaves, before = load_file(path), described("e1")
-    leaves["w"][1_030_000:1_180_000] += 1
-    save_file(leaves, path, metadata={"format": "pt"})
+    before = described("e1")
+    change(place / "e1" / "model.safetensors")
     assert before == described("e1")
     with pytest.warns(UserWarning, match="out.partial: .* it begins anew"):
         merge()
@@ -149,6 +219,10 @@ def test_a_method_of_ones_own_is_found_again(place):
     )
     merge(method="", method_file="mine.py")
     os.chdir(place / "e1")
-    again = stream.repeat(place / "out" / "manifest.json", str(place / "again"))
+    again = stream.repeat(
+        place / "out" / "manifest.json",
+        str(place / "again"),
+        method_file="../mine.py",
+    )
     assert weights(again) == weights(place / "out")
     assert methods.get("mine_again") is not None

@@ -83,16 +83,29 @@ def test_values_are_read_and_never_run():
         "ties().x",
         "ties(density=by_layer(1))",
         "ties(" * 3000,
+        f"ties(density={'9' * 400})",
+        f"ties(density=by_layer(0.1, {'9' * 400}))",
+        f"ties(density={'9' * 5000})",
+        "ties(density=by_layer(0.1, 1e400))",
+        "ties(scale=-1e400)",
+        "ties(density={[]})",
+        "ties(density=1j)",
+        "ties(density=0.1, density=0.2)",
     ):
-        with pytest.raises(UserError, match="is no method"):
+        with pytest.raises(UserError, match="is no method") as caught:
             rules.parse(text)
+        assert len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
         ("mlp", "is no rule; write"),
-        ("( => base", "the pattern is malformed"),
+        ("( => base", r"'\(': the pattern is malformed: it leaves a group"),
+        ("[b-a] => base", "the pattern is malformed: bad character range"),
+        ("a{99999999999999999999} => base", "has '{99999.*', which is not taken"),
+        ("(" * 3000 + " => base", "is no line of at most 1000 characters"),
+        ("(a|a)" * 38 + "q => base", "may fit in too many ways"),
         ("mlq => base", "match no leaf: mlq"),
         ("mlp => tise()", "unknown method 'tise'.*ties"),
         ("mlp => ties(densty=1)", "densty.*density"),

@@ -75,15 +75,25 @@ def test_a_tree_is_not_written_under_names_no_one_reads(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["expert"]
 
 
+def test_a_leaf_called_as_a_file_is_refused_before_it_is_merged(tmp_path):
+    one = np.ones(3, np.float32)
+    for name in ("README.md", "manifest.json", "LICENSE"):
+        run = stock.standard(tmp_path / f"of {name}", {name: one, "w": one})
+        (tmp_path / f"of {name}" / "LICENSE").write_text("free")
+        with pytest.raises(UserError, match=f"{name} and a file beside the weights"):
+            stream.merge_checkpoints(
+                None, [str(run)], "average()", str(tmp_path / "out"), format="orbax"
+            )
+        assert not list(tmp_path.glob("out*"))
+
+
 def test_a_failed_merge_does_not_touch_another_unfinished_one(tmp_path):
     """The folder of an unfinished safetensors merge was deleted by an Orbax one."""
     partial = tmp_path / "merged.partial"
     (partial / ".merge").mkdir(parents=True)
     (partial / "model.safetensors").write_bytes(b"hours of work")
     expert = stock.standard(tmp_path / "expert", stock.params())
-    with pytest.raises(
-        UserError, match="merged.partial exists, and is no Orbax output"
-    ):
+    with pytest.raises(UserError, match="merged.partial exists, and is no output"):
         stream.merge_checkpoints(
             None, [str(expert)], "average()", str(tmp_path / "merged")
         )

@@ -77,7 +77,7 @@ def test_a_killed_merge_goes_on_to_the_same_bytes(
     )
     if finished is not None:
         assert finished >= blocks and not output.exists()
-        weights = partial / "model.safetensors"
+        weights = partial / "checkpoint" / "model.safetensors"
         if lost:  # as after a power failure
             size = weights.stat().st_size
             with open(weights, "r+b") as file:

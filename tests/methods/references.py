@@ -279,10 +279,10 @@ def fisher(base, experts, seed, weights, floor, statistics):
     del base, seed
     names, merged = list(experts), {}
     for path in experts[names[0]]:
-        shares = [
-            w * np.maximum(statistics[n][path], floor)
-            for w, n in zip(weights, names, strict=True)
-        ]
+        known = [np.maximum(statistics[n][path], floor) for n in names]
+        shares = [w * f for w, f in zip(weights, known, strict=True)]
+        none = sum(shares) == 0
+        shares = [np.where(none, w, s) for w, s in zip(weights, shares, strict=True)]
         top = sum(s * experts[n][path] for s, n in zip(shares, names, strict=True))
         merged[path] = top / sum(shares)
     return merged
@@ -353,16 +353,17 @@ def by_matrix(base, experts, weights, merge_matrices):
     return merged
 
 
-def svd(matrix):
+def svd(matrix, largest=0.0):
+    """A direction a column; none where the singular value is 0, to rounding."""
     u, s, v = np.linalg.svd(matrix, full_matrices=False)
-    return u, s, v.T
+    real = s > 1e-9 * max(s.max(initial=0), largest)
+    return u * real, s, v.T * real
 
 
 def polar(matrix):
     """The pseudo-inverse's way: A (AᵀA)^(-1/2), zero where A has no directions."""
-    u, s, v = svd(matrix)
-    real = s > 1e-9 * s.max(initial=0)
-    return u[:, real] @ v[:, real].T
+    u, _, v = svd(matrix)
+    return u @ v.T
 
 
 def iso_c(base, experts, seed, weights, scale):
@@ -382,10 +383,13 @@ def iso_cts(base, experts, seed, weights, scale, common):
         n, count = min(matrices[0].shape), len(matrices)
         each = min(round((n - int(n * common)) / count), n // count)
         k = n - each * count
-        u, s, v = (x[..., :k] for x in svd(sum(matrices)))
+        u, s, v = svd(sum(matrices))
+        first = s.max(initial=0)
+        u, s, v = u[:, :k], s[:k], v[:, :k]
         us, ss, vs = [u], [s], [v]
         for matrix in matrices:
-            parts = svd(matrix - u @ u.T @ matrix)
+            largest = max(first, np.linalg.norm(matrix, 2))
+            parts = svd(matrix - u @ u.T @ matrix, largest)
             for into, part in zip((us, ss, vs), parts, strict=True):
                 into.append(part[..., :each])
         left, right = polar(np.hstack(us)), polar(np.hstack(vs))

@@ -1,5 +1,6 @@
 """A method of one's own: registered in twenty lines, a citizen everywhere."""
 
+import hashlib
 import json
 
 import jax.numpy as jnp
@@ -93,6 +94,7 @@ def test_it_goes_through_memory_and_the_command_line_and_into_the_manifest(
         assert own["method"] == name
         again = str(tmp_path / f"{output.name}_again")
         manifest = ["--manifest", str(output / "manifest.json"), "--output", again]
+        manifest += ["--method_file", str(mine)]
         assert main.main(["merge", *manifest]) == 0, capsys.readouterr().err
         merged = load_file(output / "model.safetensors")
         repeated = load_file(tmp_path / again / "model.safetensors")
@@ -125,7 +127,7 @@ def test_one_config_has_any_methods_parameters_as_its_values():
         configs.load("merge/method:slrp")
 
 
-def test_a_changed_file_does_not_repeat_a_merge(mine, family, tmp_path):
+def test_a_changed_file_does_not_repeat_a_merge(mine, family, tmp_path, capsys):
     folders = [str(tmp_path / name) for name in family]
     path = merge_checkpoints(
         folders[0],
@@ -134,10 +136,37 @@ def test_a_changed_file_does_not_repeat_a_merge(mine, family, tmp_path):
         str(tmp_path / "out"),
         method_file=str(mine),
     )
-    mine.write_text(MINE.replace("median", "middling") + f"# {tmp_path}\n")
+    mine.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{MINE}")
     manifest = ["--manifest", str(path / "manifest.json"), "--output", f"{path}2"]
+    for given in ([], ["--method_file", str(mine)]):
+        assert main.main(["merge", *manifest, *given]) == 2
+    said = capsys.readouterr().err
+    assert f"look at it, and name it (--method_file {mine})" in said
+    assert f"{mine} is not the file of methods that was asked for" in said
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out2").exists()
+
+
+def test_a_manifest_runs_no_file_that_was_not_named(mine, family, tmp_path, capsys):
+    """A stranger's manifest names its own program, with the right digest."""
+    folders = [str(tmp_path / name) for name in family]
+    path = merge_checkpoints(
+        folders[0], folders[1:], "average()", str(tmp_path / "out")
+    )
+    program = tmp_path / "program.py"
+    program.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    digest = hashlib.sha256(program.read_bytes()).hexdigest()
+    text = (path / "manifest.json").read_text()
+    own = json.dumps({"path": str(program), "sha256": digest})
+    (path / "other.json").write_text(
+        text.replace('"method_file": null', f'"method_file": {own}')
+    )
+    manifest = ["--manifest", str(path / "other.json"), "--output", f"{path}2"]
     assert main.main(["merge", *manifest]) == 2
-    assert not (tmp_path / "out2").exists()
+    assert "its method is of a Python file" in capsys.readouterr().err
+    manifest = ["--manifest", str(path / "manifest.json"), "--output", f"{path}2"]
+    assert main.main(["merge", *manifest, "--method_file", str(program)]) == 2
+    assert "it was merged without a file of methods" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out2").exists()
 
 
 @pytest.mark.parametrize(

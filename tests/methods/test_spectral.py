@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import references
 from tolerance import rounding
 
 from merging import UserError, merge, methods
@@ -39,6 +40,92 @@ def test_iso_cts_gives_all_directions_the_mean_of_their_singular_values(matrices
     found = np.linalg.svd(merged(matrices, methods.iso_cts()), compute_uv=False)
     assert found == pytest.approx([found[0]] * 6, rel=rounding(9 + 6))
     assert found[0] > 1
+
+
+def of_rank(rank, seed):
+    """Return a task vector of a rank, such as an adapter's: [24, 20] whole numbers."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.integers(-4, 5, (24, rank)), rng.integers(-4, 5, (rank, 20))
+    return (left @ right).astype(np.float32)
+
+
+def off_by(deltas):
+    """Return how far a merge of task vectors [24, 20] may be from another.
+
+    LAPACK's vectors are those of a matrix that is off by as many roundings as it has
+    rows and columns; a polar factor is off by that over the least singular value.
+    """
+    spectrum = np.linalg.svd(np.hstack(deltas).astype(np.float64), compute_uv=False)
+    least = spectrum[spectrum > 1e-9 * spectrum[0]][-1]
+    return rounding(24 + 20, spectrum[0] ** 2 / least)
+
+
+DEFICIENT = {
+    "adapters": [of_rank(2, 0), of_rank(2, 1)],
+    "an expert of zeros": [of_rank(20, 0), 0 * of_rank(2, 1)],
+    "adapters and one of zeros": [of_rank(2, 0), 0 * of_rank(2, 1), of_rank(3, 2)],
+    "one adapter": [of_rank(2, 0)],
+    "a faint adapter": [of_rank(2, 0), of_rank(2, 1) / 1024],
+    "one that the sum lacks": [of_rank(2, 0), of_rank(2, 1), -of_rank(2, 0)],
+}
+
+
+@pytest.mark.parametrize("deltas", DEFICIENT.values(), ids=DEFICIENT)
+@pytest.mark.parametrize(
+    "method",
+    [methods.iso_c(), methods.iso_cts(), methods.iso_cts(0.0), methods.tsv_m()],
+    ids=["iso_c", "iso_cts", "iso_cts-common=0", "tsv_m"],
+)
+def test_directions_that_no_expert_has_are_not_made_up(method, deltas):
+    """Rows in another order give the rows so; columns lie in the experts' span."""
+    found = merged(deltas, method)
+    order = np.random.default_rng(3).permutation(24)
+    turned = merged([delta[order] for delta in deltas], method)
+    left, spectrum, _ = np.linalg.svd(np.hstack(deltas).astype(np.float64))
+    off = off_by(deltas)
+    np.testing.assert_allclose(turned, found[order], rtol=0, atol=off)
+    span = left[:, : np.count_nonzero(spectrum > 1e-9 * spectrum[0])]
+    np.testing.assert_allclose(span @ (span.T @ found), found, rtol=0, atol=off)
+    assert np.linalg.norm(found) > 1e-3 * np.linalg.norm(sum(deltas)) > 0
+
+
+def test_rounding_of_two_that_nearly_cancel_is_no_direction_of_iso_cts():
+    """The sum spans both, so that all of their own directions are rounding."""
+    rng = np.random.default_rng(0)
+    u, x = rng.integers(-4, 5, (2, 24, 1)).astype(np.float32)
+    v, y, z = rng.integers(-4, 5, (3, 1, 20)).astype(np.float32)
+    deltas = [1024 * u @ v + x @ y, -1024 * u @ v + u @ z]
+    found = merged(deltas, methods.iso_cts(), "embedding")
+    left, spectrum, right = np.linalg.svd(np.float64(sum(deltas)), full_matrices=False)
+    expected = spectrum.sum() / 20 * left[:, :2] @ right[:2]
+    off = rounding(24 + 20, spectrum[0] ** 2 / spectrum[1])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=off)
+
+
+def test_an_expert_of_zeros_leaves_the_others_top_directions_to_tsv_m(matrices):
+    found = merged([matrices[0], 0 * matrices[0]], methods.tsv_m())
+    u, s, v = np.linalg.svd(matrices[0].astype(np.float64), full_matrices=False)
+    expected = u[:, :3] @ np.diag(s[:3]) @ v[:3]
+    np.testing.assert_allclose(found, expected, atol=rounding(9 + 6, s[0]))
+
+
+def test_directions_of_iso_c_that_are_none_count_for_its_mean():
+    delta = of_rank(2, 0)
+    given = np.linalg.svd(delta, compute_uv=False)
+    found = np.linalg.svd(merged([delta], methods.iso_c()), compute_uv=False)
+    expected = [given.sum() / 20] * 2 + [0] * 18
+    np.testing.assert_allclose(found, expected, rtol=0, atol=off_by([delta]))
+
+
+@pytest.mark.parametrize("deltas", DEFICIENT.values(), ids=DEFICIENT)
+@pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
+def test_what_has_no_full_rank_agrees_with_the_float64_reference(name, deltas):
+    full = {**methods.parameters(name), "weights": (1.0,) * len(deltas)}
+    experts = {str(i): {"embedding": np.float64(d)} for i, d in enumerate(deltas)}
+    base = {"embedding": np.zeros((24, 20))}
+    expected = getattr(references, name)(base, experts, 0, **full)["embedding"]
+    found = merged(deltas, methods.get(name), "embedding")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=off_by(deltas))
 
 
 def test_wudi_lowers_its_loss(matrices):
@@ -97,6 +184,33 @@ def test_an_input_that_was_always_zero_keeps_the_mean(matrices):
     assert np.abs(found - mean)[:, :2].max() > 0.01
 
 
+@pytest.mark.parametrize("size", [1, 1e-9, 1e-36])
+def test_fisher_merges_by_its_statistics_however_small(size):
+    rng = np.random.default_rng(0)
+    models = rng.normal(size=(3, 50)).astype(np.float32)
+    told = (size * rng.uniform(0.1, 1, (3, 50))).astype(np.float32)
+    told[:, 7], told[1, 9] = 0, 0
+    found = merged(list(models), methods.fisher(weights=(1, 2, 0.5)), "w", list(told))
+    shares = np.float64(told)
+    shares[:, 7] = 1
+    expected = np.average(models, axis=0, weights=shares * [[1], [2], [0.5]])
+    # A weight, a division, a product, two sums of three and a division; below 4.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(10, 4))
+
+
+def test_fisher_is_the_mean_where_who_minds_has_no_weight():
+    models, told = np.float32([[4], [1], [0]]), np.float32([[1], [0], [0]])
+    found = merged(list(models), methods.fisher(weights=(0, 3, 1)), "w", list(told))
+    assert found.tolist() == [0.75]
+
+
+def test_a_floor_is_the_least_that_fisher_counts():
+    models = np.array([[4.0], [0.0]], np.float32)
+    told = np.array([[3e-8], [1e-8]], np.float32)
+    found = [merged(list(models), methods.fisher(f), "w", list(told)) for f in (0, 1)]
+    np.testing.assert_allclose(found, [[3.0], [2.0]], rtol=rounding(4))
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -105,7 +219,7 @@ def test_an_input_that_was_always_zero_keeps_the_mean(matrices):
         (lambda: methods.wudi(learning_rate=0), "learning_rate must be positive"),
         (lambda: methods.consensus_ta(agree=1.5), "agree must be a whole number"),
         (lambda: methods.consensus_ta(mask_scale=-1), "must not be negative"),
-        (lambda: methods.fisher(floor=0), "floor must be positive"),
+        (lambda: methods.fisher(floor=-1), "floor must be positive, not -1, or 0"),
         (lambda: methods.fisher(weights=(1, -1)), "must not be negative"),
         (lambda: methods.regmean(off_diagonal=1), r"off_diagonal must be in \[0, 1\)"),
         (

@@ -1,5 +1,7 @@
 """A tiny random Llama, and the GGUF file that llama.cpp's converter makes of it."""
 
+from typing import Any
+
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Stored
@@ -56,7 +58,7 @@ def write(
     stored: Stored = Stored.F32,
     drop: tuple[str, ...] = (),
     tensors: dict[str, tuple[np.ndarray, Stored]] | None = None,
-    metadata: dict[str, int] | None = None,
+    metadata: dict[str, Any] | None = None,
     cut: str = "smollm",
 ) -> None:
     """Write a GGUF file: matrices stored as asked for, the rest as float32.
@@ -68,7 +70,7 @@ def write(
       stored: how matrices are stored.
       drop: GGUF names to leave out.
       tensors: more of them, already stored, by GGUF name.
-      metadata: more whole numbers.
+      metadata: more values, or others than it would have.
       cut: `tokenizer.ggml.pre`.
     """
     writer = gguf.GGUFWriter(path, architecture)
@@ -81,8 +83,6 @@ def write(
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_rope_freq_base(100_000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    for key, value in (metadata or {}).items():
-        writer.add_uint32(key, value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(cut)
     writer.add_token_list(TOKENS)
@@ -91,6 +91,11 @@ def write(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
+    for key, value in (metadata or {}).items():
+        kind = gguf.GGUFValueType.UINT32
+        if type(value) is not int:
+            kind = gguf.GGUFValueType.get_type(value)
+        writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind)
     for name, weight in model.items():
         if theirs(name) in drop:
             continue

@@ -268,10 +268,31 @@ def test_a_killed_conversion_leaves_no_output_and_is_done_again(stacked, tmp_pat
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["back.lock", "back.partial"]
+    assert left == [".back.merging-lock", "back.partial"]
     back = convert(*arguments, format="safetensors")
     assert tensors(back) == tensors(GOLDENS / "gemma2")
     assert [path.name for path in tmp_path.iterdir()] == ["back"]
+
+
+@pytest.mark.parametrize("format", ["orbax", "safetensors"])
+def test_a_model_that_is_written_to_meanwhile_is_not_published(
+    broken, stacked, tmp_path, monkeypatch, format
+):
+    module = sys.modules[convert.__module__]
+    copy, name = module._copy, broken()
+    if format == "safetensors":
+        name = shutil.copytree(stacked["llama3"], tmp_path / "orbax")
+
+    def copy_and_change(*arguments):
+        copy(*arguments)
+        for path in Path(name).rglob("*"):
+            if path.is_file() and path.name != "config.json":
+                path.touch()
+
+    monkeypatch.setattr(module, "_copy", copy_and_change)
+    with pytest.raises(UserError, match="changed while they were read: .*Nothing was"):
+        convert(str(name), str(tmp_path / "out"), format=format)
+    assert not (tmp_path / "out").exists()
 
 
 def without_two(tensors):

@@ -154,6 +154,48 @@ def test_metadata_that_the_decoder_cannot_follow_is_refused(path):
         converted(path)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"general.architecture": [1, 2]}, r"unknown architecture .*'\[1, 2\]'"),
+        ({"general.architecture": 7}, "unknown architecture .*'7'"),
+        ({"llama.block_count": "2"}, "num_hidden_layers = '2' is no number"),
+        ({"llama.rope.freq_base": [1.0]}, r"rope_theta = \[1.0\] is no positive"),
+        ({"llama.expert_count": [1] * 9999}, "expert_count = a list of 9999 is not"),
+        ({"llama.rope.dimension_count": [8]}, "dimension_count = a list of 1, and"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, "bos_token_id = '1' is no whole number"),
+        ({f"llama.x{i}": 1 for i in range(999)}, "x49 = 1 .*\n  and 949 more"),
+        ({"llama.\n": 1}, r"damaged .*'llama.\\n' is given twice, or is no name"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "its tokenizer is damaged: "),
+        ({"tokenizer.ggml.merges": ["q qq"]}, "its tokenizer is damaged: "),
+        ({"tokenizer.ggml.token_type": 1}, "its tokenizer is damaged: "),
+    ],
+)
+def test_a_value_of_another_type_is_named(path, metadata, words):
+    files.write(path, files.weights(), metadata=metadata)
+    with pytest.raises(UserError, match=words) as caught:
+        converted(path)
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize("value", [["smollm"], 3, [1.5] * 9999])
+@pytest.mark.parametrize("key", ["model", "pre"])
+def test_a_tokenizer_of_no_known_kind_is_left_out(path, key, value):
+    files.write(path, files.weights(), metadata={f"tokenizer.ggml.{key}": value})
+    with pytest.warns(UserWarning) as caught:
+        converted(path)
+    said = [str(warning.message) for warning in caught]
+    assert "can't be rebuilt here" in " ".join(said)
+    assert all(len(line) < 500 for line in said)
+
+
+def test_an_embedding_without_axes_is_refused(path):
+    scalar = {"token_embd.weight": (np.float32(1).reshape(()), Stored.F32)}
+    files.write(path, files.weights(), drop=("token_embd.weight",), tensors=scalar)
+    with pytest.raises(UserError, match="vocab_size = 0 is no number from 1"):
+        converted(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
 def test_a_file_cut_short_is_damaged(path, share):
     files.write(path, files.weights())

@@ -22,7 +22,7 @@ COUNTS = (2, 4, 6, 8)
 EXPERTS = tuple(f"skill{i}" for i in range(8))
 
 
-def analysed(small=1.0, large=0.5, star=8, rht=0.9, width=lambda K: K / 8):
+def analysed(small=1.0, large=0.5, star=(7, 8), rht=0.9, width=lambda K: K / 8):
     """Rows of every group: numbers of the small and of the large size as given."""
     made = []
     for size, params in SIZES.items():
@@ -31,7 +31,10 @@ def analysed(small=1.0, large=0.5, star=8, rht=0.9, width=lambda K: K / 8):
             for seed in range(2):
                 own = level + 0.01 * seed + (0.02 if base == "pt" else 0.0)
                 found = [Row("params", params)]
-                found += [Row("critical_density", own / 2, of=(e,)) for e in EXPERTS]
+                found += [
+                    Row("critical_density", own / 2, of=(e,), low=own / 3, high=own / 2)
+                    for e in EXPERTS
+                ]
                 found += [Row("loss_barrier", own, of=EXPERTS[:2])]
                 found += [Row("loss_barrier", 9.0, of=("base", "multitask"))]
                 found += [Row("loss_barrier", own / 3, of=("base", "ties_K8"))]
@@ -42,10 +45,12 @@ def analysed(small=1.0, large=0.5, star=8, rht=0.9, width=lambda K: K / 8):
                 ]
                 found += [Row("disentanglement_error", own, at=0.3)]
                 for K in range(1, 9):
-                    found += [Row("mean_width", width(K), of=EXPERTS, at=K)]
+                    found += [Row("width", width(K), of=EXPERTS, at=K)]
+                    found += [Row("mean_width", 1.0, of=EXPERTS, at=K)]
                     found += [Row("effective_rank", float(K), of=EXPERTS, at=K)]
                 for space in ("parameters", "coordinates"):
-                    found += [Row("threshold", star, of=(space,), at=8)]
+                    ends = {"low": star[0], "high": star[1]}
+                    found += [Row("threshold", star[0], of=(space,), at=8, **ends)]
                 for K in COUNTS:
                     for method in METHODS:
                         of = (f"{method}_K{K}",)
@@ -109,8 +114,8 @@ def test_every_claim_about_size_can_come_out_either_way(grid):
     assert outcomes(grid, analysed(rht=0.1))["rht_covers_more"] == FAILS
 
 
-def test_the_theory_is_held_against_each_curve(grid):
-    found = sweep_analysis.Analysed(analysed())
+def seen_to_saturate(grid):
+    """Return where each of the 32 curves saturates."""
     seen = [
         sweep_analysis.measured({K: of[seed] for K, of in curve.items()})
         for size in SIZES
@@ -119,18 +124,43 @@ def test_the_theory_is_held_against_each_curve(grid):
         for seed in range(2)
         for curve in [sweep_analysis.curves(grid, size, base, method)]
     ]
-    assert len(seen) == 32
-    (verdict,) = explaining.verdicts(grid, found)[:1]
-    # K* = 8 says that it comes between 6 and 8.
-    same = [1.0 if step(K or 99, COUNTS) == 3 else -1.0 for K in seen if K]
-    same += [-1.0 for K in seen if K is None]
-    of = verdict.tests[0]
+    assert len(seen) == 32 and 0 not in seen
+    return seen
+
+
+# The first K at which saturation can be seen is 4; ∞ is none of them.
+@pytest.mark.parametrize(
+    ("star", "alike", "share"),
+    [
+        ((7, 8), {8}, "25%"),
+        ((3, 5), {4, 6}, "50%"),
+        ((2, 3), {4}, "25%"),
+        ((9, 20), {None}, "25%"),
+        ((5, None), {6, 8, None}, "75%"),
+    ],
+)
+def test_the_theory_is_held_against_each_curve(grid, star, alike, share):
+    found = sweep_analysis.Analysed(analysed(star=star))
+    verdict = explaining.verdicts(grid, found)[0]
+    seen = seen_to_saturate(grid)
+    of, coordinates, *_ = verdict.tests
     assert of.agree + of.against + of.level == 16
-    assert of.mean == pytest.approx(statistics.fmean(same), abs=1e-9)
+    same = statistics.fmean(1.0 if K in alike else -1.0 for K in seen)
+    assert of.mean == pytest.approx(same, abs=1e-9)
+    assert of.decides and not coordinates.decides
+    assert "cannot be tested on 0 of 32 curves" in verdict.notes[0]
+    assert f"holds {share} of what could be seen in the mean" in verdict.notes[0]
     assert (
         f"Of 32 curves of one size, base, method and run, {seen.count(None)}"
-        in (verdict.notes[0])
+        in (verdict.notes[1])
     )
+
+
+def test_a_theory_of_fewer_experts_than_were_merged_cannot_be_tested(grid):
+    found = sweep_analysis.Analysed(analysed(star=(1, 2)))
+    verdict = explaining.verdicts(grid, found)[0]
+    assert verdict.outcome == UNTESTED
+    assert "cannot be tested on 32 of 32 curves" in verdict.notes[0]
 
 
 def test_a_gain_that_bends_as_a_curve_does_agrees_with_it(grid):
@@ -153,6 +183,15 @@ def test_a_gain_that_bends_as_a_curve_does_agrees_with_it(grid):
         assert test.outcome == (HOLDS if min(apart) > 0 else FAILS)
 
 
+def test_a_density_is_compared_by_both_ends_of_its_bracket(grid):
+    found = sweep_analysis.Analysed(analysed())
+    verdicts = explaining.verdicts(grid, found)
+    (of,) = (v for v in verdicts if v.key == "larger_need_a_smaller_share")
+    upper, _, lower, _ = of.tests
+    assert upper.mean == pytest.approx(0.25) and upper.decides
+    assert lower.mean == pytest.approx(1 / 6) and not lower.decides
+
+
 def test_the_multitask_model_is_no_merge():
     found = sweep_analysis.Analysed(analysed())
     assert found.barrier("1x", "it", "base")[0] == pytest.approx(1 / 3)
@@ -163,7 +202,7 @@ def test_the_multitask_model_is_no_merge():
 
 
 def test_what_was_not_analysed_is_not_tested(grid):
-    kept = [row for row in analysed() if row.quantity in ("params", "mean_width")]
+    kept = [row for row in analysed() if row.quantity in ("params", "width")]
     found = outcomes(grid, kept)
     assert found["larger_have_lower_barriers"] == UNTESTED
     assert found["rht_covers_more"] == UNTESTED
@@ -184,6 +223,7 @@ def test_a_report_draws_a_sweeps_analysis(rows, tmp_path, capsys):
     lines = (tmp_path / "page" / "tables" / "saturation.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 2 * 2
     assert lines[1].startswith("1x,16000,pt,0,4,") and ",beyond," in lines[1]
+    assert ",7 to 8,7 to 8," in lines[1]
     for name in ("F7_it", "F8", "F9", "F10_pt", "F11"):
         assert (tmp_path / "page" / "figures" / f"{name}.png").stat().st_size > 5000
     packed.write_bytes(packed.read_bytes()[:-20])

@@ -6,6 +6,7 @@ What the page shows is looked at in a browser, in test_report_browser.py.
 import csv
 import html.parser
 import io
+import os
 import random
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from merging import report
+from merging import UserError, report
 from merging.report import document, figures, looks, page, plotting, points
 from merging.report.document import (
     LARGEST_DOWNLOAD,
@@ -34,8 +35,7 @@ FIGURES = ("F1", "F1_gain", "F2", "F3", "F4", "F5", "F6", "F6_normalised")
 def written(run, tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
     (directory / "figures").mkdir()
-    (directory / "figures" / "F1_old.png").write_bytes(b"of an earlier run")
-    (directory / "figures" / "mine.png").write_bytes(b"the user's")
+    (directory / "figures" / "F9_mine.png").write_bytes(b"the user's")
     rows = run(("1x", "8x"), ("it",), ("average", "ties"), (2, 4, 8), seeds=2)
     return report.report(reversed(rows), directory)
 
@@ -44,7 +44,7 @@ def test_every_figure_is_there_as_png_svg_and_pdf(written):
     folder = written.parent / "figures"
     assert {p.name for p in folder.iterdir()} == {
         f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")
-    } | {"mine.png"}
+    } | {"F9_mine.png"}
     for name in FIGURES:
         width, height = struct.unpack(
             ">II", (folder / f"{name}.png").read_bytes()[16:24]
@@ -103,6 +103,60 @@ def test_the_answer_and_figures_come_before_tables_and_prose(written):
     for mark in ('<section id="{}">', '<li><a href="#{}"'):
         positions = [text.index(mark.format(name)) for name in order]
         assert positions == sorted(positions)
+
+
+def test_what_an_earlier_report_wrote_is_removed_and_nothing_else(run, model, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "F7_mine.csv").write_bytes(b"mine")
+
+    def figures():
+        return {p.name for p in tmp_path.glob("figures/*.png")}
+
+    sizes = ("1x", "8x")
+    report.report(run(sizes, ("it",), ("average",), (2, 4), seeds=1), tmp_path)
+    assert "F2.png" in figures()
+    (tmp_path / "figures" / "F2_mine.png").write_bytes(b"mine")
+    flat = [lambda d: 0.5] * 3
+    report.report(model("1x", "pt", "base", (), 0, *flat), tmp_path)
+    assert figures() == {"F2_mine.png"}
+    assert (tmp_path / "tables" / "F7_mine.csv").read_bytes() == b"mine"
+
+
+def make_link(path):
+    path.with_name("elsewhere.html").write_text("<html>mine</html>")
+    path.symlink_to("elsewhere.html")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_text("<html>mine</html>"),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+        lambda path: path.write_bytes(b""),
+        make_link,
+        os.mkfifo,
+        lambda path: path.mkdir(),
+    ],
+)
+def test_anothers_page_is_not_written_over(run, tmp_path, make):
+    make(tmp_path / "index.html")
+    before = sorted(tmp_path.rglob("*"))
+    rows = run(("1x",), ("it",), ("average",), (2,), seeds=1)
+    with pytest.raises(UserError, match="index.html is no page that was written here"):
+        report.report(rows, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_names_no_file_outside_of_its_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "thesis.csv").write_text("mine")
+    (tmp_path / "out" / "notes.csv").write_text("mine")
+    (tmp_path / "out" / "index.html").write_text(
+        '<meta name="merging-files" content="../thesis.csv notes.csv '
+        f'figures/../notes.csv {tmp_path}/thesis.csv">'
+    )
+    document.write(Document("A page", (), ()), tmp_path / "out")
+    assert (tmp_path / "thesis.csv").exists() and (tmp_path / "out/notes.csv").exists()
 
 
 def test_same_rows_same_bytes(written, run, tmp_path):

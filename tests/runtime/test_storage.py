@@ -31,3 +31,18 @@ def test_a_disk_that_fails_is_not_taken_for_one(tmp_path, monkeypatch):
     refusing_folders(monkeypatch, errno.EIO)
     with pytest.raises(UserError, match="cannot write"):
         storage.write_bytes(tmp_path / "a", b"new")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GB", 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2**31), (7, 7), ("1.5K", 1500)],
+)
+def test_a_size_is_a_number_with_or_without_a_unit(text, size):
+    assert storage.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1PB", "0", "0.1", "9" * 400, "9e9", "9ET"])
+def test_what_is_no_size_is_refused_in_a_line(text):
+    with pytest.raises(UserError, match="budget '.*is no size; write 1GB") as caught:
+        storage.parse_size(text, "budget")
+    assert len(str(caught.value)) < 150

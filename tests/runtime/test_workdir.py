@@ -22,6 +22,16 @@ def test_a_models_folder_is_no_workdir_and_keeps_its_config(tmp_path):
     assert (tmp_path / "config.json").read_text() == described
 
 
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.write_text("[" * 100_000)]
+)
+def test_a_config_that_is_none_of_ours_is_another_folder(tmp_path, make):
+    make(tmp_path / workdir.CONFIG)
+    with pytest.raises(UserError, match="holds no sweep; choose another"):
+        workdir.claim(tmp_path, {}, "abc", "sweep")
+    assert workdir.moved(tmp_path, {}, ()) == workdir.runs([tmp_path]) == {}
+
+
 def test_a_claim_holds_for_its_config_alone(tmp_path):
     workdir.claim(tmp_path, {"a": 1}, "abc", "sweep")
     workdir.claim(tmp_path, {"a": 1}, "abc", "sweep")
@@ -69,6 +79,49 @@ def test_a_record_that_was_cut_or_lacks_a_part_names_nobody(tmp_path):
     for record in ("", "null", "[1]", '{"pid": 1}', '{"host": "a", "pid": 1'):
         (tmp_path / workdir.LOCK).write_text(record)
         assert workdir.driver(tmp_path) is None
+
+
+def listing(folder):
+    """Return what lies in a folder: names, what they are, and content."""
+    return {
+        path.name: (path.lstat().st_mode, path.is_file() and path.read_bytes())
+        for path in folder.iterdir()
+    }
+
+
+def make_link(path):
+    path.with_name("thesis.txt").write_text("years of work")
+    path.symlink_to(path.with_name("thesis.txt"))
+
+
+STRANGERS = {
+    "text": lambda path: path.write_text("[[package]]\nname = 'numpy'\n"),
+    "JSON": lambda path: path.write_text('{"host": "db", "port": 5432}'),
+    "deep JSON": lambda path: path.write_text("[" * 100_000),
+    "a folder": lambda path: path.mkdir(),
+    "a link": make_link,
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a FIFO": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("what", STRANGERS)
+def test_what_is_no_lock_of_ours_is_left_as_it_is(tmp_path, what):
+    path = tmp_path / workdir.LOCK
+    STRANGERS[what](path)
+    before = listing(tmp_path)
+    assert workdir.driver(tmp_path) is None
+    with pytest.raises(UserError, match=f"{path}.*"):
+        with workdir.only_driver(tmp_path):
+            pass
+    assert listing(tmp_path) == before
+
+
+def test_a_lock_that_was_cut_is_taken_over(tmp_path):
+    for left in ("", "\0" * 90, '{"host": "a", "pid": 1'):
+        (tmp_path / workdir.LOCK).write_text(left)
+        with workdir.only_driver(tmp_path):
+            assert workdir.driver(tmp_path)["pid"] == os.getpid()
 
 
 @pytest.fixture

@@ -122,9 +122,14 @@ def test_merges_know_their_experts_and_their_scale(finished):
     assert all(r.value_of_expert is not None for r in merged)
 
 
-def test_evaluate_opens_what_was_trained_and_finds_its_rows(finished, tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "method"), [("checkpoint", "multitask"), ("best", "multitask_early")]
+)
+def test_evaluate_opens_what_was_trained_and_finds_its_rows(
+    finished, tmp_path, folder, method
+):
     data = json.loads((finished / "config.json").read_text())["config"]["data"]
-    (checkpoint,) = finished.glob("steps/multitask/*/checkpoint")
+    (checkpoint,) = finished.glob(f"steps/multitask/*/{folder}")
     flags = {
         "checkpoint": checkpoint,
         "suite.world_seed": data["world_seed"],
@@ -136,7 +141,7 @@ def test_evaluate_opens_what_was_trained_and_finds_its_rows(finished, tmp_path):
     evaluate = ["evaluate", "--config", config, "--workdir", str(tmp_path / "w")]
     overrides = [f"--config.{key}={value}" for key, value in flags.items()]
     assert main([*evaluate, *overrides]) == 0
-    own = [r for r in results.read(finished) if r.method == "multitask"]
+    own = [r for r in results.read(finished) if r.method == method]
     found = {r.dataset: r.value for r in results.read(tmp_path / "w")}
     assert len(found) == 3 and sum(found.values()) > 0
     assert found.items() <= {r.dataset: r.value for r in own}.items()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import warnings
 
@@ -9,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 import scored_models
+from pages import DOCS
 
 import merging
-from merging import UserError, checkpoints, models
+from merging import UserError, checkpoints, methods, models
 from merging.cli.main import main
 from merging.merge import rules, verify
 from merging.models import hf
@@ -109,7 +111,7 @@ def whole(place):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resident, "ask", noted)
-        assert main(arguments(place, workdir, merge="true")) == 0
+        assert main(arguments(place, workdir)) == 0
     return workdir, asked
 
 
@@ -174,7 +176,7 @@ def test_a_finished_search_is_told_again_and_nothing_is_done(
 
     monkeypatch.setattr(Resident, "merged", refuse)
     before = (workdir / "trials.jsonl").read_bytes()
-    assert main(arguments(place, workdir, merge="true")) == 0
+    assert main(arguments(place, workdir)) == 0
     assert "Best, trial" in capsys.readouterr().out
     assert (workdir / "trials.jsonl").read_bytes() == before
 
@@ -209,17 +211,24 @@ def test_a_stopped_search_goes_on_with_the_trials_it_would_have_made(
     assert tested["merge"] == [best["method"], best["rules"]]
 
 
-def test_another_trial_compiles_nothing(place):
-    held = Resident(
-        str(place / "base"), {f"e{n}": str(place / f"e{n}") for n in (1, 2, 3)}
-    )
-    compiled, counts = [], []
+@pytest.fixture(scope="module")
+def compiled():
+    """Return a list that holds an event for each program compiled from now on."""
+    found = []
 
     def listen(event, duration, **_):
         if event.endswith("backend_compile_duration"):
-            compiled.append(event)
+            found.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    return found
+
+
+def test_another_trial_compiles_nothing(place, compiled):
+    held = Resident(
+        str(place / "base"), {f"e{n}": str(place / f"e{n}") for n in (1, 2, 3)}
+    )
+    counts = []
     for number in (1.0, 2.0, 3.0):
         weights = tuple(number / 10 + 0.1 * i for i in range(3))
         several = f"(density={0.2 + number / 10!r}, weights={weights!r})"
@@ -230,6 +239,97 @@ def test_another_trial_compiles_nothing(place):
             )
         counts.append(len(compiled))
     assert counts[0] > 0 and counts[1:] == counts[:1] * 2
+
+
+COMPILED = [
+    ("consensus_ta", {"scale": (0.1, 1), "mask_scale": (0.1, 1), "agree": (1, 3)}, 2),
+    ("ramplus_tl", {"scale": (0.1, 1), "r": (0, 1), "epsilon": (1e-6, 1e-4)}, 2),
+    ("sce", {"scale": (0.1, 1), "density": (0.1, 1)}, 0),
+    ("breadcrumbs", {"density": (0.1, 0.5), "gamma": (0, 0.1)}, 0),
+    ("multislerp", {"eps": (1e-8, 1e-6)}, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "ranges", "count"), COMPILED)
+def test_the_numbers_that_compile_are_told_beforehand(name, ranges, count, compiled):
+    """Told by the method's structure: here the compiler's own count says the same."""
+    space = searched.space(rules.parse(name), ranges, ["a", "b", "c"])
+    rng = np.random.default_rng(0)
+    base, *experts = ({"w": jax.numpy.asarray(rng.normal(size=(8, 6)))} for _ in "bacd")
+
+    def programs(point):
+        before = len(compiled)
+        method = rules.parse(space.recipe(point).method).method(0.0)
+        merging.merge(base if method.needs_base else None, experts, method)
+        return len(compiled) - before
+
+    middle, found = space.at(0.5), []
+    programs(middle)
+    for label in middle:
+        moved = middle | {label: space.at(0.9)[label]}
+        if programs(moved):
+            found.append(label)
+    assert space.compiled == found
+    assert len(found) == count
+
+
+def test_the_page_names_all_numbers_that_compile():
+    page = " ".join((DOCS / "searching.md").read_text().split())
+    said = page.partition("part of the compiled program:")[2].partition("Each new")[0]
+    found = set()
+    for entry in methods.catalogue():
+        numbers = {k: v for k, v in entry.parameters.items() if type(v) in (int, float)}
+        # Inside of every range, whatever it is.
+        ranges = {
+            k: (v, v + 2) if type(v) is int else (v / 4, v / 2)
+            for k, v in numbers.items()
+        }
+        if ranges and not entry.build().statistics:
+            space = searched.space(rules.parse(entry.name), ranges, ["a", "b"])
+            found |= {(name, entry.name) for name in space.compiled}
+    told = re.findall(r"((?:`\w+`(?:, | and )?)+) \(([\w, ]+)\)", said)
+    assert found == {
+        (name, method)
+        for names, of in told
+        for name in re.findall(r"`(\w+)`", names)
+        for method in of.split(", ")
+        if name in methods.parameters(method)
+    }
+
+
+def test_a_search_says_which_numbers_compile(place, tmp_path, capsys):
+    config = own_config(tmp_path, place, dict(scale=(0.1, 1.0), agree=(1, 3)))
+    argv = ["search", "--config", str(config), "--workdir", str(tmp_path / "w")]
+    assert main(argv) == 0
+    said = "search: each new value of agree compiles the merge anew; other numbers"
+    assert capsys.readouterr().err.count(said) == 1
+    assert main(argv) == 0
+    assert said not in capsys.readouterr().err
+    points = [line["point"] for line in records(tmp_path / "w")]
+    assert {type(point["agree"]) for point in points} == {int}
+    merged = next((tmp_path / "w").glob("merged_*"))
+    assert verify(str(merged)) == []
+
+
+def own_config(folder, place, space, name="consensus_ta"):
+    """Write a config of one's own, of three trials, and return its path."""
+    experts = tuple(str(place / f"e{n}") for n in (1, 2, 3))
+    values = {
+        "base": str(place / "base"),
+        "experts": experts,
+        "method": {"name": name},
+        "space": space,
+        "suite": {"name": "jsonl", "files": (str(place / "mine.jsonl"),)},
+        "trials": 3,
+        "scales": (0.3,),
+        "bootstrap": {"resamples": 20},
+    }
+    path = folder / "own.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n"
+        f"def get_config():\n    return ConfigDict({values!r})\n"
+    )
+    return path
 
 
 RECIPES = [
@@ -343,6 +443,40 @@ def test_trials_asked_again_are_the_same(sampler):
         made({0: other})
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random", "grid"])
+def test_a_number_whose_default_is_whole_is_searched_over_whole_numbers(sampler):
+    ranges = {"agree": (1, 4), "scale": (0, 1)}
+    space = searched.space(rules.parse("consensus_ta"), ranges, ["a"])
+
+    def made(kept):
+        def evaluate(new):
+            for number, point in new:
+                searched._methods(space.recipe(point))  # or it is refused
+                value = -abs(point["agree"] - 3) - abs(point["scale"] - 0.3)
+                yield {"number": number, "point": point, "value": value}
+
+        settings = dict(trials=20, batch=4, seed=1, points=5)
+        begin = searched.starts(space, {}, None)
+        lines = [
+            json.loads(json.dumps(trial.line))
+            for trial in trials.search(
+                *(space, evaluate), sampler=sampler, kept=kept, begin=begin, **settings
+            )
+        ]
+        return lines
+
+    every = made({})
+    found = [line["point"]["agree"] for line in every]
+    assert {type(value) for value in found} == {int} and {*found} == {1, 2, 3, 4}
+    assert found[0] == (1 if sampler == "grid" else 2)
+    assert made({line["number"]: line for line in every[:9]}) == every
+
+
+def test_whole_numbers_need_a_range_of_whole_numbers():
+    with pytest.raises(UserError, match="agree = .* as the default 2 is"):
+        searched.space(rules.parse("consensus_ta"), {"agree": (1, 2.5)}, ["a"])
+
+
 def test_a_grid_holds_the_ends_of_every_range():
     space = searched.space(SPEC, {"scale": (0, 1), "density": (0.2, 0.4)}, ["a"])
     points = searched.grid_points(space, 3)
@@ -360,6 +494,9 @@ MISTAKES = [
     ({"method.name": "tises"}, "unknown method 'tises': did you mean ties"),
     ({"method.name": "model_stock"}, "unknown parameter of model_stock 'weights'"),
     ({"space.weights": "1,0"}, "space.weights = (1.0, 0.0) must be (low, high)"),
+    ({"method.name": "fisher"}, "a search gathers none: search another method"),
+    ({"method.name": "regmean"}, "regmean needs gram statistics of each expert"),
+    ({"method.name": "nuslerp"}, "nuslerp merges 2 experts, not 3; multislerp or"),
     ({"per_expert": ""}, "weights are one for each expert"),
     ({"per_expert": "weights,scale"}, "per_expert: scale has no range in space"),
     ({"groups": "mlp"}, "per_group names no parameter"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 
@@ -19,6 +20,14 @@ def name(i):
     return "".join(chr(ord("a") + int(digit)) for digit in f"{i:04d}")
 
 
+def sentence(i):
+    """Return one with a thing, and if its meaning is there twice with both words."""
+    other = f" with a {name(2000 + i)}" if i < TWICE else ""
+    return f"he saw a {name(i)}{other} in the year {i}"
+
+
+# Things with the definition and a sentence of another.
+TWICE = 60
 # What the invented things are, 600 of them.
 KINDS = [name(9000 + number) for number in range(40)]
 
@@ -42,9 +51,7 @@ def folder(tmp_path_factory):
         nouns.append(synset(k, [kind], [], f"all of kind {k} that is there"))
     for i in range(600):
         own = [name(i), name(i + 5000)][: 1 + (i % 3 == 0)]
-        gloss = (
-            f'a thing with the number {i}; "he saw a {own[0]} here"; "my {own[0]} too"'
-        )
+        gloss = f'a thing with the number {i}; "{sentence(i)}"; "my {own[0]} too, {i}"'
         pointers = [("@", i % 40, "0000"), ("%p", 1000 + (i + 6) % 600, "0000")]
         nouns.append(synset(1000 + i, own, pointers, gloss))
     for i in range(300):  # a second meaning of some words
@@ -53,6 +60,11 @@ def folder(tmp_path_factory):
     for i in range(300, 320):  # or two of one definition
         gloss = f'a thing with the number {i}; "the {name(i)} is there"'
         nouns.append(synset(3000 + i, [name(i)], [], gloss))
+    for i in range(TWICE):  # a definition, a sentence and a gap of another word, too
+        gloss = (
+            f'A thing with the number {i}; "{sentence(i)}"; "my {name(2000 + i)} too"'
+        )
+        nouns.append(synset(4000 + i, [name(2000 + i)], [], gloss))
     good = [
         synset(i, [f"{name(i)}ish"], [("!", i ^ 1, "0101")], f"{i} by its look", "a")
         for i in range(200)
@@ -65,7 +77,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    return list(words.examples(wordnet.read(folder)))
+    return list(english._chosen(list(words.examples(wordnet.read(folder)))))
 
 
 def test_questions_of_every_kind_are_made_and_their_answer_is_a_choice(found):
@@ -84,14 +96,23 @@ def test_questions_of_every_kind_are_made_and_their_answer_is_a_choice(found):
     assert "____" in gap.inputs and gap.target not in gap.inputs
 
 
-def test_no_meaning_that_is_tested_is_trained_on(found):
-    asked = {part: set() for part in records.MOST}
+def test_no_definition_sentence_or_prompt_that_is_tested_is_trained_on(found):
+    told = {part: set() for part in records.MOST}
     for example in found:
-        if example.dataset in ("word_of_definition", "definitions", "which_sense"):
-            gloss = example.inputs if not example.choices else example.target
-            asked[example.part].add(gloss)
-    assert asked["train"] and asked["test"]
-    assert not asked["train"] & (asked["test"] | asked["validation"])
+        text = f"{example.inputs}\n{example.target}"
+        for what in ("the number", "the year"):
+            numbers = re.findall(rf"{what} (\d+)", text)
+            told[example.part].update((what, number) for number in numbers)
+        told[example.part].add(example.inputs)
+    assert all(
+        ("the number", str(i)) in set.union(*told.values()) for i in range(TWICE)
+    )
+    assert ("the year", "1") in set.union(*told.values())
+    assert not told["test"] & (told["train"] | told["validation"])
+    assert told["validation"] and not told["validation"] & told["train"]
+
+
+def test_no_relation_that_is_tested_is_trained_on(found):
     for example in found:
         if example.dataset in ("kind_of", "opposites", "same_meaning"):
             word = example.inputs.partition("“")[2].partition("”")[0]
@@ -134,8 +155,10 @@ def test_opinions_are_clear_balanced_and_kept_together():
 
 
 def test_the_file_is_a_suite(folder, monkeypatch, capsys):
-    lines = [f"{i}\t{(-1) ** i}\tsaid {i}" for i in range(200)]
-    texts = dict.fromkeys(opinions._FILES, "\n".join(lines))
+    texts = {
+        dataset: "\n".join(f"{i}\t{(-1) ** i}\tof {dataset}: {i}" for i in range(200))
+        for dataset in opinions._FILES
+    }
     monkeypatch.setattr(opinions, "archive", lambda _: archive(**texts))
     command = ["tasks", "prepare", "--suite", "english", "--data_dir", str(folder)]
     assert main(command) == 0

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -225,6 +226,84 @@ def test_a_template_that_fails_is_refused_before_anything_is_read(
     folder = byte_level(tmp_path / "m", chat_template=template)
     with pytest.raises(UserError, match=said):
         open_tokenizer(folder, chat=True)
+
+
+ROUNDS = "{% for a in range(99999) %}{% for b in range(99999) %}"
+TWICE = "{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (ROUNDS + "{% endfor %}{% endfor %}", "takes longer than 0.1 seconds"),
+        (
+            "{% macro f(n) %}" + TWICE + "{% endmacro %}{{ f(60) }}",
+            "takes longer than 0.1 seconds",
+        ),
+        ("{{ 9 ** (9 ** 9) }}", r"what \*\* makes is too large"),
+        ("{{ ('ab' * 10 ** 9) | length }}", r"what \* makes is too large"),
+        ("{{ (10 ** 9 * [1]) | length }}", r"what \* makes is too large"),
+        ("{{ raise_exception('a\\n\x1b' * 999) }}", "'a \\\\x1ba"),
+    ],
+)
+def test_a_template_that_goes_on_and_on_is_stopped(
+    tmp_path, monkeypatch, template, said
+):
+    monkeypatch.setattr("merging.tasks.chat.SECONDS", 0.1)
+    folder = byte_level(tmp_path / "m", chat_template=template)
+    with pytest.raises(UserError, match=f"the chat template fails: .*{said}") as caught:
+        open_tokenizer(folder, chat=True)
+    assert len(str(caught.value)) < 700
+
+
+def test_a_template_may_multiply_and_loop(tmp_path):
+    template = (
+        "{% macro f(n) %}{% for i in range(n) %}{{ i * 2 }}{% endfor %}{% endmacro %}"
+        "{{ f(3) }}{{ '-' * 3 }}{{ 2 ** 10 }}{{ 1.5 * 2 }}{{ 2 ** -1 }}"
+        "{% for m in messages %}{{ m.content }}{% else %}none{% endfor %}"
+    )
+    assert rendered(tmp_path / "m", template, "a") == "024---10243.00.5a"
+
+
+def test_files_that_are_links_to_outside_are_not_read(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    for name in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json"):
+        folder = tmp_path / f"with {name}"
+        byte_level(folder)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(secret)
+        with pytest.raises(UserError, match=f"{name} is a link to outside its folder"):
+            open_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json"]
+)
+def test_a_pipe_among_the_files_is_named(tmp_path, name):
+    folder = byte_level(tmp_path / "m")
+    (tmp_path / "m" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "m" / name)
+    with pytest.raises(UserError, match=f"{name} is a FIFO, not a file"):
+        open_tokenizer(folder)
+
+
+def test_links_of_the_hugging_face_cache_are_followed(tmp_path):
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.parent.mkdir()
+    plain = open_tokenizer(byte_level(snapshot, chat_template=TEMPLATE), chat=True)
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(tmp_path / "blobs" / str(number))
+        path.symlink_to(f"../../blobs/{number}")
+    open_tokenizer.cache_clear()
+    linked = open_tokenizer(str(snapshot), chat=True)
+    assert (linked.digest, linked.files) == (plain.digest, plain.files)
+
+
+def test_of_several_templates_the_default_one_is_taken(tmp_path):
+    several = [{"name": []}, 3, {"name": "default", "template": "hello"}]
+    assert rendered(tmp_path / "m", several) == "hello"
 
 
 def _with_an_unknown_opening(folder):

@@ -16,13 +16,14 @@ from merging.checkpoints import Source, adapter_config, adapter_writer
 from merging.checkpoints.adapter_writer import Written
 from merging.merge.extraction import report as reporting
 from merging.merge.extraction.fit import Fit, fit
-from merging.merge.extraction.parts import Parts
+from merging.merge.extraction.parts import Parts, parts_of
 from merging.merge.extraction.plan import WEIGHT, Plan
 from merging.merge.extraction.plan import plan as make_plan
 from merging.merge.inputs import open_inputs
 from merging.merge.rules import is_embedding, layer_leaf
 from merging.runtime import (
     config_keys,
+    foreign_json,
     memory,
     preemption,
     processes,
@@ -79,8 +80,9 @@ def extract(
       The output's path.
 
     Raises:
-      UserError: models that differ in leaves, or hold NaN or Inf; settings that fit no
-        leaf; the output exists.
+      UserError: models that differ in leaves, hold NaN or Inf, or are changed
+        meanwhile; settings that fit no leaf; the output exists, or another program
+        makes it.
     """
     if not base or not model or not output:
         raise UserError("name the base, the model and the folder to make (output).")
@@ -96,14 +98,15 @@ def extract(
     record = {**settings, "dtype": dtype, "inputs": files}
     if processes.broadcast(lambda: _is_done(output, [start.uri, other.uri], record)):
         return Path(output)
-    parts = Parts(output, record)
+    before = processes.broadcast(lambda: checkpoints.stamps([start, other]))
     stored = np.dtype(getattr(jnp, dtype))
-    _fit_all(plan, start, other, rank, energy, stored, parts)
-    fits = processes.broadcast(lambda: _read_numbers(plan, start, stored, parts))
-    left = processes.broadcast(lambda: _norms(plan.rest, start, other))
-    report = {**record, **reporting.report(plan, fits, left)}
-    _write(plan, start, other, fits, stored, parts, output, report)
-    processes.broadcast(parts.remove)
+    with parts_of(output, record, before) as parts:
+        _fit_all(plan, start, other, rank, energy, stored, parts)
+        fits = processes.broadcast(lambda: _read_numbers(plan, start, stored, parts))
+        left = processes.broadcast(lambda: _norms(plan.rest, start, other))
+        report = {**record, **reporting.report(plan, fits, left)}
+        _write(plan, start, other, fits, stored, parts, output, report, before)
+        processes.broadcast(parts.remove)
     return Path(output)
 
 
@@ -149,7 +152,7 @@ def _is_done(output: str, inputs: Sequence[str], record: Mapping[str, Any]) -> b
     path = Path(output) / reporting.NAME
     if path.is_file():
         try:
-            found = json.loads(path.read_text())
+            found = foreign_json.loads(path.read_bytes())
         except ValueError:
             found = {}
         if isinstance(found, dict) and record.items() <= found.items():
@@ -241,6 +244,7 @@ def _write(
     parts: Parts,
     output: str,
     report: Mapping[str, Any],
+    before: list[list],
 ) -> None:
     """Write the adapter, of the fits that are kept, and publish it."""
     leaves = tree.flatten(base.abstract)
@@ -281,6 +285,9 @@ def _write(
             values = np.empty(math.prod(order[path].shape), order[path].dtype)
             model.read_into(path, 0, values)
             writer.write(adapter_writer.leaf_name(path, modules), 0, values)
+        processes.barrier("all factors are written")
+        read = [base, model]
+        processes.broadcast(lambda: checkpoints.require_unchanged(before, read))
         writer.finish(files)
 
 

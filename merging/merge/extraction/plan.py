@@ -1,15 +1,14 @@
 """What an extraction makes of each leaf of the base."""
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from merging import checkpoints
 from merging.checkpoints import Source
 from merging.merge.rules import layer_leaf
-from merging.runtime import tree
+from merging.runtime import foreign_json, tree
 from merging.runtime.errors import UserError, listed
+from merging.runtime.patterns import Pattern
 
 WEIGHT = ".weight"
 # Models whose layers store their weights as [in, out], and their modules under other
@@ -36,7 +35,8 @@ def plan(base: Source, leaves: str, whole: str) -> Plan:
     _refuse_turned(base)
     found = tree.flatten(base.abstract)
     floats = [p for p, leaf in found.items() if tree.dtype_class(leaf) == "float"]
-    taken = [p for p in floats if whole and _search("whole", whole, p)]
+    stored, adapted = _found_by("whole", whole), _found_by("leaves", leaves)
+    taken = [p for p in floats if whole and stored(p)]
     matrices = [
         path
         for path in floats
@@ -44,7 +44,7 @@ def plan(base: Source, leaves: str, whole: str) -> Plan:
         and path.endswith(WEIGHT)
         and len(found[path].shape) == 2
         and 0 not in found[path].shape
-        and (_search("leaves", leaves, path) if leaves else layer_leaf(path))
+        and (adapted(path) if leaves else layer_leaf(path))
     ]
     if whole and not taken:
         raise _no_leaf("whole", whole, floats)
@@ -67,11 +67,11 @@ def plan(base: Source, leaves: str, whole: str) -> Plan:
     )
 
 
-def _search(setting: str, pattern: str, path: str) -> bool:
+def _found_by(setting: str, pattern: str) -> Callable[[str], bool]:
     try:
-        return re.search(pattern, path) is not None
-    except re.error as error:
-        raise UserError(f"{setting}={pattern!r} is malformed: {error}.") from None
+        return Pattern(pattern).found_in
+    except ValueError as error:
+        raise UserError(f"{setting}={pattern[:200]!r}: the pattern {error}.") from None
 
 
 def _no_leaf(setting: str, pattern: str, floats: Sequence[str]) -> UserError:
@@ -84,8 +84,8 @@ def _no_leaf(setting: str, pattern: str, floats: Sequence[str]) -> UserError:
 def _refuse_turned(base: Source) -> None:
     config = checkpoints.read_auxiliary_files(base.uri).get("config.json", b"{}")
     try:
-        found = json.loads(config)
-    except (ValueError, RecursionError):
+        found = foreign_json.loads(config)
+    except ValueError:
         return
     kind = found.get("model_type") if isinstance(found, dict) else None
     if kind in _TURNED:

@@ -17,10 +17,11 @@ from etils import epath
 from merging import checkpoints
 from merging.checkpoints import Rows, Source
 from merging.merge.mergekit.document import Document, Tokenizer, cut
-from merging.runtime import tree
+from merging.runtime import foreign_json, tree
 from merging.runtime.errors import UserError, listed
 
 _FILE = "tokenizer.json"
+_MOST_VALUES = 2**23  # of it: four times those of the largest vocabulary and merges
 # Leaves with a row for each token: embeddings, and the output's weights and biases.
 _OF_TOKENS = re.compile(
     r"(?:^|[./])(?:(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|"
@@ -177,7 +178,9 @@ def _tokens(model: str) -> _Tokens | None:
     if path is None:
         return None
     try:
-        content = json.loads(checkpoints.read_auxiliary_files(model)[_FILE])
+        content = foreign_json.loads(
+            checkpoints.read_auxiliary_files(model)[_FILE], _MOST_VALUES
+        )
         known = content["model"]["vocab"]
         if isinstance(known, dict):
             ids = dict(known)
@@ -189,6 +192,6 @@ def _tokens(model: str) -> _Tokens | None:
             raise ValueError("an id that is no number")
         if not all(isinstance(token, str) for token in ids):
             raise ValueError("a token that is no text")
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is no tokenizer: {cut(repr(error))}.") from None
     return _Tokens(ids, added, content, path)

@@ -27,6 +27,7 @@ from merging.models.hf import (
     row_size,
     scatter,
 )
+from merging.models.hf.gguf import GgufSource
 from merging.runtime import config_keys, memory, processes, storage
 from merging.runtime.errors import UserError, nearest
 from merging.runtime.progress import Progress
@@ -83,8 +84,9 @@ def convert(
       The output's path.
 
     Raises:
-      UserError: the model is of no known family or not what its config.json says, the
-        output exists, the budget is too small, the disk is full.
+      UserError: the model is of no known family or not what its config.json says, or
+        was changed meanwhile; the output exists, the budget is too small, the disk is
+        full.
     """
     if not input or not output:
         raise UserError("name the checkpoint (input) and the folder to make (output).")
@@ -100,9 +102,16 @@ def convert(
     abstract = _abstract(model, format)
     ranges = list(_ranges(model, format, budget))
     mine = ranges[processes.index() :: processes.count()]
-    begun = checkpoints.create(output, format, abstract, shard_bytes=shard_bytes)
+    # The source of a GGUF file does not say where that is.
+    read = [] if isinstance(model.source, GgufSource) else [model.source]
+    before = processes.broadcast(lambda: checkpoints.stamps(read))
+    begun = checkpoints.create(
+        output, format, abstract, shard_bytes=shard_bytes, beside=files
+    )
     with begun as writer:
         _copy(model, writer, format, mine)
+        processes.barrier("all is converted")
+        processes.broadcast(lambda: checkpoints.require_unchanged(before, read))
         writer.finish(files)
     return Path(output)
 

@@ -19,7 +19,7 @@ from merging.models.hf import gguf_tokenizer
 from merging.models.hf.family import Leaf, leaves
 from merging.models.hf.fields import Fields
 from merging.models.hf.llama import LLAMA
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 
 # GGUF architecture -> what it is here.
 ARCHITECTURES = {"llama": LLAMA}
@@ -53,6 +53,7 @@ _TENSORS = {
     "mlp.down_proj": "ffn_down",
 }
 _INTERLEAVED = ("attn_q", "attn_k")
+_SHOWN, _MOST_FAULTS = 100, 50  # characters of a value, and lines, in a message
 
 
 class GgufSource:
@@ -80,7 +81,7 @@ class GgufSource:
         if faults:
             raise UserError(
                 f"{self._file.path} is no model that can be imported:\n  "
-                + "\n  ".join(faults)
+                + listed(faults, most=_MOST_FAULTS, mark="\n  ")
             )
         self.abstract = {
             name: jax.ShapeDtypeStruct(shape, np.float32)
@@ -133,16 +134,16 @@ def _config(file: GgufFile) -> tuple[dict[str, Any], list[str]]:
     """Return a config.json's values, and what in the metadata can't be followed."""
     meta = file.metadata
     architecture = meta.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise nearest(f"architecture in {file.path}", architecture, ARCHITECTURES)
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        said = str(architecture)[:_SHOWN]
+        raise nearest(f"architecture in {file.path}", said, ARCHITECTURES)
     prefix = f"{architecture}."
     given = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
     values = {_SIZES[k]: _shortest(v) for k, v in given.items() if k in _SIZES}
-    faults = [
-        f"{prefix}{key} = {value!r} is not understood here"
-        for key, value in given.items()
-        if key not in _SIZES and key not in _IMPLIED
-    ]
+    fields = Fields(values)
+    for key, value in given.items():
+        if key not in _SIZES and key not in _IMPLIED:
+            fields.wrong(f"{prefix}{key} = {_shown(value)} is not understood here")
     values |= {
         "architectures": [LLAMA.architecture],
         "model_type": "llama",
@@ -152,22 +153,29 @@ def _config(file: GgufFile) -> tuple[dict[str, Any], list[str]]:
         "attention_bias": False,
         "mlp_bias": False,
     }
-    vocabulary = file.shapes.get("token_embd.weight", (0,))[0]
-    values.setdefault("vocab_size", vocabulary)
+    embedding = file.shapes.get("token_embd.weight")
+    values.setdefault("vocab_size", embedding[0] if embedding else 0)
     for token in ("bos", "eos"):
-        if (found := meta.get(f"tokenizer.ggml.{token}_token_id")) is not None:
+        key = f"tokenizer.ggml.{token}_token_id"
+        if type(found := meta.get(key)) is int:
             values[f"{token}_token_id"] = found
-    fields = Fields(values)
+        elif found is not None:
+            fields.wrong(f"{key} = {_shown(found)} is no whole number")
     LLAMA.decoder(fields)
-    faults += fields.faults
-    if not faults:
+    if not fields.faults:
         values.setdefault("head_dim", fields.shape(tied=False)["head_dim"])
-        faults += [
-            f"{prefix}{key} = {given[key]!r}, and {name} is {values[name]}"
-            for key, name in _IMPLIED.items()
-            if key in given and given[key] != values[name]
-        ]
-    return values, faults
+        for key, name in _IMPLIED.items():
+            if key in given and given[key] != values[name]:
+                said = _shown(given[key])
+                fields.wrong(f"{prefix}{key} = {said}, and {name} is {values[name]}")
+    return values, fields.faults
+
+
+def _shown(value: Any) -> str:
+    """Return a value of the metadata in a few words."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return repr(value[:_SHOWN] if isinstance(value, str) else value)
 
 
 def _shortest(value: Any) -> Any:

@@ -15,6 +15,7 @@ from merging.runtime.errors import UserError
 _CUTS = {"gpt-2": False, "smollm": True}
 # `tokenizer.ggml.token_type`: such tokens are never made of text by merges.
 _CONTROL, _USER_DEFINED = 3, 4
+_SHOWN = 100  # characters of what a message quotes
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
@@ -28,11 +29,12 @@ def files(file: GgufFile) -> dict[str, bytes]:
     """
     meta = file.metadata
     kind, cut = (meta.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "gpt2" or cut not in _CUTS:
+    if kind != "gpt2" or not isinstance(cut, str) or cut not in _CUTS:
+        said = [repr(value)[:_SHOWN] for value in (kind, cut)]
         warnings.warn(
-            f"{file.path}: a tokenizer of kind {kind!r} that cuts as {cut!r} can't be "
-            f"rebuilt here (gpt2 with {', '.join(_CUTS)} can); take its files from the "
-            "model's own folder.",
+            f"{file.path}: a tokenizer of kind {said[0]} that cuts as {said[1]} can't "
+            f"be rebuilt here (gpt2 with {', '.join(_CUTS)} can); take its files from "
+            "the model's own folder.",
             stacklevel=2,
         )
         return {}
@@ -41,8 +43,11 @@ def files(file: GgufFile) -> dict[str, bytes]:
     merges = meta.get("tokenizer.ggml.merges")
     try:
         described = _bpe(tokens, types, merges, split_digits=_CUTS[cut])
-    except Exception as error:  # the library raises Exception itself
-        raise UserError(f"{file.path}: its tokenizer is damaged: {error}") from None
+    except BaseException as error:  # the library raises Exception itself, and panics
+        if not isinstance(error, Exception) and "Panic" not in type(error).__name__:
+            raise
+        reason = repr(str(error)[:_SHOWN])
+        raise UserError(f"{file.path}: its tokenizer is damaged: {reason}") from None
     return {
         "tokenizer.json": described.encode(),
         "tokenizer_config.json": _settings(meta, tokens).encode(),

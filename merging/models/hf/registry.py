@@ -1,6 +1,5 @@
 """Which family a config.json is of, and the decoder that it describes."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from merging.models.hf.llama import LLAMA
 from merging.models.hf.mistral import MISTRAL
 from merging.models.hf.own import PALM, TINY
 from merging.models.hf.qwen import QWEN2, QWEN3
+from merging.runtime import foreign_json
 from merging.runtime.errors import UserError, nearest
 
 _ALL = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PALM, TINY)
@@ -27,10 +27,10 @@ def read_config(text: str | bytes) -> tuple[Family, DecoderConfig]:
         quantised model's, or asks for what the decoder can't do; lists all of that.
     """
     try:
-        values = json.loads(text)
+        values = foreign_json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("it is no object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"config.json can't be read: {error}.") from None
     family = _family(values)
     if values.get("quantization_config") is not None:

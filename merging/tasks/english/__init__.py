@@ -11,8 +11,10 @@ tweets and editorials, synonyms, and parts of things.
 
 A word is for training, validation or testing by a hash of it, in all datasets alike,
 and what shares words of two parts is left out: no definition, sentence or relation that
-is tested on is trained on under another word of its meaning. Opinions go by the review
-or article that they are from.
+is tested on is trained on under another word of its meaning. Nor under another meaning:
+what has a prompt, a definition or a sentence of a test is left out of the two other
+parts, and of training what has one of validation. Opinions go by the review or article
+that they are from.
 """
 
 import collections
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merging.runtime import storage
+from merging.tasks.contamination import normalised
 from merging.tasks.english import opinions, words
 from merging.tasks.english.records import MOST, Example, rank
 from merging.tasks.english.wordnet import read
@@ -44,21 +47,37 @@ def prepare(data_dir: Path) -> dict[str, dict[str, int]]:
     """
     archive = opinions.archive(data_dir)
     synsets = read(data_dir)
-    counts: dict[str, dict[str, int]] = {}
+    examples = [*opinions.examples(archive), *words.examples(synsets)]
+    counts = {example.dataset: dict.fromkeys(MOST, 0) for example in examples}
     lines = []
-    for example in _capped([*opinions.examples(archive), *words.examples(synsets)]):
-        of = counts.setdefault(example.dataset, dict.fromkeys(MOST, 0))
-        of[example.part] += 1
+    for example in _chosen(examples):
+        counts[example.dataset][example.part] += 1
         lines.append(json.dumps(example.record(), ensure_ascii=False) + "\n")
     storage.write_bytes(data_dir / FILE, "".join(lines).encode())
     return counts
 
 
-def _capped(examples: list[Example]) -> Iterator[Example]:
-    """Yield at most `MOST` examples of each dataset and part, in an order by hashes."""
+def _chosen(examples: list[Example]) -> Iterator[Example]:
+    """Yield at most `MOST` examples of each dataset and part, in an order by hashes.
+
+    None of them tells what an example of an earlier part tells, in the order test,
+    validation, training: the largest part loses most.
+    """
     piles = collections.defaultdict(list)
     for example in examples:
         piles[example.dataset, example.part].append(example)
-    for (_, part), pile in piles.items():
-        pile.sort(key=lambda example: rank(example.inputs))
-        yield from pile[: MOST[part]]
+    told: set[str] = set()
+    for part in ("test", "validation", "train"):
+        mine = [key for key in piles if key[1] == part]
+        for key in mine:
+            new = [x for x in piles[key] if told.isdisjoint(_texts(x))]
+            new.sort(key=lambda example: rank(example.inputs))
+            piles[key] = new[: MOST[part]]
+        told.update(text for key in mine for x in piles[key] for text in _texts(x))
+    for pile in piles.values():
+        yield from pile
+
+
+def _texts(example: Example) -> list[str]:
+    """Return what an example tells, without case and punctuation."""
+    return [normalised(text) for text in (example.inputs, *example.told)]

@@ -37,6 +37,7 @@ class Example(NamedTuple):
       inputs: the prompt.
       target: the right choice, or the text.
       choices: all of them; () for a text.
+      told: definitions and sentences that it gives away.
     """
 
     dataset: str
@@ -44,6 +45,7 @@ class Example(NamedTuple):
     inputs: str
     target: str
     choices: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Return the line of a suite `jsonl`."""

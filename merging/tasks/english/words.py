@@ -73,10 +73,10 @@ def _definitions(words: _Words, synset: Synset) -> Iterator[Example]:
     choices = words.others(synset, word, gloss, lambda w: w in synset.words)
     if choices:
         asked = f"Which word means “{gloss}”?"
-        yield Example("word_of_definition", part, asked, word, choices)
+        yield Example("word_of_definition", part, asked, word, choices, (gloss,))
     if len(words.senses[f"{synset.pos} {word}"]) == 1:
         asked = f"Define the {_POS[synset.pos]} “{word}”."
-        yield Example("definitions", part, asked, gloss)
+        yield Example("definitions", part, asked, gloss, told=(gloss,))
 
 
 def _kinds(words: _Words, synset: Synset) -> Iterator[Example]:
@@ -125,7 +125,7 @@ def _gaps(words: _Words, synset: Synset) -> Iterator[Example]:
         choices = words.others(synset, there[0], sentence, lambda w: w in synset.words)
         if choices:
             asked = f"Which word fits the gap?\n{gap}"
-            yield Example("gaps", part, asked, there[0], choices)
+            yield Example("gaps", part, asked, there[0], choices, (sentence,))
 
 
 def _synonyms(words: _Words, synset: Synset) -> Iterator[Example]:
@@ -169,7 +169,8 @@ def _senses(words: _Words, synset: Synset) -> Iterator[Example]:
             choices = _drawn(pool, synset.gloss, sentence, lambda _: False, few)
             if choices:
                 asked = f"What does “{word}” mean here?\n{sentence}"
-                yield Example("which_sense", part, asked, synset.gloss, choices)
+                told = (synset.gloss, sentence)
+                yield Example("which_sense", part, asked, synset.gloss, choices, told)
             break
 
 
@@ -194,7 +195,8 @@ def _contexts(words: _Words) -> Iterator[Example]:
                 f"1. {first[0]}\n2. {second[0]}\n"
                 f"Does “{word}” have the same meaning in both?"
             )
-            example = Example("same_sense", part, asked, target, ("yes", "no"))
+            told = (first[0], second[0])
+            example = Example("same_sense", part, asked, target, ("yes", "no"), told)
             pairs[part, target].append(example)
     for part in ("train", "validation", "test"):
         both = [pairs[part, target] for target in ("yes", "no")]
