@@ -47,7 +47,7 @@ _REASONS = {
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 # A pattern of these characters is a name; of the others each module tries all.
 _PLAIN = re.compile(r"\^?[\w.-]+")
-_MOST_PATTERNS = 200
+_MOST_PATTERNS, _MOST_WAYS = 200, 2 * patterns.MOST_WAYS
 
 
 class Patterns(NamedTuple):
@@ -214,9 +214,10 @@ def _patterns(name: str, values: Any, read: Any) -> Patterns:
             plain[key] = (place, found)
         else:
             regular.append((place, _pattern(name, key), found))
-    ways = sum(pattern.ways for _, pattern, _ in regular)
-    if len(regular) > _MOST_PATTERNS or ways > patterns.MOST_WAYS:
+    if len(regular) > _MOST_PATTERNS:
         raise ValueError(f"{name} has {len(regular)} patterns, more than are tried")
+    if sum(pattern.ways for _, pattern, _ in regular) > _MOST_WAYS:
+        raise ValueError(f"{name} has patterns that may fit in too many ways together")
     return Patterns(plain, tuple(regular))
 
 

@@ -84,13 +84,14 @@ def changed_at(path: epath.Path) -> tuple[int, int, int]:
 
 
 def stamps(sources: Iterable[Source]) -> list[list]:
-    """Return [file, what its storage says of its last change] of all files, as JSON.
+    """Return [file, size, when it was written to last in ns] of all files, as JSON.
 
-    Digests of places tell checkpoints apart without reading them; that a file did not
-    change between two moments is for its storage to say: its size, and its times.
+    Digests of places tell checkpoints apart without reading them; that a file was not
+    written to between two moments is for its storage to say. A copy that keeps the
+    time counts as the same file, and so does one with other permissions.
     """
     return [
-        [str(path), *changed_at(path)]
+        [str(path), *changed_at(path)[:2]]
         for source in sources
         for path in source.paths().values()
     ]

@@ -146,7 +146,9 @@ def lies_in(folder: epath.Path, name: str) -> bool:
     if is_remote(folder):
         return True
     here = Path(folder).resolve()
-    blobs = here.parent.parent / "blobs" if here.parent.name == "snapshots" else None
+    # A folder of a snapshot is one as well, such as `original` of Meta's.
+    entry = next((p.parent for p in here.parents[:2] if p.name == "snapshots"), None)
+    blobs = entry and entry / "blobs"
     return (here / name).resolve().parent in ((here / name).parent, blobs)
 
 

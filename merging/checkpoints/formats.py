@@ -99,7 +99,7 @@ def create(
       abstract: {path: shape and dtype}, in the order to store them.
       shard_bytes: the most in one safetensors file.
       skeleton: the tree that Orbax stores (see `Source`); nested dicts if None.
-      beside: names of the files that `finish` will be given.
+      beside: names of the files that `finish` will be given, the last of them last.
 
     Raises:
       UserError: an unknown format, no space, another layout has been begun there, or
@@ -110,7 +110,8 @@ def create(
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(uri))
         # Another may have finished it meanwhile.
-        processes.broadcast(lambda: require_free_output(uri, ()))
+        last = next(reversed([*beside]), "")
+        processes.broadcast(lambda: require_free_output(uri, (), last))
         if format != "orbax":
             one = WEIGHTS if format == PEFT else None
             writer = begin_safetensors(uri, abstract, shard_bytes, one)
@@ -134,13 +135,6 @@ def begin_safetensors(
 
     make = ObjectWriter if storage.is_remote(uri) else SafetensorsWriter
     return make(uri, abstract, shard_bytes, one)
-
-
-def discard(writer: Writer) -> None:
-    """Remove an output that is not to be published, under the lock of its writing."""
-    unfinished.remove(storage.place(writer.folder))
-    if writer.atomic:
-        storage.remove(storage.place(writer.uri))
 
 
 def clear(uri: str) -> None:
@@ -175,12 +169,17 @@ def locked(uri: str) -> Iterator[None]:
       UserError: another one does; it is named.
     """
     with contextlib.ExitStack() as stack:
-        processes.broadcast(lambda: stack.enter_context(_only_writer(uri)))
+        processes.broadcast(lambda: stack.enter_context(only_writer(uri)))
         yield
 
 
 @contextlib.contextmanager
-def _only_writer(uri: str) -> Iterator[None]:
+def only_writer(uri: str) -> Iterator[None]:
+    """Be the only program that makes something; called by one process of it.
+
+    Raises:
+      UserError: another one does; it is named.
+    """
     lock = _lock_of(uri)
 
     def taken(who: str) -> UserError:

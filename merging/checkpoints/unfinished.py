@@ -48,13 +48,14 @@ def begin(folder: Folder, layout: Mapping[str, Any]) -> None:
         if not all(fnmatch.fnmatch(path.name, _HALF) for path in folder.iterdir()):
             raise _not_ours(folder, "exists, and is no output that was begun here")
         storage.write_json(folder / UNFINISHED, wanted)
+    elif was_published(folder):
+        _clear(folder)
+        storage.write_json(folder / UNFINISHED, wanted)
     elif found != wanted:
         raise UserError(
             f"{folder} holds the unfinished output of another merge, laid out "
             "differently. Delete it to start anew, or choose another output."
         )
-    elif was_published(folder):
-        _clear(folder)
 
 
 def is_begun(folder: Folder) -> bool:
@@ -83,7 +84,10 @@ def require_only(content: Path, names: Iterable[str]) -> None:
       UserError: it holds something else.
     """
     ours = {name.split("/")[0] for name in names}
-    if others := sorted({path.name for path in content.iterdir()} - ours):
+    found = {path.name for path in content.iterdir()} - ours
+    # What macOS and NFS lay into folders that are looked at.
+    others = sorted(x for x in found if x != ".DS_Store" and not x.startswith(".nfs"))
+    if others:
         raise UserError(
             f"{content} holds {listed(others)}, not made here. Move it away and give "
             "the command again, or choose another output."
@@ -91,8 +95,13 @@ def require_only(content: Path, names: Iterable[str]) -> None:
 
 
 def remove(folder: Folder) -> None:
-    """Remove what is ours, the mark last: until then it says that the rest is ours."""
+    """Remove what is ours, the mark last: until then it says that the rest is ours.
+
+    It stays with what a file system does not let go of yet, such as NFS of open files.
+    """
     _clear(folder)
+    if any((folder / name).exists() for name in _KEPT):
+        return
     (folder / UNFINISHED).unlink(missing_ok=True)
     if isinstance(folder, Path):
         with contextlib.suppress(OSError):  # something that is not ours is left in it

@@ -76,8 +76,13 @@ def recorded(content: bytes, size: int | None = None) -> dict[str, Any]:
     }
 
 
-def require_free_output(output: str, inputs: Sequence[str]) -> None:
+def require_free_output(output: str, inputs: Sequence[str], last: str = "") -> None:
     """Refuse an output that exists, or that lies in an input.
+
+    Args:
+      output: where it is to be.
+      inputs: the models.
+      last: the file that is written last, where not all appear at once.
 
     Raises:
       UserError: it does.
@@ -87,7 +92,8 @@ def require_free_output(output: str, inputs: Sequence[str]) -> None:
     if isinstance(place, ObjectPath):
         path = place
         # It appears object by object, and not at all before it is begun.
-        taken = place.exists() and not place.with_name(place.name + PARTIAL).exists()
+        begun = place.with_name(place.name + PARTIAL).exists()
+        taken = place.exists() and not begun or bool(last) and (place / last).exists()
     else:
         taken = os.path.lexists(output)
     if taken:

@@ -5,6 +5,7 @@ the checkpoints with their weights, so a repeated merge needs no schedule.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ def scheduled(
 ) -> tuple[dict[str, str], Method | str]:
     """Return the experts by name, and the method with the schedule's weights for them.
 
-    The order is that of the steps if all are steps of a run (``RUN@100``, ``RUN/100``),
+    The order is that of the steps if all are steps of one run (``RUN@100``, ``RUN/100``),
     else the one given. An expert whose weight is 0, as LAWA's older ones, is left out
     and never read.
 
@@ -41,9 +42,12 @@ def scheduled(
 
 
 def _oldest_first(experts: Mapping[str, str]) -> list[str]:
-    """Return the names in the order of the steps, or as given if one has no step."""
+    """Return the names in the order of the steps of one run; of all else, as given."""
     steps = {n: checkpoints.step_number(n, uri) for n, uri in experts.items()}
-    if None in steps.values():
+    runs = {
+        os.path.dirname(uri.partition("#")[0].rstrip("/")) for uri in experts.values()
+    }
+    if None in steps.values() or len(runs) > 1:
         return list(experts)
     return sorted(experts, key=lambda name: steps[name])
 

@@ -99,7 +99,6 @@ def run(
     job: Job,
     extra: Mapping[str, bytes],
     expected: Mapping[str, str] | None = None,
-    publish: bool = True,
 ) -> None:
     """Merge, and publish the output with these files beside the weights.
 
@@ -109,7 +108,6 @@ def run(
       job: the merge.
       extra: the files' contents by name.
       expected: the digests that the leaves must have to be published.
-      publish: or else what has these digests is thrown away.
 
     Raises:
       UserError: the inputs' values cannot be merged, the disk is full, or the output's
@@ -149,15 +147,12 @@ def run(
             found = journal.keep_digests(digests.finish())
             processes.broadcast(lambda: checkpoints.require_unchanged(before, read))
             _require_expected(found, expected, writer.folder)
-            if not publish:
-                processes.barrier("all is compared")
-                processes.broadcast(lambda: checkpoints.discard(writer))
-                return
             told = card.model_card(job.inputs, job.settings, job.format, described)
             beside = {**extra, card.CARD: told.encode()}
             files = processes.broadcast(writer.own_files)
             files |= {name: checkpoints.recorded(of) for name, of in beside.items()}
-            record = _record(job, abstract, described, found, files)
+            written = [when for _, _, when in before]
+            record = _record(job, abstract, described, written, found, files)
             writer.finish({**beside, manifest.NAME: manifest.as_bytes(record)})
         except checkpoints.NotStored:
             journal.forget_blocks()
@@ -210,6 +205,7 @@ def _record(
     job: Job,
     abstract,
     described: list,
+    written: list[int],
     found: Mapping[str, str],
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict:
@@ -218,6 +214,7 @@ def _record(
         "version": manifest.VERSION,
         "settings": dict(job.settings),
         "inputs": described,
+        "written": written,
         "versions": manifest.versions(),
         "leaves": {
             path: {

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,7 @@ from merging.checkpoints.source import SMALL
 from merging.merge.digests import Digests
 from merging.merge.inputs import Inputs
 from merging.runtime import foreign_json, hub, revision, storage, tree
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
@@ -66,7 +65,9 @@ def describe_inputs(sources: Mapping[str, Source], output: str) -> list[dict]:
 def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     """Return whether a finished output is that of these settings and models.
 
-    As the digests of these have it (see `changed_since`).
+    Raises:
+      UserError: it is as far as the models' digests tell, which are not of all their
+        bytes, but some of their files were written to since.
     """
     path = storage.place(output, "output") / NAME
     if not path.is_file():
@@ -78,36 +79,30 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     wanted = json.loads(json.dumps(settings))
     if record["settings"] != wanted:
         return False
-    return record["inputs"] == describe_inputs(inputs.everything, output)
+    if record["inputs"] != describe_inputs(inputs.everything, output):
+        return False
+    if changed := _written_since(record, inputs):
+        raise UserError(
+            f"{output} was merged before {listed(changed)} got the time of change that "
+            "it has now. Whether it is still what these make is told by `merging merge "
+            f"--manifest {path} --output ANOTHER`; or choose another output."
+        )
+    return True
 
 
-def changed_since(output: str, inputs: Inputs) -> list[str]:
-    """Return the models' files that were changed after an output was made.
+def written(inputs: Inputs) -> list[int]:
+    """Return when each of the models' files was written to last, in ns."""
+    return [when for _, _, when in checkpoints.stamps(inputs.everything.values())]
 
-    In content, place or permissions: storage does not tell these apart. But those whose
-    digests are of all their bytes.
+
+def _written_since(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
+    """Return the files of other times than the record has.
+
+    But those whose digests are of all their bytes.
     """
-    made = _made(storage.place(output) / NAME)
-    now = time.time_ns()
-    return [
-        file
-        for file, size, written, entry in checkpoints.stamps(inputs.everything.values())
-        # A program may have set the first of the times, and to years from now.
-        if size > SMALL and (entry > made or made < written <= now)
-    ]
-
-
-def renew(output: str) -> None:
-    """Have a manifest count as made now; its content stays."""
-    path = storage.place(output) / NAME
-    storage.write_bytes(path, path.read_bytes())
-
-
-def _made(path: Folder) -> int:
-    """Return when a file was made, in ns; of an object, whose time is in seconds."""
-    if isinstance(path, ObjectPath):
-        return (path.stat().mtime + 1) * 10**9
-    return path.stat().st_mtime_ns
+    now = checkpoints.stamps(inputs.everything.values())
+    pairs = zip(now, record["written"], strict=True)
+    return [file for (file, size, when), then in pairs if size > SMALL and when != then]
 
 
 def in_place(
@@ -269,6 +264,8 @@ def read(path: str | Folder) -> dict[str, Any]:
         _require_files(manifest["files"])
         for model in manifest["inputs"]:
             str(model["uri"]), list(model["files"])
+        if {type(when) for when in manifest["written"]} - {int}:
+            raise ValueError(f"written {manifest['written']!r}"[:200])
         _require_settings(manifest["settings"])
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}).") from None

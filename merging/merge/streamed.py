@@ -6,7 +6,6 @@ the whole model is found in a pass before. `merge_checkpoints` is the door, and
 """
 
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from merging.merge import (
 from merging.merge.manifest import verify
 from merging.methods import Method
 from merging.runtime import config_keys, memory, processes, storage
-from merging.runtime.errors import UserError, listed
+from merging.runtime.errors import UserError
 from merging.runtime.storage import Folder
 
 __all__ = [
@@ -190,10 +189,7 @@ def merge_yaml(
 
 def _merge(output: str | Folder, memory_budget: str | int, **settings: Any) -> Folder:
     prepared, extra = preparation.prepare(os.fspath(output), memory_budget, **settings)
-    changed = _changed_since(prepared)
-    if changed:
-        _look_closer(prepared, extra, changed)
-    elif changed is not None:
+    if _is_done(prepared):
         processes.broadcast(lambda: checkpoints.clear(prepared.output))
     else:
         job.run(prepared, extra)
@@ -222,47 +218,22 @@ def _as_text(experts: Any) -> Any:
     return [os.fspath(folder) for folder in experts]
 
 
-def _changed_since(prepared: job.Job) -> list[str] | None:
-    """Return the inputs' files that changed since the output was made; None: it wasn't.
+def _is_done(prepared: job.Job) -> bool:
+    """Return whether the output is there, as this very command makes it.
 
     Raises:
       UserError: something else is there, or it cannot be.
     """
 
-    def look() -> list[str] | None:
+    def look() -> bool:
         inputs = prepared.inputs
         if manifest.is_of(prepared.output, prepared.settings, inputs):
-            return manifest.changed_since(prepared.output, inputs)
+            return True
         given = [source.uri for source in inputs.everything.values()]
-        checkpoints.require_free_output(prepared.output, given)
-        return None
+        checkpoints.require_free_output(prepared.output, given, manifest.NAME)
+        return False
 
     return processes.broadcast(look)
-
-
-def _look_closer(
-    prepared: job.Job, extra: Mapping[str, bytes], changed: Sequence[str]
-) -> None:
-    """Merge again, publishing nothing, to see whether an output would be the same.
-
-    Raises:
-      UserError: it would not.
-    """
-    output = prepared.output.rstrip("/")
-    if processes.is_first():
-        print(
-            f"{listed(changed)} changed since {output} was made (content, place or "
-            "permissions): it is merged again, to see whether its bytes are the same.",
-            file=sys.stderr,
-        )
-    again = prepared._replace(output=f"{output}.again")
-    job.run(
-        again,
-        extra,
-        _digests(manifest.read(storage.place(output) / manifest.NAME)),
-        False,
-    )
-    processes.broadcast(lambda: manifest.renew(output))
 
 
 def repeat(
@@ -338,7 +309,7 @@ def run(config: Any, *, dry_run: bool = False) -> None:
     processes.initialize()
     if dry_run:
         prepared = prepare(config)
-        done = _changed_since(prepared) is not None
+        done = _is_done(prepared)
         if processes.is_first():
             summary = job.summary(prepared, prepared.partition())
             if prepared.settings["schedule"]:

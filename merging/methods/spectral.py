@@ -12,6 +12,7 @@ are made up, each without the other: both are left out, so that every result lie
 span of the task vectors.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -295,8 +296,10 @@ def _svd(matrix: Array, largest: Array | float = 0.0) -> tuple[Array, Array, Arr
         rounding is relative to that, if it is larger than the difference's own.
     """
     left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
-    eps = jnp.finfo(matrix.dtype).eps * max(matrix.shape)
-    kept = spectrum > eps * jnp.maximum(spectrum[0], largest)
+    # LAPACK's zeros are some eps of the largest, and grow more slowly than this; with
+    # NumPy's max(m, n) eps an embedding's directions of a hundredth would count as none.
+    rounding = 4 * math.sqrt(sum(matrix.shape)) * jnp.finfo(matrix.dtype).eps
+    kept = spectrum > rounding * jnp.maximum(spectrum[0], largest)
     return jnp.where(kept, left, 0), spectrum, jnp.where(kept, right.T, 0)
 
 

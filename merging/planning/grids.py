@@ -171,6 +171,8 @@ class _Clock:
         held_in = [d for d in datasets if d.split == "held_in"]
         counted = self._settings.evaluation
         each = counted.validation_rows / len(held_in)
+        if step.kind in ("data", "collect"):
+            return 0.0
         if step.kind == "merge":
             merged = [d for d in held_in if d.category in step.settings["subset"]]
             tried = len(step.settings["candidates"])
@@ -188,7 +190,13 @@ def _cost(size: str, steps: Sequence[Step], grid: Grid, clock: _Clock) -> Cost:
     timed = [clock.merge(step) for step in merges]
     rows = sum(clock.rows(step, grid) for step in steps)
     count = sum(step.settings["hyperparameters"]["steps"] for step in trained)
-    read = {need.key for step in merges for need in step.needs}
+    read = {n.key for step in merges for n in step.needs if n.kind != "collect"}
+    # A gradient of each example, as a training step has it of its batch.
+    count += sum(
+        step.settings["examples"] / step.settings["batch_size"]
+        for step in steps
+        if step.kind == "collect"
+    )
     return Cost(
         size,
         len(merges),

@@ -3,7 +3,7 @@
 Python's engine tries the ways in which an expression may fit one after another, and of
 `(a|a)*b` there are more than anybody can wait for. Here the ways are counted before
 anything is tried: taken are characters, classes, groups and alternatives, in which
-single characters, and no groups, are repeated.
+single characters, and no groups, are repeated; `(?i)` may stand before it.
 """
 
 import re
@@ -12,18 +12,20 @@ from merging.runtime.errors import UserError
 
 LONGEST = 1000  # characters of an expression
 LONGEST_TEXT = 200  # and of what it is tried on
-MOST_WAYS = 2**15
-_OF_REPEAT = 2**7  # ways that an open repeat counts for: two, and little else
+MOST_WAYS = 2**17
+_OF_REPEAT = 2**7  # ways that an open repeat counts for
+_OF_DIGITS = 2**3  # and one of digits, of which numbers in names have few
+_LONG_NUMBER = re.compile(rf"\d{{{_OF_DIGITS + 1}}}")
 _DEEPEST = 20  # groups in groups
 _TOKEN = re.compile(
     r"""
-    (?P<open>\((?:\?[:=!])?)
+    (?P<open>\((?:\?(?:[:=!]|P<[A-Za-z_]\w*>))?)
     | (?P<close>\)(?P<maybe>\??))
     | (?P<bar>\|)
     | (?P<edge>[\^$])
     | (?:
         (?P<letter>\\[^\w\s]|[^\\^$.|?*+()\[\]{}])
-        | \\[a-zA-Z] | \. | \[\^?\]?(?:\\[^0-9]|(?!--)[^\]\\\[&~|])*\]
+        | (?P<digit>\\d|\[0-9\]) | \\[a-zA-Z] | \. | \[\^?\]?(?:\\[^0-9]|(?!--)[^\]\\\[&~|])*\]
       )
       (?P<repeat>[*+?]\??|\{\d{1,3}(?:,\d{0,3})?\})?
     """,
@@ -48,8 +50,9 @@ class Pattern:
         if len(text) > LONGEST or not text.isprintable():
             raise ValueError(f"is no line of at most {LONGEST} characters")
         try:
-            self.ways = _ways(text)
-            self._of = re.compile(text)
+            plain = text.removeprefix("(?i)")
+            self.ways = _ways(plain)
+            self._of = re.compile(plain, re.I if plain != text else 0)
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is malformed: {error}") from None
         if self.ways > MOST_WAYS:
@@ -76,6 +79,11 @@ class Pattern:
             raise UserError(
                 f"{text[:LONGEST_TEXT]!r}… is longer than the {LONGEST_TEXT} characters"
                 f" that {self._of.pattern[:LONGEST_TEXT]!r} is tried on."
+            )
+        if self.ways > 1 and _LONG_NUMBER.search(text):
+            raise UserError(
+                f"{text!r} has a number of more digits than "
+                f"{self._of.pattern[:LONGEST_TEXT]!r} is tried on."
             )
 
 
@@ -111,7 +119,8 @@ def _ways(text: str) -> int:
         else:
             # What is last takes all that there is, and nothing has to be tried again.
             last = at == len(text) and token[0] == ".*"
-            branch.times(1 if last else _of_repeat(token["repeat"] or ""))
+            most = _OF_DIGITS if token["digit"] else _OF_REPEAT
+            branch.times(1 if last else _of_repeat(token["repeat"] or "", most))
     if len(groups) > 1:
         raise ValueError("is malformed: it leaves a group open")
     return _of_alternatives(groups[0])
@@ -125,8 +134,8 @@ def _of_alternatives(branches: list[_Branch]) -> int:
     return max(sum(map(longer.startswith, letters)) for longer in letters)
 
 
-def _of_repeat(repeat: str) -> int:
+def _of_repeat(repeat: str, open_ways: int) -> int:
     least, comma, most = repeat.strip("{}").partition(",")
     if repeat[:1] == "{" and (most or not comma):
         return max(int(most or least) - int(least), 0) + 1
-    return {"": 1, "?": 2}.get(repeat[:1], _OF_REPEAT)
+    return {"": 1, "?": 2}.get(repeat[:1], open_ways)

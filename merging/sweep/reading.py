@@ -281,6 +281,13 @@ def _check_names(experiment: Experiment) -> None:
                     f"{method} merges {built.takes} experts, and experts_merged holds "
                     f"{held}."
                 )
+            source = getattr(experiment.suite, "source", None)  # a plan reads none
+            if built.statistics and not getattr(source, "train", True):
+                raise UserError(
+                    f"{method} merges by statistics of the experts' training examples, "
+                    "and these files have none: give lines of them, with data.train = "
+                    "true, or take another method."
+                )
 
 
 def _check_numbers(experiment: Experiment) -> None:

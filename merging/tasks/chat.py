@@ -5,15 +5,18 @@ tags, filters and functions that transformers offers, for which templates are wr
 and in some seconds, or it is stopped where a loop or a macro begins anew.
 """
 
+import functools
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_format
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -45,7 +48,9 @@ class ChatTemplate:
             lstrip_blocks=True,
             extensions=[_Generation, loopcontrols],
         )
-        sandbox.filters["tojson"] = _to_json
+        sandbox.filters |= {"tojson": _to_json, "format": _formatted}
+        for name in ("center", "indent", "wordwrap", "batch", "slice"):
+            sandbox.filters[name] = _bounded(sandbox.filters[name])
         sandbox.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
         self._tokens, self._sandbox = dict(tokens), sandbox
         try:
@@ -97,7 +102,7 @@ class ChatTemplate:
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's, whose loops, macros, products and powers come to an end."""
 
-    intercepted_binops = frozenset(("*", "**"))
+    intercepted_binops = frozenset(("*", "**", "%"))
     until = float("inf")
 
     def step(self) -> None:
@@ -114,9 +119,52 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 size = len(one) * other
         if operator == "**" and isinstance(right, int):
             size = sizes[0] * right
+        if operator == "%" and isinstance(left, str):
+            size = _widest(left)
         if size > _LARGEST_PRODUCT:
             raise jinja2.TemplateError(f"what {operator} makes is too large")
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a method or a macro, unless it is told of a width that is a trap."""
+        _require_narrow(*args, *kwargs.values())
+        return super().call(context, called, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """Return what `format` of a text is, if no width in it is a trap."""
+        if getattr(value, "__name__", "") in ("format", "format_map"):
+            text = getattr(value, "__self__", None)
+            if isinstance(text, str) and _widest(text) > _LARGEST_PRODUCT:
+                raise jinja2.TemplateError("a number is too large")
+        return super().wrap_str_format(value)
+
+
+def _bounded(made: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that takes no number larger than any width."""
+
+    @functools.wraps(made)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        _require_narrow(*args, *kwargs.values())
+        return made(*args, **kwargs)
+
+    return filtered
+
+
+def _require_narrow(*told: Any) -> None:
+    """Raise if a function is told a number that would be a trap for a width."""
+    if any(isinstance(x, int) and abs(x) > _LARGEST_PRODUCT for x in told):
+        raise jinja2.TemplateError("a number is too large")
+
+
+def _widest(text: str) -> int:
+    """Return the largest number in a text that is a format."""
+    return max((int(n[:20]) for n in re.findall("[0-9]+", text)), default=0)
+
+
+def _formatted(text: Any, *args: Any, **kwargs: Any) -> str:
+    if _widest(str(text)) > _LARGEST_PRODUCT:
+        raise jinja2.TemplateError("a number is too large")
+    return do_format(text, *args, **kwargs)
 
 
 def _stepping(sandbox: _Sandbox, text: str) -> nodes.Template:

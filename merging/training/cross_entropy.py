@@ -39,7 +39,7 @@ def total(
       table: the output table [vocab_size, d_model].
       hidden: the last stream [B, T, d_model].
       tokens: what each is to predict [B, T].
-      weights: [B, T]; where 0, nothing depends on hidden.
+      weights: [B, T], finite.
     """
     rows, length = tokens.shape
     devices = math.prod(jax.sharding.get_abstract_mesh().shape.values())
@@ -99,8 +99,9 @@ def _forward(logits, step, table, hidden, tokens, weights):
 
 
 def _backward(logits, step, gradients, cotangent):
-    of_table, of_hidden = (g * cotangent.astype(g.dtype) for g in gradients)
-    return of_table, of_hidden, None, None
+    # The cotangent in float32: rounded to 16 bits, it would misscale all gradients.
+    scaled = [(g.astype(jnp.float32) * cotangent).astype(g.dtype) for g in gradients]
+    return *scaled, None, None
 
 
 _in_parts.defvjp(_forward, _backward)

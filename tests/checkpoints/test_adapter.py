@@ -224,8 +224,8 @@ MISTAKES = [
         "rank_pattern has 201 patterns, more than are tried",
     ),
     (
-        {"config": {"rank_pattern": {f".*a.*{i}": 4 for i in range(3)}}},
-        "rank_pattern has 3 patterns, more than are tried",
+        {"config": {"rank_pattern": {f".*a.*{i}": 4 for i in range(17)}}},
+        "rank_pattern has patterns that may fit in too many ways together",
     ),
     ({"text": "[1]"}, "adapter_config.json is damaged"),
     ({"text": "[" * 100_000}, "adapter_config.json is damaged"),

@@ -229,6 +229,27 @@ def test_only_what_has_no_content_is_cleared_away(tmp_path):
 
 
 @pytest.mark.parametrize("format", checkpoints.FORMATS)
+def test_what_is_left_of_a_published_output_blocks_no_other_layout(tmp_path, format):
+    begin(tmp_path / "out", format)
+    shutil.rmtree(tmp_path / "out.partial" / "checkpoint")  # it has its name, and moved
+    begin(tmp_path / "out", format, shape=(4,))
+    with pytest.raises(UserError, match="of another merge, laid out differently"):
+        begin(tmp_path / "out", format)
+
+
+def test_a_mark_stays_with_what_a_file_system_does_not_let_go_of(tmp_path, monkeypatch):
+    begin(tmp_path / "out", "safetensors")
+    shutil.rmtree(tmp_path / "out.partial" / "checkpoint")
+    (tmp_path / "out.partial" / ".merge").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", lambda path: None)  # as NFS of open files
+        checkpoints.clear(str(tmp_path / "out"))
+    assert (tmp_path / "out.partial" / "layout.json").exists()
+    checkpoints.clear(str(tmp_path / "out"))
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("format", checkpoints.FORMATS)
 def test_a_strangers_files_are_not_published_and_not_removed(tmp_path, format):
     partial = tmp_path / "out.partial"
     with written(tmp_path / "out", format) as writer:

@@ -15,6 +15,7 @@ from merging import checkpoints
 from merging.cli import main
 from merging.merge import extraction
 from merging.merge.extraction import fit as fitting
+from merging.merge.extraction import parts
 from merging.runtime.errors import UserError
 
 MATRICES = (f"{lora.UP}.weight", f"{lora.SQUARE}.weight")
@@ -276,3 +277,26 @@ def test_models_that_no_adapter_goes_between_are_refused(tmp_path, models):
     (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="is a gpt2, whose modules store"):
         extraction.extract(base, base, out)
+
+
+def test_an_adapter_of_models_of_another_time_is_not_taken_for_done(tmp_path, models):
+    (base, model), *_ = models
+    extraction.extract(base, model, str(tmp_path / "out"), rank=2)
+    file = next(Path(model).glob("*.safetensors"))
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(UserError, match="of models with other times of change"):
+        extraction.extract(base, model, str(tmp_path / "out"), rank=2)
+
+
+def test_parts_that_a_kill_left_go_when_the_command_is_given_again(
+    tmp_path, models, monkeypatch
+):
+    (base, model), *_ = models
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Parts, "remove", lambda self: None)
+        extraction.extract(base, model, str(tmp_path / "out"), rank=2)
+    assert list((tmp_path / "out.parts").glob("*.npz"))
+    extraction.extract(base, model, str(tmp_path / "out"), rank=2)
+    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == [
+        "out"
+    ]

@@ -102,6 +102,35 @@ def test_rounding_of_two_that_nearly_cancel_is_no_direction_of_iso_cts():
     np.testing.assert_allclose(found, expected, rtol=0, atol=off)
 
 
+@pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
+def test_a_direction_a_thousand_times_fainter_is_one_in_a_long_matrix_too(name):
+    """NumPy's own bound, max(m, n) eps, would take it for none."""
+    rng = np.random.default_rng(0)
+    left = np.linalg.qr(rng.normal(size=(20_000, 8)))[0]
+    deltas = [
+        (left[:, 4 * i : 4 * i + 4] * [1000, 1, 1, 1]).astype(np.float32)
+        @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:4].astype(np.float32)
+        for i in range(2)
+    ]
+    found = merged(deltas, methods.get(name))
+    assert np.linalg.matrix_rank(found.astype(np.float64), 1e-4) == 8
+
+
+@pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
+def test_zeros_of_larger_matrices_are_none(name):
+    rng = np.random.default_rng(0)
+    deltas = [
+        (rng.normal(size=(300, 4)) @ rng.normal(size=(4, 200))).astype(np.float32)
+        for _ in range(2)
+    ]
+    found = merged(deltas, methods.get(name)).astype(np.float64)
+    left, spectrum, _ = np.linalg.svd(np.hstack(deltas).astype(np.float64))
+    span = left[:, :8]
+    off = rounding(300 + 200, spectrum[0] ** 2 / spectrum[7])
+    np.testing.assert_allclose(span @ (span.T @ found), found, rtol=0, atol=off)
+    assert np.linalg.norm(found) > 1e-2 * np.linalg.norm(sum(deltas))
+
+
 def test_an_expert_of_zeros_leaves_the_others_top_directions_to_tsv_m(matrices):
     found = merged([matrices[0], 0 * matrices[0]], methods.tsv_m())
     u, s, v = np.linalg.svd(matrices[0].astype(np.float64), full_matrices=False)

@@ -295,6 +295,15 @@ def test_a_grid_costs_the_very_steps_of_its_sweep(estimate_of):
     assert large["total"] == pytest.approx(total)
 
 
+def test_a_grid_that_gathers_statistics_costs_their_gradients():
+    plain = planning.plan(small_grid(), "v5p:2x2x1", compile=False, parts=["grid"])
+    more = small_grid(methods="average,ties,fisher")
+    found = planning.plan(more, "v5p:2x2x1", compile=False, parts=["grid"])
+    assert found["grid"]["merges"] == 96 * 3 / 2
+    for one, other in zip(plain["grid"]["sizes"], found["grid"]["sizes"], strict=True):
+        assert other["training"] > one["training"]
+
+
 def test_a_grid_says_which_of_its_steps_do_not_fit():
     found = planning.plan(small_grid(), "v5e:2x2", compile=False, parts=["grid"])
     steps = [note.partition(" does not fit: ")[0] for note in found["notes"]]

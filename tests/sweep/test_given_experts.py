@@ -231,6 +231,7 @@ def test_an_expert_may_be_trained_where_none_is_given(folder):
         ({"given_experts": "sea=A,sea=B"}, "12.1K/it/sea is given twice"),
         ({"pretrained_bases": "()"}, "--config.pretrained_bases=BASE"),
         ({"experts_merged": "4"}, "takes 2 to 3 experts"),
+        ({"methods": "regmean"}, "statistics of .* with data.train = true"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(folder, change, message):

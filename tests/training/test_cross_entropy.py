@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tolerance import rounding
@@ -77,6 +78,23 @@ def test_sum_and_gradients_are_the_formulas(learned, softcap):
     for ours, theirs in zip(gradients, expected, strict=True):
         most = np.abs(theirs).max() + 1
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=close * most)
+
+
+@pytest.mark.numeric
+def test_gradients_in_16_bits_are_scaled_by_an_exact_number():
+    given = batch((5, 3, 21))
+    logits = functools.partial(output_logits, CONFIG)
+
+    def loss(table, hidden, tokens, weights):
+        return cross_entropy.total(logits, table, hidden, tokens, weights) / 300.0
+
+    hidden = jnp.asarray(given[1], jnp.bfloat16)
+    ours = jax.grad(loss, 1)(given[0], hidden, *given[2:])
+    exact = np.asarray(hidden.astype(jnp.float32))
+    _, (_, theirs) = in_float64(given[0], exact, *given[2:])
+    # What is deterministic: each element's own roundings average out.
+    scale = np.sum(ours.astype(np.float64) * theirs) / np.sum(theirs**2) * 300
+    assert abs(scale - 1) < 1e-3
 
 
 def test_what_is_not_learned_is_not_looked_at():

@@ -16,7 +16,7 @@ from merging.checkpoints import Source, adapter_config, adapter_writer
 from merging.checkpoints.adapter_writer import Written
 from merging.merge.extraction import report as reporting
 from merging.merge.extraction.fit import Fit, fit
-from merging.merge.extraction.parts import Parts, parts_of
+from merging.merge.extraction.parts import Parts, clear_parts, parts_of
 from merging.merge.extraction.plan import WEIGHT, Plan
 from merging.merge.extraction.plan import plan as make_plan
 from merging.merge.inputs import open_inputs
@@ -96,15 +96,17 @@ def extract(
     settings = {"rank": rank, "energy": energy, "leaves": leaves, "whole": whole}
     files = processes.broadcast(lambda: _described(start, other))
     record = {**settings, "dtype": dtype, "inputs": files}
-    if processes.broadcast(lambda: _is_done(output, [start.uri, other.uri], record)):
-        return Path(output)
     before = processes.broadcast(lambda: checkpoints.stamps([start, other]))
+    given = [start.uri, other.uri]
+    if processes.broadcast(lambda: _is_done(output, given, record, before)):
+        return Path(output)
     stored = np.dtype(getattr(jnp, dtype))
     with parts_of(output, record, before) as parts:
         _fit_all(plan, start, other, rank, energy, stored, parts)
         fits = processes.broadcast(lambda: _read_numbers(plan, start, stored, parts))
         left = processes.broadcast(lambda: _norms(plan.rest, start, other))
-        report = {**record, **reporting.report(plan, fits, left)}
+        written = {"written": [when for _, _, when in before]}
+        report = {**record, **written, **reporting.report(plan, fits, left)}
         _write(plan, start, other, fits, stored, parts, output, report, before)
         processes.broadcast(parts.remove)
     return Path(output)
@@ -148,7 +150,15 @@ def _described(base: Source, model: Source) -> list[dict[str, Any]]:
     ]
 
 
-def _is_done(output: str, inputs: Sequence[str], record: Mapping[str, Any]) -> bool:
+def _is_done(
+    output: str, inputs: Sequence[str], record: Mapping[str, Any], now: list[list]
+) -> bool:
+    """Return whether the adapter is there, as this very command makes it.
+
+    Raises:
+      UserError: something else is there; or it is, as far as digests tell, but the
+        models were written to since.
+    """
     path = Path(output) / reporting.NAME
     if path.is_file():
         try:
@@ -156,6 +166,12 @@ def _is_done(output: str, inputs: Sequence[str], record: Mapping[str, Any]) -> b
         except ValueError:
             found = {}
         if isinstance(found, dict) and record.items() <= found.items():
+            if found.get("written") != [when for _, _, when in now]:
+                raise UserError(
+                    f"{output} was extracted of models with other times of change than "
+                    "they have now; choose another output, and compare."
+                )
+            clear_parts(output)
             return True
     checkpoints.require_free_output(output, inputs)
     return False

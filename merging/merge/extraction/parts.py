@@ -47,6 +47,15 @@ def parts_of(
         yield Parts(output, record, stamps)
 
 
+def clear_parts(output: str) -> None:
+    """Remove what a kill left of an extraction that had its output; by one process."""
+    folder = Path(output.rstrip("/") + SUFFIX)
+    if (folder / _RECORD).is_file() and not folder.is_symlink():
+        # Unless another is at it.
+        with contextlib.suppress(UserError), checkpoints.only_writer(str(folder)):
+            _remove(folder)
+
+
 class Parts:
     """The fits of an extraction that are done; arguments as `parts_of` has them."""
 
@@ -125,12 +134,17 @@ class Parts:
             return Fit(a, b, *map(float, found["numbers"]))
 
     def remove(self) -> None:
-        """Remove them all, and nothing else; what says that they are ours, last."""
-        with contextlib.suppress(OSError):
-            for pattern in (_PART, f".{_PART}.*.tmp", f".{_RECORD}.*.tmp", _RECORD):
-                for path in list(self.folder.glob(pattern)):
-                    path.unlink()
-            self.folder.rmdir()
+        """Remove them all, and nothing else."""
+        _remove(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
+
+
+def _remove(folder: Path) -> None:
+    """Remove all parts, and what says that they are ours last."""
+    with contextlib.suppress(OSError):
+        for pattern in (_PART, f".{_PART}.*.tmp", f".{_RECORD}.*.tmp", _RECORD):
+            for path in list(folder.glob(pattern)):
+                path.unlink()
+        folder.rmdir()
