@@ -22,8 +22,8 @@ def scheduled(
 ) -> tuple[dict[str, str], Method | str]:
     """Return the experts by name, and the method with the schedule's weights for them.
 
-    The order is that of the steps if all are steps of one run (``RUN@100``, ``RUN/100``),
-    else the one given. An expert whose weight is 0, as LAWA's older ones, is left out
+    The order is that of the steps if all are steps of one run (``RUN@100``,
+    ``RUN/100``), else the one given. An expert whose weight is 0, as LAWA's older ones, is left out
     and never read.
 
     Args:

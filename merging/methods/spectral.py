@@ -297,7 +297,7 @@ def _svd(matrix: Array, largest: Array | float = 0.0) -> tuple[Array, Array, Arr
     """
     left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
     # LAPACK's zeros are some eps of the largest, and grow more slowly than this; with
-    # NumPy's max(m, n) eps an embedding's directions of a hundredth would count as none.
+    # NumPy's max(m, n) eps an embedding's directions of a hundredth would be none.
     rounding = 4 * math.sqrt(sum(matrix.shape)) * jnp.finfo(matrix.dtype).eps
     kept = spectrum > rounding * jnp.maximum(spectrum[0], largest)
     return jnp.where(kept, left, 0), spectrum, jnp.where(kept, right.T, 0)
