@@ -23,8 +23,8 @@ def scheduled(
     """Return the experts by name, and the method with the schedule's weights for them.
 
     The order is that of the steps if all are steps of one run (``RUN@100``,
-    ``RUN/100``), else the one given. An expert whose weight is 0, as LAWA's older ones, is left out
-    and never read.
+    ``RUN/100``), else the one given. An expert whose weight is 0, as LAWA's older ones,
+    is left out and never read.
 
     Args:
       experts: the checkpoints.
