@@ -25,6 +25,8 @@ Weights = Sequence[float] | None
 @register(
     "Matena and Raffel 2022, arXiv 2111.09832",
     "θ = Σ wᵢFᵢθᵢ / Σ wᵢFᵢ, Fᵢ the diagonal empirical Fisher, at least `floor`",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.26 against 0.31), "
+    "and below its base held-out",
 )
 def fisher(floor: float = 0.0, weights: Weights = None) -> Method:
     """Fisher merging: each weight's mean, by how much each model's output minds it.
@@ -62,6 +64,7 @@ def fisher(floor: float = 0.0, weights: Weights = None) -> Method:
 @register(
     "Jin et al. 2023, arXiv 2212.09849",
     "W = (Σ wᵢGᵢ)⁻¹ Σ wᵢGᵢWᵢ, Gᵢ = E[x xᵀ] of a linear map's inputs; others' mean",
+    evidence="at 24x not told apart from task arithmetic (K = 8: 0.33 against 0.31)",
 )
 def regmean(off_diagonal: float = 0.9, weights: Weights = None) -> Method:
     """RegMean: each linear map's outputs are the nearest to those of every expert's.
