@@ -111,7 +111,9 @@ class _Arc:
         lengths = np.sqrt(gram[0, 0] * gram[1, 1])
         cosine = np.clip(gram[0, 1] / lengths, -1, 1) if lengths > 0 else 1.0
         angle = math.acos(cosine)
-        if abs(cosine) > self.threshold or math.sin(angle) < _COLINEAR:
+        # Of two that are nearly opposite, float32's dot products do not tell the arc.
+        opposite = cosine < 0 and math.sin(angle) < _CANCELLED
+        if abs(cosine) > self.threshold or math.sin(angle) < _COLINEAR or opposite:
             return np.array([1 - t, t])
         return np.sin(np.array([1 - t, t]) * angle) / math.sin(angle)
 
@@ -156,7 +158,8 @@ def nuslerp(
     """Spherical interpolation of two models by their weights.
 
     Weights whose sum is next to 0 are taken for equal ones. Straight lines are taken
-    only where there is no arc.
+    only where there is no arc: between directions that are equal, or to a hundredth
+    opposite.
 
     Args:
       weights: of the two.
@@ -193,7 +196,8 @@ def _by_row(values: Sequence[Array], weights: Weights) -> Array:
     cosine = jnp.clip(dots[1] / jnp.where(lengths > 0, lengths, 1), -1, 1)
     angle = jnp.arccos(cosine)
     sine = jnp.sin(angle)
-    straight = (lengths == 0) | (sine < _COLINEAR)
+    opposite = (cosine < 0) & (sine < _CANCELLED)
+    straight = (lengths == 0) | (sine < _COLINEAR) | opposite
     sine = jnp.where(straight, 1, sine)
     factors = [
         jnp.where(straight, share, jnp.sin(numerics.scaled(angle, share)) / sine)

@@ -174,6 +174,41 @@ def add_one(path):
     save_file(leaves, path, metadata={"format": "pt"})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda patch: patch.setenv("XLA_FLAGS", "--xla_some=1"), "XLA_FLAGS"),
+        (
+            lambda patch: patch.setattr(manifest, "versions", lambda: {"jax": "0.1"}),
+            "versions",
+        ),
+        (
+            lambda patch: patch.setattr(job.jax, "default_backend", lambda: "tpu"),
+            "platform",
+        ),
+    ],
+    ids=["flags", "versions", "platform"],
+)
+def test_a_stopped_merge_goes_on_only_with_what_its_bits_depend_on(
+    place, monkeypatch, change, words
+):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_settle_majority", stop)
+        with pytest.raises(KeyboardInterrupt):
+            merge()
+    with monkeypatch.context() as patched:
+        change(patched)
+        with pytest.raises(UserError, match=f"of another merge: {words} differ"):
+            merge()
+    more = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    monkeypatch.setenv("XLA_FLAGS", more)
+    merge()
+    assert stream.verify("out") == []
+
+
 @large
 def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(place, monkeypatch):
     def stop(*arguments):

@@ -72,3 +72,21 @@ def test_weights_that_cancel_among_models_with_a_direction_add_straight(
     largest = np.abs(models).max()
     off = rounding(2 * len(weights), largest)
     np.testing.assert_allclose(found, straight, rtol=0, atol=off)
+
+
+@pytest.mark.parametrize("along", ["tensor", "row"])
+@pytest.mark.parametrize("share", NEAR)
+def test_opposite_models_are_interpolated_straight_or_along_the_arc_by_nuslerp(
+    directions, share, along
+):
+    one, noise = directions
+    models = [one, -(one + np.float32(share) * noise)]
+    found = merged(models, methods.nuslerp(along=along))
+    if share <= 1e-3:
+        straight = np.mean(np.float64(models), axis=0)
+        off = rounding(2, np.abs(models).max())
+        np.testing.assert_allclose(found, straight, rtol=0, atol=off)
+    elif share >= 0.03:
+        # Halfway between two of equal length: of that length, on any arc.
+        lengths = [np.linalg.norm(np.float64(model)) for model in models]
+        assert np.linalg.norm(found) == pytest.approx(np.mean(lengths), rel=0.01)
