@@ -6,6 +6,7 @@ the checkpoints with their weights, so a repeated merge needs no schedule.
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,12 +45,20 @@ def scheduled(
 def _oldest_first(experts: Mapping[str, str]) -> list[str]:
     """Return the names in the order of the steps of one run; of all else, as given."""
     steps = {n: checkpoints.step_number(n, uri) for n, uri in experts.items()}
-    runs = {
-        os.path.dirname(uri.partition("#")[0].rstrip("/")) for uri in experts.values()
-    }
-    if None in steps.values() or len(runs) > 1:
+    if None in steps.values():
+        return list(experts)
+    if len({_run_of(uri, steps[name]) for name, uri in experts.items()}) > 1:
         return list(experts)
     return sorted(experts, key=lambda name: steps[name])
+
+
+def _run_of(uri: str, step: int | None) -> str:
+    """Return the folder of a step's run: above that whose name has the number."""
+    parts = os.path.normpath(uri.partition("#")[0]).split("/")
+    for place in reversed(range(len(parts))):
+        if re.search(rf"(?<!\d)0*{step}(?!\d)", parts[place]):
+            return "/".join(parts[:place])
+    return os.path.dirname(uri)
 
 
 def table(settings: Mapping[str, Any]) -> str:

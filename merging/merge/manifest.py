@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -81,7 +81,7 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
         return False
     if record["inputs"] != describe_inputs(inputs.everything, output):
         return False
-    if changed := _written_since(record, inputs):
+    if changed := written_since(record["written"], inputs.everything.values()):
         raise UserError(
             f"{output} was merged before {listed(changed)} got the time of change that "
             "it has now. Whether it is still what these make is told by `merging merge "
@@ -90,19 +90,32 @@ def is_of(output: str, settings: Mapping[str, Any], inputs: Inputs) -> bool:
     return True
 
 
-def written(inputs: Inputs) -> list[int]:
-    """Return when each of the models' files was written to last, in ns."""
-    return [when for _, _, when in checkpoints.stamps(inputs.everything.values())]
+def written_since(written: list[int], sources: Iterable[Source]) -> list[str]:
+    """Return the files that were written to at other times than recorded, in ns.
 
+    But those whose digests are of all their bytes, and those of a commit of the Hub.
 
-def _written_since(record: Mapping[str, Any], inputs: Inputs) -> list[str]:
-    """Return the files of other times than the record has.
-
-    But those whose digests are of all their bytes.
+    Args:
+      written: of each file, in the order of `checkpoints.stamps`.
+      sources: the models now.
     """
-    now = checkpoints.stamps(inputs.everything.values())
-    pairs = zip(now, record["written"], strict=True)
-    return [file for (file, size, when), then in pairs if size > SMALL and when != then]
+    now = [
+        (file, size, when, _is_commit(source.uri))
+        for source in sources
+        for file, size, when in checkpoints.stamps([source])
+    ]
+    if len(now) != len(written):
+        return [file for file, *_ in now]
+    pairs = zip(now, written, strict=True)
+    return [
+        file
+        for (file, size, when, known), then in pairs
+        if size > SMALL and not known and when != then
+    ]
+
+
+def _is_commit(uri: str) -> bool:
+    return hub.repository(hub.fetched(uri, weights=False)) is not None
 
 
 def in_place(

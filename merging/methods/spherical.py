@@ -112,8 +112,8 @@ class _Arc:
         cosine = np.clip(gram[0, 1] / lengths, -1, 1) if lengths > 0 else 1.0
         angle = math.acos(cosine)
         # Of two that are nearly opposite, float32's dot products do not tell the arc.
-        opposite = cosine < 0 and math.sin(angle) < _CANCELLED
-        if abs(cosine) > self.threshold or math.sin(angle) < _COLINEAR or opposite:
+        least = _CANCELLED if self.by_weight and cosine < 0 else _COLINEAR
+        if abs(cosine) > self.threshold or math.sin(angle) < least:
             return np.array([1 - t, t])
         return np.sin(np.array([1 - t, t]) * angle) / math.sin(angle)
 

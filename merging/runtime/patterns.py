@@ -16,6 +16,7 @@ MOST_WAYS = 2**17
 _OF_REPEAT = 2**7  # ways that an open repeat counts for
 _OF_DIGITS = 2**3  # and one of digits, of which numbers in names have few
 _LONG_NUMBER = re.compile(rf"\d{{{_OF_DIGITS + 1}}}")
+_REPEATED_DIGIT = re.compile(r"(?:\\d|\[0-9\])[*+{]")
 _DEEPEST = 20  # groups in groups
 _TOKEN = re.compile(
     r"""
@@ -52,7 +53,8 @@ class Pattern:
             raise ValueError(f"is no line of at most {LONGEST} characters")
         try:
             plain = text.removeprefix("(?i)")
-            self.ways = _ways(plain)
+            self.ways = _ways(plain, plain != text)
+            self._numbers = bool(_REPEATED_DIGIT.search(plain))
             self._of = re.compile(plain, re.I if plain != text else 0)
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is malformed: {error}") from None
@@ -81,7 +83,7 @@ class Pattern:
                 f"{text[:LONGEST_TEXT]!r}… is longer than the {LONGEST_TEXT} characters"
                 f" that {self._of.pattern[:LONGEST_TEXT]!r} is tried on."
             )
-        if self.ways > 1 and _LONG_NUMBER.search(text):
+        if self._numbers and _LONG_NUMBER.search(text):
             raise UserError(
                 f"{text!r} has a number of more digits than "
                 f"{self._of.pattern[:LONGEST_TEXT]!r} is tried on."
@@ -98,8 +100,13 @@ class _Branch:
         self.ways, self.letters = self.ways * ways, None
 
 
-def _ways(text: str) -> int:
-    """Return in how many ways an expression may fit from one place, at most."""
+def _ways(text: str, folded: bool) -> int:
+    """Return in how many ways an expression may fit from one place, at most.
+
+    Args:
+      text: the expression.
+      folded: whether capitals do not count, so that other letters may be the same.
+    """
     at, groups = 0, [[_Branch()]]
     while at < len(text):
         token = _TOKEN.match(text, at)
@@ -116,7 +123,7 @@ def _ways(text: str) -> int:
         elif token["bar"]:
             groups[-1].append(_Branch())
         elif token["letter"] and not token["repeat"] and branch.letters is not None:
-            branch.letters += token["letter"][-1]
+            branch.letters = None if folded else branch.letters + token["letter"][-1]
         else:
             # What is last takes all that there is, and nothing has to be tried again.
             last = at == len(text) and token[0] == ".*"

@@ -40,7 +40,7 @@ class Dimension(NamedTuple):
 
     def at(self, share: float) -> float:
         """Return the number at a share of the range: 0 is `low`, 1 is `high`."""
-        number = min(self.low + (self.high - self.low) * share, self.high)
+        number = self.low + (self.high - self.low) * share if share < 1 else self.high
         # Not `round`, which makes 2 of both 1.5 and 2.5.
         return math.floor(number + 0.5) if self.whole else number
 

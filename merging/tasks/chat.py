@@ -28,6 +28,10 @@ from merging.runtime.errors import UserError
 TODAY = datetime(2024, 7, 26)
 SECONDS = 10.0  # of a prompt, which takes a thousandth of one
 _LARGEST_PRODUCT = 10**6  # characters, elements or bits
+# Methods of texts that make them longer by a number; and, in formats, what says one.
+_WIDENING = ("center", "ljust", "rjust", "zfill", "expandtabs")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*([*\d]*(?:\.[*\d]*)?)")
+_BRACED = re.compile(r"\{[^{}:]*:([^}]*)")
 _SHOWN = 300  # characters of what a template says of its failure
 
 
@@ -48,7 +52,7 @@ class ChatTemplate:
             lstrip_blocks=True,
             extensions=[_Generation, loopcontrols],
         )
-        sandbox.filters |= {"tojson": _to_json, "format": _formatted}
+        sandbox.filters |= {"tojson": _bounded(_to_json), "format": _formatted}
         for name in ("center", "indent", "wordwrap", "batch", "slice"):
             sandbox.filters[name] = _bounded(sandbox.filters[name])
         sandbox.globals |= {"raise_exception": _refuse, "strftime_now": TODAY.strftime}
@@ -120,22 +124,24 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "**" and isinstance(right, int):
             size = sizes[0] * right
         if operator == "%" and isinstance(left, str):
-            size = _widest(left)
+            _require_narrow_format(_PERCENT.findall(left))
         if size > _LARGEST_PRODUCT:
             raise jinja2.TemplateError(f"what {operator} makes is too large")
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
+    # By place alone: a macro may have parameters of any name.
+    def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method or a macro, unless it is told of a width that is a trap."""
-        _require_narrow(*args, *kwargs.values())
+        if getattr(called, "__name__", "") in _WIDENING:
+            _require_narrow(*args, *kwargs.values())
         return super().call(context, called, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:
         """Return what `format` of a text is, if no width in it is a trap."""
         if getattr(value, "__name__", "") in ("format", "format_map"):
             text = getattr(value, "__self__", None)
-            if isinstance(text, str) and _widest(text) > _LARGEST_PRODUCT:
-                raise jinja2.TemplateError("a number is too large")
+            if isinstance(text, str):
+                _require_narrow_format(_BRACED.findall(text))
         return super().wrap_str_format(value)
 
 
@@ -156,14 +162,16 @@ def _require_narrow(*told: Any) -> None:
         raise jinja2.TemplateError("a number is too large")
 
 
-def _widest(text: str) -> int:
-    """Return the largest number in a text that is a format."""
-    return max((int(n[:20]) for n in re.findall("[0-9]+", text)), default=0)
+def _require_narrow_format(parts: Sequence[str]) -> None:
+    """Raise if a part of a format has a width that would be a trap, or is told one."""
+    for part in parts:
+        numbers = [int(n[:20]) for n in re.findall(r"\d+", part)]
+        if "*" in part or "{" in part or max(numbers, default=0) > _LARGEST_PRODUCT:
+            raise jinja2.TemplateError("a number is too large")
 
 
-def _formatted(text: Any, *args: Any, **kwargs: Any) -> str:
-    if _widest(str(text)) > _LARGEST_PRODUCT:
-        raise jinja2.TemplateError("a number is too large")
+def _formatted(text: Any, /, *args: Any, **kwargs: Any) -> str:
+    _require_narrow_format(_PERCENT.findall(str(text)))
     return do_format(text, *args, **kwargs)
 
 

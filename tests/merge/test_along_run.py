@@ -104,6 +104,7 @@ def test_weights_go_by_the_steps_in_whatever_order_these_are_given(
         ({"late": "r/checkpoint-1000/", "early": "r/checkpoint-300"}, (0.9, 0.1)),
         ({"a": "r/300", "b": "best"}, (0.1, 0.9)),
         ({"b": "some/model", "a": "another/model"}, (0.1, 0.9)),
+        ({"r@300": "r/300/model", "r@100": "./r/100/model"}, (0.9, 0.1)),
         # Of two runs, a step count may begin anew.
         ({"a": "pretrain/step_900", "b": "anneal/step_50"}, (0.1, 0.9)),
     ],

@@ -211,7 +211,7 @@ def test_what_a_template_is_told_is_part_of_the_digest(tmp_path):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: a number is too large"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "fails: Range too big"),
         ("{{ 1 / 0 }}", "fails: division by zero"),
         ("{{ messages | length + 'a' }}", "fails: unsupported operand"),
         ("{{ raise_exception('no user may speak') }}", "fails: no user may speak"),
@@ -242,9 +242,13 @@ TWICE = "{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
         ),
         ("{{ 'a'|center(3000000000) }}", "a number is too large"),
         ("{{ 'a'.ljust(3000000000) }}", "a number is too large"),
-        ("{{ '%3000000000d' % 1 }}", "what % makes is too large"),
+        ("{{ '%3000000000d' % 1 }}", "a number is too large"),
         ("{{ '%3000000000d'|format(1) }}", "a number is too large"),
         ("{{ '{:3000000000}'.format(1) }}", "a number is too large"),
+        ("{{ '{:\u0665" + 6 * "\u0660" + "}'.format(1) }}", "a number is too large"),
+        ("{{ '{a:{w}}'.format_map({'a': 1, 'w': 5000000}) }}", "a number is too large"),
+        ("{{ '%*d' % (5000000, 1) }}", "a number is too large"),
+        ("{{ [1]|tojson(indent=5000000) }}", "a number is too large"),
         ("{{ 9 ** (9 ** 9) }}", r"what \*\* makes is too large"),
         ("{{ ('ab' * 10 ** 9) | length }}", r"what \* makes is too large"),
         ("{{ (10 ** 9 * [1]) | length }}", r"what \* makes is too large"),
@@ -271,9 +275,15 @@ def test_a_template_may_multiply_and_loop(tmp_path):
 
 
 def test_a_prompt_may_hold_numbers_and_percents(tmp_path):
-    template = "{{ messages[0].content|trim|indent(2) }}{{ 'of %s' % 'a' }}"
+    template = (
+        "{% set ns = namespace(context='', called=false) %}{% macro f(context) %}"
+        "{{ context }}{% endmacro %}{{ messages[0].content|trim|indent(2) }}"
+        "{{ 'id 15551234567 of %s' % 'a' }}{{ f(context=1700000000) }}"
+        "{{ '%(text)s'|format(text='b') }}{{ '{:>3}'.format(1) }}"
+    )
     told = "12345678 grew by 5 %, {99999999} too"
-    assert rendered(tmp_path / "m", template, told) == f"{told}of a"
+    expected = f"{told}id 15551234567 of a1700000000b  1"
+    assert rendered(tmp_path / "m", template, told) == expected
 
 
 def test_files_that_are_links_to_outside_are_not_read(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import Source, adapter_config, adapter_writer
 from merging.checkpoints.adapter_writer import Written
+from merging.merge import manifest
 from merging.merge.extraction import report as reporting
 from merging.merge.extraction.fit import Fit, fit
 from merging.merge.extraction.parts import Parts, clear_parts, parts_of
@@ -30,7 +31,7 @@ from merging.runtime import (
     storage,
     tree,
 )
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 from merging.runtime.progress import Progress
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -98,7 +99,8 @@ def extract(
     record = {**settings, "dtype": dtype, "inputs": files}
     before = processes.broadcast(lambda: checkpoints.stamps([start, other]))
     given = [start.uri, other.uri]
-    if processes.broadcast(lambda: _is_done(output, given, record, before)):
+    sources = [start, other]
+    if processes.broadcast(lambda: _is_done(output, given, record, sources)):
         return Path(output)
     stored = np.dtype(getattr(jnp, dtype))
     with parts_of(output, record, before) as parts:
@@ -151,7 +153,10 @@ def _described(base: Source, model: Source) -> list[dict[str, Any]]:
 
 
 def _is_done(
-    output: str, inputs: Sequence[str], record: Mapping[str, Any], now: list[list]
+    output: str,
+    inputs: Sequence[str],
+    record: Mapping[str, Any],
+    sources: Sequence[Source],
 ) -> bool:
     """Return whether the adapter is there, as this very command makes it.
 
@@ -166,10 +171,10 @@ def _is_done(
         except ValueError:
             found = {}
         if isinstance(found, dict) and record.items() <= found.items():
-            if found.get("written") != [when for _, _, when in now]:
+            if changed := manifest.written_since(found.get("written", []), sources):
                 raise UserError(
-                    f"{output} was extracted of models with other times of change than "
-                    "they have now; choose another output, and compare."
+                    f"{output} was extracted before {listed(changed)} got the time of "
+                    "change that it has now; choose another output, and compare."
                 )
             clear_parts(output)
             return True

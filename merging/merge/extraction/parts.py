@@ -50,10 +50,14 @@ def parts_of(
 def clear_parts(output: str) -> None:
     """Remove what a kill left of an extraction that had its output; by one process."""
     folder = Path(output.rstrip("/") + SUFFIX)
-    if (folder / _RECORD).is_file() and not folder.is_symlink():
-        # Unless another is at it.
-        with contextlib.suppress(UserError), checkpoints.only_writer(str(folder)):
-            _remove(folder)
+    if folder.is_symlink() or not (folder / _RECORD).is_file():
+        return
+    with contextlib.suppress(ValueError):
+        found = foreign_json.loads((folder / _RECORD).read_bytes())
+        if isinstance(found, dict) and _STAMPS in found:
+            # Unless another is at it.
+            with contextlib.suppress(UserError), checkpoints.only_writer(str(folder)):
+                _remove(folder)
 
 
 class Parts:
