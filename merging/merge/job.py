@@ -24,9 +24,6 @@ from merging.runtime import preemption, processes, storage, text, tree
 from merging.runtime.errors import UserError, listed
 from merging.runtime.progress import Progress
 
-# Flags of XLA that change no bit of a merge: it may be spread over any devices.
-_NO_BIT = ("--xla_force_host_platform_device_count", "--xla_dump")
-
 
 class Job(NamedTuple):
     """A merge, checked and ready to be planned.
@@ -341,14 +338,7 @@ def _fingerprint(job: Job, cut: Partition, described: list) -> dict[str, Any]:
         "versions": manifest.versions(),
         "x64": bool(jax.config.jax_enable_x64),
         "platform": jax.default_backend(),
-        "XLA_FLAGS": _compiler_flags(),
     }
-
-
-def _compiler_flags() -> list[str]:
-    """Return XLA's flags in the environment, but those that change no bit."""
-    given = os.environ.get("XLA_FLAGS", "").split()
-    return sorted(flag for flag in given if not flag.startswith(_NO_BIT))
 
 
 def summary(job: Job, cut: Partition) -> str:

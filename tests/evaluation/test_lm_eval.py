@@ -194,9 +194,7 @@ def test_devices_change_nothing(folder, lm):
 
 def test_chat_is_the_tokenizers_template_opened_once(folder, tmp_path):
     other = tmp_path / "chat"
-    other.mkdir()
-    for file in folder.iterdir():
-        shutil.copy(file, other)
+    shutil.copytree(folder, other)
     (other / "chat_template.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n"
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
