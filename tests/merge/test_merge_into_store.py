@@ -22,7 +22,11 @@ class Cut(Exception):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """A base and experts, many of whose votes cancel, under a negative majority."""
+    """A base and experts under a negative majority, many of whose votes cancel.
+
+    Only the second leaf leans to it: the blocks of the first, which comes first, are
+    merged as if it were positive, in whatever order threads get to them.
+    """
     folder = tmp_path_factory.mktemp("family")
     shapes = {"a": (500, 300), "b": (700, 100), "c": (70,), "d": (), "e": (0, 3)}
     base = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -30,9 +34,10 @@ def family(tmp_path_factory):
     experts = {}
     for number in range(2):
         moved = {
-            n: (x + rng.choice([-1, -1, 1], x.shape) / 4).astype("f4")
+            n: (x + rng.choice([-1] if n == "b" else [-1, 1, 1], x.shape) / 4)
             for n, x in base.items()
         }
+        moved = {n: x.astype("f4") for n, x in moved.items()}
         experts[f"e{number}"] = models.save(folder / f"e{number}", moved)
     return models.save(folder / "base", base), experts
 
