@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from merging.merge.partition import matrices
+from merging.merge.cutting import matrices
 from merging.runtime import tree
 
 

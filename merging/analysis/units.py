@@ -13,16 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merging.merge import rules
-from merging.merge.partition import (
-    ROW,
-    SCRATCH,
-    WORKERS,
-    Block,
-    Kind,
-    Partition,
-    Piece,
-    is_stacked,
-)
+from merging.merge.cutting import WORKERS, is_stacked
+from merging.merge.partition import ROW, SCRATCH, Block, Kind, Partition, Piece
 from merging.runtime import tree
 from merging.runtime.errors import UserError
 

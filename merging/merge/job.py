@@ -12,10 +12,11 @@ from merging import checkpoints
 from merging.checkpoints import Writer
 from merging.checkpoints.unfinished import COORDINATES
 from merging.merge import blocks, card, manifest, spaces, statistics
+from merging.merge.cutting import partition
 from merging.merge.digests import Digesting, Digests
 from merging.merge.inputs import Inputs
 from merging.merge.journal import STAMPS, Journal
-from merging.merge.partition import Partition, partition
+from merging.merge.partition import Partition
 from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States, find_states

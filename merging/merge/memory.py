@@ -18,8 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from merging.merge import checks, kernels, on_host, packing
 from merging.merge import statistics as further
+from merging.merge.cutting import in_memory_blocks
 from merging.merge.in_memory_reduce import InMemoryAnswers
-from merging.merge.partition import Partition, RowMetadata, in_memory_blocks
+from merging.merge.partition import Partition, RowMetadata
 from merging.merge.reduce import LeafGroup, States, find_states
 from merging.merge.stored import Blocks, StoredLeaf, whole
 from merging.methods import Layout, Method, Statistics

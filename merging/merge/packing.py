@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merging.merge.partition import PACKED_ROW, Block, Partition
+from merging.merge.cutting import PACKED_ROW
+from merging.merge.partition import Block, Partition
 
 
 def pack(

@@ -4,28 +4,23 @@ A pass reads every block that is asked about once and answers all experts. What 
 is written down with what was asked: a merge that was stopped makes no pass twice.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from merging.merge import checks, kernels, on_host
 from merging.merge.histogram import Histogram
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.journal import Journal
-from merging.merge.kernels import Gathered
-from merging.merge.partition import ROW, Block, Partition, Piece, RowMetadata
+from merging.merge.magnitudes import Put, Ranked, Sample, put_block, read_for
+from merging.merge.partition import Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
-from merging.methods import CountQuery, Method, Selection, Sums, Threshold, Votes
+from merging.methods import CountQuery, Sums, Threshold, Votes
 from merging.runtime import processes
 from merging.runtime.progress import Progress
-
-# A sample: runs of neighbours, evenly spread over all leaves.
-RUN, RUNS = 256, 1024
 
 
 class Passes:
@@ -54,7 +49,7 @@ class Passes:
         self._cut, self._pipeline, self._names = cut, pipeline, names
         self._journal, self._mine, self._progress = journal, set(mine), progress
         self._histograms: dict[tuple[str, int], Histogram] = {}
-        self._sample: tuple[str, _Sample] | None = None
+        self._sample: tuple[str, Sample] | None = None
         self._lock = threading.Lock()
 
     def selected(self, stage: Stage, search: int, wanted: Threshold) -> None:
@@ -70,7 +65,7 @@ class Passes:
         if not _elementwise(stage):
             return None
         if self._sample is None or self._sample[0] != stage.name:
-            self._sample = stage.name, _Sample(self._cut, self._pipeline, stage)
+            self._sample = stage.name, Sample(self._cut, self._pipeline, stage)
         return self._sample[1].of(search)
 
     def count(
@@ -192,7 +187,7 @@ class Passes:
             # Searches of one expert are neighbours, and its keys are computed once.
             for i in sorted(made, key=lambda i: (stage.experts(i), i)):
                 histogram = made[i]
-                one = _Ranked(stage, i, put, everyone)
+                one = Ranked(stage, i, put, everyone)
                 window = histogram.window()
                 if window and _elementwise(stage):
                     histogram.add_windowed(*one.windowed(window))
@@ -225,10 +220,10 @@ class Passes:
             size = sum(read[model].itemsize for model in models) * block.elements
             self._progress.advance(size, note)
 
-    def _put(self, group: LeafGroup, loaded: Loaded) -> "_Put":
+    def _put(self, group: LeafGroup, loaded: Loaded) -> Put:
         rows = loaded.models[0].shape[0]
         metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
-        return _put(self._pipeline, loaded, metadata)
+        return put_block(self._pipeline, loaded, metadata)
 
     def _refuse(self, loaded: Loaded, models: Sequence[int]) -> None:
         """Name the inputs that are not finite, or the leaves whose terms are too large.
@@ -244,175 +239,6 @@ class Passes:
         ]
         leaves = [self._cut.paths[piece.leaf] for piece in loaded.block.pieces]
         checks.refuse_nonfinite(wrong, leaves, "float32, squared,")
-
-
-class _Put(NamedTuple):
-    """A block on the devices, with what is known of its rows."""
-
-    loaded: Loaded
-    metadata: RowMetadata
-    models: list[jax.Array]
-    offset: Any
-    place: Callable[[Any], Any]
-
-    def spread(self, states: Sequence[Any]) -> Any:
-        """Return states as columns on the devices."""
-        return self.place([self.metadata.spread(state) for state in states])
-
-
-def _put(pipeline: Pipeline, loaded: Loaded, metadata: RowMetadata) -> _Put:
-    """Place a block on the devices."""
-    place = functools.partial(pipeline.on_devices, loaded.block)
-    models, offset = place((loaded.models, metadata.offset))
-    return _Put(loaded, metadata, models, offset, place)
-
-
-class _Ranked(NamedTuple):
-    """What a search looks at in a block.
-
-    Attributes:
-      stage: where it is looked at.
-      search: its number.
-      put: the block.
-      read: the experts whose arrays come last among the block's models.
-    """
-
-    stage: Stage
-    search: int
-    put: _Put
-    read: Sequence[int]
-
-    def keys(self) -> np.ndarray:
-        """Return the magnitude keys [rows, columns]."""
-        arrays = self._arrays(self.put.models)
-        states = self.put.place(self._states())
-        return np.asarray(self._keys(arrays, states, self.put.offset))
-
-    def windowed(self, window: tuple[int, int]) -> tuple[np.ndarray | int, int]:
-        """Return the keys in a window (or their number), and how many lie above."""
-        dtype, metadata = self.stage.group.layout.key_dtype, self.put.metadata
-        states = self._states()
-        low, bins = (dtype.type(number) for number in window)
-        codes = kernels.windowed(
-            *self._what(),
-            *self._arrays(self.put.models),
-            *self.put.place(states),
-            self.put.offset,
-            low,
-            bins,
-            strides=self.put.loaded.block.strides,
-            dtype=dtype,
-        )
-        codes = np.asarray(codes).reshape(-1)
-        above = np.count_nonzero(codes == kernels.ABOVE)
-        if bins == 1:
-            return int(np.count_nonzero(codes == kernels.INSIDE)), above
-        positions = np.flatnonzero(codes == kernels.INSIDE)
-        if not len(positions):
-            return np.zeros(0, dtype), above
-        few = Gathered(metadata, positions, self.put.loaded.block.columns)
-        arrays = jax.tree.map(few.elements, self._arrays(self.put.loaded.models))
-        return few.only(self._keys(arrays, few.rows(states), few.offset)), above
-
-    def _what(self) -> tuple[Method, Selection | None]:
-        experts = self.stage.experts(self.search)
-        return self.stage.method(experts), self.stage.selection
-
-    def _arrays(self, models: Sequence[Any]) -> list[Any]:
-        """Return the base's array, or None, and those of the experts."""
-        needs_base = self.stage.group.method.needs_base
-        last = models[len(models) - len(self.read) :]
-        mine = [last[self.read.index(i)] for i in self.stage.experts(self.search)]
-        return [models[0] if needs_base else None, mine]
-
-    def _states(self) -> list[Any]:
-        """Return the states of transforms and selections, as columns."""
-        spread, stage = self.put.metadata.spread, self.stage
-        of = [[spread(s) for s in stage.states[i]] for i in stage.experts(self.search)]
-        return [of, [spread(state) for state in stage.selected]]
-
-    def _keys(self, arrays: Sequence[Any], states: Any, offset: Any) -> jax.Array:
-        return kernels.keys(
-            *self._what(),
-            *arrays,
-            *states,
-            offset,
-            strides=(0, 1),
-            dtype=self.stage.group.layout.key_dtype,
-        )
-
-
-class _Sample:
-    """Keys of every search: all of a small model, runs of neighbours of a large one."""
-
-    def __init__(self, cut: Partition, pipeline: Pipeline, stage: Stage):
-        self._cut, self._pipeline, self._stage = cut, pipeline, stage
-        self._experts = range(len(stage.before))
-        sizes = stage.group.layout.sizes
-        self._everything = int(sizes.sum()) <= RUN * RUNS
-
-    def of(self, search: int) -> Callable[[int, int], np.ndarray]:
-        """Return the function that gives every stride-th key of a leaf, or its runs."""
-
-        @functools.cache
-        def keys() -> list[np.ndarray]:
-            return self._keys(search)
-
-        return lambda leaf, stride: keys()[leaf][:: stride if self._everything else 1]
-
-    def _keys(self, search: int) -> list[np.ndarray]:
-        group = self._stage.group
-        place = {leaf: i for i, leaf in enumerate(group.leaves)}
-        found: list[list[np.ndarray]] = [
-            [np.zeros(0, group.layout.key_dtype)] for _ in place
-        ]
-        for loaded in self._loaded:
-            rows = loaded.models[0].shape[0]
-            metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
-            put = _put(self._pipeline, loaded, metadata)
-            one = _Ranked(self._stage, search, put, self._experts)
-            for piece, part in loaded.block.parts(one.keys()):
-                found[place[piece.leaf]].append(part)
-        return [np.concatenate(parts) for parts in found]
-
-    @functools.cached_property
-    def _loaded(self) -> list[Loaded]:
-        """The sampled pieces of all models, in a block for each kind; read once."""
-        columns = ROW if self._everything else RUN
-        every = self._pieces()
-        models = read_for(self._stage, self._experts, self._pipeline.has_base)
-        loaded = []
-        for number, kind in enumerate(self._cut.kinds):
-            pieces = tuple(piece for piece in every if piece.leaf in kind.leaves)
-            if pieces:
-                block = Block(number, pieces, columns)
-                loaded.append(self._pipeline.load(block, models))
-        return loaded
-
-    def _pieces(self) -> list[Piece]:
-        group = self._stage.group
-        sizes = group.layout.sizes
-        if self._everything:
-            return [
-                Piece(leaf, 0, int(size))
-                for leaf, size in zip(group.leaves, sizes, strict=True)
-                if size
-            ]
-        ends = np.cumsum(sizes)
-        pieces = []
-        for run in range(RUNS):
-            position = (2 * run + 1) * int(ends[-1]) // (2 * RUNS)
-            i = int(np.searchsorted(ends, position, side="right"))
-            size = int(sizes[i])
-            start = min(position - int(ends[i]) + size, max(size - RUN, 0))
-            pieces.append(Piece(group.leaves[i], start, min(start + RUN, size)))
-        return pieces
-
-
-def read_for(stage: Stage, experts: Sequence[int], has_base: bool) -> list[int]:
-    """Return which models a stage of some experts reads, the base first."""
-    base = [0] if stage.group.method.needs_base else []
-    return base + [expert + has_base for expert in experts]
 
 
 def _elementwise(stage: Stage) -> bool:

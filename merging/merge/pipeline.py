@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging.checkpoints import Source
-from merging.merge.partition import Block, Kind, Partition, workers
+from merging.merge.cutting import workers
+from merging.merge.partition import Block, Kind, Partition
 from merging.methods import Statistics
 from merging.runtime import memory
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from merging import checkpoints
-from merging.merge.partition import matrices
+from merging.merge.cutting import matrices
 from merging.methods import Method, Statistics
 from merging.runtime import tree
 from merging.runtime.errors import UserError

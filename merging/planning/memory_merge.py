@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from merging.merge import kernels
-from merging.merge.partition import Block, Partition, RowMetadata, in_memory_blocks
+from merging.merge.cutting import in_memory_blocks
+from merging.merge.partition import Block, Partition, RowMetadata
 from merging.merge.reduce import LeafGroup, Stage, States, find_states
 from merging.methods import CountQuery, Layout, Method, Sums, Threshold, Votes
 from merging.planning import collectives, compiling

@@ -1,6 +1,6 @@
 """A merge of checkpoints, block by block: what each host reads, writes and computes."""
 
-from merging.merge.partition import WORKERS
+from merging.merge.cutting import WORKERS
 from merging.planning.estimates import COUNTED, CostEstimate, Work
 from merging.planning.topologies import Topology
 from merging.planning.workloads import Workload

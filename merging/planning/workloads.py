@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from merging import checkpoints, methods, models, sweep
 from merging.merge import streamed as stream
-from merging.merge.partition import Partition, partition
+from merging.merge.cutting import partition
+from merging.merge.partition import Partition
 from merging.methods import Method
 from merging.models.hf import open_model
 from merging.runtime import config_keys, tree

@@ -14,12 +14,12 @@ from statistics_of import statistics_of
 
 from merging import methods
 from merging.merge import (
+    cutting,
     kernels,
     memory,
     merge,
     merge_scales,
     on_host,
-    partition,
 )
 from merging.merge.stored import StoredLeaf
 from merging.runtime.errors import UserError
@@ -302,8 +302,8 @@ def test_experts_in_another_layout_are_brought_to_the_bases():
 
 
 def test_small_leaves_share_blocks_up_to_a_size(monkeypatch):
-    monkeypatch.setattr(partition, "PACKED_LEAF", 600)
-    monkeypatch.setattr(partition, "PACKED_BLOCK", 650)
+    monkeypatch.setattr(cutting, "PACKED_LEAF", 600)
+    monkeypatch.setattr(cutting, "PACKED_BLOCK", 650)
     base, experts = cases.models()
     blocks = memory._prepare(base, experts, methods.ties(), 0).cut.blocks
     assert sum(b.elements for b in blocks) == sum(x.size for x in jax.tree.leaves(base))
@@ -320,7 +320,7 @@ def test_leaves_on_an_accelerator_are_counted_there_to_the_same_bits(name, monke
     expected = merge(base, experts, methods.get(name))
     monkeypatch.setattr(on_host, "on_one_cpu", lambda array: False)
     counted = merge(base, experts, methods.get(name))
-    monkeypatch.setattr(partition, "PACKED_LEAF", 0)
+    monkeypatch.setattr(cutting, "PACKED_LEAF", 0)
     apart = merge(base, experts, methods.get(name))
     assert_same_bits(counted, expected)
     assert_same_bits(apart, expected)
@@ -361,9 +361,9 @@ def test_nan_and_inf_are_all_named_by_leaf_and_model():
     experts["math"]["layers"]["norm"] = (
         experts["math"]["layers"]["norm"].at[1, 2].set(jnp.nan)
     )
-    for limit in (partition.PACKED_LEAF, 0):
+    for limit in (cutting.PACKED_LEAF, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(partition, "PACKED_LEAF", limit)
+            patch.setattr(cutting, "PACKED_LEAF", limit)
             with pytest.raises(UserError) as error:
                 merge(base, experts, methods.ties())
         assert str(error.value).splitlines()[1:] == [

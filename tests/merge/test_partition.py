@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from merging import methods
-from merging.merge.partition import ROW, partition, workers
+from merging.merge.cutting import partition, workers
+from merging.merge.partition import ROW
 from merging.runtime.errors import UserError
 
 SHAPES = {

@@ -14,7 +14,7 @@ from statistics_of import statistics_of
 
 from merging import UserError, checkpoints, methods
 from merging.cli import main
-from merging.merge import blocks, memory, on_host, passes
+from merging.merge import blocks, magnitudes, memory, on_host, passes
 from merging.merge import streamed as stream
 from merging.merge.costs import cost
 from merging.runtime import tree
@@ -118,7 +118,7 @@ def test_it_has_the_bits_of_a_merge_in_memory(family, tmp_path, name, budget):
 def test_of_a_large_model_runs_of_neighbours_are_sampled(
     family, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(passes, "RUNS", 16)  # 4,096 elements of 145,000
+    monkeypatch.setattr(magnitudes, "RUNS", 16)  # 4,096 elements of 145,000
     path = merged(family, METHODS[name], tmp_path / "out", memory_budget="700kB")
     expected = models.bits(in_memory(family, METHODS[name]))
     assert models.bits(load_file(path / "model.safetensors")) == expected

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging import methods
-from merging.merge import partition
+from merging.merge import cutting
 from merging.runtime import tree
 
 # Every method of the registry has an entry; `test_laws` checks that.
@@ -124,8 +124,8 @@ def one_leaf_for(name, parameters):
     A merge of it on one device is programs that a merge of `shapes_for` has compiled.
     """
     if methods.get(name, **parameters).granularity == "element":
-        rows = sum(-(-math.prod(s) // partition.PACKED_ROW) for s in SHAPES.values())
-        return {"layers/attention": (rows, 16, partition.PACKED_ROW // 16)}
+        rows = sum(-(-math.prod(s) // cutting.PACKED_ROW) for s in SHAPES.values())
+        return {"layers/attention": (rows, 16, cutting.PACKED_ROW // 16)}
     return {"layers/attention": SHAPES["layers/attention"]}
 
 

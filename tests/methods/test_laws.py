@@ -13,7 +13,7 @@ from tolerance import rounding
 
 import merging
 from merging import UserError, methods
-from merging.merge import kernels, memory, partition
+from merging.merge import cutting, kernels, memory
 from merging.runtime import numerics, tree
 
 every_case = pytest.mark.parametrize(("name", "parameters"), cases.ALL, ids=cases.IDS)
@@ -181,7 +181,7 @@ def test_packed_and_unpacked_agree_bit_for_bit(name, monkeypatch):
     base, experts = spread_models(name, BOTH)
     method = methods.get(name)
     packed = cases.bits(merge(base, experts, method, donate=False))
-    monkeypatch.setattr(partition, "PACKED_LEAF", 0)
+    monkeypatch.setattr(cutting, "PACKED_LEAF", 0)
     assert cases.bits(merge(base, experts, method, donate=False)) == packed
 
 

@@ -1,0 +1,187 @@
+"""What a search for a threshold looks at: the magnitude keys of blocks, or a sample."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from merging.merge import kernels
+from merging.merge.kernels import Gathered
+from merging.merge.partition import ROW, Block, Partition, Piece, RowMetadata
+from merging.merge.pipeline import Loaded, Pipeline
+from merging.merge.reduce import Stage
+from merging.methods import Method, Selection
+
+# A sample: runs of neighbours, evenly spread over all leaves.
+RUN, RUNS = 256, 1024
+
+
+class Put(NamedTuple):
+    """A block on the devices, with what is known of its rows."""
+
+    loaded: Loaded
+    metadata: RowMetadata
+    models: list[jax.Array]
+    offset: Any
+    place: Callable[[Any], Any]
+
+    def spread(self, states: Sequence[Any]) -> Any:
+        """Return states as columns on the devices."""
+        return self.place([self.metadata.spread(state) for state in states])
+
+
+def put_block(pipeline: Pipeline, loaded: Loaded, metadata: RowMetadata) -> Put:
+    """Place a block on the devices."""
+    place = functools.partial(pipeline.on_devices, loaded.block)
+    models, offset = place((loaded.models, metadata.offset))
+    return Put(loaded, metadata, models, offset, place)
+
+
+class Ranked(NamedTuple):
+    """What a search looks at in a block.
+
+    Attributes:
+      stage: where it is looked at.
+      search: its number.
+      put: the block.
+      read: the experts whose arrays come last among the block's models.
+    """
+
+    stage: Stage
+    search: int
+    put: Put
+    read: Sequence[int]
+
+    def keys(self) -> np.ndarray:
+        """Return the magnitude keys [rows, columns]."""
+        arrays = self._arrays(self.put.models)
+        states = self.put.place(self._states())
+        return np.asarray(self._keys(arrays, states, self.put.offset))
+
+    def windowed(self, window: tuple[int, int]) -> tuple[np.ndarray | int, int]:
+        """Return the keys in a window (or their number), and how many lie above."""
+        dtype, metadata = self.stage.group.layout.key_dtype, self.put.metadata
+        states = self._states()
+        low, bins = (dtype.type(number) for number in window)
+        codes = kernels.windowed(
+            *self._what(),
+            *self._arrays(self.put.models),
+            *self.put.place(states),
+            self.put.offset,
+            low,
+            bins,
+            strides=self.put.loaded.block.strides,
+            dtype=dtype,
+        )
+        codes = np.asarray(codes).reshape(-1)
+        above = np.count_nonzero(codes == kernels.ABOVE)
+        if bins == 1:
+            return int(np.count_nonzero(codes == kernels.INSIDE)), above
+        positions = np.flatnonzero(codes == kernels.INSIDE)
+        if not len(positions):
+            return np.zeros(0, dtype), above
+        few = Gathered(metadata, positions, self.put.loaded.block.columns)
+        arrays = jax.tree.map(few.elements, self._arrays(self.put.loaded.models))
+        return few.only(self._keys(arrays, few.rows(states), few.offset)), above
+
+    def _what(self) -> tuple[Method, Selection | None]:
+        experts = self.stage.experts(self.search)
+        return self.stage.method(experts), self.stage.selection
+
+    def _arrays(self, models: Sequence[Any]) -> list[Any]:
+        """Return the base's array, or None, and those of the experts."""
+        needs_base = self.stage.group.method.needs_base
+        last = models[len(models) - len(self.read) :]
+        mine = [last[self.read.index(i)] for i in self.stage.experts(self.search)]
+        return [models[0] if needs_base else None, mine]
+
+    def _states(self) -> list[Any]:
+        """Return the states of transforms and selections, as columns."""
+        spread, stage = self.put.metadata.spread, self.stage
+        of = [[spread(s) for s in stage.states[i]] for i in stage.experts(self.search)]
+        return [of, [spread(state) for state in stage.selected]]
+
+    def _keys(self, arrays: Sequence[Any], states: Any, offset: Any) -> jax.Array:
+        return kernels.keys(
+            *self._what(),
+            *arrays,
+            *states,
+            offset,
+            strides=(0, 1),
+            dtype=self.stage.group.layout.key_dtype,
+        )
+
+
+class Sample:
+    """Keys of every search: all of a small model, runs of neighbours of a large one."""
+
+    def __init__(self, cut: Partition, pipeline: Pipeline, stage: Stage):
+        self._cut, self._pipeline, self._stage = cut, pipeline, stage
+        self._experts = range(len(stage.before))
+        sizes = stage.group.layout.sizes
+        self._everything = int(sizes.sum()) <= RUN * RUNS
+
+    def of(self, search: int) -> Callable[[int, int], np.ndarray]:
+        """Return the function that gives every stride-th key of a leaf, or its runs."""
+
+        @functools.cache
+        def keys() -> list[np.ndarray]:
+            return self._keys(search)
+
+        return lambda leaf, stride: keys()[leaf][:: stride if self._everything else 1]
+
+    def _keys(self, search: int) -> list[np.ndarray]:
+        group = self._stage.group
+        place = {leaf: i for i, leaf in enumerate(group.leaves)}
+        found: list[list[np.ndarray]] = [
+            [np.zeros(0, group.layout.key_dtype)] for _ in place
+        ]
+        for loaded in self._loaded:
+            rows = loaded.models[0].shape[0]
+            metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
+            put = put_block(self._pipeline, loaded, metadata)
+            one = Ranked(self._stage, search, put, self._experts)
+            for piece, part in loaded.block.parts(one.keys()):
+                found[place[piece.leaf]].append(part)
+        return [np.concatenate(parts) for parts in found]
+
+    @functools.cached_property
+    def _loaded(self) -> list[Loaded]:
+        """The sampled pieces of all models, in a block for each kind; read once."""
+        columns = ROW if self._everything else RUN
+        every = self._pieces()
+        models = read_for(self._stage, self._experts, self._pipeline.has_base)
+        loaded = []
+        for number, kind in enumerate(self._cut.kinds):
+            pieces = tuple(piece for piece in every if piece.leaf in kind.leaves)
+            if pieces:
+                block = Block(number, pieces, columns)
+                loaded.append(self._pipeline.load(block, models))
+        return loaded
+
+    def _pieces(self) -> list[Piece]:
+        group = self._stage.group
+        sizes = group.layout.sizes
+        if self._everything:
+            return [
+                Piece(leaf, 0, int(size))
+                for leaf, size in zip(group.leaves, sizes, strict=True)
+                if size
+            ]
+        ends = np.cumsum(sizes)
+        pieces = []
+        for run in range(RUNS):
+            position = (2 * run + 1) * int(ends[-1]) // (2 * RUNS)
+            i = int(np.searchsorted(ends, position, side="right"))
+            size = int(sizes[i])
+            start = min(position - int(ends[i]) + size, max(size - RUN, 0))
+            pieces.append(Piece(group.leaves[i], start, min(start + RUN, size)))
+        return pieces
+
+
+def read_for(stage: Stage, experts: Sequence[int], has_base: bool) -> list[int]:
+    """Return which models a stage of some experts reads, the base first."""
+    base = [0] if stage.group.method.needs_base else []
+    return base + [expert + has_base for expert in experts]
