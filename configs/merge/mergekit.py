@@ -1,7 +1,6 @@
 """Merge as a mergekit YAML says, under the rules of mergekit 0.1.5.
 
-    merging merge --config merge/mergekit \\
-        --config.merge_yaml=FILE.yml --config.output=MERGED
+    merging merge --config FILE.yml --config.output=MERGED
 
 The file names the models (folders), one of mergekit's twenty methods and the dtypes;
 models or slices; weights, densities and the rest as numbers, gradients and filters.

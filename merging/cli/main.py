@@ -104,6 +104,8 @@ def _run(argv: list[str]) -> int:
         return 2
     takes_config = "config" in arguments
     if unknown:
+        if takes_config and unknown[0].endswith((".py", ".yml", ".yaml")):
+            raise UserError(f"write --config {unknown[0]}.")
         valid = parser.options[arguments.command]
         raise nearest(f"argument of merging {arguments.command}", unknown[0], valid)
     if overrides and not takes_config:

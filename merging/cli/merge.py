@@ -27,8 +27,9 @@ def _run(arguments: argparse.Namespace) -> int:
     beside = arguments.output or arguments.inputs or arguments.method_file
     if not arguments.config or beside:
         raise UserError(
-            "merging merge needs --config FILE.py, with --config.output=DIR; or"
-            " --manifest FILE with --output DIR (and --inputs, --method_file)."
+            "merging merge needs --config FILE.py, or FILE.yml for mergekit, with"
+            " --config.output=DIR; or --manifest FILE with --output DIR (and --inputs,"
+            " --method_file)."
         )
     loaded = config.load(arguments.config, arguments.overrides)
     stream.run(loaded, dry_run=arguments.dry_run)
@@ -84,6 +85,8 @@ COMMAND = Command(
     and PATH#params a part of a tree; of a training's state the params are taken.
     RUN@100,200, RUN@last:10 and RUN@* are steps of a run of any trainer, in order.
 
+    A YAML file for mergekit runs as it is (the values of merge/mergekit).
+
     A LoRA adapter, as PEFT saves it, is an expert on the base beside it, or a model as
     BASE+ADAPTER; --config.space (below) merges adapters into an adapter.
 
@@ -94,8 +97,7 @@ COMMAND = Command(
           --config.experts=EXPERT1,EXPERT2 --config.output=MERGED --dry_run
       merging merge --config merge/core_space \\
           --config.experts=ADAPTER1,ADAPTER2 --config.output=ADAPTER
-      merging merge --config merge/mergekit \\
-          --config.merge_yaml=mergekit.yml --config.output=MERGED
+      merging merge --config mergekit.yml --config.output=MERGED
       merging merge --config merge/run --config.experts=RUN@last:10 \\
           --config.schedule=ema --config.output=MERGED
       merging merge --manifest MERGED/manifest.json --output AGAIN

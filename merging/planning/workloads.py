@@ -212,7 +212,7 @@ def of_merge(config: Any) -> Workload:
         decoder = None
         notes.append(
             "only the streamed merge, as the model is of no known family: "
-            + str(error).splitlines()[0]
+            + str(error).splitlines()[0].rstrip(".")
         )
     if decoder is not None:
         stored = _stored_dtype(job.inputs.first_leaves)

@@ -31,7 +31,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
 
     Args:
       spec: `path/to/file.py`, or `path/to/file.py:argument` for a `get_config` that
-        takes one string; or the name of a shipped one, with or without an argument.
+        takes one string; or the name of a shipped one, with or without an argument; or
+        a YAML file for mergekit, which stands for `merge/mergekit` with that file.
       overrides: dotted key -> text, e.g. `{"grid.sizes": "1x,8x"}`; each text is read
         as the type of the value it replaces. The key of a section is no key.
 
@@ -45,6 +46,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     >>> chosen.method.density, chosen.memory_budget
     (0.1, '1GB')
     """
+    if spec.endswith((".yml", ".yaml")):
+        spec, overrides = "merge/mergekit", {"merge_yaml": spec, **(overrides or {})}
     path, argument = split_spec(spec)
     config = _call(path, argument)
     found = leaves(config)

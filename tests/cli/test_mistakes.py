@@ -175,6 +175,9 @@ MISTAKES = [
         "merge --config merge/mergekit --config.merge_yaml=gone.yml --config.output=o",
         "gone.yml is no file",
     ),
+    ("merge --config gone.yml --config.output=o", "gone.yml is no file"),
+    ("merge mergekit.yml out", "write --config mergekit.yml."),
+    ("sweep --config gone.yaml", "a config is a Python file"),
     # Conversions.
     ("convert --config convert/to_orbax", "name the checkpoint (input)"),
     (

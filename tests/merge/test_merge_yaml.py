@@ -289,6 +289,9 @@ def test_the_command_line_takes_a_yaml(merge, capsys):
     assert "linear@mergekit" in capsys.readouterr().out
     assert main.main(command) == 0
     close(load(out)["lm_head.weight"], merge.models["a"]["lm_head.weight"])
+    short = ["merge", f"--config={path}", f"--config.output={merge.folder / 'short'}"]
+    assert main.main(short) == 0
+    assert load(merge.folder / "short").keys() == load(out).keys()
 
 
 def test_mistakes_name_the_file(merge):

@@ -335,7 +335,7 @@ def test_a_mergekit_yaml_is_planned_too(tmp_path, estimate_of):
     folder = "tests/models/goldens/llama3"
     yaml = tmp_path / "merge.yml"
     yaml.write_text(f"merge_method: passthrough\nmodels: [{{model: {folder}}}]")
-    config = configs.load("configs/merge/mergekit.py", {"merge_yaml": str(yaml)})
+    config = configs.load(str(yaml))
     found = planning.plan(config, planning.topology("v5e:2x1"), compile=False)
     assert estimate_of(found, "streamed merge")
     assert found["model"]["parameters"] > 0
