@@ -84,6 +84,28 @@ def causal(config: DecoderConfig, length: int) -> Positions:
     return positions(config, index, index[:, :, None] >= index[:, None, :])
 
 
+def packed(config: DecoderConfig, segments: jax.Array) -> Positions:
+    """Return the positions of rows that hold several sequences side by side.
+
+    Each token sees its own sequence up to itself, and stands where it would alone.
+
+    Args:
+      config: the decoder.
+      segments: [B, T], which sequence of its row a token is of; neighbours alike.
+    """
+    slot = jnp.arange(segments.shape[1])[None]
+    first = jax.lax.cummax(jnp.where(opening(segments), slot, 0), axis=1)
+    same = segments[:, :, None] == segments[:, None, :]
+    mask = same & (slot[:, :, None] >= slot[:, None, :])
+    return positions(config, slot - first, mask, slot - first)
+
+
+def opening(segments: jax.Array) -> jax.Array:
+    """Return which tokens [B, T] are the first of their sequence."""
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-2)
+    return segments != before
+
+
 def shared_prompt(
     config: DecoderConfig, length: int, prompts: jax.Array, segments: jax.Array
 ) -> Positions:

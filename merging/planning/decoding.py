@@ -18,6 +18,7 @@ from merging.planning.sharding_layout import Leaf, sharding_layout
 from merging.runtime import sharding, tree
 from merging.runtime.errors import UserError
 from merging.training import steps
+from merging.training.batches import Batches
 from merging.training.hyperparameters import Hyperparameters
 
 
@@ -82,7 +83,8 @@ def train(decoder: DecoderConfig, step: Training, target: Target) -> CostEstimat
         shape = (1, step.batch, step.length)
         tokens = _abstract(shape, jnp.int32, rows)
         weights = _abstract(shape, jnp.float32, rows)
-        return program.run.lower(state, tokens, weights, np.int32(1), numbers)
+        batches = Batches(tokens, weights)
+        return program.run.lower(state, batches, np.int32(1), numbers)
 
     text = f"{step.batch} rows of {step.length:,} tokens, {step.param_dtype} state"
     work = cost_model.training_work(decoder, leaves, step)

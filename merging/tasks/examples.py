@@ -9,6 +9,7 @@ Texts lie end to end, unpadded; TensorFlow is imported to write them only.
 
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,16 +81,29 @@ class Stored:
         tokens = np.zeros((len(rows), self.length), np.int32)
         weights = np.zeros((len(rows), self.length), np.float32)
         position = np.arange(self.length)
+        for part, mine, begins, ends, prompts in self._bounds(rows):
+            row, slot = np.nonzero(position < (ends - begins)[:, None])
+            tokens[mine[row], slot] = part.tokens[begins[row] + slot]
+            answer = position >= prompts[:, None]
+            weights[mine] = answer & (position < (ends - begins)[:, None])
+        return TokenArrays(tokens, weights)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many tokens each of the examples ``rows`` [n] has."""
+        found = np.zeros(len(rows), np.int64)
+        for _, mine, begins, ends, _ in self._bounds(rows):
+            found[mine] = ends - begins
+        return found
+
+    def _bounds(self, rows: np.ndarray) -> Iterator[tuple]:
+        """Yield each part, which rows are its, and their begins, ends and prompts."""
         places = np.searchsorted(self._ends, rows, side="right")
         for place in np.unique(places):
             part, mine = self._parts[place], np.flatnonzero(places == place)
             number = rows[mine] - (self._ends[place] - len(part.bounds))
-            ends, prompts = part.bounds[number].T[:, :, None]
-            begins = np.where(number > 0, part.bounds[number - 1, 0], 0)[:, None]
-            row, slot = np.nonzero(position < ends - begins)
-            tokens[mine[row], slot] = part.tokens[begins[row, 0] + slot]
-            weights[mine] = (position >= prompts) & (position < ends - begins)
-        return TokenArrays(tokens, weights)
+            ends, prompts = part.bounds[number].T
+            begins = np.where(number > 0, part.bounds[number - 1, 0], 0)
+            yield part, mine, begins, ends, prompts
 
 
 def store(

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from merging.runtime import sharding
 from merging.runtime.errors import UserError
 from merging.tasks.sampling import permuted
+from merging.training import packing
 
 
 class Examples(NamedTuple):
@@ -23,6 +24,21 @@ class Examples(NamedTuple):
 
     tokens: np.ndarray
     loss_weights: np.ndarray
+
+
+class Batches(NamedTuple):
+    """What several steps learn from, over the mesh.
+
+    Attributes:
+      tokens: ids [K, R, T], as `Examples` has them.
+      loss_weights: [K, R, T].
+      segments: int32 [K, R, T], which sequence of its row a token belongs to, -1 for
+        padding; None where each row is one.
+    """
+
+    tokens: Any
+    loss_weights: Any
+    segments: Any = None
 
 
 class Source(Protocol):
@@ -46,8 +62,11 @@ class Source(Protocol):
         A pure function of its arguments, so that a step needs no other to be known.
         """
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Return after how many tokens nothing matters, of the examples ``rows``."""
+
     def take(self, rows: np.ndarray) -> Examples:
-        """Return the examples ``rows`` [n]; it and `draw` run in another thread."""
+        """Return the examples ``rows`` [n]; all three may run in another thread."""
 
 
 class InMemory(NamedTuple):
@@ -69,6 +88,11 @@ class InMemory(NamedTuple):
     def draw(self, seed: int, start: int, stop: int) -> np.ndarray:
         """Return examples of permutations of all, one for each epoch."""
         return permuted(seed, 0, self.count, start, stop)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Return where the last token that is learned ends, of each: [n]."""
+        learned = self.examples.loss_weights[rows] != 0
+        return np.max(learned * np.arange(1, self.length + 1), axis=1)
 
     def take(self, rows: np.ndarray) -> Examples:
         """Return the examples ``rows`` [n]."""
@@ -119,19 +143,29 @@ class Loader:
 
     Which examples a batch has depends on the seed and the step only, so that it is the
     same for any number of processes, and a resumed run needs no more than its step.
+    Short ones share rows (`packing`), if that saves any.
 
     Args:
       source: the examples.
       batch_size: sequences a step, of all processes together.
       seed: of their order.
       mesh: the devices that share a batch's rows.
+      steps: how many there are; 0 if `batches` is not asked for.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, mesh: Mesh | None):
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        mesh: Mesh | None,
+        steps: int = 0,
+    ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._mesh, self._mine = mesh, sharding.rows_here(mesh, batch_size)
         self._thread = ThreadPoolExecutor(1, "examples")
         self._coming: dict[tuple[int, int], Any] = {}
+        self._rows = self._rows_of(steps)
 
     def __enter__(self) -> "Loader":
         return self
@@ -144,16 +178,17 @@ class Loader:
         if start < stop and (start, stop) not in self._coming:
             self._coming[start, stop] = self._thread.submit(self._read, start, stop)
 
-    def batches(self, start: int, stop: int, room: int) -> Examples:
-        """Return the batches [room, B, T] of these steps, padded, over the mesh."""
+    def batches(self, start: int, stop: int, room: int) -> Batches:
+        """Return the batches of these steps, padded to ``room``, over the mesh."""
         self.prepare(start, stop)
         found = self._coming.pop((start, stop)).result()
         self._coming.clear()
         pad = ((0, room - (stop - start)), (0, 0), (0, 0))
-        rows = self._batch_size
-        return Examples(
-            *(sharding.place_rows(self._mesh, np.pad(x, pad), rows, 1) for x in found)
-        )
+
+        def put(array: np.ndarray) -> Any:
+            return sharding.place_rows(self._mesh, np.pad(array, pad), self._rows, 1)
+
+        return Batches(*(None if array is None else put(array) for array in found))
 
     def in_order(self) -> Iterator[Examples]:
         """Yield all examples in full batches, the last filled with weightless rows."""
@@ -165,9 +200,45 @@ class Loader:
             rows = self._batch_size
             yield Examples(*(sharding.place_rows(self._mesh, x, rows) for x in found))
 
-    def _read(self, start: int, stop: int) -> Examples:
+    def _rows_of(self, steps: int) -> int:
+        """Return the rows of a step's batch: fewer than its sequences, or as many."""
+        drawn = self._drawn(0, steps)
+        lengths = self._source.lengths(drawn.reshape(-1)).reshape(drawn.shape)
+        parts = 1 if self._mesh is None else sharding.batch_parts(self._mesh)
+        needed = packing.rows_needed(lengths, self._source.length)
+        return min(-(-needed // parts) * parts, self._batch_size)
+
+    def _drawn(self, start: int, stop: int) -> np.ndarray:
+        """Return the examples of these steps' batches: [K, B]."""
         size = self._batch_size
+        if start == stop:
+            return np.zeros((0, size), np.int64)
         drawn = self._source.draw(self._seed, start * size, stop * size)
-        rows = drawn.reshape(-1, size)[:, self._mine]
+        return drawn.reshape(-1, size)
+
+    def _read(self, start: int, stop: int) -> Batches:
+        drawn = self._drawn(start, stop)
+        if self._rows < self._batch_size:
+            return self._packed(drawn)
+        rows = drawn[:, self._mine]
         found = self._source.take(rows.reshape(-1))
-        return Examples(*(array.reshape(*rows.shape, -1) for array in found))
+        return Batches(*(array.reshape(*rows.shape, -1) for array in found))
+
+    def _packed(self, drawn: np.ndarray) -> Batches:
+        """Return the batches of steps whose sequences share rows."""
+        length, mine = self._source.length, sharding.rows_here(self._mesh, self._rows)
+        shape = (len(drawn), len(mine), length)
+        tokens, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        segments = np.full(shape, -1, np.int32)
+        for step, batch in enumerate(drawn):
+            sizes = self._source.lengths(batch)
+            places = packing.placed(sizes, length)
+            here = np.flatnonzero(np.isin(places[:, 0], mine))
+            found = self._source.take(batch[here])
+            for i, sequence in enumerate(here):
+                size, (row, begin) = sizes[sequence], places[sequence]
+                where = step, np.searchsorted(mine, row), slice(begin, begin + size)
+                tokens[where] = found.tokens[i, :size]
+                weights[where] = found.loss_weights[i, :size]
+                segments[where] = sequence
+        return Batches(tokens, weights, segments)

@@ -57,7 +57,7 @@ def train(
     if hparams.validate_every and validation is None:
         raise UserError("validate_every needs validation examples.")
     source = batches.opened(examples, model_config.vocab_size)
-    loader = Loader(source, hparams.batch_size, hparams.seed, mesh)
+    loader = Loader(source, hparams.batch_size, hparams.seed, mesh, hparams.steps)
     held_back = None
     if validation is not None:
         opened = batches.opened(validation, model_config.vocab_size)
@@ -103,11 +103,11 @@ def train(
 def _advance(run: TrainFunctions, now, loader: Loader, hparams, numbers, mesh, good):
     """Take the steps until something else is due, in one call of fixed shape."""
     stop = _next_stop(now.step, hparams)
-    tokens, weights = loader.batches(now.step, stop, hparams.log_every)
+    batches = loader.batches(now.step, stop, hparams.log_every)
     loader.prepare(stop, _next_stop(stop, hparams))
     n = stop - now.step
     with sharding.on(mesh):
-        state, losses = run.run(now.state, tokens, weights, np.int32(n), numbers)
+        state, losses = run.run(now.state, batches, np.int32(n), numbers)
     losses = np.asarray(losses)[:n]
     if not np.isfinite(losses).all():
         first = int(np.argmin(np.isfinite(losses)))

@@ -13,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging import models
 from merging.models.decoder import output_logits
-from merging.models.positions import causal
+from merging.models.positions import causal, opening, packed
 from merging.runtime import sharding, tree
 from merging.training import cross_entropy
+from merging.training.batches import Batches
 from merging.training.hyperparameters import Hyperparameters
 
 Params = dict[str, Any]
@@ -52,8 +53,8 @@ class TrainFunctions(NamedTuple):
 
     Attributes:
       start: ``(params, numbers) -> State``, on copies.
-      run: ``(state, tokens [K, B, T], weights, n, numbers) -> (state, losses [K])``:
-        the first n of K steps; the state's buffers are reused.
+      run: ``(state, batches, n, numbers) -> (state, losses [K])``: the first n of K
+        steps; the state's buffers are reused.
       total: ``(params, tokens [B, T], weights) -> (sum of losses, sum of weights)``.
       finite: ``(params) -> bool``.
       copy: ``(params) -> params``, in buffers of their own.
@@ -67,7 +68,11 @@ class TrainFunctions(NamedTuple):
 
 
 def loss(
-    config: models.DecoderConfig, params: Params, tokens: jax.Array, weights: jax.Array
+    config: models.DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    weights: jax.Array,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """Return the weighted mean cross entropy in nats a token.
 
@@ -76,8 +81,9 @@ def loss(
       params: its parameters.
       tokens: ids [B, T] without BOS, right-padded with 0.
       weights: [B, T], the weight of predicting each token.
+      segments: [B, T], which of a row's sequences each token is of; None if it has one.
     """
-    total, weight = total_loss(config, params, tokens, weights)
+    total, weight = total_loss(config, params, tokens, weights, segments)
     return total / jnp.maximum(weight, 1e-6)
 
 
@@ -98,20 +104,20 @@ def train_functions(
         params = copy(params)
         return _placed(config, mesh, State(params, _adamw(numbers).init(params)))
 
-    def run(state, tokens, weights, n, numbers):
+    def run(state, batches: Batches, n, numbers):
         optimizer = _adamw(numbers)
 
         def step(i, carry):
             (params, moments), losses = carry
             value, gradients = jax.value_and_grad(loss, 1)(
-                config, params, tokens[i], weights[i]
+                config, params, *jax.tree.map(lambda x: x[i], batches)
             )
             updates, moments = optimizer.update(gradients, moments, params)
             state = State(optax.apply_updates(params, updates), moments)
             return _placed(config, mesh, state), losses.at[i].set(value)
 
         # n is traced: a last, shorter call is the same program, so the same bits.
-        return jax.lax.fori_loop(0, n, step, (state, jnp.zeros(len(tokens))))
+        return jax.lax.fori_loop(0, n, step, (state, jnp.zeros(len(batches.tokens))))
 
     def finite(params):
         return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
@@ -161,24 +167,42 @@ def _placed(config, mesh, state):
 
 
 def shifted(
-    config: models.DecoderConfig, tokens: jax.Array, weights: jax.Array
+    config: models.DecoderConfig,
+    tokens: jax.Array,
+    weights: jax.Array,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return what the model sees, and the tokens it is to predict with their weights.
 
     [B, T] each; a token less where no BOS opens a text.
     """
+    opens = None if segments is None else opening(segments)
     if config.bos_id is None:
+        if opens is not None:  # nothing says what a sequence begins with
+            weights = jnp.where(opens, 0, weights)
         return tokens[:, :-1], tokens[:, 1:], weights[:, 1:]
-    return models.shift_right(tokens, config.bos_id), tokens, weights
+    inputs = models.shift_right(tokens, config.bos_id)
+    if opens is not None:
+        inputs = jnp.where(opens, config.bos_id, inputs)
+    return inputs, tokens, weights
 
 
 def total_loss(
-    config: models.DecoderConfig, params: Params, tokens: jax.Array, weights: jax.Array
+    config: models.DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    weights: jax.Array,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the weighted sum of cross entropies in nats, and of weights; as `loss`."""
     model = models.bind(config, params)
-    inputs, tokens, weights = shifted(config, tokens, weights)
-    hidden, _ = model(inputs, causal(config, inputs.shape[1]))
+    inputs, tokens, weights = shifted(config, tokens, weights, segments)
+    length = inputs.shape[1]
+    if segments is None:
+        where = causal(config, length)
+    else:
+        where = packed(config, segments[:, :length])
+    hidden, _ = model(inputs, where)
     table = params["embed" if config.tied_embeddings else "head"]
     logits = functools.partial(output_logits, config)
     total = cross_entropy.total(logits, table, hidden, tokens, weights)

@@ -15,6 +15,7 @@ from merging.planning.settings import Scoring
 from merging.runtime import config as configs
 from merging.runtime import sharding
 from merging.training import steps
+from merging.training.batches import Batches
 from merging.training.hyperparameters import Hyperparameters
 
 pytestmark = pytest.mark.long
@@ -127,7 +128,7 @@ def test_training_needs_what_was_planned(planned, mesh, real_models):
         state = program.start(real_models["base"], numbers)
         batch = [sharding.place_batch(mesh, x, leading=1) for x in (tokens, weights)]
         assert memory["arguments"] == pytest.approx(held((state, batch)), rel=0.05)
-        inputs = (state, *batch, np.int32(1), numbers)
+        inputs = (state, Batches(*batch), np.int32(1), numbers)
         found = program.run.lower(*inputs).compile().memory_analysis()
     assert memory["scratch"] == pytest.approx(found.temp_size_in_bytes, rel=0.05)
 

@@ -13,6 +13,7 @@ from merging.runtime import sharding, storage
 from merging.runtime.errors import Preempted, UserError
 from merging.tasks.sampling import permuted
 from merging.training import batches, job, steps
+from merging.training.batches import Batches
 
 CONFIG = models.DecoderConfig(
     vocab_size=24, d_model=16, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=16
@@ -326,6 +327,8 @@ def test_a_small_models_loops_on_cpus_are_xlas_own():
     numbers = steps.TracedHyperparameters.of(HYPERPARAMETERS)
     state = functions.start(PARAMS, numbers)
     batch = np.zeros((5, 8, 32), np.int32), np.ones((5, 8, 32), np.float32)
-    compiled = functions.run.lower(state, *batch, np.int32(5), numbers).compile()
+    compiled = functions.run.lower(
+        state, Batches(*batch), np.int32(5), numbers
+    ).compile()
     assert "fusion" in compiled.as_text()
     assert "ynn" not in compiled.as_text()
