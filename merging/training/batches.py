@@ -70,9 +70,16 @@ class Source(Protocol):
 
 
 class InMemory(NamedTuple):
-    """A source whose examples are all in memory."""
+    """A source whose examples are all in memory.
+
+    Attributes:
+      examples: they.
+      ends: [N], where the last token that is learned ends.
+      digest: as of any source.
+    """
 
     examples: Examples
+    ends: np.ndarray
     digest: int
 
     @property
@@ -91,8 +98,7 @@ class InMemory(NamedTuple):
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Return where the last token that is learned ends, of each: [n]."""
-        learned = self.examples.loss_weights[rows] != 0
-        return np.max(learned * np.arange(1, self.length + 1), axis=1)
+        return self.ends[rows]
 
     def take(self, rows: np.ndarray) -> Examples:
         """Return the examples ``rows`` [n]."""
@@ -124,10 +130,12 @@ def _in_memory(examples: Examples, vocab_size: int) -> InMemory:
     if not (weights.any() and np.isfinite(weights).all()):
         raise UserError("loss weights must be finite, and not all of them 0.")
     # Tokens after the last one that is learned influence nothing.
-    longest = 1 + int(np.flatnonzero(weights.any(axis=0))[-1])
-    length = min(-(-longest // 16) * 16, tokens.shape[1])
+    after = np.argmax(weights[:, ::-1] != 0, axis=1)
+    ends = np.where(weights.any(axis=1), weights.shape[1] - after, 0)
+    length = min(-(-int(ends.max()) // 16) * 16, tokens.shape[1])
     kept = Examples(*(np.ascontiguousarray(x[:, :length]) for x in (tokens, weights)))
-    return InMemory(kept, zlib.crc32(kept.loss_weights, zlib.crc32(kept.tokens)))
+    digest = zlib.crc32(kept.loss_weights, zlib.crc32(kept.tokens))
+    return InMemory(kept, ends, digest)
 
 
 def _require_ids(smallest: int, largest: int, vocab_size: int) -> None:
