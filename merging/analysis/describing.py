@@ -169,7 +169,7 @@ def run(config: ConfigDict, workdir: Path) -> bool:
                 merged=merged,
                 groups=geometry_rows.matrices(found),
             )
-            figures.write(workdir, figures.of_geometry(found, made))
+            figures.write(workdir, figures.of_geometry(made))
         processes.barrier("the analysis is written")
         kept.forget()
     return True

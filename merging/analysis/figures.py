@@ -1,4 +1,4 @@
-"""The figures of an analysis, in the style of the report's."""
+"""The figures of an analysis, drawn of its rows, in the style of the report's."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merging.analysis import gram
 from merging.analysis.rows import Row
-from merging.analysis.task_vectors import Geometry
 from merging.report import plotting
 from merging.report.plotting import Figure
 from merging.runtime import storage
 
 FOLDER = "figures"
+# A law's figure takes a second to draw; rows hold the rest.
+MOST_LAWS = 12
 
 
 class Curve(NamedTuple):
@@ -81,20 +81,27 @@ def _draw(ax, curve: Curve, look: plotting.Look) -> None:
         ax.fill_between(x, low, high, color=look.color, alpha=0.2, linewidth=0)
 
 
-def of_geometry(found: Geometry, rows: Sequence[Row]) -> list[Figure]:
+def of_geometry(rows: Sequence[Row]) -> list[Figure]:
     """Return the cosines between all vectors, and what changes over the depth."""
-    drawn = [_heat(found)]
-    layers = sorted({g.layer for g in found.groups if g.by == "layer"})
+    drawn = [_heat([row for row in rows if row.by == "model"])]
+    layers = sorted({row.layer for row in rows if row.by == "layer"})
     if len(layers) > 1:
         drawn.append(_depth(rows, layers))
     return drawn
 
 
-def _heat(found: Geometry) -> Figure:
-    cosines = gram.cosines(found.model.gram)
+def _heat(rows: Sequence[Row]) -> Figure:
+    norms = {row.of[0]: row.value for row in rows if row.quantity == "norm"}
+    names = list(norms)
+    # No direction, no cosine: 0, as everywhere.
+    cosines = np.diag([float(length > 0) for length in norms.values()])
+    for row in rows:
+        if row.quantity == "cosine":
+            i, j = map(names.index, row.of)
+            cosines[i, j] = cosines[j, i] = row.value
     with plotting.style():
         canvas, axes = plotting.panels(1, 1, height=3.6)
-        ax, names = axes[0][0], list(found.names)
+        ax = axes[0][0]
         image = ax.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r")
         ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
         ax.set_yticks(range(len(names)), names)
@@ -153,3 +160,35 @@ def _depth(rows: Sequence[Row], layers: Sequence[int]) -> Figure:
     )
     caption = "Geometry of the task vectors, layer by layer."
     return curves("depth", "Geometry over the depth", caption, panels)
+
+
+def of_law(rows: Sequence[Row], ylabel: str) -> list[Figure]:
+    """Return a figure for each group of a law: what was observed, and the law, by N.
+
+    Args:
+      rows: of `merging fit`; the groups beyond the first `MOST_LAWS` are not drawn.
+      ylabel: what the law is of.
+    """
+    groups = dict.fromkeys(row.of[0] for row in rows if row.quantity == "observed")
+    drawn = []
+    for number, group in enumerate(list(groups)[:MOST_LAWS]):
+        own = [row for row in rows if row.of[0] == group]
+        sizes = dict.fromkeys(r.of[1] for r in own if r.quantity == "observed")
+        seen = [_panel_of_law(group, N, own, ylabel) for N in sizes]
+        caption = "Means over runs, the law fitted to them, and what was not seen."
+        title = f"Law of {group}"
+        drawn.append(curves(f"law_{number}", title, caption, seen))
+    return drawn
+
+
+def _panel_of_law(group: str, N: str, own: Sequence[Row], ylabel: str) -> Panel:
+    found = {
+        "observed": of_rows(own, "observed", of=(group, N)),
+        "law": of_rows(own, "fitted", of=(group, N)),
+    }
+    predicted = "held_out_predicted"
+    for test in dict.fromkeys(r.of[1] for r in own if r.quantity == predicted):
+        curve = of_rows(own, predicted, of=(group, test, N))
+        if curve.x:
+            found[test] = curve
+    return Panel(f"K (N = {plotting.human(int(float(N)))})", ylabel, found)

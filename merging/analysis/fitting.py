@@ -24,10 +24,8 @@ from typing import Any
 
 from merging.analysis import figures, law_rows, laws, place, rows
 from merging.analysis.bootstrap_laws import Prediction, Sureness, bootstrap, held_out
-from merging.analysis.figures import Curve, Panel
 from merging.analysis.laws import Observation
 from merging.analysis.rows import Row, number
-from merging.report.plotting import Figure, human
 from merging.runtime import config_keys, storage, text
 from merging.runtime.errors import UserError, nearest
 
@@ -44,9 +42,6 @@ _KEYS = {
     "level": 0.95,
     "seed": 0,
 }
-
-# A figure takes a second to draw; rows hold the rest.
-MOST_FIGURES = 12
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -68,23 +63,19 @@ def run(config: Any, workdir: Path) -> None:
         by_size=saturating,
     )
     made: list[Row] = []
-    drawn: list[Figure] = []
     refused: dict[str, str] = {}
-    for number_, (group, observed) in enumerate(sorted(groups.items())):
+    for group, observed in sorted(groups.items()):
         try:
-            found, figure = _fitted(group, observed, values, number_, refused)
+            made += _fitted(group, observed, values, refused)
         except UserError as error:
             refused[group] = str(error)
-            continue
-        made += found
-        drawn += [] if figure is None else [figure]
     if not made:
         lines = [f"{group}: {reason}" for group, reason in refused.items()]
         raise UserError("no law could be fitted:\n  " + "\n  ".join(lines))
     with place.held(workdir, values):
         place.claim(workdir, values)
         path = rows.write(workdir, "law", made, settings=values, refused=refused)
-        figures.write(workdir, drawn)
+        figures.write(workdir, figures.of_law(made, _label(values)))
     print(_summary(made))
     for group, reason in refused.items():
         print(f"not fitted: {group}: {reason}")
@@ -113,16 +104,14 @@ def _fitted(
     group: str,
     observed: Sequence[Observation],
     values: Mapping[str, Any],
-    number_: int,
     refused: dict[str, str],
-) -> tuple[list[Row], Figure | None]:
-    """Return a group's rows and its figure; tests that can't be go to `refused`."""
+) -> list[Row]:
+    """Return a group's rows; tests that can't be go to `refused`."""
     form, weights = values["form"], values["weights"]
     how = {key: values[key] for key in ("resamples", "level", "seed")}
     sure = bootstrap(observed, form, weights, **how)
     made = list(_law_rows(group, observed, sure))
     made += _prediction_rows(group, observed, sure, values["predict_N"])
-    tests: dict[str, list[Prediction]] = {}
     for name, key, limit in (
         ("k", "k", values["fit_k"]),
         ("N", "N", values["fit_N"]),
@@ -136,17 +125,18 @@ def _fitted(
             return getattr(one, key) <= limit
 
         try:
-            _, tests[test] = held_out(observed, is_seen, form, weights, **how)
+            _, predicted = held_out(observed, is_seen, form, weights, **how)
+            made += _test_rows(group, test, predicted)
         except UserError as error:
             refused[f"{group}, {test}"] = str(error)
-            continue
-        made += _test_rows(group, test, tests[test])
-    if number_ >= MOST_FIGURES:
-        return made, None
-    label = values["quantity"].replace("_", "-")
-    if values["form"] == laws.SATURATING:
-        label = f"gain over the base ({label})"
-    return made, _figure(group, observed, sure, tests, number_, label)
+    return made
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    """Return what the law is of, in words."""
+    name = values["quantity"].replace("_", "-")
+    saturating = values["form"] == laws.SATURATING
+    return f"gain over the base ({name})" if saturating else name
 
 
 def _law_rows(
@@ -197,43 +187,6 @@ def _test_rows(group: str, test: str, found: Sequence[Prediction]) -> Iterator[R
     covered = [one.covered for one in found if one.covered is not None]
     share = statistics.fmean(covered) if covered else None
     yield Row("held_out_covered", share, of=(group, test))
-
-
-def _figure(
-    group: str,
-    observed: Sequence[Observation],
-    sure: Sureness,
-    tests: Mapping[str, Sequence[Prediction]],
-    number_: int,
-    label: str,
-) -> Figure:
-    """Draw what was observed and the law, a panel for each N."""
-    panels = []
-    for N in sorted({one.N for one in observed}):
-        cells = [(k, mean) for n, k, mean in _cells(observed) if n == N]
-        ks = [k for k, _ in cells]
-        ends = [tuple(map(number, sure.around(N, k))) for k in ks]
-        curves = {
-            "observed": Curve(ks, [mean for _, mean in cells]),
-            "law": Curve(
-                ks,
-                [float(sure.law.predict(N, k)) for k in ks],
-                [low for low, _ in ends],
-                [high for _, high in ends],
-            ),
-        }
-        for test, found in tests.items():
-            own = [one for one in found if one.N == N]
-            if own:
-                curves[test] = Curve(
-                    [one.k for one in own],
-                    [one.predicted for one in own],
-                    [number(one.low) for one in own],
-                    [number(one.high) for one in own],
-                )
-        panels.append(Panel(f"K (N = {human(int(N))})", label, curves))
-    caption = "Means over runs, the law fitted to them, and what was not seen."
-    return figures.curves(f"law_{number_}", f"Law of {group}", caption, panels)
 
 
 def _summary(made: Sequence[Row]) -> str:

@@ -4,7 +4,7 @@
 WORKDIR/parts has a workdir for each analysis of each group, which continues alone.
 WORKDIR/analysis.json has of all of them what describes a whole model, with the group's
 name in `group`: no layers, no pair with a merge in it, of paths the barriers and the
-points from the base to a merge. And of each group
+means over the datasets along them. And of each group
 
   params   parameters of its models
 """
@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from merging import sweep
 from merging.analysis import connectivity, describing, place, rows, saturation
-from merging.analysis.connectivity import BASE
 from merging.analysis.rows import Row
 from merging.runtime import config_keys, preemption, processes, text
 from merging.runtime.errors import UserError, nearest
@@ -142,7 +141,7 @@ def _whole(row: Row) -> bool:
     if row.by not in ("", "model"):
         return False
     if row.quantity in ("loss", "error"):
-        return len(row.of) == 2 and row.of[0] == BASE
+        return len(row.of) == 2  # no dataset's
     pair = len(row.of) == 2 and row.by == "model"
     return not (pair and any("_K" in name for name in row.of))
 

@@ -21,13 +21,13 @@ class Axes(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure: panels side by side, along the sizes or along K."""
+    """A figure: panels side by side, along the sizes, along K or along a path."""
 
     name: str
     title: str
     caption: str
     panels: Sequence[Axes]
-    along: str  # "size" or "K"
+    along: str  # "size", "K" or "way"
 
 
 _BARS = (
@@ -83,6 +83,7 @@ def drawings(grid: Grid, found: Analysed) -> list[Drawing]:
             },
             "",
         ),
+        *_ways(found),
     ]
     kept = [d._replace(panels=[p for p in d.panels if p.lines]) for d in made]
     return [drawing for drawing in kept if drawing.panels]
@@ -190,6 +191,31 @@ def _coverage(grid: Grid, found: Analysed) -> list[Drawing]:
     return made
 
 
+def _ways(found: Analysed) -> list[Drawing]:
+    """The loss between two models, of each kind of path, a figure for each base."""
+    made = []
+    for base in found.bases:
+        panels = []
+        for between, words in BETWEEN.items():
+            lines = {}
+            for size in found.sizes:
+                way = found.on_the_way(size, base, between)
+                if way:
+                    lines[size] = {at: spread(of.values()) for at, of in way.items()}
+            panels.append(Axes(words, "loss above the line (nats per token)", lines))
+        made.append(
+            Drawing(
+                f"F13_{base}",
+                f"Loss on the way between two models, {BASE_NAMES[base]}",
+                "How far the loss on the straight line between two models lies above "
+                "the line between their losses; mean over the paths." + _BARS,
+                panels,
+                "way",
+            )
+        )
+    return made
+
+
 def draw(grid: Grid, found: Analysed) -> list[Figure]:
     """Return the figures for papers."""
     with plotting.style():
@@ -217,6 +243,8 @@ def _drawn(drawing: Drawing, grid: Grid, found: Analysed) -> Figure:
         ax.set_ylabel(panel.ylabel)
         if drawing.along == "size":
             plotting.size_axis(ax, found.sizes, True)
+        elif drawing.along == "way":
+            ax.set_xlabel("share of the way")
         else:
             counts = sorted({int(K) for of in panel.lines.values() for K in of})
             plotting.count_axis(ax, counts, True)
@@ -273,7 +301,8 @@ def _spec(
             }
         )
     places = sorted({x for trace in traces for x in trace["x"]})
-    axis: dict[str, Any] = {"title": "experts, K", "tickvals": places}
+    title = "share of the way" if drawing.along == "way" else "experts, K"
+    axis: dict[str, Any] = {"title": title, "tickvals": places}
     axis["ticktext"] = [f"{x:g}" for x in places]
     if drawing.along == "size":
         sizes = found.sizes.items()

@@ -4,7 +4,7 @@ Of `merging analyze --config analyze/sweep`; the claims about them are in `expla
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from merging.report.analyses import Found
 from merging.report.saturation import points
@@ -103,15 +103,28 @@ class Analysed:
 
     def barrier(self, size: str, base: str, between: str) -> BySeed:
         """Return seed → mean height of the loss barriers of a kind of `BETWEEN`."""
+        return self.values(
+            *(size, base, "loss_barrier"), lambda row: _between(row.of) == between
+        )
 
-        def kind(row: Found) -> str:
-            merged = [_is_merge(name) for name in row.of]
-            if row.of[0] == "base":
-                # The multitask model is no merge.
-                return "base" if merged[-1] else ""
-            return "merge" if merged[-1] else "experts"
+    def on_the_way(self, size: str, base: str, between: str) -> dict[float, BySeed]:
+        """Return share of the way → seed → loss above the line between the ends.
 
-        return self.values(size, base, "loss_barrier", lambda row: kind(row) == between)
+        Means over the paths of a kind of `BETWEEN`.
+        """
+        found: dict[float, BySeed] = {}
+        for seed, rows in self._rows.get((size, base), {}).get("loss", {}).items():
+            paths: dict[tuple[str, ...], dict[float, float]] = {}
+            for row in rows:
+                if _between(row.of) == between:
+                    paths.setdefault(tuple(row.of), {})[row.at] = row.value
+            for share in {share for path in paths.values() for share in path}:
+                above = [
+                    path[share] - ((1 - share) * path[0.0] + share * path[1.0])
+                    for path in paths.values()
+                ]
+                found.setdefault(share, {})[seed] = statistics.fmean(above)
+        return dict(sorted(found.items()))
 
     def disentangled(self, size: str, base: str, scale: float) -> BySeed:
         """Return seed → ξ at α = scale, the mean over the experts."""
@@ -136,6 +149,15 @@ class Analysed:
         return tuple(
             sorted({r.at for of in every for rows in of.values() for r in rows})
         )
+
+
+def _between(path: Sequence[str]) -> str:
+    """Return which of `BETWEEN` a path is; "" where it is none."""
+    start, end = path
+    if start == "base":
+        # The multitask model is no merge.
+        return "base" if _is_merge(end) else ""
+    return "merge" if _is_merge(end) else "experts"
 
 
 def _is_merge(name: str) -> bool:

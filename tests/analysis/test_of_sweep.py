@@ -85,10 +85,13 @@ def test_the_models_of_a_sweep_are_analysed_group_by_group(
         pair = tuple(group.experts)
         assert (group.name, "cosine", pair, None) in value
         assert (group.name, "loss_barrier", pair, None) in value
+        assert (group.name, "loss", pair, 1.0) in value
+        assert (group.name, "error", (pair[0], "ties_K2"), 0.0) in value
         assert (group.name, "threshold", ("parameters",), 2) in value
         assert (group.name, "touched", ("ties_K2",), None) in value
         assert (group.name, "wise_ft_share", ("multitask",), None) in value
     assert not [r for r in made if r.layer is not None or r.by == "kind"]
+    assert not [r for r in made if r.quantity in ("loss", "error") and len(r.of) > 2]
     assert main(command(swept, out)) == 0
     assert "Nothing to do" in capsys.readouterr().out
 

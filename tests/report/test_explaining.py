@@ -36,6 +36,9 @@ def analysed(small=1.0, large=0.5, star=(7, 8), rht=0.9, width=lambda K: K / 8):
                     for e in EXPERTS
                 ]
                 found += [Row("loss_barrier", own, of=EXPERTS[:2])]
+                for at, loss in ((0.0, 1.0), (0.5, 1.5 + own), (1.0, 2.0)):
+                    found += [Row("loss", loss, of=EXPERTS[:2], at=at)]
+                    found += [Row("loss", 9.0, of=("base", "multitask"), at=at)]
                 found += [Row("loss_barrier", 9.0, of=("base", "multitask"))]
                 found += [Row("loss_barrier", own / 3, of=("base", "ties_K8"))]
                 found += [Row("loss_barrier", own / 4, of=(EXPERTS[0], "ties_K8"))]
@@ -197,8 +200,23 @@ def test_the_multitask_model_is_no_merge():
     assert found.barrier("1x", "it", "base")[0] == pytest.approx(1 / 3)
     assert found.barrier("1x", "it", "merge")[0] == pytest.approx(1 / 4)
     assert found.barrier("1x", "it", "experts") == pytest.approx({0: 1.0, 1: 1.01})
+    assert found.on_the_way("1x", "it", "base") == {}
     share = found.covered("64x", "it", "ties", 4, "coordinates")
     assert share == pytest.approx({0: 0.5, 1: 0.5})
+
+
+def test_a_way_is_drawn_above_the_line_between_the_losses_of_its_ends(grid):
+    found = sweep_analysis.Analysed(analysed())
+    way = found.on_the_way("64x", "pt", "experts")
+    assert list(way) == [0.0, 0.5, 1.0]
+    assert way[0.5] == pytest.approx({0: 0.52, 1: 0.53})
+    assert way[0.0] == way[1.0] == pytest.approx({0: 0.0, 1: 0.0})
+    drawings = explaining_figures.drawings(grid, found)
+    (drawn,) = (of for of in drawings if of.name == "F13_pt")
+    (panel,) = drawn.panels  # no merge's paths were analysed
+    assert panel.title == "expert → expert"
+    assert list(panel.lines) == list(SIZES)
+    assert panel.lines["64x"][0.5].mean == pytest.approx(0.525)
 
 
 def test_what_was_not_analysed_is_not_tested(grid):
@@ -224,7 +242,7 @@ def test_a_report_draws_a_sweeps_analysis(rows, tmp_path, capsys):
     assert len(lines) == 1 + 2 * 2 * 2
     assert lines[1].startswith("1x,16000,pt,0,4,") and ",beyond," in lines[1]
     assert ",7 to 8,7 to 8," in lines[1]
-    for name in ("F7_it", "F8", "F9", "F10_pt", "F11"):
+    for name in ("F7_it", "F8", "F9", "F10_pt", "F11", "F13_it"):
         assert (tmp_path / "page" / "figures" / f"{name}.png").stat().st_size > 5000
     packed.write_bytes(packed.read_bytes()[:-20])
     assert main([*command, str(packed), *out]) == 2
