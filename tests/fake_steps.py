@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Mapping
+from pathlib import Path
 
 from merging.runtime import preemption
 from merging.runtime.errors import Preempted, UserError
@@ -73,6 +74,25 @@ def execute(step: Step, experiment: Fakes, store: Store, tick, mesh=None) -> Non
         _meet(store, 2)
         _save(store, step, 0.5)
     store.publish(step, {})
+
+
+class Answers:
+    """What an actor makes: it says who it is, and how often it was asked."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._asked = folder, 0
+
+    def told(self, name: str) -> tuple[str, int, int]:
+        self._asked += 1
+        if name == "mistaken":
+            raise UserError("the rate is too high")
+        if name == "odd":
+            raise TwoPartError("an odd", "error")
+        mark = self._folder / "lost.met"
+        if name == "fatal" or name == "lost" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return name, os.getpid(), self._asked
 
 
 def _meet(store: Store, count: int) -> None:

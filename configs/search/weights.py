@@ -5,7 +5,9 @@
 
 θ = θ₀ + Σ wᵢΔᵢ. Models are what `merging evaluate` takes. Every config here has
 these settings, and differs in method and space. Cost: a merge and an evaluation for
-each trial.
+each trial, on all devices (--config.mesh.fsdp=-1 shares the models out over them), or
+--config.batch trials at a time, by --config.workers processes or a Ray cluster
+(--config.runner=ray).
 """
 
 from ml_collections import ConfigDict
@@ -35,10 +37,13 @@ def get_config() -> ConfigDict:
 
     config.sampler = "tpe"  # cmaes, grid or random
     config.trials = 200
-    config.batch = 1  # trials asked for at a time, for several workers to do
+    config.batch = 1  # trials asked for at a time, for several workers to make
     config.points = 5  # of the sampler grid, in each dimension
     config.search_seed = 0
+    config.runner = ""  # inline; local if there are workers; ray: a Ray cluster
     config.workers = 1  # processes with a copy of the models each; 0: one per core
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # of inline, and of ray
+    config.resources = ("CPU=1",)  # of a Ray node for each worker; GPU=1, TPU=4
     # λ of task arithmetic to compare with, the best of which the search begins at.
     config.scales = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     config.seed = 0  # of random masks

@@ -6,6 +6,7 @@ from merging.cli.command import (
     Command,
     config_and_workdir,
     takes_config_and_workdir,
+    takes_processes,
 )
 
 
@@ -17,6 +18,11 @@ def _run(arguments: argparse.Namespace) -> int:
     compilations.keep()
     search(config, workdir)
     return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    takes_config_and_workdir(parser)
+    takes_processes(parser)
 
 
 COMMAND = Command(
@@ -35,6 +41,11 @@ COMMAND = Command(
     the same validation split. WORKDIR/best.py is the best trial as a config of `merging
     merge`, and WORKDIR/merged_N its checkpoint, with a manifest; --config.merge=false
     leaves that out. With a larger --config.trials, the same search goes on.
+
+    Trials are made one after the other on all devices of this process and any others of
+    its job (--config.mesh), or in a process for each of --config.workers, or by the
+    nodes of a Ray cluster (--config.runner=ray), as many at a time as --config.batch
+    asks for. Every worker holds the models.
     Needs Optuna: pip install 'merging[search]'.
 
     examples:
@@ -47,7 +58,7 @@ COMMAND = Command(
           --config.layer_ranges=3 --workdir by_layers
       merging merge --config found/best.py --config.output=MERGED
     """,
-    takes_config_and_workdir,
+    _options,
     _run,
     resumable=True,
     configs=("search",),

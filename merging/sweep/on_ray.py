@@ -1,4 +1,4 @@
-"""Steps of a sweep as tasks of a Ray cluster: the `ray` runner.
+"""The `ray` runner: steps of a sweep as tasks of a Ray cluster, a search's as actors.
 
 One driver, which owns the workdir, and as many tasks as the cluster has room for. The
 workdir is on storage that every node sees, and what a step leaves there is all that
@@ -6,13 +6,17 @@ counts: a task whose node dies is run again by Ray, elsewhere, and a step of tra
 goes on from its last checkpoint. A driver that dies takes its tasks with it, and the
 next one finds every step that was finished.
 
-Ray is imported when a sweep asks for it, and not before.
+A search's workers hold its models, so they are actors: one whose node dies is started
+again by Ray, and reads the models again. Ray is imported when it is asked for, and not
+before.
 """
 
+import functools
+import itertools
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,13 +27,17 @@ from merging.sweep.pool import Ticks, one_thread, order, travelling
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
 
-STARTS = 10  # of a step, after which its own work is taken to be what kills workers
+# Of a step, or an actor, after which its own work is taken to be what kills workers.
+STARTS = 10
 WAIT = 0.5  # seconds for a step to end
 _ACCELERATORS = ("GPU", "TPU")
 
 
-def connect(experiment: Experiment) -> int:
+def connect(resources: Mapping[str, float]) -> int:
     """Join the cluster of RAY_ADDRESS, or of this machine, or start one on it.
+
+    Args:
+      resources: {name: number} that a step needs of a node.
 
     Returns:
       How many steps it has room for at a time.
@@ -38,7 +46,7 @@ def connect(experiment: Experiment) -> int:
       UserError: Ray is not installed, or no node has what a step needs.
     """
     ray = _ray()
-    needs = {name: need for name, need in experiment.resources.items() if need}
+    needs = {name: need for name, need in resources.items() if need}
     if not ray.is_initialized():
         accelerated = any(needs.get(name) for name in _ACCELERATORS)
         variables = {
@@ -95,11 +103,8 @@ class Tasks:
             )
             .remote()
         )
-        others = {k: n for k, n in self._needs.items() if k not in ("CPU", "GPU")}
         self._task = ray.remote(
-            num_cpus=self._needs.get("CPU", 0),
-            num_gpus=self._needs.get("GPU", 0),
-            resources=others,
+            **_taken(self._needs),
             max_retries=-1,
             # An accelerator is free again only when the process has ended.
             max_calls=1 if set(self._needs) & set(_ACCELERATORS) else 0,
@@ -184,6 +189,69 @@ class Tasks:
         self._references.clear()
 
 
+class Actors:
+    """Workers that each make something once, and answer from it again and again.
+
+    Args:
+      make: called in each worker; what it returns has the methods to be called.
+      resources: {name: number} that a worker takes of a node until it ends.
+      most: workers, if the cluster has room for them.
+    """
+
+    def __init__(
+        self, make: Callable[[], Any], resources: Mapping[str, float], most: int
+    ):
+        self._ray = ray = _ray()
+        needs = {name: need for name, need in resources.items() if need}
+        actor = ray.remote(
+            **_taken(needs), max_restarts=STARTS - 1, max_task_retries=-1
+        )(_Actor)
+        count = min(_room(ray, needs), most)
+        self._actors = [actor.remote(make) for _ in range(count)]
+
+    def map(self, method: str, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield what a method of theirs returns of each item, in order.
+
+        Raises:
+          UserError: a worker died again and again.
+        """
+        # Trials take as long as each other: whoever has fewest is next in turn.
+        turns = zip(itertools.cycle(self._actors), items, strict=False)
+        asked = [actor.answer.remote(method, item) for actor, item in turns]
+        try:
+            for answer in map(self._ray.get, asked):
+                if type(answer) is bytes:
+                    raise pickle.loads(answer)
+                yield answer
+        except self._ray.exceptions.RayError as lost:
+            raise UserError(
+                f"a worker died {STARTS} times ({_last_line(lost)}); most often memory"
+                " runs out: give one more (--config.resources=CPU=2). What is finished "
+                "is kept."
+            ) from lost
+
+    def __enter__(self) -> "Actors":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+
+class _Actor:
+    """One of `Actors`; an error is answered pickled, as Ray would wrap it."""
+
+    def __init__(self, make: Callable[[], Any]):
+        # Made by the first call, whose error the driver then hears.
+        self._made = functools.cache(make)
+
+    def answer(self, method: str, item: Any) -> Any:
+        try:
+            return getattr(self._made(), method)(item)
+        except Exception as error:
+            return pickle.dumps(travelling(error))
+
+
 class _Board:
     """An actor on the driver's node: how far the steps are, and who has begun."""
 
@@ -217,6 +285,15 @@ def _run_step(given: tuple[Experiment, Store], step: Step, board: Any) -> bytes 
     except Exception as error:
         return pickle.dumps(travelling(error))
     return None
+
+
+def _taken(needs: Mapping[str, float]) -> dict[str, Any]:
+    """Return what Ray is to be told that a task or an actor takes of a node."""
+    return {
+        "num_cpus": needs.get("CPU", 0),
+        "num_gpus": needs.get("GPU", 0),
+        "resources": {k: n for k, n in needs.items() if k not in ("CPU", "GPU")},
+    }
 
 
 def _room(ray: Any, needs: Mapping[str, float]) -> int:

@@ -12,11 +12,10 @@ from merging.evaluation import DatasetScore, bootstrap, tables
 from merging.merge import merge_checkpoints
 from merging.report import document, search_page
 from merging.report.searches import Point, search_figure
-from merging.runtime import storage, text, workdir
+from merging.runtime import processes, storage, text, workdir
 from merging.runtime.revision import git_revision
 from merging.sweep import merge_config
-from merging.sweep.resident import Resident
-from merging.sweep.scorers import Scorer, Settings
+from merging.sweep.scorers import Model, Scorers, Settings
 from merging.sweep.space import Recipe, Space
 from merging.sweep.trials import Lines, Trial
 
@@ -51,14 +50,35 @@ class Outcome(NamedTuple):
         return self.space.recipe(self.best.point)
 
 
-def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
+def publish(outcome: Outcome, scorers: Scorers, settings: Settings) -> Path:
     """Write and print all that a search found; return the merge's config.
 
     Args:
       outcome: of the search.
-      held: the models.
+      scorers: of the search.
       settings: of the search.
     """
+    lines = _test(outcome, scorers, settings)
+    path = processes.broadcast(lambda: _report(outcome, lines, settings))
+    if settings.merge:
+        merged = merge_checkpoints(
+            settings.base,
+            settings.experts,
+            outcome.recipe.method,
+            settings.folder / f"merged_{outcome.best.number}",
+            method_file=settings.method_file,
+            leaf_rules=outcome.recipe.rules,
+            seed=settings.seed,
+        )
+        if processes.is_first():
+            print(f"Merged: {merged} (`merging verify {merged}` checks it)")
+    return Path(path)
+
+
+def _report(
+    outcome: Outcome, lines: Sequence[Mapping[str, Any]], settings: Settings
+) -> str:
+    """Write the merge's config, whose path is returned, the figure and the page."""
     folder = settings.folder
     path = _write_config(outcome, settings)
     points = [Point(t.number, t.point, t.value) for t in outcome.trials]
@@ -66,7 +86,6 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
     figure = search_figure(points, reference)
     for suffix in ("png", "svg", "pdf"):
         storage.write_bytes(folder / f"search.{suffix}", getattr(figure, suffix))
-    lines = _test(outcome, held, settings)
     made = search_page.page(
         points,
         lines,
@@ -79,18 +98,7 @@ def publish(outcome: Outcome, held: Resident, settings: Settings) -> Path:
     print(_table(lines))
     print(f"Report: {page}")
     print(f"Best, trial {outcome.best.number} of {len(outcome.trials)}: {path}")
-    if settings.merge:
-        merged = merge_checkpoints(
-            settings.base,
-            settings.experts,
-            outcome.recipe.method,
-            folder / f"merged_{outcome.best.number}",
-            method_file=settings.method_file,
-            leaf_rules=outcome.recipe.rules,
-            seed=settings.seed,
-        )
-        print(f"Merged: {merged} (`merging verify {merged}` checks it)")
-    return path
+    return str(path)
 
 
 def _facts(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:
@@ -140,31 +148,29 @@ def _write_config(outcome: Outcome, settings: Settings) -> Path:
     )
 
 
-def _test(outcome: Outcome, held: Resident, settings: Settings) -> list[dict[str, Any]]:
+def _test(
+    outcome: Outcome, scorers: Scorers, settings: Settings
+) -> list[dict[str, Any]]:
     """Return the lines of the test split; read from the workdir if they are there."""
     path = settings.folder / "test.jsonl"
     kept = Lines(path, "model", "merge", *_COLUMNS).read
     if _plain(outcome.recipe) in [line["merge"] for line in kept]:
         return kept
-    scorer = Scorer(settings, held)
-    print("search: the test split", file=sys.stderr)
-    found: dict[str, list[DatasetScore]] = {}
-    if settings.base:
-        found[BASE] = scorer.scores(held.model(None), "test")
-    for name in outcome.experts:
-        found[f"expert {name}"] = scorer.scores(held.model(name), "test")
     merges = {BEST: outcome.recipe}
     if outcome.grid:
         merges = {GRID: Recipe(outcome.grid["method"], ())} | merges
-    for name, recipe in merges.items():
-        params = held.merged(recipe, settings.seed)
-        found[name] = scorer.scores(params, "test")
+    asked: dict[str, Model] = {BASE: None} if settings.base else {}
+    asked |= {f"expert {name}": name for name in outcome.experts} | merges
+    if processes.is_first():
+        print("search: the test split", file=sys.stderr)
+    found = dict(zip(asked, scorers.tested(asked.values()), strict=True))
     lines = compared(found, settings.bootstrap)
     for line in lines:
         of = merges.get(line["model"])
         line["merge"] = of and _plain(of)
-    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    storage.write_bytes(path, content.encode())
+    if processes.is_first():
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        storage.write_bytes(path, content.encode())
     return lines
 
 

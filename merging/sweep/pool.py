@@ -1,16 +1,19 @@
 """A pool of processes that run steps, each with one thread; the `local` runner's.
 
-A worker ends with the driver, however that ends, and never goes on alone.
+A sweep's workers run steps, whose outputs are in storage; a search's hold its models,
+and answer from them. One ends with the driver, however that ends, and never goes on
+alone.
 """
 
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.runtime import preemption, storage
+from merging.runtime.errors import UserError
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
 from merging.sweep.store import Store
@@ -82,13 +86,8 @@ class Pool:
     def submit(self, step: Step) -> Future:
         """Have a step run by the next worker that is free."""
         self._steps[step.key] = step
-        # Ctrl-C goes to the whole group, and the driver ends the workers itself: they
-        # are born deaf to it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _born_deaf():
             return self._pool.submit(_run_in_worker, step)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def done(self, running: dict[Future, Step], update) -> Iterator[Future]:
         """Yield what has ended, after a short wait; tell how far the rest is."""
@@ -119,6 +118,64 @@ class Pool:
 
     def _processes(self) -> set[BaseProcess]:
         return set(multiprocessing.active_children()) - self._others
+
+
+class Actors:
+    """Processes that each make something once, and answer from it again and again.
+
+    On CPUs each has one thread.
+
+    Args:
+      make: called in each process; what it returns has the methods to be called.
+      workers: how many, at most: they are started as they are needed.
+    """
+
+    def __init__(self, make: Callable[[], Any], workers: int):
+        self._others = set(multiprocessing.active_children())  # the caller's own
+        self._pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_actor,
+            initargs=(make, os.getpid(), {} if on_accelerator() else one_thread()),
+        )
+
+    def map(self, method: str, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield what a method of theirs returns of each item, in order.
+
+        Raises:
+          UserError: a process died.
+        """
+        with _born_deaf():
+            found = self._pool.map(functools.partial(_answer, method), items)
+        try:
+            yield from found
+        except BrokenExecutor as error:
+            raise UserError(
+                "a worker process died. Most often memory ran out: run fewer at a time,"
+                " say --config.workers=1. What is finished is kept."
+            ) from error
+
+    def __enter__(self) -> "Actors":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for worker in set(multiprocessing.active_children()) - self._others:
+                worker.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Start processes that Ctrl-C, which goes to the whole group, does not end.
+
+    The driver ends them itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def order(step: Step) -> tuple:
@@ -169,14 +226,35 @@ def _start_worker(
     parent: int,
     variables: dict[str, str],
 ) -> None:
-    # If the parent is killed outright, they must not go on alone (PR_SET_PDEATHSIG).
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    _end_with(parent)
     os.environ.update(variables)
     preemption.watch()
     experiment.load_methods()
     _state.update(experiment=experiment, store=store, ticks=ticks)
+
+
+def _start_actor(
+    make: Callable[[], Any], parent: int, variables: dict[str, str]
+) -> None:
+    _end_with(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the driver's to answer
+    os.environ.update(variables)
+    # Made by the first call, whose error the driver then hears.
+    _state["made"] = functools.cache(make)
+
+
+def _answer(method: str, item: Any) -> Any:
+    try:
+        return getattr(_state["made"](), method)(item)
+    except Exception as error:
+        raise travelling(error) from error
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its parent is (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _run_in_worker(step: Step) -> None:

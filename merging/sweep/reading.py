@@ -113,7 +113,7 @@ def read(config: Any, *, planned: bool = False) -> Experiment:
     experts = given.table(values["given_experts"], "given_experts", kinds)
     values["given_experts"] = experts
     values["experts_merged"] = values["experts_merged"] or _counts(suite)
-    values["resources"] = _resources(values["resources"])
+    values["resources"] = resources(values["resources"])
     for phase in PHASES:
         if values[phase] is not None:
             values[phase] = config_keys.section(Phase, values[phase], phase)
@@ -172,7 +172,7 @@ def _counts(suite: tasks.Suite) -> tuple[int, ...]:
     return tuple(sorted({*range(2, have + 1, 2), have}))
 
 
-def _resources(entries: tuple[str, ...]) -> dict[str, float]:
+def resources(entries: tuple[str, ...]) -> dict[str, float]:
     """Return {name: number} of what a step needs of a Ray node, "GPU=1"."""
     found = {}
     for entry in entries:

@@ -2,7 +2,8 @@
 
 They are held as their checkpoints have them, so that a merge here has the bits of
 `merging merge` with the same text; λ, densities and weights are traced, so that another
-value of them compiles nothing (see `Space.compiled` for what is not).
+value of them compiles nothing (see `Space.compiled` for what is not). On a mesh they
+are split as the decoder's leaves are, and merged where they lie.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from merging import checkpoints, evaluation, models, tasks
 from merging.evaluation import DatasetScore, Requests
@@ -19,7 +21,7 @@ from merging.evaluation.job import compile_cost
 from merging.merge import merge, rules
 from merging.merge.inputs import Inputs, open_inputs
 from merging.models import hf
-from merging.runtime import tree
+from merging.runtime import sharding, tree
 from merging.sweep.space import Recipe
 
 Leaves = dict[str, jax.Array]
@@ -31,16 +33,21 @@ class Resident:
     Attributes:
       inputs: the models' checkpoints.
       decoder: what they are.
+      mesh: devices that share them; the first one has all of them if None.
 
     Args:
       base: its checkpoint; None for a method that needs none.
       experts: {name: checkpoint}, in the order of per-expert numbers.
+      mesh: the attribute.
 
     Raises:
-      UserError: models that cannot be merged, or of no known family.
+      UserError: models that cannot be merged, or of no known family; a mesh that does
+        not divide their leaves.
     """
 
-    def __init__(self, base: str | None, experts: Mapping[str, str]):
+    def __init__(
+        self, base: str | None, experts: Mapping[str, str], mesh: Mesh | None = None
+    ):
         self.inputs: Inputs = open_inputs(base, experts)
         opened = hf.open_model(self.inputs.first.uri)
         self._table, self._stacked = opened.leaves, opened.stacked
@@ -48,15 +55,17 @@ class Resident:
         self.decoder = dataclasses.replace(
             opened.config, dtype=dtype, param_dtype=dtype
         )
-        self._experts = list(experts)
+        self.mesh, self._experts = mesh, list(experts)
+        like = tree.flatten(models.abstract(self.decoder, mesh))
+        self._where = {path: leaf.sharding for path, leaf in like.items()}
 
     @functools.cached_property
     def _base(self) -> Leaves | None:
-        return None if self.inputs.base is None else _read(self.inputs.base)
+        return None if self.inputs.base is None else self._read(self.inputs.base)
 
     @functools.cached_property
     def _models(self) -> dict[str, Leaves]:
-        return {name: _read(self.inputs.experts[name]) for name in self._experts}
+        return {name: self._read(self.inputs.experts[name]) for name in self._experts}
 
     def model(self, name: str | None) -> models.Params:
         """Return the parameters of an expert; of the base for None."""
@@ -80,15 +89,34 @@ class Resident:
             found |= tree.flatten(merge(base, experts, method, seed=seed))
         return self._params(found)
 
+    def _read(self, source: checkpoints.Source) -> Leaves:
+        """Return all leaves of a checkpoint, under their paths, where they belong."""
+        # Buffers that are no leaves of the decoder go everywhere.
+        where: dict[str, Sharding] = dict.fromkeys(
+            tree.flatten(source.abstract),
+            jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            if self.mesh is None
+            else NamedSharding(self.mesh, PartitionSpec()),
+        )
+        for path, leaf in self._table.items() if self.mesh is not None else ():
+            if self._stacked:
+                where[path] = self._where[path]
+            else:
+                where |= dict.fromkeys(
+                    leaf.tensors, _unstacked(self._where[path], leaf)
+                )
+        return source.read(list(where), where)
+
     def _params(self, leaves: Leaves) -> models.Params:
         """Return leaves of a checkpoint as the decoder's parameters."""
         if self._stacked:
             return tree.unflatten(leaves)
         return tree.unflatten(
             {
-                path: _gathered([leaves[name] for name in leaf.tensors], leaf.stacked)
-                if not leaf.transposed
-                else _transposed([leaves[n] for n in leaf.tensors], leaf.stacked)
+                path: _assembled(
+                    [leaves[name] for name in leaf.tensors],
+                    *(leaf.stacked, leaf.transposed, self._where[path]),
+                )
                 for path, leaf in self._table.items()
             }
         )
@@ -98,21 +126,26 @@ def _part(leaves: Leaves, paths: Iterable[str]) -> tree.Tree:
     return tree.unflatten({path: leaves[path] for path in paths})
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _gathered(tensors: Sequence[jax.Array], stacked: bool) -> jax.Array:
-    return jnp.stack(tensors) if stacked else tensors[0]
+def _unstacked(where: NamedSharding, leaf: hf.Leaf) -> NamedSharding:
+    """Return how the tensors that a leaf is made of are split as the leaf is."""
+    spec = [*where.spec] + [None] * (len(leaf.shape) - len(where.spec))
+    spec = spec[1:] if leaf.stacked else spec
+    return NamedSharding(
+        where.mesh, PartitionSpec(*(spec[::-1] if leaf.transposed else spec))
+    )
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _transposed(tensors: Sequence[jax.Array], stacked: bool) -> jax.Array:
-    return _gathered([tensor.T for tensor in tensors], stacked)
-
-
-def _read(source: checkpoints.Source) -> Leaves:
-    """Return all leaves of a checkpoint, under their paths."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    paths = list(tree.flatten(source.abstract))
-    return source.read(paths, dict.fromkeys(paths, here))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _assembled(
+    tensors: Sequence[jax.Array],
+    stacked: bool,
+    transposed: bool,
+    where: NamedSharding | None,
+) -> jax.Array:
+    """Return a decoder's leaf from its tensors."""
+    tensors = [x.T for x in tensors] if transposed else tensors
+    leaf = jnp.stack(tensors) if stacked else tensors[0]
+    return leaf if where is None else jax.lax.with_sharding_constraint(leaf, where)
 
 
 def score(
@@ -120,13 +153,23 @@ def score(
     params: models.Params,
     requests: Requests,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> list[DatasetScore]:
-    """Return what parameters score, by the one evaluator."""
-    bound = (functools.partial(call, params) for call in models.predictor(decoder))
+    """Return what parameters score, by the one evaluator.
+
+    Args:
+      decoder: the model.
+      params: its parameters.
+      requests: from `ask`.
+      batch_size: rows of a call.
+      mesh: where the parameters are, to split the rows over it.
+    """
+    calls = models.predictor(decoder, mesh)
     return evaluation.evaluate(
         requests,
-        models.Predictor(*bound),
+        models.Predictor(*(functools.partial(call, params) for call in calls)),
         batch_size=batch_size,
+        sharding=None if mesh is None else sharding.batch_sharding(mesh),
         compile_cost=compile_cost(models.parameter_count(decoder)),
     )
 

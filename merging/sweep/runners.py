@@ -54,7 +54,7 @@ def chosen(experiment: Experiment) -> tuple[str, int]:
     if runner == "inline":
         return runner, 1
     if runner == "ray":
-        return runner, on_ray.connect(experiment)
+        return runner, on_ray.connect(experiment.resources)
     return runner, experiment.workers or len(os.sched_getaffinity(0))
 
 

@@ -1,26 +1,42 @@
-"""Where a search's models are merged and scored: here, or in a few processes."""
+"""Where a search's models are merged and scored: by the runners of a sweep.
 
-import ctypes
+`inline`, in this process and any others of its job, on the mesh of all their devices;
+`local`, in processes of one thread; `ray`, in those of a cluster, on all devices that
+each is given. Every worker holds the base and the experts.
+"""
+
+import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from merging import methods, models, tasks
-from merging.evaluation import DatasetScore, Requests, bootstrap
-from merging.evaluation.job import Model, open_model, require_own_tokens
-from merging.runtime.errors import UserError
+from merging import methods, tasks
+from merging.evaluation import DatasetScore, Requests, bootstrap, job
+from merging.runtime import sharding
 from merging.runtime.revision import git_revision
-from merging.sweep import resident
-from merging.sweep.pool import on_accelerator, one_thread, share_compilations
+from merging.sweep import on_ray, pool, resident
+from merging.sweep.pool import share_compilations
 from merging.sweep.resident import Resident
 from merging.sweep.space import Recipe
+
+Model = str | None | Recipe  # an expert's name, None for the base, or a merge
+
+
+class Where(NamedTuple):
+    """Which runner scores a search's models.
+
+    Attributes:
+      runner: "inline", "local" or "ray".
+      workers: of the other two, at most.
+      resources: {name: number} that a worker takes of a Ray node.
+    """
+
+    runner: str
+    workers: int
+    resources: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +53,7 @@ class Settings:
       datasets: that are scored; () for the suite's held-in ones.
       counts: {split: the first examples of each dataset}; 0 for all.
       batch_size: rows of a call.
+      mesh: {axis: size} of the devices that a scorer has; one may be -1.
       seed: of random masks.
       bootstrap: of the intervals on the test split.
       merge: whether to write the best trial's checkpoint.
@@ -52,14 +69,15 @@ class Settings:
     datasets: tuple[str, ...]
     counts: dict[str, int]
     batch_size: int
+    mesh: dict[str, int]
     seed: int
     bootstrap: bootstrap.Options
     merge: bool
     folder: Path
 
-    def model(self, of: Resident) -> Model:
+    def model(self, of: Resident) -> job.Model:
         """Return what is known of the model that has the say, such as its tokenizer."""
-        return open_model(of.inputs.first.uri, self.tokenizer)
+        return job.open_model(of.inputs.first.uri, self.tokenizer)
 
     def suite_arguments(self, of: Resident) -> dict[str, Any]:
         """Return what `tasks.suite` is to be called with."""
@@ -75,7 +93,7 @@ class Settings:
           UserError: an unknown suite or dataset, or another model's tokens.
         """
         suite = tasks.suite(self.suite, **self.suite_arguments(of))
-        require_own_tokens(suite, self.model(of))
+        job.require_own_tokens(suite, self.model(of))
         every = [d.name for d in suite.datasets if d.split == "held_in"]
         for name in self.datasets:
             suite.dataset(name)  # or an error that names the nearest
@@ -87,116 +105,90 @@ class Scorer:
 
     Args:
       settings: of the search.
-      held: the models, if they are held already.
+      held: the models.
     """
 
-    def __init__(self, settings: Settings, held: Resident | None = None):
+    def __init__(self, settings: Settings, held: Resident):
         if settings.method_file:
             methods.load_file(settings.method_file)
-        self._settings = settings
-        self._models = held or Resident(settings.base, settings.experts)
+        self._settings, self._models = settings, held
         self._asked: dict[str, Requests] = {}
 
-    def model(self, name: str | None) -> dict[str, Any]:
-        """Return the line of an expert, or of the base (None), on validation."""
-        return {"model": name} | self._line(functools.partial(self._models.model, name))
-
-    def merge(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the line of a merge on validation."""
-        line = self._line(lambda: self._models.merged(recipe, self._settings.seed))
-        return line | {"method": recipe.method, "rules": list(recipe.rules)}
-
-    def scores(self, params: models.Params, split: str) -> list[DatasetScore]:
-        """Return what parameters score on a split."""
-        decoder, size = self._models.decoder, self._settings.batch_size
-        return resident.score(decoder, params, self._requests(split), size)
-
-    def _line(self, params: Any) -> dict[str, Any]:
+    def line(self, of: Model) -> dict[str, Any]:
+        """Return what a model or a merge has on validation, as it is kept."""
         begin = time.monotonic()
-        found = {s.dataset: s.value for s in self.scores(params(), "validation")}
+        found = {s.dataset: s.value for s in self._scores(of, "validation")}
         seconds = round(time.monotonic() - begin, 3)
-        return {"datasets": found, "seconds": seconds, "git_revision": git_revision()}
+        line = {"datasets": found, "seconds": seconds, "git_revision": git_revision()}
+        if isinstance(of, Recipe):
+            return line | {"method": of.method, "rules": list(of.rules)}
+        return {"model": of} | line
 
-    def _requests(self, split: str) -> Requests:
+    def tested(self, of: Model) -> list[DatasetScore]:
+        """Return what a model or a merge scores on the test split."""
+        return self._scores(of, "test")
+
+    def _scores(self, of: Model, split: str) -> list[DatasetScore]:
+        settings, held = self._settings, self._models
         if split not in self._asked:
-            settings, held = self._settings, self._models
             suite = tasks.suite(settings.suite, **settings.suite_arguments(held))
             self._asked[split] = resident.ask(
                 *(suite, split, settings.datasets, settings.counts[split]),
                 *(held.decoder, settings.folder / "data"),
             )
-        return self._asked[split]
+        if isinstance(of, Recipe):
+            params = held.merged(of, settings.seed)
+        else:
+            params = held.model(of)
+        asked, size = self._asked[split], settings.batch_size
+        return resident.score(held.decoder, params, asked, size, held.mesh)
 
 
-class Scorers:
-    """A scorer in this process, or one in each of several, whose lines keep the order.
+class Scorers(NamedTuple):
+    """Scorers by some runner; their answers come in the order of asking.
+
+    Attributes:
+      map: ``(method of a Scorer, arguments) -> answers``.
+    """
+
+    map: Callable[[str, Iterable[Model]], Iterator[Any]]
+
+    def lines(self, asked: Iterable[Model]) -> Iterator[dict[str, Any]]:
+        """Yield the lines of models and merges on validation."""
+        return self.map("line", asked)
+
+    def tested(self, asked: Iterable[Model]) -> Iterator[list[DatasetScore]]:
+        """Yield what models and merges score on the test split."""
+        return self.map("tested", asked)
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, held: Resident, where: Where) -> Iterator[Scorers]:
+    """Have scorers until the context ends.
 
     Args:
       settings: of the search.
-      held: the models, for the scorer of this process.
-      workers: processes, each with one thread on CPUs and a copy of the models; 1 is
-        this process with all its threads or devices, 0 a process for each core.
+      held: the models, for the runner inline; other workers hold their own.
+      where: the runner.
     """
-
-    def __init__(self, settings: Settings, held: Resident, workers: int):
-        self._settings, self._held = settings, held
-        self._workers = workers or len(os.sched_getaffinity(0))
-
-    def __enter__(self) -> "Scorers":
-        share_compilations(self._settings.folder)
-        self._pool = None
-        if self._workers == 1:
-            self._scorer = Scorer(self._settings, self._held)
-            return self
-        variables = {} if on_accelerator() else one_thread()
-        self._pool = ProcessPoolExecutor(
-            self._workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(self._settings, os.getpid(), variables),
-        )
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-        if isinstance(error, BrokenExecutor):
-            raise UserError(
-                "a worker process died. Most often memory ran out: run fewer at a time,"
-                " say --config.workers=1. Finished trials are kept."
-            ) from error
-
-    def models(self, names: Iterable[str | None]) -> Iterator[dict[str, Any]]:
-        """Yield the lines of experts, and of the base for None."""
-        if self._pool is None:
-            return map(self._scorer.model, names)
-        return self._pool.map(_model, names)
-
-    def merges(self, recipes: Iterable[Recipe]) -> Iterator[dict[str, Any]]:
-        """Yield the lines of merges."""
-        if self._pool is None:
-            return map(self._scorer.merge, recipes)
-        return self._pool.map(_merge, recipes)
+    share_compilations(settings.folder)
+    if where.runner == "inline":
+        here = Scorer(settings, held)
+        yield Scorers(lambda method, asked: map(getattr(here, method), asked))
+        return
+    if where.runner == "local":
+        make = functools.partial(_alone, settings, False)
+        actors = pool.Actors(make, where.workers)
+    else:
+        make = functools.partial(_alone, settings, True)
+        actors = on_ray.Actors(make, where.resources, where.workers)
+    with actors:
+        yield Scorers(actors.map)
 
 
-_here: list[Scorer] = []
-
-
-def _start(settings: Settings, parent: int, variables: dict[str, str]) -> None:
-    # If the parent is killed outright, it must not go on alone (PR_SET_PDEATHSIG);
-    # Ctrl-C and SIGTERM are the parent's to answer.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ.update(variables)
-    _here.append(Scorer(settings))
-
-
-def _model(name: str | None) -> dict[str, Any]:
-    return _here[0].model(name)
-
-
-def _merge(recipe: Recipe) -> dict[str, Any]:
-    return _here[0].merge(recipe)
+def _alone(settings: Settings, meshed: bool) -> Scorer:
+    """Return a worker's own scorer, on all its devices or the first."""
+    share_compilations(settings.folder)
+    mesh = job.mesh_of(settings.mesh) if meshed else None
+    sharding.rows_here(mesh, settings.batch_size)
+    return Scorer(settings, Resident(settings.base, settings.experts, mesh))

@@ -13,18 +13,20 @@ WORKDIR/search.png, .svg   the search's history, and a slice for each number
 WORKDIR/data/              the suite's rows; WORKDIR/compiled/ JAX's programs
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from merging.evaluation.job import progress
 from merging.runtime import config as configs
-from merging.runtime import preemption, processes, storage, workdir
+from merging.runtime import processes, storage, workdir
 from merging.runtime.errors import UserError
 from merging.runtime.progress import EventLog, Progress
 from merging.sweep import search_config, trials
 from merging.sweep.outcome import Outcome, publish
-from merging.sweep.scorers import Scorers
+from merging.sweep.scorers import Scorers, opened
 from merging.sweep.search_config import Asked
 from merging.sweep.space import Recipe, grid_points, starts
 from merging.sweep.trials import Lines, Trial
@@ -33,6 +35,7 @@ from merging.sweep.trials import Lines, Trial
 def search(config: Any, folder: Path | str) -> Path:
     """Search a method's coefficients, and report the best (see configs/search).
 
+    Called by every process of a job, it makes each trial on all their devices (`mesh`).
     Stopped at any moment and called again with the same config and folder, it goes on
     with the trials that it would have made; so it does with a larger number of trials.
 
@@ -48,24 +51,24 @@ def search(config: Any, folder: Path | str) -> Path:
         another process works.
       Preempted: the system asked to stop; finished trials are kept.
     """
-    number, count = processes.process_id()
-    if count > 1:
-        raise UserError(
-            f"this is process {number} of {count}, and a search is driven by one; "
-            "--config.workers=N shares its trials out over processes of this machine."
-        )
     folder = Path(storage.supported_path(folder, "--workdir")).absolute()
     asked = search_config.read(config, folder)
     identity = search_config.identity(asked)
     digest = configs.config_hash(identity)
-    workdir.require_own(folder, digest, "search")
-    with workdir.only_driver(folder):
-        workdir.claim(folder, identity.to_dict(), digest, "search")
-        outcome = _search(asked, folder)
-        return publish(outcome, asked.resident, asked.settings)
+    processes.broadcast(lambda: workdir.require_own(folder, digest, "search"))
+    with contextlib.ExitStack() as held:
+        only = workdir.only_driver(folder)
+        processes.broadcast(lambda: held.enter_context(only))
+        record = identity.to_dict()
+        processes.broadcast(lambda: workdir.claim(folder, record, digest, "search"))
+        scorers = held.enter_context(
+            opened(asked.settings, asked.resident, asked.where)
+        )
+        outcome = _search(asked, scorers, folder)
+        return publish(outcome, scorers, asked.settings)
 
 
-def _search(asked: Asked, folder: Path) -> Outcome:
+def _search(asked: Asked, scorers: Scorers, folder: Path) -> Outcome:
     """Do what is left of the references, the grid and the trials."""
     config, names = asked.config, list(asked.settings.experts)
     models = [*([None] if config.base else []), *names]
@@ -78,18 +81,16 @@ def _search(asked: Asked, folder: Path) -> Outcome:
         Lines(folder / "grid.jsonl", "scale", "value", "method"),
         Lines(folder / "trials.jsonl", "number", "point", "value"),
     ]
-    if asked.compiled and len(kept[2].read) < count:
+    first = processes.is_first()
+    if first and asked.compiled and len(kept[2].read) < count:
         print(
             f"search: each new value of {', '.join(asked.compiled)} compiles the merge "
             "anew; other numbers compile nothing",
             file=sys.stderr,
         )
-    log = EventLog(folder / "events.jsonl")
+    log = EventLog(folder / "events.jsonl" if first else None)
     total = len(models) + len(scales) + count
-    with (
-        Progress(total, "search", log=log, check=preemption.raise_if_asked) as shown,
-        Scorers(asked.settings, asked.resident, config.workers) as scorers,
-    ):
+    with progress(total, "search", log=log) as shown:
         shown.skip(sum(len(lines.read) for lines in kept))
         references, grid, tried = kept
         _references(models, scorers, references, shown)
@@ -97,7 +98,8 @@ def _search(asked: Asked, folder: Path) -> Outcome:
         _grid(scales, scorers, measure, grid, shown)
         best = max(grid.read, key=lambda line: line["value"], default=None)
         made = _trials(asked, scorers, measure, best, tried, shown)
-    print(f"search: {len(made)} trials in {folder}", file=sys.stderr)
+    if first:
+        print(f"search: {len(made)} trials in {folder}", file=sys.stderr)
     return Outcome(asked.space, made, best, names)
 
 
@@ -106,7 +108,7 @@ def _references(
 ) -> None:
     """Score the experts, and the base (None), on validation."""
     there = [line["model"] for line in kept.read]
-    for line in scorers.models([name for name in models if name not in there]):
+    for line in scorers.lines([name for name in models if name not in there]):
         kept.add(line)
         shown.advance(note="references")
 
@@ -122,7 +124,7 @@ def _grid(
     there = [line["scale"] for line in kept.read]
     left = [scale for scale in scales if scale not in there]
     recipes = [Recipe(f"task_arithmetic(scale={scale!r})", ()) for scale in left]
-    for scale, line in zip(left, scorers.merges(recipes), strict=True):
+    for scale, line in zip(left, scorers.lines(recipes), strict=True):
         kept.add({"scale": scale, "value": measure(line["datasets"])} | line)
         shown.advance(note="task arithmetic by the grid")
 
@@ -141,7 +143,7 @@ def _trials(
 
     def evaluate(new: Sequence[tuple[int, dict]]) -> Iterator[dict[str, Any]]:
         recipes = [space.recipe(point) for _, point in new]
-        for (number, point), line in zip(new, scorers.merges(recipes), strict=True):
+        for (number, point), line in zip(new, scorers.lines(recipes), strict=True):
             value = measure(line["datasets"])
             line = {"number": number, "point": point, "value": value} | line
             kept.add(line)

@@ -1,6 +1,7 @@
 """What a search is asked for: its config, checked whole before any work."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +11,20 @@ from ml_collections import ConfigDict
 
 from merging import checkpoints, methods, tasks
 from merging.evaluation import bootstrap
+from merging.evaluation.job import mesh_of
 from merging.merge import rules
 from merging.merge.inputs import expert_names
 from merging.merge.rules import Spec
-from merging.runtime import config_keys, storage, tree
+from merging.runtime import config_keys, processes, sharding, storage, tree
 from merging.runtime.errors import UserError, nearest
+from merging.sweep import on_ray, reading, trials
 from merging.sweep import space as searched
-from merging.sweep import trials
 from merging.sweep.resident import Resident
-from merging.sweep.scorers import Settings
+from merging.sweep.scorers import Settings, Where
 from merging.sweep.space import Space
 
 # Do not change what a trial finds: with more trials, a search goes on.
-_HOW = ("workers", "merge", "trials")
+_HOW = ("runner", "workers", "resources", "mesh", "merge", "trials")
 _KEYS = {
     "base": "",
     "experts": tuple,
@@ -46,7 +48,10 @@ _KEYS = {
     "scales": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
     "seed": 0,
     "bootstrap": {"resamples": 1000, "level": 0.95, "seed": 0},
+    "runner": "",
     "workers": 1,
+    "mesh": ConfigDict(dict(data=-1, fsdp=1, tensor=1)),
+    "resources": ("CPU=1",),
     "merge": True,
 }
 _NAMED = re.compile(r"([A-Za-z][\w-]*)=(.+)")
@@ -63,6 +68,7 @@ class Asked:
       spec: the method, with the numbers that the config gives.
       space: what is searched.
       compiled: the parameters of it that are compiled in: see `Space.compiled`.
+      where: the runner.
     """
 
     config: ConfigDict
@@ -71,10 +77,17 @@ class Asked:
     spec: Spec
     space: Space
     compiled: list[str]
+    where: Where
 
 
 def read(config: Any, folder: Path) -> Asked:
-    """Return what a config asks for; reads headers and no weight."""
+    """Return what a config asks for; reads headers and no weight.
+
+    Called by every process of the job, if the runner is inline: they join here.
+
+    Raises:
+      UserError: what cannot be searched, or done there.
+    """
     config = config_keys.completed(
         config,
         _KEYS,
@@ -83,9 +96,14 @@ def read(config: Any, folder: Path) -> Asked:
         remote=("base", "experts"),
     )
     _check(config)
+    where = _where(config, folder)
+    mesh = None
+    if where.runner == "inline":
+        mesh = mesh_of(config.mesh.to_dict())
+        sharding.rows_here(mesh, config.batch_size)
     spec, file = _method(config.method.to_dict())
     experts = expert_names(config.experts)
-    resident = Resident(config.base or None, experts)
+    resident = Resident(config.base or None, experts, mesh)
     method = methods.get(spec.name)
     if method.needs_base and not config.base:
         raise UserError(f"{spec.name}: this needs the base; name it (base).")
@@ -112,7 +130,29 @@ def read(config: Any, folder: Path) -> Asked:
     for one in filter(None, chosen.values()):
         one.reordered(range(len(experts)))
     settings = _settings(config, experts, file, folder).with_datasets(resident)
-    return Asked(config, settings, resident, spec, space, space.compiled)
+    if where.runner == "ray":
+        on_ray.connect(where.resources)
+    return Asked(config, settings, resident, spec, space, space.compiled, where)
+
+
+def _where(config: ConfigDict, folder: Path) -> Where:
+    """Return the runner; if it is inline, having joined this job's other processes."""
+    runner = config.runner or ("inline" if config.workers == 1 else "local")
+    resources = reading.resources(config.resources)
+    number, count = processes.process_id()
+    if runner == "inline":
+        processes.initialize(folder / "logs")
+        return Where(runner, 1, resources)
+    if count > 1:
+        raise UserError(
+            f"this is process {number} of {count}, and one drives a search of the "
+            f"runner {runner}: let them do each trial together "
+            "(--config.runner=inline), or start it once."
+        )
+    if runner == "local":
+        cores = len(os.sched_getaffinity(0))
+        return Where(runner, config.workers or cores, resources)
+    return Where(runner, config.batch, resources)
 
 
 def _settings(
@@ -129,6 +169,7 @@ def _settings(
         datasets=tuple(config.datasets),
         counts={"validation": config.count, "test": config.test_count},
         batch_size=config.batch_size,
+        mesh=config.mesh.to_dict(),
         seed=config.seed,
         bootstrap=bootstrap.Options(**config.bootstrap),
         merge=config.merge,
@@ -153,6 +194,8 @@ def _check(config: ConfigDict) -> None:
         raise UserError("this search cannot be run:\n" + "\n".join(faults))
     if config.sampler not in trials.SAMPLERS:
         raise nearest("sampler", config.sampler, trials.SAMPLERS)
+    if config.runner not in ("", *reading.RUNNERS):
+        raise nearest("runner", config.runner, reading.RUNNERS)
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -217,8 +260,12 @@ def identity(asked: Asked) -> ConfigDict:
     inputs = asked.resident.inputs
     # A name may hold a dot, which no key of a config does.
     found.inputs = tuple(
-        f"{name} {storage.digest(checkpoints.content(source))}"
-        for name, source in zip(inputs.names, inputs.sources, strict=True)
+        processes.broadcast(
+            lambda: [
+                f"{name} {storage.digest(checkpoints.content(source))}"
+                for name, source in zip(inputs.names, inputs.sources, strict=True)
+            ]
+        )
     )
     found.suite_digest = tasks.suite(
         asked.settings.suite, **asked.settings.suite_arguments(asked.resident)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from merging.runtime import processes
 from merging.runtime.errors import UserError
 from merging.sweep.space import Dimension, Space, grid_points
 
@@ -77,17 +78,22 @@ def search(
     ranges = {d.label: _distribution(d) for d in found.dimensions}
     for first in range(0, trials, batch):
         asked = [study.ask(ranges) for _ in range(min(batch, trials - first))]
-        new = [(t.number, dict(t.params)) for t in asked if t.number not in kept]
+        # Process 0's: another's last bits may differ, and a merge is of all of them.
+        points = processes.broadcast(
+            lambda asked=asked: [dict(t.params) for t in asked]
+        )
+        pairs = list(zip(asked, points, strict=True))
+        new = [(t.number, point) for t, point in pairs if t.number not in kept]
         lines = evaluate(new) if new else iter(())
-        for trial in asked:
+        for trial, point in pairs:
             line = kept.get(trial.number) or next(lines)
-            if line["point"] != trial.params:
+            if line["point"] != point:
                 raise UserError(
                     f"trial {trial.number} of this workdir is not what Optuna "
                     f"{optuna.__version__} proposes now: choose another --workdir."
                 )
             study.tell(trial, line["value"])
-            yield Trial(trial.number, dict(trial.params), line["value"], dict(line))
+            yield Trial(trial.number, point, line["value"], dict(line))
 
 
 def _distribution(one: Dimension) -> Any:
@@ -120,6 +126,8 @@ def _study(found: Space, sampler: str, seed: int, batch: int) -> Any:
 class Lines:
     """Records in a file, a line of JSON each; one that was torn by a kill is dropped.
 
+    Of several processes the first reads and writes; all have the same records.
+
     Args:
       path: the file.
       keys: that every record has.
@@ -130,26 +138,35 @@ class Lines:
 
     def __init__(self, path: Path, *keys: str):
         self._path = path
-        self.read: list[dict[str, Any]] = []
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines()):
-            try:
-                self.read.append(dict(json.loads(line)))
-                if not self.read[-1].keys() >= {*keys}:
-                    raise ValueError(line)
-            except (ValueError, TypeError, RecursionError):
-                raise UserError(
-                    f"{path}:{number + 1} is no line of a search; choose another "
-                    "--workdir."
-                ) from None
+        self.read: list[dict[str, Any]] = processes.broadcast(
+            lambda: _records(path, keys)
+        )
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append one record, and see it stored."""
         self.read.append(dict(record))
+        if not processes.is_first():
+            return
         with open(self._path, "ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _records(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the records of a file, and cut off what a kill has torn."""
+    text = path.read_bytes() if path.exists() else b""
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole))
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(whole.splitlines()):
+        try:
+            found.append(dict(json.loads(line)))
+            if not found[-1].keys() >= {*keys}:
+                raise ValueError(line)
+        except (ValueError, TypeError, RecursionError):
+            raise UserError(
+                f"{path}:{number + 1} is no line of a search; choose another --workdir."
+            ) from None
+    return found

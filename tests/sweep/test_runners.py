@@ -1,5 +1,6 @@
 """One step's failure is its own: what a runner does when steps fail, die or stop."""
 
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -13,7 +14,7 @@ from fake_steps import Fakes, finished, step
 from merging.runtime import preemption
 from merging.runtime.errors import Preempted, UserError
 from merging.runtime.progress import Progress
-from merging.sweep import runners
+from merging.sweep import pool, runners
 from merging.sweep.store import Store
 
 
@@ -129,3 +130,17 @@ print(sum("XLAEigen" in name for name in names))
         command, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["1"]
+
+
+def test_actors_keep_what_they_made_and_answer_in_order(tmp_path):
+    with pool.Actors(functools.partial(fake_steps.Answers, tmp_path), 1) as actors:
+        told = [*actors.map("told", "ab"), *actors.map("told", "c")]
+        assert [one[::2] for one in told] == [("a", 1), ("b", 2), ("c", 3)]
+        assert len({process for _, process, _ in told} - {os.getpid()}) == 1
+        with pytest.raises(UserError, match="^the rate is too high$"):
+            list(actors.map("told", ["mistaken"]))
+        with pytest.raises(RuntimeError, match="^TwoPartError: an odd error$"):
+            list(actors.map("told", ["odd"]))
+        assert next(actors.map("told", "d"))[1:] == (told[0][1], 6)
+        with pytest.raises(UserError, match="worker process died.*config.workers=1"):
+            list(actors.map("told", ["fatal"]))

@@ -1,19 +1,19 @@
 """A search from the command line: its trials, its stops, its best and its silence."""
 
 import json
-import random
 import re
-import shutil
 import warnings
 
 import jax
 import numpy as np
+import one_device
 import pytest
-import scored_models
+import searches
 from pages import DOCS
+from searches import TRIALS, arguments, found, records
 
 import merging
-from merging import UserError, checkpoints, methods, models
+from merging import UserError, methods
 from merging.cli.main import main
 from merging.merge import rules, verify
 from merging.models import hf
@@ -26,76 +26,19 @@ from merging.sweep.search_config import layer_groups
 from merging.sweep.space import Recipe
 from merging.sweep.trials import Lines
 
-WORDS = "red blue green black ant bee cat dog is the of".split()
-BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json")
-TRIALS = 12
 
-
-def lines():
-    rng = random.Random(0)
-    for number in range(180):
-        dataset, among = ("hue", WORDS[:4]) if number % 2 else ("beast", WORDS[4:8])
-        text = f"the {' '.join(rng.choice(WORDS) for _ in range(4))} is"
-        yield {
-            "dataset": dataset,
-            "category": f"{dataset}s",
-            "split": "held_in",
-            "inputs": text,
-            "choices": rng.sample(among, 2),
-            "label": rng.randrange(2),
-            "part": ("train", "validation", "test")[number // 2 % 3],
-        }
+@pytest.fixture(scope="module", autouse=True)
+def one():
+    """Have searches take one device: programs compile sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        one_device.use(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Return a folder with a suite of one's own, a base and three experts of it."""
-    folder = tmp_path_factory.mktemp("search")
-    made = list(lines())
-    suite = "".join(json.dumps(line) + "\n" for line in made)
-    (folder / "mine.jsonl").write_text(suite)
-    tokenizer = scored_models.byte_level([line["inputs"] for line in made], 280)
-    scored_models.write(folder / "base", tokenizer, width=16)
-    config, start = hf.load(folder / "base")
-    for number in (1, 2, 3):
-        other = models.init(config, number)
-        moved = jax.tree.map(lambda a, b: a + b, start, other)
-        checkpoints.save(folder / f"e{number}", moved)
-        for name in BESIDE:
-            shutil.copy(folder / "base" / name, folder / f"e{number}" / name)
-    return folder
-
-
-def arguments(place, workdir, **values):
-    given = {
-        "base": place / "base",
-        "experts": ",".join(str(place / f"e{n}") for n in (1, 2, 3)),
-        "trials": TRIALS,
-        "scales": "0.2,0.6",
-        "bootstrap.resamples": 20,
-    } | values
-    config = place / "mine.py"
-    if not config.exists():
-        folder = merging.runtime.config.shipped()["search/weights"].parent
-        config.write_text(
-            f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport weights\n"
-            "sys.path.pop(0)\n"
-            "def get_config():\n    config = weights.get_config()\n"
-            "    config.suite = type(config)({'name': 'jsonl', 'files':"
-            f" ({str(place / 'mine.jsonl')!r},)}})\n    return config\n"
-        )
-    return ["search", "--config", str(config), "--workdir", str(workdir)] + [
-        f"--config.{key}={value}" for key, value in given.items()
-    ]
-
-
-def records(workdir, name="trials"):
-    text = (workdir / f"{name}.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def found(workdir):
-    return [(r["number"], r["point"], r["value"]) for r in records(workdir)]
+    return searches.write(tmp_path_factory.mktemp("search"))
 
 
 @pytest.fixture(scope="module")
