@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from merging.merge import checks, kernels, on_host, packing
 from merging.merge import statistics as further
@@ -22,8 +22,8 @@ from merging.merge.cutting import in_memory_blocks
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.partition import Partition, RowMetadata
 from merging.merge.reduce import LeafGroup, States, find_states
-from merging.merge.stored import Blocks, StoredLeaf, whole
-from merging.methods import Layout, Method, Statistics
+from merging.merge.stored import Blocks, StoredLeaf, Told, beside, whole
+from merging.methods import Layout, Method
 from merging.runtime import numerics, tree
 from merging.runtime.errors import UserError
 from merging.runtime.tree import Tree
@@ -55,7 +55,8 @@ def merge(
       seed: of random masks.
       donate: write over the base's buffers, which are deleted.
       statistics: of each expert by name, nested dicts with the leaves' names, for a
-        method that wants some (`methods.fisher`, `methods.regmean`).
+        method that wants some (`methods.fisher`, `methods.regmean`). A leaf may be a
+        `StoredLeaf` here, too.
 
     Returns:
       The merged parameters, with the base's structure, dtypes and shardings; without
@@ -135,7 +136,7 @@ class _Job(NamedTuple):
       base: θ₀, an array for each block, or Nones if it is not read.
       experts: θᵢ likewise; those in storage are read whenever they are indexed.
       states: of the method's parts.
-      told: of each block its experts' statistics, or None.
+      told: of each block its experts' statistics, or None; brought when indexed.
       statistics: {what to call an expert's: its arrays by path}.
     """
 
@@ -149,7 +150,7 @@ class _Job(NamedTuple):
     base: Sequence[Array | None]
     experts: list[Sequence[Array]]
     states: States
-    told: list[list[Array] | None]
+    told: Sequence[list[Array] | None]
     statistics: dict[str, dict[str, Any]]
 
     @property
@@ -209,48 +210,15 @@ def _prepare(
         cut.blocks, metadata, start, ready, layout, every, placed=placed
     )
     states = find_states(group, list(experts), seed, answers)
-    told, named = _told(method, cut, like, known)
+    told: Sequence[list[Array] | None] = [None] * len(cut.blocks)
+    if (kind := method.statistics) is not None:
+        covered = further.covered(kind, dict(zip(floats, like, strict=True)), known)
+        told = Told(cut, like, kind, list(known.values()), covered)
+        known = {further.label(kind, name): of for name, of in known.items()}
     return _Job(
         *(method, list(template), copied, cut, metadata, leaves, first),
-        *(start, ready, states, told, named),
+        *(start, ready, states, told, known),
     )
-
-
-def _told(
-    method: Method, cut: Partition, like: list[Array], known: dict[str, dict[str, Any]]
-) -> tuple[list[list[Array] | None], dict[str, dict[str, Any]]]:
-    """Return each block's statistics, where its leaf is; and all, as they are called.
-
-    Raises:
-      UserError: some are missing, or of another shape.
-    """
-    if (kind := method.statistics) is None:
-        return [None] * len(cut.blocks), {}
-    shapes = dict(zip(cut.paths, like, strict=True))
-    covered = further.covered(kind, shapes, known)
-    placed = [
-        [
-            _beside(_on_device(of[path]), leaf, kind) if path in covered else None
-            for path, leaf in shapes.items()
-        ]
-        for of in known.values()
-    ]
-    told = [
-        [packing.pack(cut, block, of) for of in placed]
-        if cut.paths[block.pieces[0].leaf] in covered
-        else None
-        for block in cut.blocks
-    ]
-    named = {further.label(kind, name): of for name, of in known.items()}
-    return told, named
-
-
-def _beside(array: Array, leaf: Array, kind: Statistics) -> Array:
-    """Return statistics on the devices of their leaf, laid out as it is if they can."""
-    sharding = leaf.sharding
-    if kind.of != "element" and isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.device_put(array, sharding)
 
 
 def _apply(
@@ -302,6 +270,7 @@ def _apply(
             metadata.offset,
             axis=None,  # base and result may share their memory
         )
+        del how  # and this block's statistics, before the next one's are brought
         finite.append(numerics.all_finite(result))
         parts = packing.unpack(job.cut, block, result, old)
         for piece, leaf in zip(block.pieces, parts, strict=True):
@@ -401,7 +370,10 @@ def _refuse(job: _Job, finite, sound, merged: list[Array], donated: bool) -> Non
             wrong += [
                 (path, name)
                 for name, of in job.statistics.items()
-                if path in of and not numerics.all_finite(jnp.asarray(of[path]))
+                if path in of
+                and not numerics.all_finite(
+                    beside(of[path], job.like[leaf], job.method.statistics)
+                )
             ]
             if not numerics.all_finite(merged[leaf]):
                 beyond.append(path)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -84,7 +85,11 @@ def logits(config: DecoderConfig, params: Params, inputs: jax.Array) -> jax.Arra
 
 
 def input_grams(
-    config: DecoderConfig, params: Params, inputs: jax.Array, counted: jax.Array
+    config: DecoderConfig,
+    params: Params,
+    inputs: jax.Array,
+    counted: jax.Array,
+    place: Callable[[jax.Array], jax.Array] = lambda gram: gram,
 ) -> dict[str, jax.Array]:
     """Return Σ x xᵀ over tokens, of the inputs x of each linear map.
 
@@ -93,6 +98,7 @@ def input_grams(
       params: its parameters.
       inputs: ids [B, T] as the model is to see them, BOS included.
       counted: bool [B, T], which tokens to add up.
+      place: lays one map's [n, n] out over devices, before there are all of them.
 
     Returns:
       {path of the map's leaf: float32 [layers, n, n]}, and of the head [n, n] where it
@@ -102,7 +108,7 @@ def input_grams(
     def gram(x: jax.Array) -> jax.Array:
         x = jnp.where(counted[..., None], x, 0).astype(jnp.float32)
         x = x.reshape(-1, x.shape[-1])
-        return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+        return place(jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST))
 
     where = causal(config, inputs.shape[1])
     return bind(config, params).inputs_of_linear_maps(inputs, where, gram)

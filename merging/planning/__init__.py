@@ -142,7 +142,11 @@ def _estimates(
     leaves = sharding_layout(about.decoder, target.mesh)
     if "merge" in parts and about.method is not None:
         what = about.method, about.experts, leaves, target
-        found.append(memory_merge.estimate(*what, keeps_base=about.grid is not None))
+        told = memory_merge.told_bytes(
+            about.method, len(about.experts), about.decoder, target
+        )
+        how = {"keeps_base": about.grid is not None, "told": told}
+        found.append(memory_merge.estimate(*what, **how))
     if "scoring" in parts:
         found.append(decoding.score(about.decoder, leaves, chosen.scoring, target))
     if "training" in parts:

@@ -8,12 +8,14 @@ from merging import methods, models
 from merging.models import DecoderConfig
 from merging.planning import decoding, estimates, memory_merge
 from merging.planning.compiling import Target
-from merging.planning.estimates import CostEstimate
+from merging.planning.estimates import COUNTED, CostEstimate, Memory, Work
 from merging.planning.settings import Settings, Training
 from merging.planning.sharding_layout import sharding_layout
 from merging.runtime import text, tree
 from merging.sweep import Grid, with_needs
+from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
+from merging.training import statistics
 
 
 class Cost(NamedTuple):
@@ -78,11 +80,14 @@ def warnings(grid: Grid, settings: Settings, target: Target) -> list[str]:
         needed.append(("scoring", clock.scoring))
         if experiment.trains():
             needed.append(("a training step", clock.training))
+        needed += [(f"gathering {k}", clock.gathering(k)) for k in _kinds(experiment)]
         for what, estimate in needed:
             if not estimates.fits(estimate, target.topology):
                 peak, instead = text.size(estimate.memory.peak), "a smaller batch"
                 if estimate is largest:
                     instead = "experts stay in storage, and are read for each trial"
+                elif what.startswith("gathering"):
+                    instead = "no method that merges by it"
                 found.append(
                     f"{size}: {what} does not fit: {peak} of a chip's "
                     f"{text.size(room)}; more chips, or {instead}"
@@ -123,21 +128,35 @@ class _Clock:
     """How long the steps of a grid take at one size."""
 
     def __init__(self, decoder: DecoderConfig, settings: Settings, target: Target):
-        self._settings, self._target = settings, target
+        self._settings, self._target, self._decoder = settings, target, decoder
         self.leaves = sharding_layout(decoder, target.mesh)
         step: Training = settings.training
         self.training = decoding.train(decoder, step, target)
         self.scoring = decoding.score(decoder, self.leaves, settings.scoring, target)
         self.step, self.batch = self.timed(self.training), self.timed(self.scoring)
-        whole = tree.byte_count(models.abstract(decoder))
-        self.load = whole / target.topology.hosts / (settings.storage.read * 1e9)
+        self.load = self._loaded(models.abstract(decoder))
         self.batched = settings.scoring.batch
         self._merges: dict[tuple, _Timed] = {}
 
     def estimate(self, name: str, experts: Sequence[str]) -> CostEstimate:
         """Return one merge, of models that are in memory."""
-        method = methods.get(name)
-        return memory_merge.estimate(method, experts, self.leaves, self._target, True)
+        method, target = methods.get(name), self._target
+        told = memory_merge.told_bytes(method, len(experts), self._decoder, target)
+        return memory_merge.estimate(method, experts, self.leaves, target, True, told)
+
+    def gathering(self, kind: str) -> CostEstimate:
+        """Return what gathering statistics takes; its work is a training step's."""
+        size = statistics.bytes_to_gather(self._decoder, (kind,), self._target.mesh)
+        what = Memory(size, 0, 0), COUNTED, (), Work()
+        return CostEstimate(f"gathering {kind}", "at least", *what)
+
+    def told(self, kind: str) -> float:
+        """Return the seconds that reading one expert's statistics takes."""
+        return self._loaded(statistics.abstract_sums(self._decoder, (kind,))[kind])
+
+    def _loaded(self, of: tree.Tree) -> float:
+        rate = self._settings.storage.read * 1e9
+        return tree.byte_count(of) / self._target.topology.hosts / rate
 
     def merge(self, step: Step) -> _Timed:
         """Return the time of a merge step's trials, its models in memory already."""
@@ -191,6 +210,15 @@ def _cost(size: str, steps: Sequence[Step], grid: Grid, clock: _Clock) -> Cost:
     rows = sum(clock.rows(step, grid) for step in steps)
     count = sum(step.settings["hyperparameters"]["steps"] for step in trained)
     read = {n.key for step in merges for n in step.needs if n.kind != "collect"}
+    # A model stays for the next merge, its statistics don't.
+    told = Counter(
+        need.settings["statistics"]
+        for step in merges
+        for need in step.needs
+        if need.kind == "collect"
+    )
+    reading = len(read) * clock.load
+    reading += sum(count * clock.told(kind) for kind, count in told.items())
     # A gradient of each example, as a training step has it of its batch.
     count += sum(
         step.settings["examples"] / step.settings["batch_size"]
@@ -201,10 +229,19 @@ def _cost(size: str, steps: Sequence[Step], grid: Grid, clock: _Clock) -> Cost:
         size,
         len(merges),
         clock.hours(count * clock.step.seconds + len(trained) * clock.load),
-        clock.hours(sum(t.seconds or 0 for t in timed) + len(read) * clock.load),
+        clock.hours(sum(t.seconds or 0 for t in timed) + reading),
         clock.hours(rows / clock.batched * clock.batch.seconds),
         (clock.step.limit, timed[-1].limit if timed else "", clock.batch.limit),
     )
+
+
+def _kinds(experiment: Experiment) -> list[str]:
+    """Return the kinds of statistics that a sweep's methods merge by."""
+    wanted = (
+        methods.get(name, **experiment.candidates(name)[0]).statistics
+        for name in experiment.methods
+    )
+    return sorted({of.name for of in wanted if of is not None})
 
 
 def _steps(grid: Grid, size: str) -> list[Step]:

@@ -19,6 +19,7 @@ from merging.merge.cutting import in_memory_blocks
 from merging.merge.partition import Block, Partition, RowMetadata
 from merging.merge.reduce import LeafGroup, Stage, States, find_states
 from merging.methods import CountQuery, Layout, Method, Sums, Threshold, Votes
+from merging.models import DecoderConfig
 from merging.planning import collectives, compiling
 from merging.planning.collectives import Collective
 from merging.planning.compiling import Compiled, Target, TooLarge
@@ -32,6 +33,7 @@ from merging.planning.estimates import (
 )
 from merging.planning.sharding_layout import Leaf
 from merging.runtime import numerics
+from merging.training import statistics
 
 # A task vector's standard deviation: what counts is that most magnitudes are distinct.
 _DEVIATION = 1e-3
@@ -43,6 +45,7 @@ def estimate(
     leaves: Mapping[str, Leaf],
     target: Target,
     keeps_base: bool = False,
+    told: int = 0,
 ) -> CostEstimate:
     """Return the merge of experts that lie as these leaves do, over the base if any.
 
@@ -52,6 +55,7 @@ def estimate(
       leaves: of the base and of each expert.
       target: the devices.
       keeps_base: merge over an earlier result, as a sweep does that tries several λ.
+      told: bytes of a device that statistics take beside them (`told_bytes`).
     """
     leaves = dict(sorted(leaves.items()))
     asked = _Asked(method, experts, leaves)
@@ -78,9 +82,20 @@ def estimate(
             lacking = error.needed - memory.arguments - memory.outputs
             memory = memory._replace(scratch=max(lacking, memory.scratch))
             found, source = (memory, exchanged), f"{target.compiler}: too large"
+    found = found[0]._replace(scratch=found[0].scratch + told), found[1]
     each = asked.queries // len(experts)
     text = f"{models} models, counts: {each} for an expert"
     return CostEstimate("in-memory merge", text, found[0], source, found[1], work)
+
+
+def told_bytes(
+    method: Method, experts: int, decoder: DecoderConfig, target: Target
+) -> int:
+    """Return the bytes of a device that one leaf's statistics of all experts take."""
+    if method.statistics is None:
+        return 0
+    kind = method.statistics.name
+    return experts * statistics.bytes_beside(decoder, kind, target.mesh)
 
 
 class _Asked:

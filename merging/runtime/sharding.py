@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from merging.runtime import tree
+from merging.runtime import memory, tree
 from merging.runtime.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -233,6 +233,28 @@ def split_rows(array: jax.Array) -> jax.Array:
         return array
     rest = (PartitionSpec.UNCONSTRAINED,) * (array.ndim - 1)
     return jax.lax.with_sharding_constraint(array, PartitionSpec(axes, *rest))
+
+
+def device_memory() -> int:
+    """Return the bytes that this process's first device has; 0 where no one knows.
+
+    On CPUs, whose virtual devices share the machine's, a part of that.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return memory.of_machine() // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def device_bytes(params: Any) -> int:
+    """Return the bytes of a tree, of arrays or abstract, on one of its devices."""
+    found = 0
+    for leaf in jax.tree.leaves(params):
+        shape = leaf.shape
+        if leaf.sharding is not None:
+            shape = leaf.sharding.shard_shape(shape)
+        found += math.prod(shape) * leaf.dtype.itemsize
+    return found
 
 
 def batch_parts(mesh: Mesh) -> int:

@@ -12,7 +12,7 @@ from merging.runtime import workdir as runtime_workdir
 from merging.runtime.progress import EventLog, Progress
 from merging.runtime.storage import Folder
 from merging.runtime.text import duration
-from merging.sweep import restoring, runners
+from merging.sweep import collecting, restoring, runners
 from merging.sweep.experiment import Experiment
 from merging.sweep.reading import GRID, HOW
 from merging.sweep.steps import Step, with_needs
@@ -85,7 +85,9 @@ def finish(
         file=sys.stderr,
     )
     if runner == "inline":
-        for line in restoring.notes(experiment, runners.devices(experiment)):
+        mesh = runners.devices(experiment)
+        collecting.require_room(experiment, mesh)
+        for line in restoring.notes(experiment, mesh):
             print(f"{label}: {line}", file=sys.stderr)
     first = not store.together or processes.is_first()
     log = EventLog(store.workdir / "events.jsonl" if first else None)

@@ -48,16 +48,17 @@ def run(
             f"({', '.join(sorted(theirs))}), so there is no ratio to choose λ by: are "
             "these experts of these tasks, in their own prompt format?"
         )
-    bring = restoring.restore
-    # Statistics may be twice as large as the models.
-    held = len(experts) + 2 * len(collected)
-    if not restoring.fits(experiment, step.settings["size"], held, mesh):
+    bring, size, beside = restoring.restore, step.settings["size"], 0
+    if collected:
+        kind = collected[0].settings["statistics"]
+        beside = collecting.beside(experiment, size, kind, len(collected), mesh)
+    if not restoring.fits(experiment, size, len(experts), mesh, beside):
         bring = restoring.stored
         restoring.forget(experts)
     base = restoring.restore(experiment, store, base, mesh)
     ours = {e.settings["what"]: bring(experiment, store, e, mesh) for e in experts}
     told = {
-        of.settings["what"]: collecting.restore(experiment, store, of, mesh)
+        of.settings["what"]: collecting.stored(experiment, store, of, mesh)
         for of in collected
     }
     tried, best, params = [], 0, None

@@ -3,11 +3,10 @@
 No process reads more than its own devices hold. Steps come in an order in which
 neighbours share their experts, so a model is mostly read once. Where a base, its
 experts and their merge don't fit the devices, experts stay in storage, and are read
-leaf by leaf as they are merged.
+leaf by leaf as they are merged; the experts' statistics always are.
 """
 
 import collections
-import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from jax.sharding import Mesh
 
 from merging import checkpoints, models
 from merging.merge.stored import StoredLeaf
-from merging.runtime import processes, storage, text, tree
+from merging.runtime import processes, sharding, storage, text, tree
 from merging.sweep import given
 from merging.sweep.experiment import Experiment
 from merging.sweep.steps import Step
@@ -37,14 +36,30 @@ def make_room(step: Step) -> None:
     """
     needed = {need.key for need in step.needs}
     others = [key for key in _restored if key not in needed]
-    while others and sum(_bytes(_restored[key]) for key in others) > KEPT:
+    held = sharding.device_bytes
+    while others and sum(held(_restored[key]) for key in others) > KEPT:
         del _restored[others.pop(0)]
 
 
-def fits(experiment: Experiment, size: str, experts: int, mesh: Mesh | None) -> bool:
-    """Return whether a base, experts and their merge fit the devices together."""
-    room = _room(experiment)
-    return not room or (experts + 2) * _model_bytes(experiment, size, mesh) <= room
+def fits(
+    experiment: Experiment,
+    size: str,
+    experts: int,
+    mesh: Mesh | None,
+    beside: float = 0,
+) -> bool:
+    """Return whether a base, experts and their merge fit the devices together.
+
+    Args:
+      experiment: says what a device has.
+      size: of the models.
+      experts: how many lie on the devices; 0 if they stay in storage.
+      mesh: the devices.
+      beside: bytes of a device that something else takes at the same time.
+    """
+    limit = room(experiment)
+    needed = (experts + 2) * model_bytes(experiment, size, mesh) + beside
+    return not limit or needed <= limit
 
 
 def notes(experiment: Experiment, mesh: Mesh | None) -> list[str]:
@@ -55,11 +70,11 @@ def notes(experiment: Experiment, mesh: Mesh | None) -> list[str]:
             k for k in experiment.experts_merged if not fits(experiment, size, k, mesh)
         ]
         if stay:
-            one = text.size(_model_bytes(experiment, size, mesh))
+            one = text.size(model_bytes(experiment, size, mesh))
             found.append(
                 f"{size}: merges of {min(stay)} experts and more read them from storage"
                 f" leaf by leaf: a model takes {one} of a device's"
-                f" {text.size(_room(experiment) / FILLED)}"
+                f" {text.size(room(experiment) / FILLED)}"
             )
     return found
 
@@ -70,7 +85,7 @@ def forget(steps: Iterable[Step]) -> None:
         _restored.pop(step.key, None)
 
 
-def _room(experiment: Experiment) -> float:
+def room(experiment: Experiment) -> float:
     """Return the bytes of a device for models; 0 where no one knows."""
     if experiment.device_memory:
         size = storage.parse_size(experiment.device_memory, "device_memory")
@@ -79,10 +94,10 @@ def _room(experiment: Experiment) -> float:
     return FILLED * size
 
 
-def _model_bytes(experiment: Experiment, size: str, mesh: Mesh | None) -> float:
+def model_bytes(experiment: Experiment, size: str, mesh: Mesh | None) -> float:
     """Return the most that a device holds of a model of some size."""
     decoders = {experiment.decoder(size, base) for base in experiment.bases}
-    return max(_bytes(models.abstract(decoder, mesh)) for decoder in decoders)
+    return max(sharding.device_bytes(models.abstract(d, mesh)) for d in decoders)
 
 
 def uri(experiment: Experiment, store: Store, step: Step) -> str:
@@ -151,9 +166,20 @@ def stored(
         digest = step.settings["digest"]
         leaves = given.stored(path, digest, dtype, described=described)
         return tree.unflatten(leaves)
+    like = models.abstract(experiment.decoder(size, base))
+    return stored_like(store, step, like, mesh)
+
+
+def stored_like(
+    store: Store, step: Step, like: tree.Tree, mesh: Mesh | None
+) -> tree.Tree:
+    """Return what a finished step has written, of these shapes, as leaves in storage.
+
+    Raises:
+      Broken: as `stored`.
+    """
     saved = store.path(step) / "checkpoint"
     opened = _by_all(step, mesh, lambda: checkpoints.open_saved(saved))
-    like = models.abstract(experiment.decoder(size, base))
 
     def leaf(path: str, of: jax.ShapeDtypeStruct) -> StoredLeaf:
         def read(sharding: jax.sharding.Sharding) -> jax.Array:
@@ -192,15 +218,4 @@ def _by_all(step: Step, mesh: Mesh | None, read: Callable[[], Read]) -> Read:
         processes.all_reduce([unreadable])
     if unreadable[0]:
         raise Broken(step.name, step.key, reason)
-    return found
-
-
-def _bytes(params: models.Params) -> float:
-    """Return the bytes of a model on one device."""
-    found = 0
-    for leaf in jax.tree.leaves(params):
-        shape = leaf.shape
-        if leaf.sharding is not None:
-            shape = leaf.sharding.shard_shape(shape)
-        found += math.prod(shape) * leaf.dtype.itemsize
     return found

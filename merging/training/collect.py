@@ -116,6 +116,9 @@ def run(config: Any, folder: Path | str) -> Path:
     suite.mixture(values["what"])
     mesh = sharding.make_mesh(values["mesh"])
     sharding.rows_here(mesh, values["batch_size"])  # refused before anything is read
+    kinds = tuple(sorted(set(values["statistics"])))
+    room = sharding.device_memory()
+    statistics.require_room(model.config, kinds, mesh, room, values["checkpoint"])
     with contextlib.ExitStack() as held:
         only = workdir.only_driver(folder)
         processes.broadcast(lambda: held.enter_context(only))
@@ -146,8 +149,15 @@ def _is_done(folder: Path) -> bool:
     if not processes.broadcast((folder / DONE).exists):
         return False
     if processes.is_first():
+        _forget_sums(folder)  # a kill may have left them
         print(f"Nothing to do, they are gathered: {folder}")
     return True
+
+
+def _forget_sums(folder: Path) -> None:
+    """Remove the sums, and what a kill left of some that were being replaced."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _in_own_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,9 +214,9 @@ def _collect(
     for kind, counted in ((FISHER, done.examples), (GRAM, done.tokens)):
         if kind in kinds:
             _write(folder, kind, counted, model, record)
-    processes.broadcast(lambda: storage.write_json(folder / DONE, record))
+    processes.broadcast(lambda: bool(storage.write_json(folder / DONE, record)))
     if processes.is_first():
-        shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+        _forget_sums(folder)
         print(
             f"Gathered: {folder} ({', '.join(kinds)} of {done.examples} examples, "
             f"{done.tokens:,} tokens)"

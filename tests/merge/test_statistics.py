@@ -2,16 +2,22 @@
 
 import json
 import shutil
+import weakref
 
+import jax
+import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 from statistics_of import statistics_of
 
 from merging import UserError, merge, merge_checkpoints, methods
 from merging.cli import main
 from merging.merge import streamed
+from merging.merge.stored import StoredLeaf
+from merging.runtime import sharding, tree
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
 
@@ -180,3 +186,47 @@ def test_a_stack_is_cut_between_matrices_each_with_its_own_gram_matrix(tmp_path)
     expected = merge(None, experts, methods.regmean(), statistics=grams)
     found = load_file(output / "model.safetensors")
     assert models.bits(found) == models.bits(expected)
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.parametrize("method", [methods.fisher(), methods.regmean()])
+def test_statistics_in_storage_are_read_for_one_leaf_at_a_time(method, on_mesh):
+    """All Gram matrices, whole on every device, would be several times a model."""
+    rng, kind = np.random.default_rng(0), method.statistics
+    mesh = sharding.make_mesh({"data": 8})
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    # Larger than what is packed together with others.
+    shapes = {f"{n}.weight": (8, 2**17 + 8 * n) for n in range(3)}
+    shapes = {p: (8, 16) for p in shapes} if kind.of == "inputs" else shapes
+
+    def made(path):
+        leaf = rng.normal(size=shapes[path]).astype(np.float32)
+        return jax.device_put(leaf, rows) if on_mesh else jnp.array(leaf)
+
+    base = {path: made(path) for path in shapes}
+    experts = {name: {path: made(path) for path in shapes} for name in "ab"}
+    told = statistics_of(method, experts)
+    expected = merge(base, experts, method, statistics=told)
+    seen = []
+
+    def stored(path, array):
+        def read(where):
+            others = [p for p, ref in seen if ref() is not None and p != path]
+            assert not others, f"{others} are still there as {path} is read"
+            found = jax.device_put(array, where)
+            seen.append((path, weakref.ref(found)))
+            if on_mesh:
+                spec = PartitionSpec() if kind.of == "inputs" else rows.spec
+                assert where == NamedSharding(mesh, spec)
+            return found
+
+        return StoredLeaf(array.shape, array.dtype, read)
+
+    leaves = {name: tree.map_named(stored, of) for name, of in told.items()}
+    found = merge(base, experts, method, statistics=leaves)
+    assert sorted(path for path, _ in seen) == sorted([*shapes, *shapes])
+    assert models.bits(tree.flatten(found)) == models.bits(tree.flatten(expected))
+    told["a"]["1.weight"][0, 0] = np.nan
+    leaves = {name: tree.map_named(stored, of) for name, of in told.items()}
+    with pytest.raises(UserError, match=f"1.weight.*{kind.name} of a"):
+        merge(base, experts, method, statistics=leaves)

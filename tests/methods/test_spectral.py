@@ -213,6 +213,28 @@ def test_an_input_that_was_always_zero_keeps_the_mean(matrices):
     assert np.abs(found - mean)[:, :2].max() > 0.01
 
 
+@pytest.mark.parametrize("off_diagonal", [0, 0.5, 0.9, 0.999])
+def test_regmean_solves_where_fewer_tokens_than_inputs_were_seen(off_diagonal):
+    rng, n, weights = np.random.default_rng(0), 24, (1, 0.5)
+    models = rng.normal(size=(2, 5, n)).astype(np.float32)
+    tokens = rng.normal(size=(2, 3, n))
+    grams = (tokens.mT @ tokens / 3).astype(np.float32)
+    assert [np.linalg.matrix_rank(gram) for gram in grams] == [3, 3]
+    method = methods.regmean(off_diagonal, weights)
+    found = merged(list(models), method, "w.weight", list(grams))
+    shrunk = np.where(np.eye(n), grams, off_diagonal * np.float64(grams))
+    shrunk *= np.reshape(weights, (2, 1, 1))
+    total = shrunk.sum(axis=0)
+    expected = np.linalg.solve(total, (shrunk @ np.float64(models).mT).sum(axis=0)).T
+    # Solved scaled to a diagonal of 1, whose condition the error grows with.
+    unit = 1 / np.sqrt(np.diag(total))
+    condition = np.linalg.cond(total * unit * unit[:, None])
+    assert condition <= n / (1 - off_diagonal)
+    close = rounding(n) * condition * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=close)
+    assert np.abs(found - np.mean(models, axis=0)).max() > 5 * close
+
+
 @pytest.mark.parametrize("size", [1, 1e-9, 1e-36])
 def test_fisher_merges_by_its_statistics_however_small(size):
     rng = np.random.default_rng(0)
@@ -250,7 +272,8 @@ def test_a_floor_is_the_least_that_fisher_counts():
         (lambda: methods.consensus_ta(mask_scale=-1), "must not be negative"),
         (lambda: methods.fisher(floor=-1), "floor must be positive, not -1, or 0"),
         (lambda: methods.fisher(weights=(1, -1)), "must not be negative"),
-        (lambda: methods.regmean(off_diagonal=1), r"off_diagonal must be in \[0, 1\)"),
+        (lambda: methods.regmean(off_diagonal=1), r"must be in \[0, 0.999\], not 1: "),
+        (lambda: methods.regmean(off_diagonal=0.99999), "nearer to 1 .* singular"),
         (
             lambda: methods.combiner(len, statistics=methods.Statistics("x", "input")),
             "unknown kind of statistics 'input': did you mean inputs",

@@ -304,6 +304,29 @@ def test_a_grid_that_gathers_statistics_costs_their_gradients():
         assert other["training"] > one["training"]
 
 
+def test_a_grid_counts_statistics_beside_its_merges():
+    by = {
+        method: planning.plan(
+            small_grid(methods=method), "v5e:2x2", compile=False, parts=["grid"]
+        )
+        for method in ("average", "regmean")
+    }
+    decoder = sweep.planned(small_grid()).decoder("8b")
+    # Of the widest map, in every layer and in float32, eight experts'.
+    told = 8 * decoder.layers * decoder.d_ff**2 * 4
+    said = {
+        method: next(n for n in found["notes"] if "8b: a merge" in n)
+        for method, found in by.items()
+    }
+    sizes = {m: re.search(r"([\d.]+) ([GT]B) of", n).groups() for m, n in said.items()}
+    peaks = {m: float(n) * {"GB": 1e9, "TB": 1e12}[u] for m, (n, u) in sizes.items()}
+    assert peaks["regmean"] - peaks["average"] == pytest.approx(told, rel=0.01)
+    assert "8b: gathering gram does not fit" in " ".join(by["regmean"]["notes"])
+    assert "gathering" not in " ".join(by["average"]["notes"])
+    hours = [by[m]["grid"]["sizes"][-1]["merging"] for m in ("average", "regmean")]
+    assert hours[1] > hours[0]
+
+
 def test_a_grid_says_which_of_its_steps_do_not_fit():
     found = planning.plan(small_grid(), "v5e:2x2", compile=False, parts=["grid"])
     steps = [note.partition(" does not fit: ")[0] for note in found["notes"]]

@@ -12,6 +12,7 @@ from tolerance import decoder_length, rounding
 
 from merging import checkpoints, merge_checkpoints, models
 from merging.models import decoder
+from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.models.positions import causal
 from merging.runtime import config as configs
@@ -243,6 +244,31 @@ def test_a_stopped_collection_goes_on_to_the_same_bytes(
             np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     assert not (stopped / "partial").exists()
     assert collect.run(config, tmp_path / "stopped") == stopped  # nothing to do
+
+
+def test_what_the_devices_cannot_hold_is_refused_before_anything_is_made(
+    expert, asked, tmp_path, monkeypatch
+):
+    decoder = families.open_model(expert).config
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    taken = {
+        kinds: statistics.bytes_to_gather(decoder, kinds, mesh)
+        for kinds in (("fisher",), ("gram",), ("fisher", "gram"))
+    }
+    # Two layers of 16 inputs to six maps and 32 to `down`, cut by rows over 8 devices.
+    grams = 2 * (6 * 16**2 + 32**2) * 4 // 8
+    model = models.parameter_count(decoder) * 4
+    assert taken["gram",] == model + 2 * grams
+    assert taken["fisher",] == model + 2 * model + model
+    assert taken["fisher", "gram"] == taken["fisher",] + 2 * grams
+    monkeypatch.setattr(sharding, "device_memory", lambda: taken["fisher",])
+    both = "take one kind at a time (statistics; fisher takes .*, gram takes .*) or 9 "
+    with pytest.raises(UserError, match=both.replace("(", r"\(").replace(")", r"\)")):
+        collect.run(asked(expert), tmp_path / "out")
+    monkeypatch.setattr(sharding, "device_memory", lambda: taken["gram",] - 1)
+    with pytest.raises(UserError, match="gram of .*: gathering takes .*: take 9 dev"):
+        collect.run(asked(expert, statistics="gram"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
