@@ -33,7 +33,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kill_campaign import METHODS, Cell, family, fresh, merge_cell, read
+from kill_campaign import METHODS, read
+from kill_cells import Cell, family, fresh, merge_cell
 from merge_speed import table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

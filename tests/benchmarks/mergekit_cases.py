@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import mergekit_adapters
 import mergekit_files as files
 import mergekit_others
 import mergekit_vocabularies
@@ -64,6 +65,8 @@ def cases() -> Iterator[Case]:
         yield _case(method, name, yaml)
     for method, name, yaml in mergekit_vocabularies.yamls():
         yield _case(method, name, {"family": "vocabularies"} | yaml)
+    for method, name, yaml in mergekit_adapters.yamls():
+        yield _case(method, name, yaml)
 
 
 def _case(method: str, name: str, yaml: Yaml) -> Case:

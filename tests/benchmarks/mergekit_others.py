@@ -88,7 +88,8 @@ def files() -> Iterator[tuple[str, str, Yaml]]:
         wide = method in ("arcee_fusion", "ramplus_tl")
         narrow = {"out_dtype": "bfloat16"} if wide else {}
         narrow |= {"dtype": None, "family": "bfloat16"}
-        yield method, "bfloat16", {**plain, **narrow}
+        kept = tuple(own.get("density", 1) for own in (one, two) if own is not None)
+        yield method, "bfloat16", {**plain, **narrow, "densities": kept}
         yield method, "tied", {**plain, "family": "tied"}
         yield method, "slices", _sliced(one, two, shared)
 

@@ -10,7 +10,7 @@ ours once: there every weight must agree to one unit in the last place (or 1e-6)
 what mergekit makes of the same numbers in float32, rounded at the end; how many do not
 agree so well with what it makes of the file itself is counted. Of 16 bits a trim's
 magnitudes at the threshold are often equal, and each program keeps others: such weights
-are counted apart.
+are counted apart. Adapters are added by PEFT there, in float32.
 DARE's masks come from different generators: of each large tensor the share of weights
 that move must agree to 0.05, and how far they move together to 10 %. Where a vocabulary
 is made, rows are compared token by token. A file that one
@@ -20,14 +20,18 @@ files take 4 minutes on two cores.
 
 import argparse
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count, repeat
 from pathlib import Path
 
 import contenders
 import inputs
+import mergekit_adapters
 import mergekit_random
 import mergekit_vocabularies
 import ml_dtypes
@@ -46,6 +50,14 @@ MOVED = 0.001
 CLOSE, LARGE, SHARE, DISTANCE = 1e-6, 4096, 0.05, 0.1
 NAMES = ("base", "expert1", "expert2")
 _HEAD = "lm_head.weight"
+# What a file comes to, and its column in the table.
+_VERDICTS = {
+    "equal": "equal",
+    "refused by both": "refused by both",
+    "alike": "statistics",
+    "refused, not finite": "not finite",
+    "DIFFERS": "differ",
+}
 
 Leaves = dict[str, np.ndarray]
 
@@ -60,6 +72,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose names match this")
     parser.add_argument("--random", type=int, default=0, help="so many random files")
     parser.add_argument("--seed", type=int, default=0, help="of the random files")
+    parser.add_argument("--jobs", type=int, default=1, help="of each side at a time")
     options = parser.parse_args()
     workdir = options.workdir.resolve()
     environment = contenders.mergekit_environment(
@@ -72,6 +85,7 @@ def main() -> int:
             mergekit_vocabularies.make(folder, tied)
         else:
             _make(workdir / "models" / family, family)
+            mergekit_adapters.make(workdir / "models" / family, SHAPE)
     folder = workdir / f"run{int(time.time())}"
     random = mergekit_random.cases(options.seed, options.random)
     listed = random if options.random else cases()
@@ -82,12 +96,15 @@ def main() -> int:
             once = case._replace(yaml=case.reference)
             models = workdir / "models" / (case.narrow or case.family)
             _write(folder / f"{number}.once.yml", once, models)
-    written = _theirs(environment, folder)
-    refusals = [written[str(number)] for number in range(len(chosen))]
+    begun = _begun(environment, folder, options.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context) as pool:
+        refused = list(pool.map(_ours, repeat(folder, len(chosen)), count()))
+    written = _theirs(begun)
     rows = []
-    for number, (case, theirs) in enumerate(zip(chosen, refusals, strict=True)):
-        ours = _ours(folder, number)
-        row: dict[str, object] = {"case": case.name}
+    for number, (case, ours) in enumerate(zip(chosen, refused, strict=True)):
+        theirs = written[str(number)]
+        row: dict[str, object] = {"method": case.method, "case": case.name}
         if ours or theirs:
             verdict = "refused by both" if ours and theirs else "DIFFERS"
             if not theirs and not _finite(_load(folder / f"{number}.theirs")):
@@ -97,14 +114,18 @@ def main() -> int:
             models = workdir / "models" / case.family
             row |= _compared(case, models, folder, number)
         rows.append(row)
-    print(table(rows))
-    counts = {v: [r["verdict"] for r in rows].count(v) for v in _verdicts(rows)}
-    print(f"{len(rows)} files: " + ", ".join(f"{n} {v}" for v, n in counts.items()))
-    return 1 if "DIFFERS" in counts else 0
+    print(table(rows), table(_summary(rows)), sep="\n\n")
+    return 1 if any(row["verdict"] == "DIFFERS" for row in rows) else 0
 
 
-def _verdicts(rows: list[dict]) -> list[str]:
-    return list(dict.fromkeys(str(row["verdict"]) for row in rows))
+def _summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return a row for each method: how many of its files came to what."""
+    found = []
+    for method in [*dict.fromkeys(row["method"] for row in rows), "all"]:
+        of = [row["verdict"] for row in rows if method in (row["method"], "all")]
+        counts = {column: of.count(v) for v, column in _VERDICTS.items()}
+        found.append({"method": method, "files": len(of), **counts})
+    return found
 
 
 def _note(ours: str | None, theirs: str | None) -> str:
@@ -141,12 +162,19 @@ def _make(folder: Path, family: str) -> None:
 def _write(path: Path, case: Case, models: Path) -> None:
     """Write a case's file, with the models' folders in place of their names."""
 
+    known = (*NAMES, *mergekit_adapters.NAMES)
+
     def placed(value: object) -> object:
         if isinstance(value, dict):
             return {k: placed(v) for k, v in value.items()}
         if isinstance(value, list):
             return [placed(v) for v in value]
-        return str(models / value) if value in NAMES else value
+        if not isinstance(value, str):
+            return value
+        # A model, or one with an adapter: BASE+ADAPTER.
+        return "+".join(
+            str(models / part) if part in known else part for part in value.split("+")
+        )
 
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {k: v for k, v in case.yaml.items() if v is not None}
@@ -155,24 +183,39 @@ def _write(path: Path, case: Case, models: Path) -> None:
     path.write_text(text)
 
 
-def _theirs(environment: Path, folder: Path) -> dict[str, str | None]:
-    """Merge all files with mergekit; return of each why it was refused, or None."""
+def _begun(environment: Path, folder: Path, jobs: int) -> dict[Path, subprocess.Popen]:
+    """Begin to merge all files with mergekit, in so many processes."""
     files = sorted(folder.glob("*.yml"))
-    jobs = [[str(path), str(path.with_suffix(".theirs"))] for path in files]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    ran = subprocess.run(
-        [
-            str(environment / "bin" / "python"),
-            str(Path(__file__).with_name("mergekit_side.py")),
-            str(folder / "jobs.json"),
-        ],
-        env={"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found = json.loads(ran.stdout.splitlines()[-1])
-    return dict(zip((path.stem for path in files), found, strict=True))
+    told = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    side = Path(__file__).with_name("mergekit_side.py")
+    begun = {}
+    for job in range(jobs):
+        pairs = [[str(p), str(p.with_suffix(".theirs"))] for p in files[job::jobs]]
+        listed = folder / f"jobs{job}.json"
+        listed.write_text(json.dumps(pairs))
+        begun[listed] = subprocess.Popen(
+            [str(environment / "bin" / "python"), str(side), str(listed)],
+            env=told,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    return begun
+
+
+def _theirs(begun: dict[Path, subprocess.Popen]) -> dict[str, str | None]:
+    """Return of each file why mergekit refused it, or None.
+
+    Raises:
+      CalledProcessError: mergekit's side ended in the middle.
+    """
+    found = {}
+    for listed, process in begun.items():
+        said, _ = process.communicate()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        paths = [Path(path).stem for path, _ in json.loads(listed.read_text())]
+        found |= dict(zip(paths, json.loads(said.splitlines()[-1]), strict=True))
+    return found
 
 
 def _ours(folder: Path, number: int) -> str | None:
@@ -304,7 +347,8 @@ def _alike(case: Case, theirs: Leaves, ours: Leaves, base: Leaves) -> dict[str, 
         shares = [np.count_nonzero(m) / m.size for m in moved]
         lengths = [float(np.abs(m).sum()) for m in moved]
         share = max(share, abs(shares[0] - shares[1]))
-        distance = max(distance, abs(lengths[1] / max(lengths[0], 1e-30) - 1))
+        apart = abs(lengths[1] - lengths[0]) / max(lengths[0], 1e-30)
+        distance = max(distance, apart)
     fits = share <= SHARE and distance <= DISTANCE
     note = f"share moved differs by {share:.3f}, distance by {distance:.1%}"
     return {"verdict": "alike" if fits else "DIFFERS", "note": note}

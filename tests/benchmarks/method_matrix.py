@@ -12,6 +12,8 @@ memory must not be above budget + 0.4 GB, and for a method of matrices four floa
 copies of a matrix of each model. Numbers are those of the battery of laws
 (tests/methods/cases.py). Every method is a line of DIR/rows.jsonl: what is stopped goes
 on. 40 methods take half an hour of processor time.
+Of models so small, a merge that held them whole would pass: `method_memory.py` measures
+larger ones.
 """
 
 import argparse
@@ -24,9 +26,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
@@ -47,9 +49,30 @@ from merging.merge.costs import cost
 from merging.merge.rules import Spec
 from merging.runtime import sharding, storage, tree
 
-SHAPE, BUDGET = inputs.Shape(256, 6, 1024, 4, 8000), "20MB"
+
+class Size(NamedTuple):
+    """What is merged, and under which budget.
+
+    Attributes:
+      elements: models of methods that see elements, rows or leaves.
+      matrices: of those that decompose matrices.
+      budget: of the former's merges.
+      matrix_budget: of the latter's.
+    """
+
+    elements: inputs.Shape
+    matrices: inputs.Shape
+    budget: str
+    matrix_budget: str
+
+
 # Of matrices that are decomposed, in memory by each of the devices.
-SMALL, SMALL_BUDGET = inputs.Shape(128, 4, 256, 4, 1000), "2MB"
+SMALL = Size(
+    inputs.Shape(256, 6, 1024, 4, 8000),
+    inputs.Shape(128, 4, 256, 4, 1000),
+    budget="20MB",
+    matrix_budget="2MB",
+)
 ALLOWANCE = 400_000_000
 DEVICES = 8
 _BEFORE = re.compile(r"(\d+) of (\d+) blocks were finished before")
@@ -73,7 +96,7 @@ def main() -> int:
         return 0
     for name in chosen:
         if built(name).statistics:
-            gather(options.workdir, name)
+            gather(options.workdir, name, SMALL)
     # Devices of one process wait for each other in the threads of one pool, of which
     # XLA makes as many as there are devices: too few where a program has more to do.
     # And how XLA cuts a product of matrices depends on how many they are: as many for
@@ -85,11 +108,21 @@ def main() -> int:
         env=os.environ | {"XLA_FLAGS": flags},
         check=True,
     )
-    done = read(options.workdir / "rows.jsonl")
+    return each(options.workdir / "rows.jsonl", chosen, row, options)
+
+
+def each(
+    path: Path,
+    chosen: Sequence[str],
+    find: Callable[[argparse.Namespace, str], dict],
+    options: argparse.Namespace,
+) -> int:
+    """Find the rows that a file lacks, print them all, return 0 if all holds."""
+    done = read(path)
     for name in chosen:
         if name not in done:
-            done[name] = row(options, name)
-            append(options.workdir / "rows.jsonl", done[name])
+            done[name] = find(options, name)
+            append(path, done[name])
             print(done[name], flush=True)
     rows = [done[name] for name in chosen]
     print(table(rows))
@@ -101,7 +134,7 @@ def row(options: argparse.Namespace, name: str) -> dict:
     moments = random.Random(f"{options.seed} {name}")
     kept = read(options.workdir / "memory.jsonl")[name]
     output = merge_trials.fresh(options.workdir / "out" / "merged")
-    command = command_of(options.workdir, name, output)
+    command = command_of(options.workdir, name, SMALL, output)
     expected, usage = streamed(options, command, output)
     again, _ = streamed(options, command, output, processes=2)
     blocks, before, resumed = killed(options, command, output, moments, usage.wall)
@@ -111,9 +144,9 @@ def row(options: argparse.Namespace, name: str) -> dict:
         "2 processes": again == expected,
         "killed, resumed": resumed == expected,
     }
-    shape, budget = size_of(name)
+    shape, budget = size_of(name, SMALL)
     matrices = 4 * 4 * shape.vocab * shape.hidden * (1 + cases.experts_for(name))
-    allowed = storage.parse_size(budget) + ALLOWANCE + matrices * (shape is SMALL)
+    allowed = storage.parse_size(budget) + ALLOWANCE + matrices * sees_matrices(name)
     return {
         "method": name,
         "passes": cost(built(name)).passes,
@@ -181,18 +214,18 @@ def _finished(output: Path) -> bool:
     return any(path.stat().st_size for path in journal.glob("blocks.*.jsonl"))
 
 
-def command_of(workdir: Path, name: str, output: Path) -> list[str]:
+def command_of(workdir: Path, name: str, size: Size, output: Path) -> list[str]:
     """Return the command that merges by a method."""
-    models = models_of(workdir, name)
+    models = models_of(workdir, name, size)
     experts = models.experts[: cases.experts_for(name)]
     settings = {
         "method.name": text_of(name),
         "base": models.base,
         "experts": ",".join(map(str, experts)),
         "output": output,
-        "memory_budget": size_of(name)[1],
+        "memory_budget": size_of(name, size)[1],
     }
-    if told := statistics(workdir, name):
+    if told := statistics(workdir, name, size):
         given = (f"{expert}={folder}" for expert, folder in told.items())
         settings["statistics"] = ",".join(given)
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
@@ -200,28 +233,34 @@ def command_of(workdir: Path, name: str, output: Path) -> list[str]:
     return [sys.executable, *words, *flags]
 
 
-def size_of(name: str) -> tuple[inputs.Shape, str]:
+def size_of(name: str, size: Size) -> tuple[inputs.Shape, str]:
     """Return the shape of the models that a method merges, and the budget."""
-    whole = built(name).granularity == "matrix"
-    return (SMALL, SMALL_BUDGET) if whole else (SHAPE, BUDGET)
+    if sees_matrices(name):
+        return size.matrices, size.matrix_budget
+    return size.elements, size.budget
 
 
-def models_of(workdir: Path, name: str) -> inputs.Models:
+def models_of(workdir: Path, name: str, size: Size) -> inputs.Models:
     """Return the models that a method merges; made now if they are not there."""
-    return inputs.make(workdir, size_of(name)[0], 3)
+    return inputs.make(workdir, size_of(name, size)[0], 3)
 
 
-def statistics(workdir: Path, name: str) -> dict[str, Path]:
+def statistics(workdir: Path, name: str, size: Size) -> dict[str, Path]:
     """Return {expert: folder of its statistics}, for a method that wants some."""
     kind = built(name).statistics
     if kind is None:
         return {}
-    models = models_of(workdir, name)
+    models = models_of(workdir, name, size)
     place = workdir / "statistics" / models.base.parent.name
     return {
         path.name: place / path.name / kind.name
         for path in models.experts[: cases.experts_for(name)]
     }
+
+
+def sees_matrices(name: str) -> bool:
+    """Return whether a method sees whole matrices."""
+    return built(name).granularity == "matrix"
 
 
 def built(name: str) -> methods.Method:
@@ -249,10 +288,10 @@ def digests(output: Path) -> dict[str, str]:
     return {path: leaf["sha256"] for path, leaf in leaves.items()}
 
 
-def gather(workdir: Path, name: str) -> None:
+def gather(workdir: Path, name: str, size: Size) -> None:
     """Write made-up statistics of every expert, as `merging collect` would."""
-    models = models_of(workdir, name)
-    for expert, folder in statistics(workdir, name).items():
+    models = models_of(workdir, name, size)
+    for expert, folder in statistics(workdir, name, size).items():
         if folder.exists():
             continue
         source = checkpoints.open_checkpoint(str(models.base.parent / expert))
@@ -274,8 +313,9 @@ def in_memory(workdir: Path, chosen: list[str]) -> None:
     mesh = sharding.make_mesh({"data": DEVICES})
     done = read(workdir / "memory.jsonl")
     for name in (name for name in chosen if name not in done):
-        models, method, found = models_of(workdir, name), built(name), {}
-        told = {e: _read(path) for e, path in statistics(workdir, name).items()}
+        models, method, found = models_of(workdir, name, SMALL), built(name), {}
+        given = statistics(workdir, name, SMALL)
+        told = {expert: _read(path) for expert, path in given.items()}
         for way, where in (("one", None), ("several", mesh)):
             base = _read(models.base, where)
             experts = models.experts[: cases.experts_for(name)]

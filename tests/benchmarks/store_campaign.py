@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "merge"))
 import models
 import object_store
 import together
-from kill_campaign import _SWEEP, _TRAIN
+from kill_cells import SWEEP, TRAIN
 from merge_speed import table
 
 from merging.runtime import storage
@@ -95,14 +95,14 @@ def jobs(workdir: Path) -> list[Job]:
         merge_job(workdir / "models", "orbax", "3MB", 110),
         Job(
             "train",
-            lambda place: words("train", "train/pretrain", _TRAIN, workdir=place),
+            lambda place: words("train", "train/pretrain", TRAIN, workdir=place),
             "train.json",
             lambda place: digest(place, "checkpoint/state", "losses.jsonl"),
             600,
         ),
         Job(
             "sweep",
-            lambda place: words("sweep", str(config), _SWEEP, workdir=place),
+            lambda place: words("sweep", str(config), SWEEP, workdir=place),
             "results.jsonl",
             rows_of,
             900,
