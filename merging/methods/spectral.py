@@ -12,12 +12,15 @@ are made up, each without the other: both are left out, so that every result lie
 span of the task vectors.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.lax.linalg import SvdAlgorithm, svd
 
 from merging.methods import combiners
 from merging.methods.combiners import add, weighted
@@ -288,19 +291,44 @@ def _svd(matrix: Array, largest: Array | float = 0.0) -> tuple[Array, Array, Arr
     """Return left vectors, singular values and right vectors, a direction a column.
 
     Directions of singular value 0, to rounding, are no one's: LAPACK makes them up, and
-    here they are 0.
+    here they are 0, as are their singular values: of a difference, these would be what
+    rounding left of something larger.
 
     Args:
       matrix: [m, n].
       largest: of a difference, a singular value of what it is the difference of:
         rounding is relative to that, if it is larger than the difference's own.
     """
-    left, spectrum, right = jnp.linalg.svd(matrix, full_matrices=False)
+    left, spectrum, right = _decomposed(matrix)
     # LAPACK's zeros are some eps of the largest, and grow more slowly than this; with
     # NumPy's max(m, n) eps an embedding's directions of a hundredth would be none.
     rounding = 4 * math.sqrt(sum(matrix.shape)) * jnp.finfo(matrix.dtype).eps
-    kept = spectrum > rounding * jnp.maximum(spectrum[0], largest)
-    return jnp.where(kept, left, 0), spectrum, jnp.where(kept, right.T, 0)
+    # NaN is kept, to be found in what is merged.
+    kept = ~(spectrum <= rounding * jnp.maximum(spectrum[0], largest))
+    left, spectrum, right = (
+        jnp.where(kept, part, 0) for part in (left, spectrum, right.T)
+    )
+    return left, spectrum, right
+
+
+def _decomposed(matrix: Array) -> tuple[Array, Array, Array]:
+    """Return an SVD; on CPUs by QR steps where LAPACK's gesdd does not converge.
+
+    It answers with NaN then: of differences of a low rank, rarely, and as blocked as
+    one thread has it (seen with OpenBLAS 0.3.31). gesvd takes longer and converges.
+    """
+    found = jnp.linalg.svd(matrix, full_matrices=False)
+    by_steps = functools.partial(
+        svd, full_matrices=False, algorithm=SvdAlgorithm.QR, compute_uv=True
+    )
+
+    def on_cpu(matrix: Array) -> Any:
+        converged = jnp.isfinite(found[1]).all() | ~jnp.isfinite(matrix).all()
+        return jax.lax.cond(converged, lambda _: tuple(found), by_steps, matrix)
+
+    return jax.lax.platform_dependent(
+        matrix, cpu=on_cpu, default=lambda _: tuple(found)
+    )
 
 
 def _polar(columns: Array) -> Array:

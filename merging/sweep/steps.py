@@ -34,7 +34,7 @@ from merging.training import Hyperparameters
 # Raise one when its code changes what comes out: `training/` and `models/` for all that
 # is trained or loaded, `merge/` and `methods/` for merges, `evaluation/` for all
 # scores.
-VERSIONS = {"training": 3, "models": 1, "merge": 3, "evaluation": 1}
+VERSIONS = {"training": 3, "models": 1, "merge": 4, "evaluation": 1}
 _CODE = {
     "data": (),
     "collect": ("training", "models"),

@@ -26,8 +26,7 @@ from method_matrix import ALLOWANCE, Size
 from merging import methods
 from merging.runtime import storage
 
-# An embedding of many blocks; and many matrices, the largest a twentieth of what is
-# allowed.
+# An embedding of many blocks; and many matrices, of which a few fit the budget.
 LARGE = Size(
     inputs.Shape(1024, 6, 4096, 16, 32000),
     inputs.Shape(512, 40, 2048, 8, 2048),

@@ -1,11 +1,14 @@
 """What sets the methods of whole matrices, masks and statistics apart, by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
 from tolerance import rounding
 
 from merging import UserError, merge, methods
+from merging.methods import spectral
 
 pytestmark = pytest.mark.numeric
 
@@ -283,3 +286,23 @@ def test_a_floor_is_the_least_that_fisher_counts():
 def test_values_out_of_range_are_refused(build, words):
     with pytest.raises(UserError, match=words):
         build()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="LAPACK is the CPU's")
+def test_a_decomposition_that_did_not_converge_is_made_again(monkeypatch):
+    """The first is a stand-in: LAPACK fails for few matrices, and with some threads."""
+    matrix = np.random.default_rng(0).normal(size=(12, 20)).astype(np.float32)
+    decomposed = jnp.linalg.svd
+    expected = decomposed(matrix, full_matrices=False)
+
+    def not_converged(matrix, **how):
+        return [jnp.full_like(part, jnp.nan) for part in decomposed(matrix, **how)]
+
+    monkeypatch.setattr(jnp.linalg, "svd", not_converged)
+    left, spectrum, right = spectral._decomposed(jnp.asarray(matrix))
+    # Backward stable: rounding of a product of 12 terms, and of the norm's size.
+    bound = rounding(12 + 20, float(expected[1][0]))
+    np.testing.assert_allclose(spectrum, expected[1], rtol=0, atol=bound)
+    np.testing.assert_allclose((left * spectrum) @ right, matrix, rtol=0, atol=bound)
+    for part in spectral._svd(jnp.full((3, 4), jnp.nan)):
+        assert np.isnan(part).all()

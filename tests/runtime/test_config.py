@@ -137,7 +137,7 @@ def test_a_missing_file_names_its_neighbours(write, tmp_path):
     message = refusal(str(tmp_path / "tinny.py"))
     assert "did you mean tiny.py?" in message
     assert "there is no file" in refusal(str(tmp_path / "nowhere" / "tiny.py"))
-    assert "is a Python file" in refusal(str(tmp_path / "tiny.yaml"))
+    assert "is a Python file" in refusal(str(tmp_path / "tiny.json"))
 
 
 @pytest.mark.parametrize(
