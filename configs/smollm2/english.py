@@ -6,8 +6,8 @@
 
 The suite: merging/tasks/english. All weights are fine-tuned, in float32, 40 steps of 16
 texts an expert. Cost: about two hours on two cores (without K = 6, and with stops, it
-was 2 h 22 min), 8 GB of memory, 4.1 GB of disk. The learning rate is the only one that
-was tried. Expect: docs/results/english.
+was 2 h 22 min, before sequences shared rows), 8 GB of memory, 4.1 GB of disk. The
+learning rate is the only one that was tried. Expect: docs/results/english.
 """
 
 import miniworld

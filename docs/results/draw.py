@@ -96,6 +96,7 @@ PAGES = {
         "F1_gain F2 F3 cosines",
         "F1_gain F2 F3 baselines_summary datasets models scores verdicts",
     ),
+    "english/second": Page(of_rows, "", "F2 scores verdicts"),
     "methods": Page(of_rows, "F12", "F12 baselines_summary models verdicts"),
     "methods/statistics": Page(of_rows, "", "F12"),
     "saturation": Page(
