@@ -13,6 +13,8 @@ from merging.runtime.errors import UserError
 from merging.tasks.sampling import permuted
 from merging.training import packing
 
+TOGETHER = 2**16  # sequences whose rows are counted at a time, before training
+
 
 class Examples(NamedTuple):
     """Sequences to learn from.
@@ -209,18 +211,24 @@ class Loader:
             yield Examples(*(sharding.place_rows(self._mesh, x, rows) for x in found))
 
     def _rows_of(self, steps: int) -> int:
-        """Return the rows of a step's batch: fewer than its sequences, or as many."""
-        drawn = self._drawn(0, steps)
-        lengths = self._source.lengths(drawn.reshape(-1)).reshape(drawn.shape)
+        """Return the rows of a step's batch: fewer than its sequences, or as many.
+
+        All steps are looked at, some at a time, until one needs a row for each.
+        """
         parts = 1 if self._mesh is None else sharding.batch_parts(self._mesh)
-        needed = packing.rows_needed(lengths, self._source.length)
-        return min(-(-needed // parts) * parts, self._batch_size)
+        rows, some = parts, max(TOGETHER // self._batch_size, 1)
+        for start in range(0, steps, some):
+            drawn = self._drawn(start, min(start + some, steps))
+            lengths = self._source.lengths(drawn.reshape(-1)).reshape(drawn.shape)
+            needed = packing.rows_needed(lengths, self._source.length)
+            rows = max(rows, -(-needed // parts) * parts)
+            if rows >= self._batch_size:
+                break
+        return min(rows, self._batch_size)
 
     def _drawn(self, start: int, stop: int) -> np.ndarray:
         """Return the examples of these steps' batches: [K, B]."""
         size = self._batch_size
-        if start == stop:
-            return np.zeros((0, size), np.int64)
         drawn = self._source.draw(self._seed, start * size, stop * size)
         return drawn.reshape(-1, size)
 

@@ -18,9 +18,7 @@ def rows_needed(lengths: np.ndarray, length: int) -> int:
       lengths: of the sequences [steps, B], each at most ``length``.
       length: of a row.
     """
-    return max(
-        (1 + int(placed(step, length)[:, 0].max()) for step in lengths), default=1
-    )
+    return max(1 + int(placed(step, length)[:, 0].max()) for step in lengths)
 
 
 def placed(lengths: np.ndarray, length: int) -> np.ndarray:

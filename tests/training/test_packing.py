@@ -97,7 +97,7 @@ def contents(batch, step):
     return sorted(found)
 
 
-def test_a_step_holds_each_of_its_sequences_once_whatever_the_calls():
+def test_a_step_holds_each_of_its_sequences_once_whatever_the_calls(monkeypatch):
     examples = sequences(SIZES * 3)
     with batches.Loader(batches.opened(examples, 24), 8, 0, None, 6) as loader:
         whole, later = loader.batches(0, 6, 6), loader.batches(4, 6, 6)
@@ -110,6 +110,8 @@ def test_a_step_holds_each_of_its_sequences_once_whatever_the_calls():
     assert sorted(seen) == sorted(given_)  # an epoch
     for one, other in zip(whole, later, strict=True):
         np.testing.assert_array_equal(one[4:6], other[:2])
+    monkeypatch.setattr(batches, "TOGETHER", 16)  # two steps
+    assert packed(examples, 8, 6).tokens.shape == whole.tokens.shape
 
 
 def test_rows_divide_over_the_devices_and_short_batches_stay_as_they_are():
