@@ -180,7 +180,8 @@ def _merged_into(job: Job, merged, writer: Writer) -> Iterator[Writer]:
 def _merge(job: Job, cut: Partition, writer, journal) -> None:
     """Write all merged leaves."""
     mine = set(cut.share(processes.index(), processes.count()))
-    work = sum(cut.bytes_of(cut.blocks[i]) for i in mine)
+    every = [cut.blocks[i] for i in mine]
+    work = sum(cut.read_for(block) + cut.written_for(block) for block in every)
     with Progress(work, "merge", check=preemption.raise_if_asked) as progress:
         _merge_blocks(job, cut, writer, journal, mine, progress)
         processes.barrier("all blocks are merged")
@@ -245,11 +246,14 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
     told = {kind: list(of.values()) for kind, of in job.inputs.statistics.items()}
     pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget, told)
     names = job.inputs.names
-    passes = Passes(cut, pipeline, names, journal, mine, progress)
+    left = sorted(mine - finished)
+    merging = sum(cut.bytes_of(cut.blocks[i]) for i in left)
+    passes = Passes(cut, pipeline, names, journal, mine, progress, after=merging)
     try:
         states = _States(job, cut, passes)
         merger = blocks.BlockMerger(cut, pipeline, states.of, writer, journal, names)
-        merger.run(sorted(mine - finished), progress.advance)
+        progress.remains(merging)  # how many passes it took was a guess
+        merger.run(left, progress.advance)
     finally:
         pipeline.close()
 

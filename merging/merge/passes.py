@@ -15,7 +15,7 @@ from merging.merge.histogram import Histogram
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.journal import Journal
 from merging.merge.magnitudes import Put, Ranked, Sample, put_block, read_for
-from merging.merge.partition import Partition, RowMetadata
+from merging.merge.partition import Block, Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
 from merging.methods import CountQuery, Sums, Threshold, Votes
@@ -33,6 +33,7 @@ class Passes:
       journal: keeps the answers.
       mine: the blocks that this process reads.
       progress: told the bytes that were read.
+      after: bytes of what it is told when all passes are made.
     """
 
     together = True
@@ -45,9 +46,11 @@ class Passes:
         journal: Journal,
         mine: Sequence[int],
         progress: Progress,
+        after: int = 0,
     ):
         self._cut, self._pipeline, self._names = cut, pipeline, names
         self._journal, self._mine, self._progress = journal, set(mine), progress
+        self._after = after
         self._histograms: dict[tuple[str, int], Histogram] = {}
         self._sample: tuple[str, Sample] | None = None
         self._lock = threading.Lock()
@@ -215,10 +218,16 @@ class Passes:
     ) -> None:
         """Work on this process's blocks among these."""
         mine = [number for number in numbers if number in self._mine]
-        for block in self._pipeline.each(mine, lambda _: models, work):
+
+        def size(block: Block) -> int:
             read = self._cut.kinds[block.kind].read
-            size = sum(read[model].itemsize for model in models) * block.elements
-            self._progress.advance(size, note)
+            return sum(read[model].itemsize for model in models) * block.elements
+
+        needed = sum(size(self._cut.blocks[number]) for number in mine) + self._after
+        if self._progress.total - self._progress.done < needed:  # one more than usual
+            self._progress.remains(needed)
+        for block in self._pipeline.each(mine, lambda _: models, work):
+            self._progress.advance(size(block), note)
 
     def _put(self, group: LeafGroup, loaded: Loaded) -> Put:
         rows = loaded.models[0].shape[0]

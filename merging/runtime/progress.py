@@ -136,6 +136,11 @@ class Progress:
         self._skipped += weight
         self.tick()
 
+    def remains(self, weight: float) -> None:
+        """Say how much is left, where the total was a guess."""
+        self.total = self.done + weight
+        self.tick()
+
     def note(self, text: str) -> None:
         """Say what is being done now."""
         self._note = text

@@ -18,6 +18,7 @@ from merging.merge import blocks, magnitudes, memory, on_host, passes
 from merging.merge import streamed as stream
 from merging.merge.costs import cost
 from merging.runtime import tree
+from merging.runtime.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +113,23 @@ def test_it_has_the_bits_of_a_merge_in_memory(family, tmp_path, name, budget):
     path = merged(family, method, tmp_path / "out", memory_budget=budget)
     expected = models.bits(in_memory(family, method))
     assert models.bits(load_file(path / "model.safetensors")) == expected
+
+
+@pytest.mark.parametrize("name", ["average", "ties", "rht", "rows"])
+def test_progress_is_at_its_end_with_the_last_block_alone(
+    family, tmp_path, monkeypatch, name
+):
+    told, advance = [], Progress.advance
+
+    def listened(shown, *arguments):
+        advance(shown, *arguments)
+        told.append((shown.done, shown.total))
+
+    monkeypatch.setattr(Progress, "advance", listened)
+    merged(family, METHODS[name], tmp_path / "out", memory_budget="700kB")
+    *before, (done, total) = told
+    assert len(before) > 3 and done == total
+    assert all(done < total for done, total in before)
 
 
 @pytest.mark.parametrize("name", ["ties", "rht"])
