@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.methods = ("average", "task_arithmetic", "ties")
     config.experts_merged = (2, 4)
     config.seeds = 1
+    config.keep_merges = False  # write each chosen merge as a checkpoint, too
 
     config.learning_rate = 2e-4
     config.learning_rate_exponent = 0.0

@@ -4,11 +4,9 @@ A name stays in its folder, and only regular files are opened: a FIFO would neve
 and a device answers to being read. Of however many files, a few are open at a time.
 """
 
-import collections
 import contextlib
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from merging.checkpoints.descriptors import Descriptors
 from merging.checkpoints.errors import CorruptCheckpoint
 from merging.runtime import storage
 from merging.runtime.errors import UserError
@@ -59,13 +58,13 @@ class RangeFile:
 
     def __del__(self):
         if getattr(self, "_stamp", None) is not None:
-            _OPEN.close(os.fspath(self.path), self._stamp)
+            _OPEN.close((os.fspath(self.path), self._stamp))
 
     def read(self, at: int, length: int) -> bytes:
         """Return bytes; fewer at the file's end."""
         with reading(self.path):
             if self._stamp is not None:
-                with _OPEN.descriptor(os.fspath(self.path), self._stamp) as descriptor:
+                with _OPEN.of((os.fspath(self.path), self._stamp)) as descriptor:
                     return os.pread(descriptor, length, at)
             if isinstance(self.path, ObjectPath):
                 return self.path.read_range(at, min(length, self.size - at))
@@ -79,7 +78,7 @@ class RangeFile:
         with reading(self.path, leaf), contextlib.ExitStack() as stack:
             descriptor = None
             if self._stamp is not None:
-                opened = _OPEN.descriptor(os.fspath(self.path), self._stamp)
+                opened = _OPEN.of((os.fspath(self.path), self._stamp))
                 descriptor = stack.enter_context(opened)
             while done < len(out):
                 if descriptor is not None:
@@ -164,58 +163,8 @@ def reading(path: object, leaf: str = "") -> Iterator[None]:
         raise CorruptCheckpoint(path, f"{error.strerror or error}{of}") from error
 
 
-class _Descriptor:
-    """An open file, and how many threads are reading it."""
-
-    def __init__(self, number: int):
-        self.number, self.readers, self.closing = number, 0, False
-
-
-class _OpenFiles:
-    """Descriptors for reading; of those that nobody reads, the latest used are kept."""
-
-    def __init__(self, most: int):
-        self._most, self._lock = most, threading.RLock()
-        self._open: collections.OrderedDict[tuple[str, Stamp], _Descriptor]
-        self._open = collections.OrderedDict()
-
-    @contextlib.contextmanager
-    def descriptor(self, path: str, expected: Stamp) -> Iterator[int]:
-        """Yield a file's descriptor, valid within the context.
-
-        Raises:
-          UserError: it is not the file that it was.
-        """
-        key = path, expected
-        with self._lock:
-            found = self._open.pop(key, None)
-            found = found or _Descriptor(_open_regular(path, expected))
-            found.readers += 1
-            self._open[key] = found  # the latest used
-            for old in list(self._open)[: max(len(self._open) - self._most, 0)]:
-                self.close(*old)
-        try:
-            yield found.number
-        finally:
-            with self._lock:
-                found.readers -= 1
-                if found.closing and not found.readers:
-                    os.close(found.number)
-
-    def close(self, path: str, expected: Stamp) -> None:
-        """Close a file as soon as nobody reads it; it is opened again when needed."""
-        with self._lock:
-            found = self._open.pop((path, expected), None)
-            if found is not None:
-                found.closing = True
-                if not found.readers:
-                    os.close(found.number)
-
-
-_OPEN = _OpenFiles(MOST_OPEN)
-
-
-def _open_regular(path: str, expected: Stamp) -> int:
+def _open_regular(key: tuple[str, Stamp]) -> int:
+    path, expected = key
     stamp(path)  # opening a device may do something
     # A FIFO that has taken the file's place since must not keep us waiting.
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -229,6 +178,9 @@ def _open_regular(path: str, expected: Stamp) -> int:
         os.close(number)
         raise
     return number
+
+
+_OPEN = Descriptors(MOST_OPEN, _open_regular)
 
 
 def _stamp(path: str | os.PathLike, found: os.stat_result) -> Stamp:

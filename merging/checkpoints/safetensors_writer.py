@@ -6,15 +6,13 @@ depend on who writes it or when. Where they lie until they are published says
 `merging.checkpoints.unfinished`. Of however many files, a few are open at a time.
 """
 
-import collections
-import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ import numpy as np
 from merging.checkpoints import errors, unfinished
 from merging.checkpoints import safetensors_header as headers
 from merging.checkpoints.auxiliary import write_auxiliary_files
+from merging.checkpoints.descriptors import Descriptors
 from merging.checkpoints.location import PARTIAL
 from merging.checkpoints.names import require_tensor_names
 from merging.checkpoints.safetensors import INDEX, SINGLE
@@ -73,7 +72,7 @@ class SafetensorsWriter:
             begun[file] = (shard.header, shard.size)
             self._places |= {p: (file, start) for p, start in shard.starts.items()}
         processes.broadcast(lambda: self._make(begun))
-        self._open = _OpenFiles(MOST_OPEN)
+        self._open = Descriptors(MOST_OPEN, _open, _flushed)
         self._disk, self._lock = ThreadPoolExecutor(1, "disk"), threading.Lock()
         self._unstored, self._stores = 0, list[Future]()
 
@@ -88,7 +87,7 @@ class SafetensorsWriter:
         file, begin = self._places[path]
         at = begin + start * self._dtypes[path].itemsize
         rest = np.ascontiguousarray(values).view(np.uint8)
-        with errors.writing(self.folder), self._open.descriptor(file) as descriptor:
+        with errors.writing(self.folder), self._open.of(file) as descriptor:
             while len(rest):
                 done = os.pwrite(descriptor, rest, at)
                 rest, at = rest[done:], at + done
@@ -103,13 +102,13 @@ class SafetensorsWriter:
             self._unstored = 0
             done = [store for store in self._stores if store.done()]
             self._stores = [store for store in self._stores if not store.done()]
-            for file in self._open.files():
+            for file in self._open.keys():
                 stored = self._disk.submit(self._flush, file, os.fdatasync)
                 self._stores.append(stored)
         self._require_stored(done)
 
     def _flush(self, file: Path, flush: Callable[[int], None]) -> None:
-        with self._open.descriptor(file) as descriptor:
+        with self._open.of(file) as descriptor:
             flush(descriptor)
 
     def _require_stored(self, stores: Sequence[Future]) -> None:
@@ -126,7 +125,7 @@ class SafetensorsWriter:
         file, begin = self._places[path]
         at = begin + start * self._dtypes[path].itemsize
         rest = out.view(np.uint8)
-        with errors.reading(file, path), self._open.descriptor(file) as descriptor:
+        with errors.reading(file, path), self._open.of(file) as descriptor:
             while len(rest):
                 done = os.preadv(descriptor, [rest], at)
                 if not done:
@@ -149,7 +148,7 @@ class SafetensorsWriter:
     def close(self) -> None:
         """Stop the thread and close the files."""
         self._disk.shutdown(cancel_futures=True)
-        self._open.close()
+        self._open.close_all()
 
     def _make(self, begun: Mapping[Path, tuple[bytes, int]]) -> None:
         with errors.writing(self.folder):
@@ -187,59 +186,6 @@ class SafetensorsWriter:
             os.rename(self._content, self.uri)
             storage.sync_folder(Path(self.uri).absolute().parent)
             unfinished.remove(Path(self.folder))
-
-
-class _OpenFiles:
-    """Descriptors of files; of those that nobody uses, the latest used are kept."""
-
-    def __init__(self, most: int):
-        self._most, self._lock = most, threading.Lock()
-        self._open: collections.OrderedDict[Path, list[int]]  # descriptor, its users
-        self._open = collections.OrderedDict()
-
-    def files(self) -> list[Path]:
-        """Return the files that are open."""
-        with self._lock:
-            return list(self._open)
-
-    @contextlib.contextmanager
-    def descriptor(self, file: Path) -> Iterator[int]:
-        """Yield a file's descriptor, valid within the context.
-
-        Raises:
-          NotStored: the disk did not take what was written to another one.
-        """
-        with self._lock:
-            found = self._open.pop(file, None)
-            if found is None:
-                self._make_room()
-                found = [os.open(file, os.O_RDWR | os.O_NOFOLLOW), 0]
-            found[1] += 1
-            self._open[file] = found  # the latest used
-        try:
-            yield found[0]
-        finally:
-            with self._lock:
-                found[1] -= 1
-
-    def close(self) -> None:
-        """Close all."""
-        with self._lock:
-            for number, _ in self._open.values():
-                os.close(number)
-            self._open.clear()
-
-    def _make_room(self) -> None:
-        idle = [file for file, (_, users) in self._open.items() if not users]
-        for file in idle[: max(len(self._open) - self._most + 1, 0)]:
-            number, _ = self._open.pop(file)
-            try:
-                # Before it is closed: of what fails later, nobody would be told.
-                os.fdatasync(number)
-            except OSError as error:
-                raise errors.NotStored(file, os.strerror(error.errno or 0)) from error
-            finally:
-                os.close(number)
 
 
 class Shard(NamedTuple):
@@ -323,6 +269,18 @@ def _file_name(number: int, count: int) -> str:
     if count == 1:
         return SINGLE
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _open(file: Path) -> int:
+    return os.open(file, os.O_RDWR | os.O_NOFOLLOW)
+
+
+def _flushed(file: Path, descriptor: int) -> None:
+    """Store a file that is closed: of what fails later, nobody would be told."""
+    try:
+        os.fdatasync(descriptor)
+    except OSError as error:
+        raise errors.NotStored(file, os.strerror(error.errno or 0)) from error
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from merging import UserError, checkpoints
 from merging.checkpoints import files
+from merging.checkpoints.descriptors import Descriptors
 from merging.checkpoints.safetensors import INDEX, SINGLE
 
 
@@ -22,6 +23,11 @@ def opened(pattern):
         except OSError:  # the listing's own
             continue
     return sum(pattern in link for link in links)
+
+
+def keep_open(monkeypatch, most):
+    few = Descriptors(most, files._open_regular)
+    monkeypatch.setattr(files, "_OPEN", few)
 
 
 def model(folder, **leaves):
@@ -47,7 +53,7 @@ def read(source, name="w", size=6, dtype=np.float64):
 
 
 def test_of_many_shards_few_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_OPEN", files._OpenFiles(4))
+    keep_open(monkeypatch, 4)
     places = [sharded(tmp_path / f"m{k}", 10) for k in range(3)]
     sources = [checkpoints.open_checkpoint(place) for place in places]
     for i in range(10):
@@ -59,7 +65,7 @@ def test_of_many_shards_few_are_open_at_a_time(tmp_path, monkeypatch):
 
 
 def test_threads_share_files_that_are_closed_under_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_OPEN", files._OpenFiles(2))
+    keep_open(monkeypatch, 2)
     source = checkpoints.open_checkpoint(sharded(tmp_path / "m", 8))
     wrong = []
 
@@ -79,7 +85,7 @@ def test_threads_share_files_that_are_closed_under_them(tmp_path, monkeypatch):
 def test_a_file_that_was_replaced_is_not_read_as_the_one_that_was_opened(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(files, "_OPEN", files._OpenFiles(1))
+    keep_open(monkeypatch, 1)
     one = checkpoints.open_checkpoint(model(tmp_path / "one"))
     other = checkpoints.open_checkpoint(model(tmp_path / "other"))
     assert read(one) == read(other) == [0, 1, 2, 3, 4, 5]
