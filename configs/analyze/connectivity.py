@@ -5,8 +5,9 @@
         --config.merged=MERGED --workdir connectivity
 
 Experts are named after the categories of the suite that they were trained on. Cost: an
-evaluation for each of `points` points of each path: base to merge, expert to expert,
-expert to merge; and K + 1 for each of `scales`. Resumable, point by point.
+evaluation for each model, and for each of `points` − 2 points of each path: base to
+merge, expert to expert, expert to merge; and K + 1 for each of `scales`. Resumable,
+point by point.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@
 
 Resumable, part by part; the sections have the settings of analyze/geometry,
 analyze/saturation and analyze/connectivity. Cost: mostly connectivity's,
-(28 + 9 × merges) × points evaluations of `count` examples for eight experts; the 24
-groups of `tiny_full` took 32 minutes of two cores, with other work beside it.
+(28 + 9 × merges) × (points − 2) evaluations of `count` examples for eight experts; the
+24 groups of `tiny_full` took 32 minutes of two cores, with other work beside it.
 """
 
 from ml_collections import ConfigDict

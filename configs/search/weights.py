@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.base = ""
     config.experts = ()  # their folders, separated by commas; NAME=FOLDER names one
+    config.statistics = ()  # NAME=FOLDER of each expert, for methods that want some
     # Any of `merging methods` (or file="mine.py"); what space names begins with its
     # number here, and the rest stays as it is.
     config.method = ConfigDict(dict(name="task_arithmetic", scale=1.0))

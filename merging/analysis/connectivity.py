@@ -21,8 +21,8 @@
 
 All but wise_ft_share is of the config's split.
 
-Cost: an evaluation for each point of each path, and K + 1 for each α of ξ. The models
-are in memory, on one device; one process.
+Cost: an evaluation for each model, for each point between the ends of each path, and
+K + 1 for each α of ξ. The models are in memory, on one device; one process.
 """
 
 import functools
@@ -112,17 +112,19 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
         kept = Kept(workdir, of)
         paths = _paths(experts, merged)
         everyone = {BASE: loaded.base, **loaded.others}
-        made = []
-        for start, end in paths:
-            ends = everyone[start], everyone[end]
-            points = _along(kept, (start, end), ends, values["points"], chosen_judge)
-            made += path_rows(start, end, points)
+        made, whole = [], dict[str, Point]()
+        for label in paths:
+            points = _along(
+                *(kept, label, everyone, values["points"], chosen_judge, whole)
+            )
+            made += path_rows(*label, points)
         if values["wise_ft"] and merged:
-            validation = judge("validation", chosen)
+            validation, whole = judge("validation", chosen), dict[str, Point]()
             for name in merged:
-                ends = loaded.base, everyone[name]
                 label = (BASE, name, "validation")
-                points = _along(kept, label, ends, values["points"], validation)
+                points = _along(
+                    *(kept, label, everyone, values["points"], validation, whole)
+                )
                 made += _wise_ft(name, points, made)
         ours = {name: loaded.others[name] for name in experts}
         for scale in values["scales"]:
@@ -157,25 +159,42 @@ def _paths(experts: Sequence[str], merged: Sequence[str]) -> list[tuple[str, str
 def _along(
     kept: Kept,
     label: tuple[str, ...],
-    ends: tuple[models.Params, models.Params],
+    everyone: Mapping[str, models.Params],
     count: int,
     judge: Judge,
+    whole: dict[str, Point],
 ) -> dict[float, Point]:
-    """Return {α: scores} at so many points of a path; those kept are not redone."""
+    """Return {α: scores} at so many points of a path; those kept are not redone.
+
+    Args:
+      kept: what is finished.
+      label: the models at the ends, and what tells this path from others of theirs.
+      everyone: the models by name.
+      count: of the points, the ends among them.
+      judge: of the points.
+      whole: what it scored models at the ends of other paths; these ends are added.
+    """
     known = {
         record["at"]: {name: Score(*s) for name, s in record["scores"].items()}
         for record in kept.records("points")
         if tuple(record["label"]) == label
     }
-    found = {}
+    ends, found = {0.0: label[0], 1.0: label[1]}, {}
     shown = " → ".join(label)
     with Progress(count, shown, check=preemption.raise_if_asked) as progress:
         for i in range(count):
             share = i / (count - 1)
+            name = ends.get(share)
             if share not in known:
-                known[share] = judge.scores(judged.mixed(*ends, share))
+                if name not in whole:
+                    mix = judged.mixed(*(everyone[n] for n in ends.values()), share)
+                    known[share] = judge.scores(mix)
+                else:
+                    known[share] = whole[name]
                 record = {"label": label, "at": share, "scores": known[share]}
                 kept.keep_record("points", record)
+            if name is not None:
+                whole[name] = known[share]
             found[share] = known[share]
             progress.advance(1)
     return found

@@ -21,7 +21,7 @@ from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States, find_states
 from merging.methods import Method
-from merging.runtime import preemption, processes, storage, text, tree
+from merging.runtime import preemption, processes, storage, text
 from merging.runtime.errors import UserError, listed
 from merging.runtime.progress import Progress
 
@@ -74,26 +74,10 @@ class Job(NamedTuple):
             dtype=self.dtype,
             first=self.inputs.place_of_first,
             granularity=granularity.__getitem__,
-            statistics=self._statistics(),
+            statistics=statistics.dtypes(
+                self.inputs.statistics, self.inputs.first_leaves, self.recipe
+            ),
         )
-
-    def _statistics(self) -> dict[str, tuple[np.dtype, ...]]:
-        """Return the dtypes of the experts' statistics of each leaf that has some.
-
-        Raises:
-          UserError: some are missing, or of another shape.
-        """
-        found = {}
-        for kind, sources in self.inputs.statistics.items():
-            given = {name: tree.flatten(s.abstract) for name, s in sources.items()}
-            leaves = {
-                path: leaf
-                for path, leaf in self.inputs.first_leaves.items()
-                if (of := self.recipe.get(path)) is not None and of.statistics == kind
-            }
-            for path in statistics.covered(kind, leaves, given):
-                found[path] = tuple(tree.dtype(of[path]) for of in given.values())
-        return found
 
 
 def run(

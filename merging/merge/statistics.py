@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from merging import checkpoints
 from merging.merge.cutting import matrices
 from merging.methods import Method, Statistics
@@ -81,6 +83,34 @@ def covered(
             f"the statistics ({kind.name}) are not those of these models:\n  "
             + "\n  ".join(lines)
         )
+    return found
+
+
+def dtypes(
+    opened: Mapping[Statistics, Mapping[str, checkpoints.Source]],
+    leaves: Mapping[str, Any],
+    recipe: Mapping[str, Method | None],
+) -> dict[str, tuple[np.dtype, ...]]:
+    """Return the dtypes of the experts' statistics of each leaf that has some.
+
+    Args:
+      opened: of each kind those of every expert.
+      leaves: {path: anything with a shape} of the models.
+      recipe: {path: the method that merges it}.
+
+    Raises:
+      UserError: as `covered`.
+    """
+    found = {}
+    for kind, sources in opened.items():
+        given = {name: tree.flatten(s.abstract) for name, s in sources.items()}
+        merged = {
+            path: leaf
+            for path, leaf in leaves.items()
+            if (of := recipe.get(path)) is not None and of.statistics == kind
+        }
+        for path in covered(kind, merged, given):
+            found[path] = tuple(tree.dtype(of[path]) for of in given.values())
     return found
 
 

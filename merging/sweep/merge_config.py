@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.base = {base!r}
     config.experts = (
 {experts}    )
-    config.output = {output!r}
+{statistics}    config.output = {output!r}
     config.method = ConfigDict({method!r})
     config.rules = {rules}
     config.seed = {seed!r}
@@ -38,6 +38,7 @@ def write(
     base: str | None,
     experts: Mapping[str, str],
     output: Path,
+    statistics: Mapping[str, str] = {},  # noqa: B006
     method_file: str | None = None,
     seed: int = 0,
 ) -> Path:
@@ -51,23 +52,29 @@ def write(
       base: its checkpoint, if there is one.
       experts: {name: checkpoint}.
       output: the folder that the config makes unless told otherwise.
+      statistics: {expert's name: folder}, for a method that merges by some.
       method_file: that registers the method.
       seed: of random masks.
     """
     method = {"name": recipe.method}
     if method_file:
         method["file"] = str(Path(method_file).absolute())
-    given = (f"{name}={uri}" for name, uri in experts.items())
+    told = _lines(statistics)
     rules = "".join(f"        {rule!r},\n" for rule in recipe.rules)
     made = _CONFIG.format(
         title=title,
         path=path,
         words=words,
         base=base or "",
-        experts="".join(f"        {one!r},\n" for one in given),
+        experts=_lines(experts),
+        statistics=told and f"    config.statistics = (\n{told}    )\n",
         output=str(output),
         method=method,
         rules=f"(\n{rules}    )" if rules else "()",
         seed=seed,
     )
     return storage.write_bytes(path, made.encode())
+
+
+def _lines(named: Mapping[str, str]) -> str:
+    return "".join(f"        {f'{name}={uri}'!r},\n" for name, uri in named.items())

@@ -20,6 +20,9 @@ from merging.evaluation import DatasetScore, Requests
 from merging.evaluation.job import compile_cost
 from merging.merge import merge, rules
 from merging.merge.inputs import Inputs, open_inputs
+from merging.merge.statistics import open_statistics
+from merging.merge.stored import StoredLeaf
+from merging.methods import Method, Statistics
 from merging.models import hf
 from merging.runtime import sharding, tree
 from merging.sweep.space import Recipe
@@ -39,6 +42,8 @@ class Resident:
       base: its checkpoint; None for a method that needs none.
       experts: {name: checkpoint}, in the order of per-expert numbers.
       mesh: the attribute.
+      statistics: {kind: {expert's name: folder}}, for methods that want some. They
+        stay in storage, and are read beside each leaf that is merged by them.
 
     Raises:
       UserError: models that cannot be merged, or of no known family; a mesh that does
@@ -46,9 +51,14 @@ class Resident:
     """
 
     def __init__(
-        self, base: str | None, experts: Mapping[str, str], mesh: Mesh | None = None
+        self,
+        base: str | None,
+        experts: Mapping[str, str],
+        mesh: Mesh | None = None,
+        statistics: Mapping[Statistics, Mapping[str, str]] = {},  # noqa: B006
     ):
-        self.inputs: Inputs = open_inputs(base, experts)
+        told = {k: open_statistics(k, folders) for k, folders in statistics.items()}
+        self.inputs: Inputs = open_inputs(base, experts)._replace(statistics=told)
         opened = hf.open_model(self.inputs.first.uri)
         self._table, self._stacked = opened.leaves, opened.stacked
         dtype = str(opened.leaves["embed"].dtype)
@@ -86,8 +96,17 @@ class Resident:
             mine = [path for path, one in chosen.items() if one == method]
             experts = {name: _part(of, mine) for name, of in self._models.items()}
             base = _part(self._base, mine) if method.needs_base else None
-            found |= tree.flatten(merge(base, experts, method, seed=seed))
+            told = self._told(method)
+            made = merge(base, experts, method, seed=seed, statistics=told)
+            found |= tree.flatten(made)
         return self._params(found)
+
+    def _told(self, method: Method) -> dict[str, tree.Tree] | None:
+        """Return the experts' statistics that a method wants, if it wants some."""
+        if method.statistics is None:
+            return None
+        sources = self.inputs.statistics[method.statistics]
+        return {name: _stored(source) for name, source in sources.items()}
 
     def _read(self, source: checkpoints.Source) -> Leaves:
         """Return all leaves of a checkpoint, under their paths, where they belong."""
@@ -120,6 +139,18 @@ class Resident:
                 for path, leaf in self._table.items()
             }
         )
+
+
+def _stored(source: checkpoints.Source) -> tree.Tree:
+    """Return a checkpoint's leaves, each read when it is needed."""
+
+    def leaf(path: str, of: jax.ShapeDtypeStruct) -> StoredLeaf:
+        def read(sharding: Sharding) -> jax.Array:
+            return source.read([path], {path: sharding})[path]
+
+        return StoredLeaf(of.shape, of.dtype, read)
+
+    return tree.map_named(leaf, source.abstract)
 
 
 def _part(leaves: Leaves, paths: Iterable[str]) -> tree.Tree:

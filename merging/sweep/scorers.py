@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from merging import methods, tasks
 from merging.evaluation import DatasetScore, Requests, bootstrap, job
+from merging.methods import Statistics
 from merging.runtime import sharding
 from merging.runtime.revision import git_revision
 from merging.sweep import on_ray, pool, resident
@@ -46,6 +47,7 @@ class Settings:
     Attributes:
       base: its checkpoint; None where there is none.
       experts: {name: checkpoint}.
+      statistics: {kind: {expert's name: folder}}, if the method merges by some.
       method_file: a file that registers methods of one's own; None for none.
       suite: its name.
       suite_settings: as `tasks.suite` takes them.
@@ -62,6 +64,7 @@ class Settings:
 
     base: str | None
     experts: dict[str, str]
+    statistics: dict[Statistics, dict[str, str]]
     method_file: str | None
     suite: str
     suite_settings: dict[str, Any]
@@ -74,6 +77,11 @@ class Settings:
     bootstrap: bootstrap.Options
     merge: bool
     folder: Path
+
+    @property
+    def expert_statistics(self) -> dict[str, str]:
+        """{expert's name: folder of its statistics}, as `merging merge` takes them."""
+        return {n: uri for told in self.statistics.values() for n, uri in told.items()}
 
     def model(self, of: Resident) -> job.Model:
         """Return what is known of the model that has the say, such as its tokenizer."""
@@ -191,4 +199,5 @@ def _alone(settings: Settings, meshed: bool) -> Scorer:
     share_compilations(settings.folder)
     mesh = job.mesh_of(settings.mesh) if meshed else None
     sharding.rows_here(mesh, settings.batch_size)
-    return Scorer(settings, Resident(settings.base, settings.experts, mesh))
+    held = Resident(settings.base, settings.experts, mesh, settings.statistics)
+    return Scorer(settings, held)

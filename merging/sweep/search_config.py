@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from merging import checkpoints, methods, tasks
 from merging.evaluation import bootstrap
 from merging.evaluation.job import mesh_of
-from merging.merge import rules
+from merging.merge import rules, statistics
 from merging.merge.inputs import expert_names
 from merging.merge.rules import Spec
+from merging.methods import Statistics
 from merging.runtime import config_keys, processes, sharding, storage, tree
 from merging.runtime.errors import UserError, nearest
 from merging.sweep import on_ray, reading, trials
@@ -28,6 +29,7 @@ _HOW = ("runner", "workers", "resources", "mesh", "merge", "trials")
 _KEYS = {
     "base": "",
     "experts": tuple,
+    "statistics": (),
     "method": ConfigDict,
     "space": ConfigDict,
     "per_expert": (),
@@ -93,7 +95,7 @@ def read(config: Any, folder: Path) -> Asked:
         _KEYS,
         "merging search",
         "search/weights",
-        remote=("base", "experts"),
+        remote=("base", "experts", "statistics"),
     )
     _check(config)
     where = _where(config, folder)
@@ -103,16 +105,13 @@ def read(config: Any, folder: Path) -> Asked:
         sharding.rows_here(mesh, config.batch_size)
     spec, file = _method(config.method.to_dict())
     experts = expert_names(config.experts)
-    resident = Resident(config.base or None, experts, mesh)
     method = methods.get(spec.name)
     if method.needs_base and not config.base:
         raise UserError(f"{spec.name}: this needs the base; name it (base).")
-    if method.statistics:
-        raise UserError(
-            f"{spec.name} needs {method.statistics.name} statistics of each expert, "
-            "and a search gathers none: search another method, or give `merging merge` "
-            "what `merging collect` gathered, for each number that you would try."
-        )
+    told = expert_names(config.statistics)
+    statistics.require([method], experts, told)
+    told = {method.statistics: told} if method.statistics else {}
+    resident = Resident(config.base or None, experts, mesh, told)
     space = searched.space(
         spec,
         config.space.to_dict(),
@@ -129,7 +128,8 @@ def read(config: Any, folder: Path) -> Asked:
     chosen = rules.recipe(floats, *space.recipe(space.at(0.5)))
     for one in filter(None, chosen.values()):
         one.reordered(range(len(experts)))
-    settings = _settings(config, experts, file, folder).with_datasets(resident)
+    statistics.dtypes(resident.inputs.statistics, leaves, chosen)  # or they don't fit
+    settings = _settings(config, experts, told, file, folder).with_datasets(resident)
     if where.runner == "ray":
         on_ray.connect(where.resources)
     return Asked(config, settings, resident, spec, space, space.compiled, where)
@@ -156,12 +156,17 @@ def _where(config: ConfigDict, folder: Path) -> Where:
 
 
 def _settings(
-    config: ConfigDict, experts: dict[str, str], file: str | None, folder: Path
+    config: ConfigDict,
+    experts: dict[str, str],
+    told: dict[Statistics, dict[str, str]],
+    file: str | None,
+    folder: Path,
 ) -> Settings:
     suite = config.suite.to_dict()
     return Settings(
         base=config.base or None,
         experts=experts,
+        statistics=told,
         method_file=file,
         suite=suite.pop("name", ""),
         suite_settings=suite,
@@ -263,7 +268,7 @@ def identity(asked: Asked) -> ConfigDict:
         processes.broadcast(
             lambda: [
                 f"{name} {storage.digest(checkpoints.content(source))}"
-                for name, source in zip(inputs.names, inputs.sources, strict=True)
+                for name, source in inputs.everything.items()
             ]
         )
     )

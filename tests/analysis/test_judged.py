@@ -52,7 +52,12 @@ def command(folders, analysis, workdir, **values):
 
 
 @pytest.mark.long
-def test_the_connectivity_of_models(folders, tmp_path, capsys):
+def test_the_connectivity_of_models(folders, tmp_path, capsys, monkeypatch):
+    asked_for, scores = [], judged.Judge.scores
+    monkeypatch.setattr(
+        *(judged.Judge, "scores"),
+        lambda judge, params: asked_for.append(judge) or scores(judge, params),
+    )
     argv = command(
         folders,
         "connectivity",
@@ -65,8 +70,15 @@ def test_the_connectivity_of_models(folders, tmp_path, capsys):
         count=EXAMPLES,
     )
     assert main(argv) == 0, capsys.readouterr().err
+    # On test four models and the middles of four paths, on validation two and one.
+    assert sorted(map(asked_for.count, set(asked_for))) == [3, 8]
     made = rows.read(tmp_path / "out", "connectivity")["rows"]
     value = {(r.quantity, r.of, r.at): r.value for r in made}
+    for name in folders:
+        ends = [k for k in value if k[0] == "loss" and len(k[1]) == 2]
+        ends = [k for k in ends if k[2] in (0.0, 1.0) and k[1][int(k[2])] == name]
+        assert len(ends) > 1 or name == "base"
+        assert len({value[k] for k in ends}) == 1
     suite = tasks.suite(
         "miniworld", test_examples=EXAMPLES, tokenizer=folders["base"], chat=False
     )

@@ -11,9 +11,10 @@ import pytest
 import searches
 from pages import DOCS
 from searches import TRIALS, arguments, found, records
+from statistics_of import statistics_of
 
 import merging
-from merging import UserError, methods
+from merging import UserError, checkpoints, methods
 from merging.cli.main import main
 from merging.merge import rules, verify
 from merging.models import hf
@@ -224,10 +225,10 @@ def test_the_page_names_all_numbers_that_compile():
         numbers = {k: v for k, v in entry.parameters.items() if type(v) in (int, float)}
         # Inside of every range, whatever it is.
         ranges = {
-            k: (v, v + 2) if type(v) is int else (v / 4, v / 2)
+            k: (v, v + 2) if type(v) is int else (v / 4, v / 2) if v else (0.1, 0.2)
             for k, v in numbers.items()
         }
-        if ranges and not entry.build().statistics:
+        if ranges:
             space = searched.space(rules.parse(entry.name), ranges, ["a", "b"])
             found |= {(name, entry.name) for name in space.compiled}
     told = re.findall(r"((?:`\w+`(?:, | and )?)+) \(([\w, ]+)\)", said)
@@ -254,7 +255,7 @@ def test_a_search_says_which_numbers_compile(place, tmp_path, capsys):
     assert verify(str(merged)) == []
 
 
-def own_config(folder, place, space, name="consensus_ta"):
+def own_config(folder, place, space, name="consensus_ta", **more):
     """Write a config of one's own, of three trials, and return its path."""
     experts = tuple(str(place / f"e{n}") for n in (1, 2, 3))
     values = {
@@ -266,13 +267,65 @@ def own_config(folder, place, space, name="consensus_ta"):
         "trials": 3,
         "scales": (0.3,),
         "bootstrap": {"resamples": 20},
-    }
+    } | more
     path = folder / "own.py"
     path.write_text(
         "from ml_collections import ConfigDict\n\n"
         f"def get_config():\n    return ConfigDict({values!r})\n"
     )
     return path
+
+
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [("fisher", {"weights": (0.1, 1.0)}), ("regmean", {"off_diagonal": (0.5, 0.99)})],
+)
+@pytest.mark.parametrize("layout", ["orbax", "safetensors"])
+def test_methods_that_merge_by_statistics_are_searched(
+    place, tmp_path, method, space, layout
+):
+    names, kind = ("e1", "e2", "e3"), methods.get(method).statistics
+    where = {name: str(place / name) for name in names}
+    if layout == "safetensors":
+        for name in names:
+            where[name] = str(tmp_path / name)
+            convert(str(place / name), where[name], format=layout)
+    sources = {n: checkpoints.open_checkpoint(path) for n, path in where.items()}
+    experts = {
+        n: tree.unflatten(source.read(tree.flatten(source.abstract), {}))
+        for n, source in sources.items()
+    }
+    told = statistics_of(methods.get(method), experts)
+    for name, leaves in told.items():
+        checkpoints.save(tmp_path / f"told_{name}" / kind.name, leaves)
+    folders = [f"{name}={tmp_path}/told_{name}" for name in names]
+    config = own_config(
+        *(tmp_path, place, space, method),
+        base="",
+        experts=[f"{name}={path}" for name, path in where.items()],
+        statistics=folders,
+        per_expert=["weights"] if "weights" in space else [],
+    )
+    workdir = tmp_path / "w"
+    assert main(["search", "--config", str(config), "--workdir", str(workdir)]) == 0
+    assert len({line["value"] for line in records(workdir)}) > 1
+    best = max(records(workdir), key=lambda line: line["value"])
+    merged = workdir / f"merged_{best['number']}"
+    assert verify(str(merged)) == []
+    argv = ["merge", "--config", str(workdir / "best.py")]
+    assert main([*argv, f"--config.output={tmp_path / 'again'}"]) == 0
+    manifests = [
+        json.loads((p / "manifest.json").read_text())
+        for p in (merged, tmp_path / "again")
+    ]
+    assert manifests[0]["leaves"] == manifests[1]["leaves"]
+    # What was scored has the streamed merge's bits, and so its score.
+    told = {name: f"{tmp_path}/told_{name}" for name in names}
+    held = Resident(None, where, None, {kind: told})
+    params = held.merged(Recipe(best["method"], ()), 0)
+    expected = tree.flatten(hf.load(merged)[1])
+    for path, leaf in tree.flatten(params).items():
+        assert np.asarray(leaf).tobytes() == np.asarray(expected[path]).tobytes(), path
 
 
 RECIPES = [
@@ -437,8 +490,8 @@ MISTAKES = [
     ({"method.name": "tises"}, "unknown method 'tises': did you mean ties"),
     ({"method.name": "model_stock"}, "unknown parameter of model_stock 'weights'"),
     ({"space.weights": "1,0"}, "space.weights = (1.0, 0.0) must be (low, high)"),
-    ({"method.name": "fisher"}, "a search gathers none: search another method"),
-    ({"method.name": "regmean"}, "regmean needs gram statistics of each expert"),
+    ({"method.name": "fisher"}, "fisher needs statistics of every expert, and there"),
+    ({"statistics": "e1=gone"}, "statistics are given, and no method uses them"),
     ({"method.name": "nuslerp"}, "nuslerp merges 2 experts, not 3; multislerp or"),
     ({"per_expert": ""}, "weights are one for each expert"),
     ({"per_expert": "weights,scale"}, "per_expert: scale has no range in space"),
