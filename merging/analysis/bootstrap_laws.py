@@ -33,8 +33,16 @@ class Sureness(NamedTuple):
     level: float
 
     def interval(self, name: str) -> tuple[float, float]:
-        """Return a parameter's percentile interval."""
-        return self._ends(np.array([law.parameters[name] for law in self.drawn]))
+        """Return a parameter's percentile interval.
+
+        NaN where the law, or more of those drawn than lie beyond one end, do not depend
+        on it (`Law.free`): it may have any value there.
+        """
+        told = [law.parameters[name] for law in self.drawn if name not in law.free]
+        beyond = (1 - self.level) / 2 * len(self.drawn)
+        if name in self.law.free or len(self.drawn) - len(told) > beyond:
+            return math.nan, math.nan
+        return self._ends(np.array(told))
 
     def around(
         self, N: float, k: float, observations: int = 0, seed: int = 0

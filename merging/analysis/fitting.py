@@ -55,7 +55,7 @@ def run(config: Any, workdir: Path) -> None:
     values = config.to_dict()
     _check(values)
     saturating = values["form"] == laws.SATURATING
-    groups = law_rows.read(
+    groups, notes = law_rows.read(
         list(values["rows"]),
         quantity=values["quantity"],
         split=values["split"],
@@ -76,7 +76,7 @@ def run(config: Any, workdir: Path) -> None:
         place.claim(workdir, values)
         path = rows.write(workdir, "law", made, settings=values, refused=refused)
         figures.write(workdir, figures.of_law(made, _label(values)))
-    print(_summary(made))
+    print("\n".join([_summary(made), *(f"note: {note}" for note in notes)]))
     for group, reason in refused.items():
         print(f"not fitted: {group}: {reason}")
     print(f"Rows: {path}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from merging.analysis.laws import Observation
 from merging.runtime import results
 from merging.runtime.errors import UserError, listed
+from merging.runtime.joining import join
 from merging.runtime.results import Row
 
 # {quantity: a row's value of it; None where it has none}.
@@ -31,8 +32,10 @@ Groups = dict[str, list[Observation]]
 
 def read(
     paths: Sequence[str], *, quantity: str, split: str, gain: bool, by_size: bool
-) -> Groups:
-    """Return observations by group: family, base and method (and size).
+) -> tuple[Groups, list[str]]:
+    """Return observations by group, and notes on rows that were given twice.
+
+    A group is a family, base and method (and size).
 
     Args:
       paths: workdirs and files of rows, joined; or one CSV, whose groups are its own.
@@ -42,7 +45,8 @@ def read(
       by_size: whether each size is a group of its own.
 
     Raises:
-      UserError: a file that can't be read; no observation.
+      UserError: a file that can't be read; runs of different configurations that
+        evaluated the same models differently; no observation.
     """
     if not paths:
         raise UserError("name the rows to fit (rows): workdirs, or a CSV.")
@@ -50,20 +54,21 @@ def read(
     if tables:
         if len(paths) > 1:
             raise UserError("rows: a CSV stands alone, beside no other rows.")
-        return of_csv(Path(tables[0]))
-    found = of_rows(results.read(paths), quantity, split, gain, by_size)
+        return of_csv(Path(tables[0])), []
+    joined, notes = join(results.read(paths))
+    found = of_rows(joined, quantity, split, gain, by_size)
     if not found:
         raise UserError(
             f"none of the rows of {listed(paths)} is of a merge with {quantity} on all "
             f"datasets of the split {split}."
         )
-    return found
+    return found, notes
 
 
 def of_rows(
     rows: Iterable[Row], quantity: str, split: str, gain: bool, by_size: bool
 ) -> Groups:
-    """Return observations by group; arguments as `read`."""
+    """Return observations by group, of rows that are joined; arguments as `read`."""
     models: dict[tuple, dict[str, float | None]] = {}
     datasets: dict[tuple, set[str]] = {}
     for row in rows:

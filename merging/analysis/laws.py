@@ -28,6 +28,8 @@ _EXPONENTS = (0.02, 0.1, 0.3, 0.7, 1.2)
 _EXPONENT_BOUNDS = (1e-3, 3.0)
 # A share of its bounds within which a number counts as not told by the data.
 _EDGE = 1e-3
+# A share of the observations' norm up to which a term counts as 0: rounding.
+_NOTHING = 1e-12
 
 
 class Observation(NamedTuple):
@@ -56,7 +58,9 @@ class Law(NamedTuple):
       noise: √(Σ w r² / (n − p)): of an observation of weight 1; NaN where there are no
         more observations than numbers.
       weights: of `WEIGHTS`.
-      at_bound: names of numbers that ended on a bound: the data do not tell them.
+      at_bound: names of numbers that ended on a bound, and of `free` ones: the data
+        do not tell them.
+      free: names of those that only a term of 0 has: any value fits as well.
     """
 
     form: str
@@ -66,6 +70,7 @@ class Law(NamedTuple):
     noise: float
     weights: str
     at_bound: tuple[str, ...]
+    free: tuple[str, ...] = ()
 
     def predict(self, N: np.ndarray, k: np.ndarray) -> np.ndarray:
         """Return the expected values, of the arguments' broadcast shape."""
@@ -100,11 +105,12 @@ def fit(
     root = np.sqrt(k / k.mean() if weights == "k" else np.ones_like(k))
     scale = np.exp(np.log(N).mean())  # N to powers stay near 1
 
-    def solved(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def solved(point: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         columns = shape.columns(point, N / scale, k) * root[:, None]
         size = np.linalg.norm(columns, axis=0)
-        found = _nonnegative(columns / size, y * root) / size
-        return found, columns @ found - y * root
+        shares = _nonnegative(columns / size, y * root)
+        found = shares / size
+        return found, columns @ found - y * root, shares
 
     # Imported late: the command line must start quickly.
     from scipy.optimize import least_squares
@@ -130,26 +136,46 @@ def fit(
         ),
         key=lambda found: found.cost,
     )
-    linear, residuals = solved(best.x)
+    linear, residuals, shares = solved(best.x)
+    nothing = np.abs(shares) <= _NOTHING * np.linalg.norm(y * root)
+    at_bound, free = _untold(shape, best.x, nothing)
     spread = float(np.sum((y - y.mean()) ** 2))
     missed = float(np.sum((residuals / root) ** 2))
     squares = float(np.sum(residuals**2))
-    free = len(y) - len(linear) - len(best.x)
-    room = _EDGE * (high - low)
-    edge = (best.x < low + room) | (best.x > high - room)
-    named = zip(shape.names, edge, strict=True)
+    degrees = len(y) - len(linear) - len(best.x)
     return Law(
         form,
         {n: float(v) for n, v in shape.parameters(best.x, linear, scale).items()},
         1 - missed / spread if spread > 0 else math.nan,
         math.sqrt(squares / float(np.sum(root**2))),
         # Of an observation of weight 1: the weights above have a mean of 1.
-        math.sqrt(squares / free * (k.mean() if weights == "k" else 1.0))
-        if free > 0
+        math.sqrt(squares / degrees * (k.mean() if weights == "k" else 1.0))
+        if degrees > 0
         else math.nan,
         weights,
-        tuple(name for name, at in named if at),
+        at_bound,
+        free,
     )
+
+
+def _untold(
+    shape: "_Shape", point: np.ndarray, nothing: np.ndarray
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a law's `at_bound` and `free`.
+
+    Args:
+      shape: of the law.
+      point: what the search has found.
+      nothing: bool [numbers solved for], whether the term of each is 0.
+    """
+    zero = [name for name, of in zip(shape.terms, nothing, strict=True) if of]
+    free = tuple(name for of in zero for name in shape.terms[of])
+    low, high = (np.array(bound) for bound in zip(*shape.bounds, strict=True))
+    room = _EDGE * (high - low)
+    edge = (point < low + room) | (point > high - room)
+    ended = [name for name, at in zip(shape.names, edge, strict=True) if at]
+    ended += [name for name in zero if name != "a"]  # which may have any sign
+    return tuple(dict.fromkeys([*ended, *free])), free
 
 
 class _Shape(NamedTuple):
@@ -157,6 +183,7 @@ class _Shape(NamedTuple):
 
     Attributes:
       names: of the numbers that are searched. bounds, starts: of these.
+      terms: {number solved for: those searched that its term alone has}.
       columns: ``(point, N, k) -> [observations, numbers solved for]``.
       parameters: ``(point, solution, scale of N) -> {name: number}``.
       searched: ``(parameters) -> point``.
@@ -165,6 +192,7 @@ class _Shape(NamedTuple):
     names: tuple[str, ...]
     bounds: list[tuple[float, float]]
     starts: list[np.ndarray]
+    terms: dict[str, tuple[str, ...]]
     columns: Callable[..., np.ndarray]
     parameters: Callable[..., dict[str, float]]
     searched: Callable[[dict[str, float]], np.ndarray]
@@ -199,6 +227,7 @@ def _saturating(least: float, most: float) -> _Shape:
         ("tau",),
         [ends],
         [np.array([at]) for at in np.linspace(*ends, 24)],
+        {"a": ("tau",)},
         lambda point, N, k: -np.expm1(-k / math.exp(point[0]))[:, None],
         lambda point, linear, scale: {"a": linear[0], "tau": math.exp(point[0])},
         lambda p: np.array([math.log(p["tau"])]),
@@ -225,6 +254,7 @@ def _of_one_size(least: float, most: float) -> _Shape:
         ("b",),
         [ends],
         [np.array([at]) for at in starts],
+        {"floor": (), "tail": ("b",)},
         columns,
         parameters,
         lambda p: np.array([math.log(p["b"] + least)]),
@@ -254,6 +284,7 @@ def _merging(least: float, most: float) -> _Shape:
         ("beta", "gamma", "b"),
         [_EXPONENT_BOUNDS, _EXPONENT_BOUNDS, ends],
         [np.array(p) for p in itertools.product(_EXPONENTS, _EXPONENTS, starts[1::2])],
+        {"L": (), "B": ("beta",), "A": ("gamma", "b")},
         columns,
         parameters,
         lambda p: np.array([p["beta"], p["gamma"], math.log(p["b"] + least)]),

@@ -72,8 +72,9 @@ class Descriptors(Generic[Key]):
 
     def close_all(self) -> None:
         """Close every file as soon as nobody uses it."""
-        for key in self.keys():
-            self.close(key)
+        with contextlib.ExitStack() as stack:
+            for key in self.keys():
+                stack.callback(self.close, key)
 
     def _take_idle(self) -> list[tuple[Key, int]]:
         """Forget the files that are too many, and return them, still open."""

@@ -7,6 +7,7 @@ and a device answers to being read. Of however many files, a few are open at a t
 import contextlib
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -53,18 +54,17 @@ class RangeFile:
 
     def __init__(self, path: epath.Path):
         self.path = path
-        self._stamp = None if is_remote(path) else stamp(path)
+        self._key = None if is_remote(path) else (os.fspath(path), stamp(path))
         self.size = size(path)
-
-    def __del__(self):
-        if getattr(self, "_stamp", None) is not None:
-            _OPEN.close((os.fspath(self.path), self._stamp))
+        if self._key is not None:
+            # At the program's end the system closes what is open.
+            weakref.finalize(self, _OPEN.close, self._key).atexit = False
 
     def read(self, at: int, length: int) -> bytes:
         """Return bytes; fewer at the file's end."""
         with reading(self.path):
-            if self._stamp is not None:
-                with _OPEN.of((os.fspath(self.path), self._stamp)) as descriptor:
+            if self._key is not None:
+                with _OPEN.of(self._key) as descriptor:
                     return os.pread(descriptor, length, at)
             if isinstance(self.path, ObjectPath):
                 return self.path.read_range(at, min(length, self.size - at))
@@ -77,9 +77,8 @@ class RangeFile:
         done = 0
         with reading(self.path, leaf), contextlib.ExitStack() as stack:
             descriptor = None
-            if self._stamp is not None:
-                opened = _OPEN.of((os.fspath(self.path), self._stamp))
-                descriptor = stack.enter_context(opened)
+            if self._key is not None:
+                descriptor = stack.enter_context(_OPEN.of(self._key))
             while done < len(out):
                 if descriptor is not None:
                     got = os.preadv(descriptor, [out[done:]], at + done)
@@ -92,6 +91,15 @@ class RangeFile:
                         self.path, f"{leaf} ends {len(out) - done} bytes too early"
                     )
                 done += got
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if the local file was written to or replaced meanwhile.
+
+        Raises:
+          UserError: it was.
+        """
+        if self._key is not None and stamp(self.path) != self._key[1]:
+            raise _changed(self.path)
 
 
 def path_of(name: str) -> epath.Path:
@@ -170,10 +178,7 @@ def _open_regular(key: tuple[str, Stamp]) -> int:
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if _stamp(path, os.fstat(number)) != expected:
-            raise UserError(
-                f"{path} was changed while it was being read; leave it alone, and "
-                "start again."
-            )
+            raise _changed(path)
     except BaseException:
         os.close(number)
         raise
@@ -189,6 +194,13 @@ def _stamp(path: str | os.PathLike, found: os.stat_result) -> Stamp:
         what = _KINDS.get(kind, "something else")
         raise UserError(f"{os.fspath(path)} is {what}, not a file.")
     return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _changed(path: str | os.PathLike) -> UserError:
+    return UserError(
+        f"{os.fspath(path)} was changed while it was being read; leave it alone, and "
+        "start again."
+    )
 
 
 def _is_plain(name: str) -> bool:

@@ -85,12 +85,17 @@ class GgufFile:
         """Return rows of a tensor as float32 [rows, columns]; a vector is one row.
 
         All rows from the first to the last that is chosen are in memory, as stored.
+
+        Raises:
+          UserError: the file was changed since it was opened.
+          CorruptCheckpoint: it can't be read.
         """
         tensor, size = self._tensors[name], self._row_bytes[name]
         first, last = int(chosen.min()), int(chosen.max()) + 1
         stored = np.empty((last - first, size), np.uint8)
         at = tensor.start + first * size
         self._file.read_into(at, stored.reshape(-1), name)
+        self._file.require_unchanged()
         return _numbers(_gguf(), stored[chosen - first], tensor)
 
 

@@ -7,15 +7,26 @@ programs would read in its place only the model's family says.
 
 from collections.abc import Iterable
 
-from merging.runtime.errors import UserError
+from merging.checkpoints.safetensors_header import METADATA, is_name
+from merging.runtime.errors import UserError, listed
+
+_MOST, _LINE = 50, "\n  "
 
 
 def require_tensor_names(paths: Iterable[str]) -> None:
-    """Refuse leaves of a nested tree.
+    """Refuse leaves of a nested tree, and names that the format can't hold.
 
     Raises:
-      UserError: some leaves have paths of several keys.
+      UserError: some leaves have paths of several keys, or names that no tensor has.
     """
+    paths = list(paths)
+    unfit = [repr(path) for path in paths if path == METADATA or not is_name(path)]
+    if unfit:
+        raise UserError(
+            "no tensor of a safetensors file can have the names of these leaves; "
+            "rename them where they are saved:\n  "
+            + listed(unfit, most=_MOST, mark=_LINE)
+        )
     nested = [path for path in paths if "/" in path]
     if nested:
         raise UserError(

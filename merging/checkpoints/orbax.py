@@ -2,8 +2,11 @@
 
 Orbax writes into a temporary sibling and renames it, so a name either holds a whole
 checkpoint or nothing; in an object store it writes a mark at the end, without which
-nothing is read. It does not notice damaged bytes: an uncompressed chunk has no
-checksum. So every leaf's CRC-32 goes into the checkpoint's own metadata.
+nothing is read. One that is replaced takes two renames. What a kill between them leaves
+is read where it lies, and gets its name from the next `save`.
+
+Orbax does not notice damaged bytes: an uncompressed chunk has no checksum. So every
+leaf's CRC-32 goes into the checkpoint's own metadata.
 """
 
 import functools
@@ -14,9 +17,9 @@ from typing import Any
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from merging.checkpoints import errors, orbax_source
-from merging.checkpoints.location import COMMITTED, path_of
-from merging.checkpoints.orbax_source import open_saved
+from merging.checkpoints import errors, orbax_source, orbax_tree
+from merging.checkpoints.location import COMMITTED, Location, path_of
+from merging.checkpoints.orbax_source import OrbaxSource
 from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
 
@@ -48,7 +51,7 @@ def _chunking(_: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptio
 
 def exists(path: str | os.PathLike) -> bool:
     """Return whether a checkpoint has been published under this name."""
-    return (path_of(os.fspath(path)) / COMMITTED[0]).exists()
+    return _is_whole(_place(path_of(os.fspath(path))))
 
 
 def save(path: str | os.PathLike, params: tree.Tree) -> None:
@@ -62,7 +65,8 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
       params: leaves are JAX (sharded or not) or NumPy arrays.
 
     Raises:
-      UserError: the path holds something else than a checkpoint, or the disk is full.
+      UserError: the path holds something else than a checkpoint, no leaf can have one
+        of the names, or the disk is full.
 
     >>> import jax.numpy as jnp, merging
     >>> merging.checkpoints.save("model", {"layer": {"w": jnp.zeros((2, 3))}})
@@ -70,9 +74,9 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
     (2, 3)
     """
     path = path_of(os.fspath(path))
-    if path.exists() and not (exists(path) or _is_half(path)):
-        raise UserError(f"{path} exists and is no checkpoint; choose another name.")
     leaves = tree.flatten(params)
+    orbax_tree.require_names(leaves)
+    there = processes.broadcast(lambda: _settle(path))
     sums = {name: orbax_source.checksum(leaf) for name, leaf in leaves.items()}
     write = functools.partial(
         ocp.save,
@@ -85,12 +89,24 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
             # Nothing is renamed there: Orbax's last object says that all are whole.
             processes.broadcast(lambda: storage.remove(path))
             write(os.fspath(path))
-        elif path.exists():
-            fresh = path.with_name(path.name + _NEW)
-            write(fresh, overwrite=True)
-            _replace(path, fresh)
+        elif there:
+            write(_beside(path)[0])
+            processes.broadcast(lambda: _replace(path))
         else:
             write(path)
+
+
+def open_saved(path: str | os.PathLike) -> OrbaxSource:
+    """Open what `save` has written: the very folder, and the whole of its tree.
+
+    Raises:
+      MissingCheckpoint: nothing has that name.
+      CorruptCheckpoint: as `OrbaxSource`.
+    """
+    folder = _place(path_of(os.fspath(path)))
+    if not folder.exists():
+        raise errors.MissingCheckpoint(path)
+    return OrbaxSource(Location(os.fspath(path), folder, "", "orbax"), whole=True)
 
 
 def restore(path: str | os.PathLike, like: tree.Tree | None = None) -> dict[str, Any]:
@@ -117,12 +133,57 @@ def _is_half(path: epath.Path) -> bool:
     )
 
 
-def _replace(path: epath.Path, fresh: epath.Path) -> None:
-    if processes.is_first():
-        old = path.with_name(path.name + _OLD)
-        if old.exists():  # left by a kill between the two renames
-            old.rmtree()
+def _place(path: epath.Path) -> epath.Path:
+    """Return where a checkpoint lies: beside its name after a kill in `_replace`.
+
+    Nothing is renamed here: another program may be replacing it at this moment.
+    """
+    if storage.is_remote(path) or path.exists():
+        return path
+    fresh, old = _beside(path)
+    if not old.exists():  # someone has removed the one that had the name
+        return path
+    return next((place for place in (fresh, old) if _is_whole(place)), path)
+
+
+def _settle(path: epath.Path) -> bool:
+    """Return whether a checkpoint is there, and clear away what a kill left beside it.
+
+    Raises:
+      UserError: something else is there.
+    """
+    with errors.writing(path):
+        if not storage.is_remote(path):
+            if (found := _place(path)) != path:
+                found.rename(path)
+            for left in _beside(path):
+                _discard(left)
+        if not path.exists():
+            return False
+        if not (_is_whole(path) or _is_half(path)):
+            raise UserError(f"{path} exists and is no checkpoint; choose another name.")
+        return True
+
+
+def _replace(path: epath.Path) -> None:
+    fresh, old = _beside(path)
+    with errors.writing(path):
         path.rename(old)
         fresh.rename(path)
-        old.rmtree()
-    processes.barrier(f"replaced {path}")
+        _discard(old)
+
+
+def _discard(folder: epath.Path) -> None:
+    """Remove a checkpoint, its mark first: the rest of it is none."""
+    if folder.exists():
+        (folder / COMMITTED[0]).unlink(missing_ok=True)
+        storage.remove(folder)
+
+
+def _beside(path: epath.Path) -> tuple[epath.Path, epath.Path]:
+    """Return where the new and the old checkpoint lie while one replaces the other."""
+    return path.with_name(path.name + _NEW), path.with_name(path.name + _OLD)
+
+
+def _is_whole(path: epath.Path) -> bool:
+    return (path / COMMITTED[0]).exists()

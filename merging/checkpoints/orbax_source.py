@@ -8,7 +8,6 @@ folders.
 import functools
 import itertools
 import math
-import os
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,6 @@ from merging.checkpoints.location import (
     Location,
     is_committed,
     items,
-    path_of,
 )
 from merging.checkpoints.orbax_tree import Entry, Listed
 from merging.checkpoints.ranges import boxes
@@ -265,19 +263,6 @@ def _part(array: ts.TensorStore, index: Any, dtype: np.dtype) -> np.ndarray:
     for start, stop in itertools.pairwise(ends):
         found[start:stop] = part[start:stop].read().result()
     return found
-
-
-def open_saved(path: str | os.PathLike) -> OrbaxSource:
-    """Open what `save` has written: the very folder, and the whole of its tree.
-
-    Raises:
-      MissingCheckpoint: nothing has that name.
-      CorruptCheckpoint: as `OrbaxSource`.
-    """
-    folder = path_of(os.fspath(path))
-    if not folder.exists():
-        raise errors.MissingCheckpoint(path)
-    return OrbaxSource(Location(os.fspath(path), folder, "", "orbax"), whole=True)
 
 
 def checksum(leaf: Any) -> list | None:

@@ -12,13 +12,14 @@ from etils import epath
 from merging.checkpoints.json_scanner import Scanner
 from merging.checkpoints.location import TREE
 from merging.checkpoints.orbax_files import read_small
-from merging.runtime.errors import UserError, nearest
+from merging.runtime.errors import UserError, listed, nearest
 
 PARAMS = "params"
 _OPTIMIZER = {"opt_state", "opt_states", "optimizer", "optimizer_state", "opt"}
 _TRAINING = _OPTIMIZER | {"step"}
 _DEEPEST = 2  # keys above a training's state
 _MOST_KEYS = 64  # of a leaf
+_MOST = 50  # lines of a message
 # As `Listed` has them.
 _FACTS = ("use_zarr3", "use_ocdbt", "store_array_data_equal_to_fill_value")
 _EMPTY = {"None": None, "Dict": {}, "NamedTuple": {}, "List": [], "Tuple": []}
@@ -88,6 +89,20 @@ def read(folder: epath.Path) -> Listed:
     return Listed(entries, *facts.values())
 
 
+def require_names(paths: Iterable[str]) -> None:
+    """Refuse leaves that would be refused when they are read again.
+
+    Raises:
+      UserError: a key is no name, or a leaf has too many; lists all of them.
+    """
+    wrong = [repr(path) for path in paths if not _are_names(path.split("/"))]
+    if wrong:
+        raise UserError(
+            "an Orbax tree can't be read again with the names of these leaves; rename "
+            "them where they are saved:\n  " + listed(wrong, most=_MOST, mark="\n  ")
+        )
+
+
 def below(entries: Iterable[Entry], keys: Sequence[str]) -> list[Entry]:
     """Return the entries under some keys, without these."""
     keys, depth = tuple(keys), len(keys)
@@ -155,10 +170,14 @@ def containers(entries: Iterable[Entry]) -> Any:
 
 def _entry(found: Any) -> Entry:
     keys = tuple(str(key["key"]) for key in found["key_metadata"])
-    if len(keys) > _MOST_KEYS or not all(map(_is_name, keys)):
+    if not _are_names(keys):
         raise ValueError(f"a leaf is called {keys[:_MOST_KEYS]}")
     places = tuple(k["key_type"] == _SEQUENCE for k in found["key_metadata"])
     return Entry(keys, keys, places, str(found["value_metadata"]["value_type"]))
+
+
+def _are_names(keys: Sequence[str]) -> bool:
+    return len(keys) <= _MOST_KEYS and all(map(_is_name, keys))
 
 
 def _is_name(key: str) -> bool:

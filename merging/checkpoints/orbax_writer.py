@@ -21,18 +21,20 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from merging.checkpoints import errors, orbax_files, unfinished
+from merging.checkpoints import errors, orbax_files, orbax_tree, unfinished
 from merging.checkpoints.auxiliary import write_auxiliary_files
 from merging.checkpoints.location import COMMITTED, PARTIAL, TREE
 from merging.checkpoints.orbax_source import context
 from merging.checkpoints.ranges import boxes
 from merging.checkpoints.writer import recorded
 from merging.runtime import objects, processes, storage, tree
-from merging.runtime.errors import UserError
+from merging.runtime.errors import UserError, listed
 from merging.runtime.objects import ObjectPath
 from merging.runtime.storage import Folder
 
 CHUNK_BYTES = 2**23
+_LONGEST = 255  # bytes of a file's name
+_MOST_FILES = 16  # times the fewest that a leaf can be cut into
 _HANDLER = (
     "orbax.checkpoint._src.handlers.standard_checkpoint_handler."
     "StandardCheckpointHandler"
@@ -56,8 +58,8 @@ class OrbaxWriter:
       beside: names of the files that `finish` will be given.
 
     Raises:
-      UserError: the disk is full, the folder holds another layout or is not ours, or
-        two leaves can't be told apart.
+      UserError: the disk is full, the folder holds another layout or is not ours, two
+        leaves can't be told apart, or no folder can have a leaf's name.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class OrbaxWriter:
         self._arrays = {path: array.result() for path, array in self._arrays.items()}
 
     def granularity(self, path: str) -> int:
-        """Return the elements of a chunk, which two writers must not share."""
+        """Return the elements of a range whose chunks no other writer shares."""
         return granularity(self._abstract[path])
 
     def write(self, path: str, start: int, values: np.ndarray) -> None:
@@ -201,12 +203,26 @@ class OrbaxWriter:
 
 
 def granularity(leaf: Any) -> int:
-    """Return the elements of a chunk of a leaf: a contiguous range of it."""
-    return max(math.prod(_chunk(leaf)), 1)
+    """Return the elements of a contiguous range that has its chunks for itself.
+
+    A chunk's; or a whole axis's, where its chunks don't divide it.
+    """
+    held = _chunk(leaf)
+    for axis, length in enumerate(leaf.shape):
+        if axis > 0 and length % held[axis]:
+            held[axis] = length
+    return math.prod(held)
 
 
-def _require_names(paths: Iterable[str], beside: Iterable[str]) -> None:
-    """Refuse leaves whose folders would have one name, or that of a file."""
+def _require_names(paths: Collection[str], beside: Iterable[str]) -> None:
+    """Refuse leaves whose folders would have one name, that of a file, or none."""
+    orbax_tree.require_names(paths)
+    long = [path for path in paths if len(path.encode()) > _LONGEST]
+    if long:
+        raise UserError(
+            f"in an Orbax folder a leaf's name has at most {_LONGEST} bytes; rename "
+            "these where they are saved:\n  " + listed(long, most=50, mark="\n  ")
+        )
     names: dict[str, str] = dict.fromkeys((TREE, *COMMITTED), "a file of Orbax's")
     names |= {name.split("/")[0]: "a file beside the weights" for name in beside}
     clashes = []
@@ -225,7 +241,8 @@ def _require_names(paths: Iterable[str], beside: Iterable[str]) -> None:
 def _chunk(leaf: Any) -> list[int]:
     """Return the shape of its chunks: whole rows of the first axes, or a part of one.
 
-    The part divides its axis, so that chunks are equal ranges of the flat leaf.
+    The part divides its axis, so that chunks are equal ranges of the flat leaf; unless
+    that took far more files than there need be.
     """
     shape, room = tuple(leaf.shape), CHUNK_BYTES // np.dtype(leaf.dtype).itemsize
     for axis, length in enumerate(shape):
@@ -233,7 +250,9 @@ def _chunk(leaf: Any) -> list[int]:
         if row <= room:
             most = min(max(room // max(row, 1), 1), max(length, 1))
             if axis > 0:
-                most = next(n for n in range(most, 0, -1) if length % n == 0)
+                even = -(-length // -(-length // most))  # all of about one size
+                tried = range(most, (most - 1) // _MOST_FILES, -1)
+                most = next((n for n in tried if length % n == 0), even)
             return [1] * axis + [most, *(max(n, 1) for n in shape[axis + 1 :])]
     return [1] * len(shape)
 

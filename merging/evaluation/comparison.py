@@ -1,7 +1,6 @@
 """Two models on the same examples: what they differ by, and how sure that is."""
 
 from merging.evaluation import bootstrap, store, tables
-from merging.evaluation.scores import DatasetScore
 from merging.evaluation.tables import Value
 from merging.runtime.errors import UserError
 from merging.runtime.storage import Folder
@@ -35,7 +34,7 @@ def compared(one: Folder, other: Folder) -> Table:
         name, metric = score.dataset, score.metric
         if name not in others:
             continue
-        if _asked(score) != _asked(others[name]):
+        if score.asked != others[name].asked:
             unlike.append(name)
             continue
         pair = [tables.value(s, metric) for s in (score, others[name])]
@@ -54,14 +53,6 @@ def compared(one: Folder, other: Folder) -> Table:
     if unlike:
         title += f"; other examples, left out: {', '.join(unlike)}"
     return Table("comparison", title, columns, tuple(lines))
-
-
-def _asked(score: DatasetScore) -> dict[str, tuple]:
-    """Return what identifies the examples under each template, and the metric."""
-    return {
-        name: (score.metric, one.examples, one.answers)
-        for name, one in score.templates.items()
-    }
 
 
 def _line(name: str, metric: str, a: Value, b: Value) -> tuple:

@@ -281,8 +281,14 @@ def compile_cost(parameters: int) -> float:
     return flops / (2 * parameters)
 
 
-def _stop() -> None:
-    # Between the same two batches on every process, which meet in collectives.
+def raise_if_preempted() -> None:
+    """End the work here if the job was asked to stop: on all processes, or on none.
+
+    For between two batches, the same on every process, as they meet in collectives.
+
+    Raises:
+      Preempted: it was.
+    """
     if processes.preempted():
         raise Preempted(preemption.reason())
 
@@ -292,7 +298,7 @@ def progress(
     label: str,
     *,
     log: EventLog | None = None,
-    check: Callable[[], None] = _stop,
+    check: Callable[[], None] = raise_if_preempted,
 ) -> Progress:
     """Return what shows how far a job of all processes is: only the first one's does.
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from merging.evaluation import store
 from merging.evaluation.scores import DatasetScore, Record
-from merging.runtime import results
+from merging.runtime import results, storage
 from merging.runtime.errors import UserError
 from merging.runtime.results import Row, normalise
 
@@ -91,8 +92,24 @@ def _row(
     )
 
 
-def reference(workdir: str | Path, suite: str) -> dict[str, Row]:
-    """Return {dataset: row} of another evaluation on a suite; none for "".
+class Reference(NamedTuple):
+    """Another evaluation, which values are held against.
+
+    Attributes:
+      rows: {dataset: row}.
+      scores: {dataset: score}, which know their examples; none where only rows are.
+    """
+
+    rows: Mapping[str, Row]
+    scores: Mapping[str, DatasetScore]
+
+
+def reference(workdir: str | Path, suite: str) -> Reference:
+    """Return another evaluation on a suite; an empty one for "".
+
+    Args:
+      workdir: its folder, or a file of rows.
+      suite: whose rows count.
 
     Raises:
       UserError: no rows there, or several models' values of one dataset.
@@ -108,13 +125,15 @@ def reference(workdir: str | Path, suite: str) -> dict[str, Row]:
             f"{workdir} has several values of {', '.join(twice)}: name the "
             "workdir of one model's evaluation."
         )
-    return found
+    return Reference(found, store.scores(storage.place(workdir)) if workdir else {})
 
 
 def require_comparable(
-    scores: Iterable[DatasetScore], base: Mapping[str, Row], expert: Mapping[str, Row]
+    scores: Iterable[DatasetScore], base: Reference, expert: Reference
 ) -> None:
-    """Refuse values that were not found with the same metric on as many examples.
+    """Refuse values that were not found with the same metric on the same examples.
+
+    Of a file of rows, only how many examples there were is known.
 
     Args:
       scores: to be held against the others.
@@ -124,15 +143,27 @@ def require_comparable(
       UserError: them all.
     """
     faults = [
-        f"{score.dataset}: the {kind}'s value is {other.metric} on {other.examples} "
-        f"examples, this one {score.metric} on {score.examples}"
+        f"{score.dataset}: the {kind}'s value is {fault}"
         for score in scores
-        for kind, others in (("base", base), ("expert", expert))
-        if (other := others.get(score.dataset)) and _measured(other) != _measured(score)
+        for kind, other in (("base", base), ("expert", expert))
         if kind == "base" or score.split == "held_in"
+        if (fault := _unlike(score, other))
     ]
     if faults:
         raise UserError("values that can't be compared:\n" + "\n".join(faults))
+
+
+def _unlike(score: DatasetScore, of: Reference) -> str:
+    """Return what keeps another evaluation's value from being held against; or ""."""
+    row, other = of.rows.get(score.dataset), of.scores.get(score.dataset)
+    if row and _measured(row) != _measured(score):
+        return (
+            f"{row.metric} on {row.examples} examples, this one {score.metric} on "
+            f"{score.examples}"
+        )
+    if row and other and other.asked != score.asked:
+        return "of other examples (another split, world or file, or other prompts)"
+    return ""
 
 
 def _measured(one: Row | DatasetScore) -> tuple[str, int]:

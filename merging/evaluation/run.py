@@ -75,11 +75,16 @@ def run(config: Any, workdir: Folder) -> None:
     if processes.is_first():
         records = store.present(workdir)
         require_comparable([record.score for record in records], base, expert)
+        for key, of in (("base_results", base), ("expert_results", expert)):
+            if of.rows and not of.scores:
+                print(
+                    f"{key}: rows alone do not say whether they are of these examples"
+                )
         made = rows(
             records,
             _labels(config, name, model),
-            base={dataset: row.value for dataset, row in base.items()},
-            expert={dataset: row.value for dataset, row in expert.items()},
+            base={dataset: row.value for dataset, row in base.rows.items()},
+            expert={dataset: row.value for dataset, row in expert.rows.items()},
             config_hash=config_hash(config),
         )
         path = results.write(workdir / results.FILE, made)

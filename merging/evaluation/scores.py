@@ -75,6 +75,17 @@ class DatasetScore:
         """The metrics that were found, the dataset's own first."""
         return tuple(next(iter(self.templates.values())).values)
 
+    @property
+    def asked(self) -> dict[str, tuple]:
+        """What identifies the examples under each template, and the metric.
+
+        Scores with equal ones compare.
+        """
+        return {
+            name: (self.metric, one.examples, one.answers)
+            for name, one in self.templates.items()
+        }
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:

@@ -119,6 +119,17 @@ def present(workdir: Folder) -> list[Record]:
     return [parse(text) for text in found.values()]
 
 
+def scores(workdir: Folder) -> dict[str, DatasetScore]:
+    """Return {dataset: score} of a finished evaluation; none where only rows are.
+
+    Raises:
+      UserError: a record is missing or damaged.
+    """
+    if not (workdir / FOLDER / INDEX).exists():
+        return {}
+    return {of.score.dataset: of.score for of in present(workdir)}
+
+
 def _packed(counts: np.ndarray) -> dict[str, Any]:
     """Return numbers as compressed text: of counts a byte or less for an example."""
     data = zlib.compress(counts.astype("<f4").tobytes(), 9)

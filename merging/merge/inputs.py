@@ -13,7 +13,7 @@ from merging.merge import checks
 from merging.merge.statistics import label
 from merging.methods import Statistics
 from merging.runtime import foreign_json, hub, tree
-from merging.runtime.errors import UserError
+from merging.runtime.errors import UserError, listed
 
 # What the base is called beside the experts' names.
 BASE = "the base"
@@ -72,13 +72,23 @@ class Inputs(NamedTuple):
 
     @property
     def everything(self) -> dict[str, Source]:
-        """All that is read, as it is called: the models, then the statistics."""
+        """All that is read, as it is called: the models, then the statistics.
+
+        Raises:
+          UserError: an expert is called as the statistics of one are.
+        """
         models = dict(zip(self.names, self.sources, strict=True))
-        return models | {
+        statistics = {
             label(kind, name): source
             for kind, of in self.statistics.items()
             for name, source in of.items()
         }
+        if twice := sorted(models.keys() & statistics.keys()):
+            raise UserError(
+                f"{listed(twice)}: the name of an expert, and what statistics of "
+                "another are called; write NAME=PATH to give another."
+            )
+        return models | statistics
 
     @property
     def abstracts(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
@@ -110,6 +120,11 @@ def open_inputs(base: str | None, experts: Mapping[str, str]) -> Inputs:
 
 def require_mergeable(inputs: Inputs) -> None:
     """Raise a UserError that lists where models differ, or what can't be merged."""
+    if BASE in inputs.experts:
+        raise UserError(
+            f"an expert may not be called {BASE!r}, as the base is: give it another "
+            "name (NAME=PATH, or rename its folder)."
+        )
     _require_same_leaves(inputs)
     checks.refuse_dtypes(dict(zip(inputs.names, inputs.abstracts, strict=True)))
 

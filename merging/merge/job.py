@@ -259,6 +259,7 @@ class _States:
             if held:
                 group = self._group(str(number), method, leaves, held)
                 self._found[method] = group, self._states(group, passes)
+        passes.forget()
 
     def of(self, loaded: Loaded) -> tuple[LeafGroup, States]:
         """Return a loaded block's group, and its leaves' states."""

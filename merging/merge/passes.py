@@ -79,12 +79,14 @@ class Passes:
         asked = {i: _plain(query) for i, query in queries.items()}
         if (kept := self._journal.answers(name, asked)) is not None:
             return {i: np.array(kept[i], np.int64) for i in queries}
-        known = self._histograms
-        missing = {
-            i: query
-            for i, query in queries.items()
-            if (stage.name, i) not in known or not known[stage.name, i].answers(query)
+        here = {(stage.name, i): query for i, query in queries.items()}
+        # What answers none of these is not asked again, and goes before a pass.
+        known = self._histograms = {
+            key: one
+            for key, one in self._histograms.items()
+            if key in here and one.answers(here[key])
         }
+        missing = {i: query for (at, i), query in here.items() if (at, i) not in known}
         if missing:
             made = self._counted(stage, missing)
             known |= {(stage.name, i): one for i, one in made.items()}
@@ -100,9 +102,10 @@ class Passes:
         """Return the sums over each leaf, by one pass: float64 [leaves, T]."""
         layout = stage.group.layout
         name = f"{stage.name}/sums"
-        asked = dict.fromkeys(experts, f"{reduction.name} of {list(experts)}")
+        first = experts[0]
+        asked = {first: f"{reduction.name} of {list(experts)}"}
         if (kept := self._journal.answers(name, asked)) is not None:
-            return np.array(kept[experts[0]], np.float64).reshape(len(layout.paths), -1)
+            return np.array(kept[first], np.float64).reshape(len(layout.paths), -1)
         place = {leaf: i for i, leaf in enumerate(stage.group.leaves)}
         method = stage.method(experts)
         models = self._models(stage, experts)
@@ -137,12 +140,16 @@ class Passes:
         processes.all_reduce([totals])
         found = reduction.finish(totals, layout.wide)
         # Python writes a float so that it is read back as the very same.
-        self._journal.keep_answers(name, asked, dict.fromkeys(experts, found.tolist()))
+        self._journal.keep_answers(name, asked, {first: found.tolist()})
         return found
 
     def votes(self, stage: Stage, reduction: Votes) -> int | None:
         """Leave it open: blocks are merged under either majority (`blocks`)."""
         return None
+
+    def forget(self) -> None:
+        """Drop what further queries would be answered from: none will be asked."""
+        self._histograms, self._sample = {}, None
 
     def in_memory(self, group: LeafGroup, loaded: Loaded) -> InMemoryAnswers:
         """Return the answers from a block that holds its leaf whole."""

@@ -200,6 +200,13 @@ def refuse_sum_of_zero(weights: Sequence[float]) -> None:
     """Raise a UserError for weights that a mean cannot divide by."""
     if math.fsum(weights) == 0:
         raise UserError(f"the weights of a mean must not sum to 0: {weights!r}.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        # In order and rounded, as what is divided by: they may cancel only there.
+        total = np.cumsum(np.array(weights, np.float32))[-1]
+    if total == 0 or not np.isfinite(total):
+        raise UserError(
+            f"the weights of a mean must not sum to {total:g} in float32: {weights!r}."
+        )
 
 
 def _sum(values: Sequence[Array], weights: Weights, state: Any) -> Array:

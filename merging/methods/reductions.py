@@ -233,13 +233,14 @@ def _nonzero(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def add_exactly(bins: np.ndarray, values: np.ndarray) -> None:
     """Add finite floats to int64 bins, of which number b counts 2**(8 b - bias).
 
-    A float64 of 53 bits goes in as two numbers, its upper 27 bits and the rest.
+    A float64 of 53 bits goes in as two numbers, its upper 27 bits and the rest. Whose
+    the bins are decides, not the values: beside float64 leaves float32 ones are added.
 
     Args:
       bins: [*shape, bins] of `exact_totals`, contiguous.
       values: [*shape, m], m for each total; of a single one, of any shape.
     """
-    wide = values.dtype == np.float64
+    wide = bins.shape[-1] == _bins(True)
     fraction, exponent = np.frexp(values.astype(np.float64).reshape(-1))
     flat, each = bins.reshape(-1), bins.shape[-1]
     count = len(flat) // each

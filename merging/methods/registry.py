@@ -38,7 +38,8 @@ class Entry(NamedTuple):
 
 
 _ENTRIES: dict[str, Entry] = {}
-_OF_FILES: dict[str, list[str]] = {}  # module of a user's file -> its methods
+# Module of a user's file -> where that is, and its methods.
+_OF_FILES: dict[str, tuple[Path, list[str]]] = {}
 
 
 def register(
@@ -95,8 +96,9 @@ def register(
 def load_file(path: str | Path, expected: str | None = None) -> tuple[str, list[str]]:
     """Run a Python file whose functions `register` methods.
 
-    The same file is run once in a process. It is the user's own program, as a config
-    is: run none that the user has not named.
+    The same file is run once in a process; after an edit anew, its methods in the place
+    of those before. It is the user's own program, as a config is: run none that the
+    user has not named.
 
     Args:
       path: of the file.
@@ -132,14 +134,28 @@ def load_file(path: str | Path, expected: str | None = None) -> tuple[str, list[
         )
     module = types.ModuleType(f"merging_methods_{path.stem}_{digest[:8]}")
     if module.__name__ in sys.modules:
-        return digest, _OF_FILES[module.__name__]
+        return digest, _OF_FILES[module.__name__][1]
     module.__file__ = str(path)
-    before = set(_ENTRIES)
+    return digest, _registered(module, source, path)
+
+
+def _registered(module: types.ModuleType, source: bytes, path: Path) -> list[str]:
+    """Run a file, whose methods take the place of those of its last version.
+
+    Returns:
+      Their names. If it fails, all is as it was.
+    """
+    before, place = dict(_ENTRIES), path.resolve()
+    older = [name for name, (of, _) in _OF_FILES.items() if of == place]
+    for name in older:
+        for method in _OF_FILES[name][1]:
+            _ENTRIES.pop(method, None)
+    others = set(_ENTRIES)
     # In place while it runs, as dataclasses look their module up.
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, path, "exec"), module.__dict__)
-        registered = [name for name in _ENTRIES if name not in before]
+        registered = [name for name in _ENTRIES if name not in others]
         if not registered:
             raise UserError(
                 f"{path} registers no new method; decorate a function that returns one "
@@ -147,11 +163,15 @@ def load_file(path: str | Path, expected: str | None = None) -> tuple[str, list[
             )
     except BaseException as error:
         del sys.modules[module.__name__]
+        _ENTRIES.clear()
+        _ENTRIES.update(before)
         if isinstance(error, Exception) and not isinstance(error, UserError):
             raise UserError(f"{path}: {type(error).__name__}: {error}") from error
         raise
-    _OF_FILES[module.__name__] = registered
-    return digest, registered
+    for name in older:
+        del sys.modules[name], _OF_FILES[name]
+    _OF_FILES[module.__name__] = place, registered
+    return registered
 
 
 def names() -> list[str]:

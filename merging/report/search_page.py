@@ -27,6 +27,8 @@ _LOOKS = {
 for _name, _look in _LOOKS["series"].items():
     _look["dash"] = {"best so far": "solid", "grid": "dash"}.get(_name, "none")
 
+_MEASURES = {"ratio": "ratio to the best experts", "mean": "mean of values"}
+
 
 def page(
     points: Sequence[Point],
@@ -42,7 +44,8 @@ def page(
     Args:
       points: the trials, in their order.
       tested: a line for each model on the test split: `model`; `mean` of the datasets'
-        values and `ratio` of them to the best expert's, each with `_low` and `_high`;
+        values and `ratio` of them to the best expert's, each with `_low` and `_high`
+        (ratios are None where no expert scores anything);
         `datasets`, {name: value}. A line without `datasets` is a paired difference.
         The last that is none is the search's own merge.
       gain: which of `tested` is the search's gain on the grid, if any.
@@ -107,21 +110,26 @@ def _answer(
         )
     ]
     *others, found = (line for line in tested if line["model"] != gain)
+    measure = _measure(tested)
+    value, low, high = _ends(found, measure)
     text = (
-        f"On the test split it reaches {found['ratio']:.4f} of the best experts' "
-        f"values ({found['ratio_low']:.4f} to {found['ratio_high']:.4f})"
+        f"On the test split it reaches {value:.4f} of the best experts' values"
+        if measure == "ratio"
+        else "On the test split no expert scores anything; the mean of its values is "
+        f"{value:.4f}"
     )
+    text += f" ({low:.4f} to {high:.4f})"
     if others:
-        second = max(others, key=lambda line: line["ratio"])
-        text += f"; of the others {second['model']} comes first ({second['ratio']:.4f})"
+        second = max(others, key=lambda line: line[measure])
+        text += f"; of the others {second['model']} comes first ({second[measure]:.4f})"
     said.append(f"{text}.")
     for line in tested:
         if line["model"] == gain:
-            low, high = line["ratio_low"], line["ratio_high"]
+            value, low, high = _ends(line, measure)
             apart = low > 0 or high < 0
             said.append(
-                "There, its ratio to the best experts less the grid's is "
-                f"{line['ratio']:+.4f} ({low:+.4f} to {high:+.4f}, paired)"
+                f"There, its {_MEASURES[measure]} less the grid's is "
+                f"{value:+.4f} ({low:+.4f} to {high:+.4f}, paired)"
                 + ("." if apart else ": the examples can't tell them apart.")
             )
     if len(said) < 3:
@@ -129,6 +137,15 @@ def _answer(
         more = best.objective - max(point.objective for point in half)
         said.append(f"The second half of the trials added {more:.4f} to the objective.")
     return said
+
+
+def _measure(tested: Sequence[Mapping[str, Any]]) -> str:
+    """Return what models are held against each other by, of `_MEASURES`."""
+    return "mean" if tested[0]["ratio"] is None else "ratio"
+
+
+def _ends(line: Mapping[str, Any], measure: str) -> tuple[float, float, float]:
+    return line[measure], line[f"{measure}_low"], line[f"{measure}_high"]
 
 
 def _history(points: Sequence[Point], best: Point, reference: float | None) -> Panel:
@@ -155,26 +172,28 @@ def _history(points: Sequence[Point], best: Point, reference: float | None) -> P
 
 
 def _models(models: Sequence[Mapping[str, Any]]) -> Panel:
+    measure = _measure(models)
+    ends = [_ends(line, measure) for line in models]
     trace = _trace(
         "model",
-        [line["ratio"] for line in models],
+        [value for value, _, _ in ends],
         [line["model"] for line in models],
         hovertext=[
-            f"{line['model']}\nratio {line['ratio']:.4f} ({line['ratio_low']:.4f} to "
-            f"{line['ratio_high']:.4f})\nmean of values {line['mean']:.4f}"
-            for line in models
+            f"{line['model']}\n{measure} {value:.4f} ({low:.4f} to {high:.4f})"
+            f"\nmean of values {line['mean']:.4f}"
+            for line, (value, low, high) in zip(models, ends, strict=True)
         ],
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [line["ratio_high"] - line["ratio"] for line in models],
-            "arrayminus": [line["ratio"] - line["ratio_low"] for line in models],
+            "array": [high - value for value, _, high in ends],
+            "arrayminus": [value - low for value, low, _ in ends],
         },
     )
     layout = {
         "height": 24 * len(models) + 90,
         "margin": {"l": 10},
-        "xaxis": {"title": "ratio to best expert"},
+        "xaxis": {"title": _MEASURES[measure]},
         "yaxis": {"type": "category", "autorange": "reversed"},
     }
     caption = "The test split is read when the search is over."

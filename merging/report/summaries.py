@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from merging.report.joining import join, require_one_experiment
+from merging.runtime.joining import join, require_one_experiment
 from merging.runtime.results import BASELINES, BASES, Row
 
 METHOD_ORDER = ("average", "task_arithmetic", "ties", "dare", "dare_ties", "rht")

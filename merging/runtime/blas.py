@@ -1,7 +1,7 @@
-"""BLAS and LAPACK on one thread.
+"""BLAS and LAPACK on one thread, and an SVD that converges.
 
-How many there are can change a bit, and where several threads of a program compute,
-those of each wait for the others' on the same cores.
+How many threads there are can change a bit, and where several threads of a program
+compute, those of each wait for the others' on the same cores.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import threadpoolctl
 
 _lock = threading.Lock()
@@ -32,6 +33,20 @@ def one_thread() -> Iterator[None]:
                 _limits.pop()
             else:
                 _limits.pop().restore_original_limits()
+
+
+def svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return U [m, k], σ [k] and Vᵀ [k, n] of a finite matrix, k = min(m, n).
+
+    By QR steps where LAPACK's gesdd does not converge, which is rare: gesvd takes
+    longer, and does.
+    """
+    try:
+        return np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        import scipy.linalg
+
+        return scipy.linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -176,17 +176,13 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> Folder:
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = file.name
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with open(fresh, "xb") as file:
+            temporary = fresh
             file.write(data)
             file.flush()
             # Before the rename: a crash must not leave the name on empty blocks.
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:

@@ -14,6 +14,7 @@ WORKDIR/merged/          its checkpoint, with a manifest, unless not asked for
 """
 
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from merging.sweep import coefficients, entropy, entropy_steps, merge_config
 from merging.sweep.coefficients import Groups
 from merging.sweep.entropy import Prompts
 from merging.sweep.entropy_steps import Models, State
+from merging.sweep.space import Recipe
 
 DONE, STATE, MERGE, MERGED = "adamerge.json", "state.json", "adamerged.py", "merged"
 _KEYS = {
@@ -124,6 +126,10 @@ def adamerge(config: Any, folder: Path | str) -> Path:
         if processes.broadcast((folder / DONE).exists):
             if processes.is_first():
                 print(f"Nothing to do, it is learned: {folder / MERGE}")
+            if config.merge:
+                _merge(asked, _learned(asked, folder), folder)
+                if processes.is_first():
+                    print(f"Merged: {folder / MERGED}")
             return folder / MERGE
         found = _prompts(asked, folder)
         record = asked.identity.to_dict()
@@ -277,18 +283,34 @@ def _publish(
 
     processes.broadcast(write)
     if asked.config.merge:
-        merge_checkpoints(
-            asked.config.base,
-            asked.experts,
-            recipe.method,
-            folder / MERGED,
-            leaf_rules=recipe.rules,
-        )
+        _merge(asked, recipe, folder)
     processes.broadcast(lambda: bool(storage.write_json(folder / DONE, record)))
     if processes.is_first():
         print(_told(table, measured, mean))
         merged = f"; merged: {folder / MERGED}" if asked.config.merge else ""
         print(f"Learned: {folder / MERGE}{merged}")
+
+
+def _learned(asked: _Asked, folder: Path) -> Recipe:
+    """Return the merge of a finished run, from its record."""
+
+    def coefficients_of() -> list[list[float]]:
+        table = json.loads((folder / DONE).read_text())["coefficients"]
+        return [[table[g][e] for e in asked.experts] for g in asked.groups.names]
+
+    values = np.array(processes.broadcast(coefficients_of), np.float32)
+    return coefficients.recipe(asked.groups, values, asked.config.start)
+
+
+def _merge(asked: _Asked, recipe: Recipe, folder: Path) -> None:
+    """Write the merged checkpoint, if it is not there."""
+    merge_checkpoints(
+        asked.config.base,
+        asked.experts,
+        recipe.method,
+        folder / MERGED,
+        leaf_rules=recipe.rules,
+    )
 
 
 def _told(table: Mapping, measured: Mapping, mean: Mapping[str, float]) -> str:

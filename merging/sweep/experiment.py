@@ -116,8 +116,13 @@ class Experiment:
             tokenizer = self.suite.tokenizer
             return given.decoder(path, tokenizer, self.dtype, self.param_dtype)
         decoder = models.size(self.family, size, vocab_size=self.vocabulary)
-        chosen = {"param_dtype": self.param_dtype} if self.param_dtype else {}
-        return dataclasses.replace(decoder, **chosen)
+        return dataclasses.replace(
+            decoder,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype or decoder.param_dtype,
+            # A plan's tokenizer is a number of ids.
+            bos_id=getattr(self.suite.tokenizer, "bos_id", decoder.bos_id),
+        )
 
     @property
     def vocabulary(self) -> int:

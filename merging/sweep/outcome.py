@@ -186,8 +186,8 @@ def compared(
     """Return a line for each model, and one for the search's gain on the grid.
 
     Each has the mean of the datasets' values, and of their ratios to the best expert's
-    value (which is held fixed), with bootstrap intervals over the examples; the gain's
-    are paired.
+    value (which is held fixed; no ratio where that is 0 on all), with bootstrap
+    intervals over the examples; the gain's are paired.
     """
     names = [score.dataset for score in next(iter(found.values()))]
     values = {
@@ -220,24 +220,30 @@ def compared(
 
 
 def _over(values: Sequence[tables.Value], divisors: Sequence[float]) -> np.ndarray:
-    """Return the mean of values over divisors that are not 0, and then resampled."""
+    """Return the mean of values over divisors that are not 0, and then resampled.
+
+    NaN where there is no such divisor.
+    """
     rows = [
         np.concatenate([[value.value], value.resampled]) / divisor
         for value, divisor in zip(values, divisors, strict=True)
         if divisor > 0
     ]
-    return np.mean(rows, axis=0)
+    return np.mean(rows or [np.full(1 + len(values[0].resampled), np.nan)], axis=0)
 
 
-def _shown(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, float]:
+def _shown(drawn: Mapping[str, np.ndarray], level: float) -> dict[str, float | None]:
     found = {}
     for name, row in drawn.items():
         low, high, _ = bootstrap.interval(row[1:], level)
         found |= {name: float(row[0]), f"{name}_low": low, f"{name}_high": high}
-    return found
+    return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> str:
     rows = [("test split", "mean", "from", "to", "ratio to best expert", "from", "to")]
-    rows += [(line["model"], *(f"{line[k]:.4f}" for k in _COLUMNS)) for line in lines]
+    rows += [
+        (line["model"], *(text.shown(line[k], "-", 4) for k in _COLUMNS))
+        for line in lines
+    ]
     return text.table(rows, right=range(1, 7))

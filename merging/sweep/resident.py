@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from merging import checkpoints, evaluation, models, tasks
 from merging.evaluation import DatasetScore, Requests
-from merging.evaluation.job import compile_cost
+from merging.evaluation.job import compile_cost, raise_if_preempted
 from merging.merge import merge, rules
 from merging.merge.inputs import Inputs, open_inputs
 from merging.merge.statistics import open_statistics
@@ -194,6 +194,9 @@ def score(
       requests: from `ask`.
       batch_size: rows of a call.
       mesh: where the parameters are, to split the rows over it.
+
+    Raises:
+      Preempted: it was asked to stop, which is looked for after every batch.
     """
     calls = models.predictor(decoder, mesh)
     return evaluation.evaluate(
@@ -202,6 +205,7 @@ def score(
         batch_size=batch_size,
         sharding=None if mesh is None else sharding.batch_sharding(mesh),
         compile_cost=compile_cost(models.parameter_count(decoder)),
+        tick=lambda tokens: raise_if_preempted(),
     )
 
 

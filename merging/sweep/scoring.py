@@ -8,13 +8,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from merging import evaluation, models, tasks
-from merging.evaluation import DatasetScore, ModelLabels, Record
+from merging.evaluation import DatasetScore, ModelLabels, Record, job
 from merging.runtime import sharding
 from merging.runtime.results import Row
 from merging.runtime.storage import Folder
 from merging.sweep.experiment import Experiment
 
-BATCH = 128  # rows of a call, or a few more that divide over a mesh
+# Rows of a call, or a few more that divide over a mesh.
+MOST_ROWS, LEAST_ROWS = 128, 8
 
 
 def scores(
@@ -74,21 +75,39 @@ def scored(
       datasets: names.
       data_dir: where the suite's rows are kept.
       mesh: where the parameters are, to split the rows over it.
+
+    Raises:
+      Preempted: it was asked to stop, which is looked for after every batch.
     """
     asked = _requests(
         *(experiment.suite, split, frozenset(datasets)),
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
     calls = models.predictor(decoder, mesh)
-    how = {}
+    how: dict[str, Any] = {"batch_size": rows_of_a_call(asked)}
     if mesh is None:
         params = sharding.settled(params)
     else:
         parts = sharding.batch_parts(mesh)
-        how["batch_size"] = -(-BATCH // parts) * parts
+        how["batch_size"] = -(-how["batch_size"] // parts) * parts
         how["sharding"] = sharding.batch_sharding(mesh)
     predictor = models.Predictor(*(functools.partial(call, params) for call in calls))
-    return evaluation.evaluate(asked, predictor, **how)
+    return evaluation.evaluate(
+        asked, predictor, tick=lambda tokens: job.raise_if_preempted(), **how
+    )
+
+
+def rows_of_a_call(asked: evaluation.Requests) -> int:
+    """Return a power of 2: at most a category's examples, in the mean over them.
+
+    A call's rows are of one shape, and those that nobody asks for are computed, too:
+    of few examples most would be such. Datasets are of one size, so that whichever
+    are asked share their programs.
+    """
+    categories = {one.dataset.category for one in asked.sets}
+    rows = sum(one.eval_set.examples for one in asked.sets if not one.references)
+    whole = 1 << max(rows // len(categories), 1).bit_length() - 1
+    return min(max(whole, LEAST_ROWS), MOST_ROWS)
 
 
 def examples(

@@ -82,12 +82,9 @@ def _search(asked: Asked, scorers: Scorers, folder: Path) -> Outcome:
         Lines(folder / "trials.jsonl", "number", "point", "value"),
     ]
     first = processes.is_first()
-    if first and asked.compiled and len(kept[2].read) < count:
-        print(
-            f"search: each new value of {', '.join(asked.compiled)} compiles the merge "
-            "anew; other numbers compile nothing",
-            file=sys.stderr,
-        )
+    if first and len(kept[2].read) < count:
+        for line in _advice(asked):
+            print(f"search: {line}", file=sys.stderr)
     log = EventLog(folder / "events.jsonl" if first else None)
     total = len(models) + len(scales) + count
     with progress(total, "search", log=log) as shown:
@@ -101,6 +98,21 @@ def _search(asked: Asked, scorers: Scorers, folder: Path) -> Outcome:
     if first:
         print(f"search: {len(made)} trials in {folder}", file=sys.stderr)
     return Outcome(asked.space, made, best, names)
+
+
+def _advice(asked: Asked) -> Iterator[str]:
+    """Yield what makes the trials slower than they need be."""
+    config, workers = asked.config, asked.where.workers
+    if asked.compiled:
+        yield (
+            f"each new value of {', '.join(asked.compiled)} compiles the merge anew; "
+            "other numbers compile nothing"
+        )
+    if config.sampler in trials.LEARNING and config.batch < workers:
+        yield (
+            f"{workers} workers, and batch={config.batch} asks for no more trials at a "
+            f"time: --config.batch={workers}"
+        )
 
 
 def _references(
@@ -156,6 +168,7 @@ def _trials(
         sampler=config.sampler,
         trials=config.trials,
         batch=config.batch,
+        workers=asked.where.workers,
         seed=config.search_seed,
         points=config.points,
         begin=starts(space, asked.spec.parameters, grid and grid["scale"]),

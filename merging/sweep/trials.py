@@ -17,7 +17,8 @@ from merging.runtime import processes
 from merging.runtime.errors import UserError
 from merging.sweep.space import Dimension, Space, grid_points
 
-SAMPLERS = ("tpe", "cmaes", "grid", "random")
+LEARNING = ("tpe", "cmaes")  # ask by what they were told
+SAMPLERS = (*LEARNING, "grid", "random")
 
 
 class Trial(NamedTuple):
@@ -46,6 +47,7 @@ def search(
     sampler: str,
     trials: int,
     batch: int,
+    workers: int,
     seed: int,
     points: int,
     begin: Sequence[Mapping[str, float]],
@@ -59,6 +61,8 @@ def search(
       sampler: one of `SAMPLERS`.
       trials: how many; a grid has as many as it has points.
       batch: asked for at a time, before any of them is known.
+      workers: that evaluate at once. Of a grid, or at random, they are all asked: what
+        is asked next does not depend on what is known.
       seed: of the sampler.
       points: of a grid, in each dimension.
       begin: points to try first.
@@ -75,9 +79,10 @@ def search(
         trials = len(begin)
     for point in begin:
         study.enqueue_trial(dict(point))
+    together = batch if sampler in LEARNING else max(batch, workers)
     ranges = {d.label: _distribution(d) for d in found.dimensions}
-    for first in range(0, trials, batch):
-        asked = [study.ask(ranges) for _ in range(min(batch, trials - first))]
+    for first in range(0, trials, together):
+        asked = [study.ask(ranges) for _ in range(min(together, trials - first))]
         # Process 0's: another's last bits may differ, and a merge is of all of them.
         points = processes.broadcast(
             lambda asked=asked: [dict(t.params) for t in asked]

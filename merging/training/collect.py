@@ -103,15 +103,16 @@ def run(config: Any, folder: Path | str) -> Path:
     processes.initialize(folder / "logs")
     values = config.to_dict()
     _check(values)
+    model = families.open_model(values["checkpoint"])
     identity = copy.deepcopy(config)
     with identity.unlocked():
         for name in _HOW:
             del identity[name]
+        identity.model_content = processes.broadcast(lambda: families.identity(model))
     digest = configs.config_hash(identity)
     processes.broadcast(lambda: workdir.require_own(folder, digest, "collection"))
     if _is_done(folder):
         return folder
-    model = families.open_model(values["checkpoint"])
     suite = tasks.suite(values["suite"], **_in_own_tokens(values))
     suite.mixture(values["what"])
     mesh = sharding.make_mesh(values["mesh"])
@@ -124,7 +125,7 @@ def run(config: Any, folder: Path | str) -> Path:
         processes.broadcast(lambda: held.enter_context(only))
         processes.broadcast(lambda: workdir.require_own(folder, digest, "collection"))
         if not _is_done(folder):
-            _collect(values, folder, model, suite, mesh, (identity.to_dict(), digest))
+            _collect(values, folder, model, suite, mesh, identity)
     return folder
 
 
@@ -174,7 +175,7 @@ def _collect(
     model: families.Model,
     suite: tasks.Suite,
     mesh: Mesh,
-    identity: tuple[dict, str],
+    identity: ConfigDict,
 ) -> None:
     """Gather, write, and tell."""
     if len(suite.tokenizer) > model.config.vocab_size:
@@ -186,14 +187,15 @@ def _collect(
     examples = tasks.store(
         suite, values["what"], values["split"], length, folder / "data"
     )
-    config, digest = identity
-    processes.broadcast(lambda: workdir.claim(folder, config, digest, "collection"))
+    digest = configs.config_hash(identity)
+    processes.broadcast(
+        lambda: workdir.claim(folder, identity.to_dict(), digest, "collection")
+    )
     decoder, params = families.load(values["checkpoint"], dtype="float32", mesh=mesh)
     decoder = dataclasses.replace(decoder, bos_id=suite.tokenizer.bos_id)
     kinds = tuple(sorted(set(values["statistics"])))
     functions = statistics.collector(decoder, params, kinds, mesh)
-    content = processes.broadcast(lambda: families.identity(model))
-    of = int(storage.digest(content, examples.digest)[:8], 16)
+    of = int(storage.digest(identity.model_content, examples.digest)[:8], 16)
     count = min(values["examples"], examples.count)
     with Progress(count, "collect") as shown:
         done = gathered(
@@ -204,7 +206,7 @@ def _collect(
         )
     record = {
         "model": values["checkpoint"],
-        "model_content": content,
+        "model_content": identity.model_content,
         **{key: values[key] for key in ("suite", "data", "what", "split", "seed")},
         "length": length,
         "examples": done.examples,

@@ -196,7 +196,7 @@ def run(config: Any, folder: Folder | str) -> Folder:
         processes.broadcast(lambda: workdir.require_own(folder, digest, "training"))
         if not _is_trained(folder):
             what = _training(values, suite, hparams, mesh, folder / "data")
-            _train(what, folder, mesh, config, begin)
+            _train(what, folder, mesh, config, identity, begin)
     return folder / "checkpoint"
 
 
@@ -210,10 +210,15 @@ def _is_trained(folder: Folder) -> bool:
 
 
 def _train(
-    what: Training, folder: Folder, mesh: Mesh, config: ConfigDict, begin: float
+    what: Training,
+    folder: Folder,
+    mesh: Mesh,
+    config: ConfigDict,
+    identity: ConfigDict,
+    begin: float,
 ) -> None:
     """Train, and tell how it went."""
-    hparams, identity = what.hyperparameters, _identity(config)
+    hparams = what.hyperparameters
     digest = configs.config_hash(identity)
     # Only now: what was refused so far must not keep the workdir.
     processes.broadcast(
@@ -287,15 +292,27 @@ def _training(
 
 
 def _identity(config: ConfigDict) -> ConfigDict:
-    """Return what of a config its results depend on."""
+    """Return what a config's results depend on."""
     identity = copy.deepcopy(config)
     with identity.unlocked():
         for name in _HOW:
             del identity[name]
+        if start := _start_of(config):
+            identity.start_content = processes.broadcast(lambda: _content(start))
     return identity
 
 
-def _start_of(values: dict[str, Any]) -> str:
+def _content(start: str) -> str:
+    """Return a hash of what a training starts from."""
+    source = checkpoints.open_checkpoint(start)
+    described = checkpoints.read_auxiliary_files(start).get(families.CONFIG, b"")
+    # An object in a bucket would be read whole for its bytes.
+    remote = source.uri.startswith(storage.REMOTE)
+    files = checkpoints.stamps([source]) if remote else checkpoints.content(source)
+    return storage.digest(described, files)
+
+
+def _start_of(values: Mapping[str, Any] | ConfigDict) -> str:
     return "" if values["start"] == _FRESH else values["start"]
 
 

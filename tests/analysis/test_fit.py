@@ -1,6 +1,7 @@
 """`merging fit`: rows of runs and tables of one's own, to laws with their tests."""
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -156,6 +157,34 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path, lines, header, said, c
     assert fit(tmp_path, "fit/law", path) == 2
     err = [e for e in capsys.readouterr().err.splitlines() if e.startswith("merging")]
     assert len(err) == 1 and said in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_are_given_twice_count_once_and_say_so(tmp_path, capsys):
+    rows = run(seeds=1)
+    for name in ("one", "two"):
+        results.write(tmp_path / f"{name}.jsonl", rows)
+    both = f"{tmp_path / 'one.jsonl'},{tmp_path / 'two.jsonl'}"
+    assert fit(tmp_path, "fit/law", both) == 0
+    out = capsys.readouterr().out
+    assert f"note: {len(rows)} rows were given twice, alike" in out
+    assert found(tmp_path)["observations", ("tiny/pt/ties",), None].value == 12
+
+
+def test_runs_that_contradict_each_other_are_not_mixed(tmp_path, capsys):
+    rows = run(seeds=1)
+    other = [
+        dataclasses.replace(row, config_hash="other", value=row.value / 2)
+        for row in rows
+        if row.dataset == "one"
+    ]
+    results.write(tmp_path / "one.jsonl", rows)
+    results.write(tmp_path / "two.jsonl", other)
+    for names in (("one", "two"), ("two", "one")):
+        both = ",".join(str(tmp_path / f"{name}.jsonl") for name in names)
+        assert fit(tmp_path, "fit/law", both) == 2
+        said = capsys.readouterr().err
+        assert "different configurations" in said and "c0ffee" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -161,6 +161,36 @@ def test_a_falling_gain_has_a_negative_asymptote():
     assert laws.fit(observed, laws.SATURATING).parameters["a"] < 0
 
 
+def test_what_hangs_on_a_term_of_nothing_is_not_told_and_has_no_interval():
+    def law(value):
+        places = [(N, k) for N in SIZES for k in (2, 4, 8)]
+        observed = [Observation(N, k, value(N, k)) for N, k in places]
+        return bootstrap_laws.bootstrap(observed, weights="none", resamples=20)
+
+    rising = law(lambda N, k: 1.2 + 40 * N**-0.3 + 0.001 * k)
+    assert rising.law.parameters["A"] == 0
+    assert {*rising.law.at_bound} == {"A", "gamma", "b"}
+    assert {*rising.law.free} == {"gamma", "b"}
+    assert np.isnan([rising.interval(name) for name in rising.law.free]).all()
+    assert not np.isnan([rising.interval(name) for name in ("A", "beta")]).any()
+    growing = law(lambda N, k: 1 + 0.01 * np.log(N) + 1 / k)
+    assert growing.law.parameters["B"] == 0 and growing.law.free == ("beta",)
+    assert {"B", "beta"} <= {*growing.law.at_bound}
+    assert np.isnan(growing.interval("beta")).all()
+    one = laws.fit([Observation(1e6, k, 1 + 0.1 * k) for k in (1, 2, 4, 8)])
+    assert ({*one.at_bound}, one.free) == ({"tail", "b"}, ("b",))
+
+
+def test_a_number_that_too_many_resamples_do_not_tell_has_no_interval():
+    told = laws.Law(laws.MERGING, TRUE, 1.0, 0.0, 0.0, "none", ())
+    untold = told._replace(at_bound=("A", "gamma", "b"), free=("gamma", "b"))
+    for count, known in ((1, True), (2, False)):
+        drawn = (*[told] * (40 - count), *[untold] * count)
+        sure = bootstrap_laws.Sureness(told, drawn, bootstrap_laws.SEEDS, 0.95)
+        assert np.isfinite(sure.interval("gamma")).all() == known
+        assert np.isfinite(sure.interval("A")).all()
+
+
 def test_too_few_rows_are_refused():
     with pytest.raises(UserError, match="2 different .* 3 numbers"):
         laws.fit(table((2, 4)))

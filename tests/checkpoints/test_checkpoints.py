@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
+from etils import epath
 
 from merging import checkpoints
 from merging.runtime import sharding, storage
@@ -72,6 +73,107 @@ def test_saving_again_replaces(tmp_path):
         checkpoints.save(tmp_path / "c", tree_of(seed))
     assert_same_bits(checkpoints.restore(tmp_path / "c"), tree_of(1))
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(patch, number):
+    """Stop before the number-th thing that is done with whole checkpoints' names."""
+    count = 0
+
+    def stopping(function):
+        def call(path, *args, **settings):
+            nonlocal count
+            if ".orbax-checkpoint-tmp" not in str(path):  # Orbax's own
+                count += 1
+                if count == number:
+                    raise Killed
+            return function(path, *args, **settings)
+
+        return call
+
+    kind = type(epath.Path("x"))
+    for owner, name in ((kind, "rename"), (kind, "unlink"), (storage, "remove")):
+        patch.setattr(owner, name, stopping(getattr(owner, name)))
+
+
+def small(seed):
+    return {"a": np.full(2, seed, np.float32)}
+
+
+def save_killed(path, seed, number):
+    """Save, and be killed; return whether there was that much to do."""
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, number)
+        try:
+            checkpoints.save(path, small(seed))
+        except Killed:
+            return True
+    return False
+
+
+def killed_between(folder):
+    """Lay what a kill between the two renames leaves: 1 was to replace 0."""
+    checkpoints.save(folder / "c", small(0))
+    assert save_killed(folder / "c", 1, 2)
+    left = {"c.merging-new", "c.merging-old"}
+    assert {path.name for path in folder.iterdir()} == left
+    return folder / "c"
+
+
+@pytest.mark.parametrize(
+    ("begin", "moments"),
+    [
+        # Rename the old one, and the new one; remove the old one, its mark first.
+        (lambda folder: checkpoints.save(folder / "c", small(1)), 4),
+        (killed_between, 7),  # the same after giving the name, and removing
+    ],
+)
+def test_a_kill_at_any_moment_of_a_replacement_leaves_one_of_the_two(
+    tmp_path, begin, moments
+):
+    (tmp_path / "begun").mkdir()
+    begin(tmp_path / "begun")
+    for number in range(1, moments + 2):
+        path = tmp_path / str(number) / "c"
+        shutil.copytree(tmp_path / "begun", path.parent)
+        killed = save_killed(path, 2, number)
+        assert killed == (number <= moments)
+        before = sorted(path.parent.iterdir())
+        assert checkpoints.exists(path)
+        assert checkpoints.restore(path)["a"][0] == (1 if number <= moments - 3 else 2)
+        assert sorted(path.parent.iterdir()) == before  # who looks changes nothing
+        checkpoints.save(path, small(3))
+        assert checkpoints.restore(path)["a"][0] == 3
+        assert [place.name for place in path.parent.iterdir()] == ["c"]
+
+
+def test_a_checkpoint_that_was_removed_is_not_found_beside_its_name(tmp_path):
+    checkpoints.save(tmp_path / "c", small(0))
+    assert save_killed(tmp_path / "c", 1, 1)
+    shutil.rmtree(tmp_path / "c")
+    assert (tmp_path / "c.merging-new").exists()
+    assert not checkpoints.exists(tmp_path / "c")
+    with pytest.raises(checkpoints.MissingCheckpoint):
+        checkpoints.restore(tmp_path / "c")
+    checkpoints.save(tmp_path / "c", small(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_one_that_lost_its_successor_has_its_name_back(tmp_path):
+    path = killed_between(tmp_path)
+    shutil.rmtree(tmp_path / "c.merging-new")
+    assert checkpoints.restore(path)["a"][0] == 0
+    (tmp_path / "c.merging-old" / "_CHECKPOINT_METADATA").unlink()  # half removed
+    assert not checkpoints.exists(path)
+
+
+def test_names_that_could_not_be_read_again_are_not_saved(tmp_path):
+    with pytest.raises(UserError, match=r"\n  '\.\.'\n  'layer/\.'$"):
+        checkpoints.save(tmp_path / "c", {"..": 1.0, "layer": {".": 1.0, "w": 1.0}})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+import together
 from safetensors.numpy import save_file
 
 from merging import UserError, checkpoints
@@ -93,6 +96,27 @@ def test_a_file_that_was_replaced_is_not_read_as_the_one_that_was_opened(
     save_file({"w": np.arange(6.0) + 1}, tmp_path / "one" / SINGLE)
     with pytest.raises(UserError, match="one/model.safetensors was changed while"):
         read(one)
+
+
+READS = """
+import sys
+import numpy as np
+from merging import checkpoints
+source = checkpoints.open_checkpoint(sys.argv[1])
+source.read_into("w", 0, np.empty(6))
+"""
+
+
+def test_a_program_that_ends_with_a_file_open_says_nothing(tmp_path):
+    model(tmp_path / "m")
+    ended = subprocess.run(
+        [sys.executable, "-c", READS, str(tmp_path / "m")],
+        env=together.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ended.stdout, ended.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("name", [SINGLE, INDEX])

@@ -1,6 +1,7 @@
 """Any bytes are a checkpoint, or refused in our own words; never anything else."""
 
 import json
+import os
 import struct
 import tempfile
 import tracemalloc
@@ -229,6 +230,19 @@ def test_a_gguf_array_takes_no_more_than_the_file_has_bytes_for():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_a_gguf_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(LLAMA)
+    file = GgufFile(path)
+    assert not file.rows("token_embd.weight", np.arange(2)).any()
+    with open(path, "r+b") as written:
+        written.seek(-16, os.SEEK_END)
+        written.write(b"\1")
+    os.utime(path, ns=(1, 1))  # a clock may not have ticked since
+    with pytest.raises(UserError, match="x.gguf was changed while it was being read"):
+        file.rows("token_embd.weight", np.arange(2))
 
 
 def test_a_name_that_is_given_twice_is_found_at_once():

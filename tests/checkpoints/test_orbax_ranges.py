@@ -149,6 +149,27 @@ def test_chunks_are_equal_ranges_of_a_leaf():
         assert 1 <= elements * 4 <= max(orbax_writer.CHUNK_BYTES, 4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "chunk", "held"),
+    [
+        ((2, 32000, 4096), (1, 1000, 4096), 1000 * 4096),
+        ((2, 32003, 4096), (1, 1001, 4096), 32003 * 4096),
+        ((2, 4194319), (1, 2097160), 4194319),
+        ((2, 3, 2, 4194319), (1, 1, 1, 2097160), 4194319),
+        ((32003, 4096), (1024, 4096), 1024 * 4096),
+        ((2, 131, 1024, 1024), (1, 1, 1024, 1024), 1024 * 1024),
+    ],
+)
+def test_an_axis_without_divisors_is_cut_all_the_same_and_written_whole(
+    shape, chunk, held
+):
+    leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    assert tuple(orbax_writer._chunk(leaf)) == chunk
+    assert orbax_writer.granularity(leaf) == held
+    assert orbax_writer.CHUNK_BYTES // 16 <= np.prod(chunk) * 2
+    assert np.prod(chunk) * 2 <= orbax_writer.CHUNK_BYTES
+
+
 def test_an_unfinished_folder_is_gone_on_with_only_by_the_same_layout(tmp_path):
     of = {"a": jax.ShapeDtypeStruct((4,), np.int32)}
     with checkpoints.create(str(tmp_path / "out"), "orbax", of) as first:

@@ -15,7 +15,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from merging import UserError, checkpoints
-from merging.checkpoints import errors
+from merging.checkpoints import errors, orbax_writer
 from merging.runtime import sharding, storage, tree
 
 
@@ -87,6 +87,30 @@ def test_reading_one_logs_no_warning(tmp_path, caplog):
     logging.get_absl_logger().addHandler(caplog.handler)
     assert checkpoints.restore(tmp_path / "out") == {"a": 1.0}
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("shape", "files"), [((2, 1009, 4), 8), ((3, 4099), 15)])
+def test_a_prime_axis_is_cut_into_few_chunks_that_every_checkpointer_reads(
+    tmp_path, monkeypatch, shape, files
+):
+    monkeypatch.setattr(orbax_writer, "CHUNK_BYTES", 4096)
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    flat, written = values.reshape(-1), {}
+    of = {"w": jax.ShapeDtypeStruct(shape, values.dtype)}
+    for pieces in (1, shape[0]):
+        output = tmp_path / str(pieces)
+        with checkpoints.create(str(output), "orbax", of) as writer:
+            step = len(flat) // pieces
+            assert step % writer.granularity("w") == 0
+            for start in reversed(range(0, len(flat), step)):
+                writer.write("w", start, flat[start : start + step])
+            writer.finish({})
+        for read in READERS:
+            np.testing.assert_array_equal(read(output, None)["w"], values)
+        np.testing.assert_array_equal(checkpoints.restore(output)["w"], values)
+        written[pieces] = {p.name: p.read_bytes() for p in (output / "w").iterdir()}
+    assert written[1] == written[shape[0]]
+    assert len(written[1]) == files + 1  # and what describes them
 
 
 def thesis(partial):
@@ -328,9 +352,12 @@ def test_an_unfinished_output_is_no_checkpoint(tmp_path):
         (["_METADATA"], "_METADATA and a file of Orbax's"),
         (["config/json"], r"config/json and a file beside the weights .* config\.json"),
         (["chats"], "chats and a file beside the weights would both be chats"),
+        (["..", "w", "a/./b"], r"rename them [^\n]*\n  '\.\.'\n  'a/\./b'$"),
+        (["a\u200bb"], r"rename them [^\n]*\n  'a\\u200bb'$"),
+        (["é" * 128, "e" * 255], "at most 255 bytes; rename [^\n]*\n  é{128}$"),
     ],
 )
-def test_leaves_whose_folders_would_be_one_are_refused(tmp_path, paths, words):
+def test_leaves_whose_folders_would_be_one_or_none_are_refused(tmp_path, paths, words):
     of = {path: jax.ShapeDtypeStruct((3,), np.float32) for path in paths}
     output, beside = str(tmp_path / "out"), ("config.json", "chats/one.jinja")
     with (

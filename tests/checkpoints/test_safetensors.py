@@ -282,6 +282,16 @@ def test_a_trees_paths_are_no_names_of_tensors(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_names_that_no_tensor_has_are_all_told_before_anything_is_made(tmp_path):
+    names = ("__metadata__", "a\nb", "", "fine", ".__metadata__")
+    of = dict.fromkeys(names, jax.ShapeDtypeStruct((2,), np.float32))
+    told = r"rename them [^\n]*\n  '__metadata__'\n  'a\\nb'\n  ''$"
+    with pytest.raises(UserError, match=told):
+        with checkpoints.create(str(tmp_path / "out"), "safetensors", of):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_slash_in_a_tensors_name_is_told_with_its_file_and_a_remedy(tmp_path):
     save_file({"layers/0/w": np.ones(3), "x": np.ones(2)}, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match=r"m.safetensors holds .*save it again") as told:

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from merging.evaluation import DatasetScore, ModelLabels, Record, rows
-from merging.evaluation.rows import require_comparable
+from merging.evaluation import DatasetScore, ModelLabels, Record, TemplateScore, rows
+from merging.evaluation.rows import Reference, require_comparable
 from merging.runtime.errors import UserError
 
 FACTS = dict(suite="s", family="f", size="1x", params=9, base="pt", parameters={})
@@ -53,6 +53,7 @@ def test_values_on_other_examples_are_refused_all_of_them():
     scores = [HELD_IN, HELD_OUT]
     same = {score.dataset: made(score, "base", ()) for score in scores}
     fewer = {name: dataclasses.replace(row, examples=9) for name, row in same.items()}
+    same, fewer = Reference(same, {}), Reference(fewer, {})
     require_comparable(scores, same, same)
     require_comparable([HELD_OUT], same, fewer)
     with pytest.raises(UserError) as refused:
@@ -62,3 +63,17 @@ def test_values_on_other_examples_are_refused_all_of_them():
         "nli: the expert's value is accuracy on 9 examples, this one accuracy on 10",
         "qa: the base's value is f1 on 9 examples, this one f1 on 10",
     ]
+
+
+def test_as_many_other_examples_are_refused_where_they_are_known():
+    def answering(answers):
+        template = TemplateScore(10, 0, answers, {"accuracy": 0.6}, {})
+        return dataclasses.replace(HELD_IN, templates={"": template})
+
+    ours = answering("ours")
+    row = {"nli": made(HELD_IN, "base", ())}
+    none = Reference({}, {})
+    require_comparable([ours], Reference(row, {"nli": answering("ours")}), none)
+    require_comparable([ours], Reference(row, {}), none)  # nobody knows
+    with pytest.raises(UserError, match="nli: the base's value is of other examples"):
+        require_comparable([ours], Reference(row, {"nli": answering("others")}), none)

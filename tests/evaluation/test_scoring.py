@@ -363,6 +363,18 @@ def test_a_row_is_held_against_another_evaluation(made, tmp_path):
             assert row.normalised == pytest.approx(row.value / base[row.dataset])
 
 
+def test_a_row_is_not_held_against_other_examples(made, tmp_path, capsys):
+    other, workdir = copy(made, tmp_path), tmp_path / "b"
+    shutil.copytree(made / "scores_b", workdir)
+    assert evaluate(made, "a", other, datasets="copa", suite__world_seed=3) == 0
+    assert evaluate(made, "b", workdir, base_results=other) == 2
+    assert "copa: the base's value is of other examples" in capsys.readouterr().err
+    # Rows alone know how many examples there were.
+    rows = other / results.FILE
+    assert evaluate(made, "b", workdir, base_results=rows) == 0
+    assert "base_results: rows alone do not say" in capsys.readouterr().out
+
+
 def test_two_evaluations_are_compared_on_the_same_examples(made, capsys, tmp_path):
     a, b = made / "scores_a", made / "scores_b"
     out = ["--out", str(tmp_path)]

@@ -76,6 +76,23 @@ def test_an_adapter_of_a_rank_is_the_nearest_and_its_error_is_told(tmp_path, mod
     assert not (tmp_path / "out.parts").exists()
 
 
+def test_a_fit_is_found_where_lapacks_quickest_way_does_not_converge(monkeypatch):
+    delta = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    left, sizes, right = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
+    nan = [np.full_like(part, np.nan) for part in (left, sizes, right)]
+
+    def fails(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(fitting.jnp.linalg, "svd", lambda *_, **__: nan)
+    monkeypatch.setattr(np.linalg, "svd", fails)
+    found = fitting.fit(delta, 3, 0, np.dtype(np.float32))
+    # Factors are rounded, and their products of three.
+    close = (2 + 3) * 2**-23 * sizes[0]
+    nearest = left[:, :3] * sizes[:3] @ right[:3]
+    np.testing.assert_allclose(found.b @ found.a, nearest, rtol=0, atol=close)
+
+
 def test_full_rank_and_whole_leaves_give_the_model_back(tmp_path, models, capsys):
     (base, model), _, moved = models
     out = tmp_path / "out"

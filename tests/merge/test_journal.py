@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from merging import UserError, checkpoints, methods
-from merging.merge import blocks, job
+from merging.merge import blocks, job, memory, passes
 from merging.merge import streamed as stream
 
 MERGE = {"memory_budget": "700kB"}
@@ -53,7 +53,7 @@ def expected(cancelling, tmp_path_factory):
     return models.bits(leaves)
 
 
-def interrupted(cancelling, output, monkeypatch, name, calls):
+def interrupted(family, output, monkeypatch, name, calls, method=TIES):
     """Merge until a function of `blocks` or `job` was called so often."""
     module = blocks if hasattr(blocks, name) else job
     whole, seen = getattr(module, name), []
@@ -66,13 +66,13 @@ def interrupted(cancelling, output, monkeypatch, name, calls):
 
     with monkeypatch.context() as patched, pytest.raises(Cut):
         patched.setattr(module, name, cut)
-        stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+        stream.merge_checkpoints(*family, method, str(output), **MERGE)
     assert not output.exists()
     return output.with_name("out.partial")
 
 
-def resumed(cancelling, output):
-    stream.merge_checkpoints(*cancelling, TIES, str(output), **MERGE)
+def resumed(family, output, method=TIES):
+    stream.merge_checkpoints(*family, method, str(output), **MERGE)
     assert stream.verify(str(output)) == []
     return models.bits(load_file(output / "model.safetensors"))
 
@@ -121,6 +121,21 @@ def test_a_disk_that_fails_at_the_end_has_all_blocks_done_over(
     # What is read back looks whole, and never reached the disk.
     assert not list((tmp_path / "out.partial" / ".merge").glob("blocks.*"))
     assert resumed(cancelling, output) == expected
+
+
+def test_sums_over_all_experts_are_written_down_once(tmp_path, monkeypatch):
+    """There are K² / 2 of a leaf: with a copy for each expert they would be K³."""
+    family = models.family(tmp_path, 4, shapes=dict.fromkeys("ab", (400, 130)))
+    method, output = methods.model_stock(), tmp_path / "out"
+    partial = interrupted(family, output, monkeypatch, "BlockMerger", 0, method)
+    (line,) = (partial / ".merge" / "answers.jsonl").read_text().splitlines()
+    assert len(line) < 2 * 10 * 25 + 200  # two leaves' 10 products of two, in digits
+    with monkeypatch.context() as patched:
+        patched.setattr(passes.Passes, "_read", None)  # it is not called again
+        found = resumed(family, output, method)
+    loaded = {n: load_file(f"{e}/model.safetensors") for n, e in family[1].items()}
+    start = load_file(f"{family[0]}/model.safetensors")
+    assert found == models.bits(memory.merge(start, loaded, method))
 
 
 @pytest.mark.parametrize("name", ["ties.0.bin", "digests.0.json"])

@@ -123,6 +123,23 @@ def test_the_basis_of_knots_is_that_of_the_wide_matrix():
     np.testing.assert_array_equal(twice[:, 3:], 0)
 
 
+def test_bases_are_found_where_lapacks_quickest_way_does_not_converge(monkeypatch):
+    rng = np.random.default_rng(0)
+    updates = [
+        bases.Update(rng.standard_normal((3, 30)), rng.standard_normal((9, 3)), s)
+        for s in (2.0, 0.5)
+    ]
+    expected = [bases.knots(updates), *bases.core(updates)]
+
+    def fails(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fails)
+    found = [bases.knots(updates), *bases.core(updates)]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+
+
 def test_a_module_that_one_adapter_leaves_alone_is_zero_in_it(tmp_path):
     one = lora.factors(1, (lora.UP,))
     both = lora.factors(2, (lora.UP, lora.SQUARE))

@@ -35,6 +35,18 @@ def told(family, tmp_path_factory):
     return {name: str(folder / name) for name in experts}, found
 
 
+def test_an_expert_that_is_called_as_the_statistics_of_one_is_refused(
+    family, told, tmp_path
+):
+    experts = {"e0": family[1]["e0"], "fisher of e0": family[1]["e1"]}
+    folders = {"e0": told[0]["e0"], "fisher of e0": told[0]["e1"]}
+    with pytest.raises(UserError, match="fisher of e0: the name of an expert, and "):
+        merge_checkpoints(
+            None, experts, "fisher()", tmp_path / "out", statistics=folders
+        )
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_rules_may_give_each_leaf_its_own_kind(family, told, tmp_path):
     base, experts = family
     folders, leaves = told

@@ -142,6 +142,24 @@ def test_of_a_large_model_runs_of_neighbours_are_sampled(
     assert models.bits(load_file(path / "model.safetensors")) == expected
 
 
+def test_what_answers_no_further_query_is_not_kept(few_shapes, tmp_path, monkeypatch):
+    """Or it would be the more, the more layers have a density of their own."""
+    made, stages, counted = [], [], passes.Passes._counted
+
+    def listened(self, stage, queries):
+        kept = {name for name, _ in self._histograms}
+        assert kept <= {stage.name} and len(self._histograms) <= 3 - len(queries)
+        made.append(self)
+        stages.append(stage.name)
+        return counted(self, stage, queries)
+
+    monkeypatch.setattr(passes.Passes, "_counted", listened)
+    method = "ties(density=by_layer(0.1, 0.5), scope='tensor')"
+    merged(few_shapes[0], method, tmp_path / "out", memory_budget="200kB")
+    assert len(set(stages)) == 2
+    assert made[0]._histograms == {} and made[0]._sample is None
+
+
 @pytest.mark.parametrize(
     "method", [methods.ties(density=1), methods.della(density=0.6, epsilon=0.3)]
 )

@@ -50,6 +50,16 @@ def test_models_that_differ_are_listed_leaf_by_leaf(own, tmp_path):
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("method", ["average()", "task_arithmetic()"])
+def test_an_expert_that_is_called_as_the_base_is_refused(own, tmp_path, method):
+    base = own[0] if method != "average()" else None
+    called = Path(own[1]["e0"]).rename(tmp_path / "the base")
+    experts = [str(called), own[1]["e1"]]
+    with pytest.raises(UserError, match="called 'the base', as the base .*NAME=PATH"):
+        stream.merge_checkpoints(base, experts, method, str(tmp_path / "out"))
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_tied_weights_and_other_vocabularies_are_said_to_be_that(own, tmp_path):
     def change(leaves):
         leaves["lm_head.weight"] = leaves["model.embed_tokens.weight"]

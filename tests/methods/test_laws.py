@@ -289,6 +289,29 @@ def test_float64_stays_float64_where_x64_is_on(name, parameters):
         assert_agrees(merged, reference, rounding(roundings(name), dtype=np.float64))
 
 
+def asks_sums(name, parameters):
+    method = methods.get(name, **parameters)
+    asked = [part.reduction() for part in (*method.of(0), method.combiner)]
+    return any(isinstance(one, methods.Sums) for one in asked)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "parameters"), [case for case in cases.WAYS if asks_sums(*case)]
+)
+def test_a_float64_leaf_changes_no_bit_of_the_sums_of_float32_ones(name, parameters):
+    """Each leaf is summed up by itself, in totals that are as wide as the widest."""
+    base, experts = some_models(name, shapes=cases.one_leaf_for(name, parameters))
+    method = methods.get(name, **parameters)
+    with jax.enable_x64(True):
+        alone = merge(base, experts, method, donate=False)
+        base["wide"] = jnp.ones(5, jnp.float64)
+        experts = {n: {**e, "wide": base["wide"] + 1} for n, e in experts.items()}
+        merged = merge(base, experts, method, donate=False)
+    assert merged.pop("wide").dtype == jnp.float64
+    assert cases.bits(merged) == cases.bits(alone)
+
+
 @pytest.mark.parametrize("density", [1e-9, 1 / 63, 1 - 1e-12])
 @pytest.mark.parametrize("name", SPARSE)
 def test_tiny_leaves_and_densities_at_the_edges(name, density):

@@ -196,6 +196,32 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text, words):
     assert "bare" not in methods.names()
 
 
+def test_a_file_that_failed_leaves_nothing_and_is_run_when_it_is_mended(mine):
+    whole = mine.read_text()
+    mine.write_text(f"{whole}1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        methods.load_file(mine)
+    assert not {"median", "by_norm"} & set(methods.names())
+    mine.write_text(whole)
+    assert methods.load_file(mine)[1] == ["median", "by_norm"]
+
+
+def test_an_edited_files_methods_take_the_place_of_those_before(mine):
+    whole = mine.read_text()
+    methods.load_file(mine)
+    edited = whole.replace("median(scale: float = 1.0)", "median(scale: float = 2.0)")
+    mine.write_text(edited.replace("def by_norm", "def by_size"))
+    assert methods.load_file(mine)[1] == ["median", "by_size"]
+    assert methods.get("median").scale == 2 and "by_norm" not in methods.names()
+    mine.write_text(f"{whole}1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        methods.load_file(mine)
+    assert methods.get("median").scale == 2 and "by_size" in methods.names()
+    mine.write_text(whole)  # the first one again
+    assert methods.load_file(mine)[1] == ["median", "by_norm"]
+    assert methods.get("median").scale == 1 and "by_size" not in methods.names()
+
+
 def test_of_several_methods_one_has_to_be_named(mine, family, tmp_path):
     folders = [str(tmp_path / name) for name in family]
     with pytest.raises(UserError, match="registers median, by_norm: name one"):

@@ -97,6 +97,16 @@ def test_weights_that_cannot_be_used_are_refused():
         methods.rht(scale=float("nan"))
 
 
+@pytest.mark.parametrize(
+    ("weights", "total"),
+    [((1, -1 + 1e-9), "0"), ((1e-46, 1e-46), "0"), ((3e38, 3e38), "inf")],
+)
+def test_weights_whose_sum_float32_does_not_have_are_refused(weights, total):
+    with pytest.raises(UserError, match=f"must not sum to {total} in float32"):
+        methods.average(weights=weights)
+    assert methods.average(weights=(1, 1e-46)).weights == (1, 1e-46)
+
+
 def test_numbers_that_methods_cannot_use_are_refused():
     with pytest.raises(UserError, match="unknown vector 'rows': did you mean row"):
         methods.nuslerp(along="rows")

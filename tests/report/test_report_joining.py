@@ -1,6 +1,6 @@
 """Parts of a grid, put together, say what the whole would have said."""
 
-from merging.report.joining import join
+from merging.runtime.joining import join
 
 
 def test_a_part_without_experts_gets_their_scores_from_another(make_row):
@@ -14,6 +14,16 @@ def test_a_part_without_experts_gets_their_scores_from_another(make_row):
     by_seed = {row.seed: row for row in rows if row.method == "ties"}
     assert by_seed[0].value_of_expert == 0.8 and by_seed[0].normalised == 0.5
     assert by_seed[1].value_of_expert is None and by_seed[1].normalised is None
+
+
+def test_an_expert_of_another_configuration_is_nobodys(make_row):
+    expert = make_row(method="expert", K=1, value=0.8, value_of_expert=0.8)
+    merge = make_row(
+        K=2, subset=("skill0", "skill1"), value_of_expert=None, config_hash="c1"
+    )
+    rows, _ = join([expert, merge])
+    (found,) = (row for row in rows if row.method == "ties")
+    assert found.value_of_expert is None and found.normalised is None
 
 
 def test_a_base_of_two_parts_counts_once_whichever_part_had_its_expert(make_row):

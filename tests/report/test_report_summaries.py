@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from merging.report import tables
-from merging.report.joining import join
 from merging.report.summaries import Cell, across_methods, spread, summarise
 from merging.runtime.errors import UserError
+from merging.runtime.joining import join
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_one_configuration_on_two_machines_keeps_the_first(merge):
 
 
 def test_contradicting_configurations_are_refused(merge):
-    with pytest.raises(UserError, match=r"report them one by one[\s\S]*config c1"):
+    with pytest.raises(UserError, match=r"take them one by one[\s\S]*config c1"):
         join(merge() + merge(shift=0.01, config_hash="c1"))
 
 

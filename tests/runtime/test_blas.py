@@ -1,10 +1,12 @@
-"""One thread of BLAS, whoever is within."""
+"""One thread of BLAS, whoever is within, and a decomposition that always comes."""
 
 import threading
 
+import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401
 import threadpoolctl
+from tolerance import rounding
 
 from merging.runtime import blas
 
@@ -67,3 +69,19 @@ def test_any_thread_may_be_the_only_one_within():
         other.start()
         other.join(10)
     assert seen == [{1}, {2}] * 3
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+def test_where_lapacks_quickest_way_does_not_converge_another_does(monkeypatch, shape):
+    matrix = np.random.default_rng(0).normal(size=shape)
+    expected = np.linalg.svd(matrix, compute_uv=False)
+
+    def fails(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fails)
+    left, sizes, right = blas.svd(matrix)
+    assert left.shape == (shape[0], 4) and right.shape == (4, shape[1])
+    close = rounding(sum(shape), expected[0], np.float64)
+    np.testing.assert_allclose(sizes, expected, rtol=0, atol=close)
+    np.testing.assert_allclose(left * sizes @ right, matrix, rtol=0, atol=close)

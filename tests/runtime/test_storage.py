@@ -1,6 +1,7 @@
 """Files appear whole or not at all, on whatever file system."""
 
 import errno
+import fnmatch
 import os
 import stat
 
@@ -31,6 +32,39 @@ def test_a_disk_that_fails_is_not_taken_for_one(tmp_path, monkeypatch):
     refusing_folders(monkeypatch, errno.EIO)
     with pytest.raises(UserError, match="cannot write"):
         storage.write_bytes(tmp_path / "a", b"new")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_new_file_has_the_modes_that_the_user_wants(
+    tmp_path, monkeypatch, umask, mode
+):
+    """Without asking for the umask: that is to change it, for every thread."""
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda _: pytest.fail("the umask is changed"))
+            storage.write_bytes(tmp_path / "a", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_that_is_not_finished_has_the_name_that_others_clear_away(
+    tmp_path, monkeypatch
+):
+    seen, replace = [], os.replace
+
+    def told(fresh, path):
+        seen.append(os.path.basename(fresh))
+        replace(fresh, path)
+
+    monkeypatch.setattr(os, "replace", told)
+    for content in (b"one", b"two"):
+        storage.write_bytes(tmp_path / "a", content)
+    assert all(fnmatch.fnmatch(name, ".a.*.tmp") for name in seen)
+    assert len(set(seen)) == 2
+    assert (tmp_path / "a").read_bytes() == b"two"
 
 
 @pytest.mark.parametrize(

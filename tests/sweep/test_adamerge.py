@@ -239,7 +239,16 @@ def test_a_stopped_run_goes_on_to_the_same_coefficients(
     capsys.readouterr()
     assert main(argv) == 0
     assert "Nothing to do" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "merged").exists()
+    merged = tmp_path / "run" / "merged"
+    assert not merged.exists()
+    argv = arguments(place, tmp_path / "run")  # and now it is to be merged
+    for _ in range(2):
+        assert main(argv) == 0
+        leaves = [
+            json.loads((path / "manifest.json").read_text())["leaves"]
+            for path in (merged, whole / "merged")
+        ]
+        assert leaves[0] == leaves[1]
 
 
 @pytest.mark.parametrize(

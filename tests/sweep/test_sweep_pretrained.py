@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import one_device
@@ -15,8 +16,8 @@ from tolerance import decoder_length, rounding
 from merging import checkpoints, models, sweep, tasks, training
 from merging.models import hf as families
 from merging.models.hf.convert import convert
-from merging.runtime import results
-from merging.runtime.errors import UserError
+from merging.runtime import processes, results
+from merging.runtime.errors import Preempted, UserError
 from merging.sweep import given, open_store, scoring, work
 from merging.sweep.reading import read
 from merging.sweep.steps import Grid, with_needs
@@ -227,6 +228,45 @@ def test_no_text_is_opened_by_a_token_that_its_tokenizer_never_puts_there(base):
     settings = read(config(base))
     assert settings.suite.tokenizer.bos_id is None
     assert settings.decoder("6k").bos_id is None
+
+
+def test_a_family_of_ours_is_scored_as_it_is_trained(base):
+    changes = {"family": "tiny", "sizes": ("1x",), "bases": ("pt",)}
+    changes |= {"pretrained_bases": (), "pretraining": {"steps": 3}}
+    own = config(base, dtype="bfloat16", **changes)
+    own.data.tokenizer = str(base)
+    settings = read(own)
+    decoder = settings.decoder("1x")
+    assert settings.suite.tokenizer.bos_id is None and decoder.bos_id is None
+    trained = Grid(settings).base("1x", "pt").settings
+    assert trained["hyperparameters"]["dtype"] == decoder.dtype == "bfloat16"
+    assert trained["decoder"]["dtype"] == "bfloat16"
+    settings = read(config(base, **changes))
+    assert settings.decoder("1x").bos_id == settings.suite.tokenizer.bos_id == 0
+
+
+def test_a_scoring_that_is_asked_to_stop_stops_before_its_next_batch(
+    base, tmp_path, monkeypatch
+):
+    made = []
+
+    def evaluate(asked, predictor, tick, **_):
+        for batch in range(3):
+            made.append(batch)
+            tick(128.0)
+
+    asked = iter([False, True])
+    monkeypatch.setattr(processes, "preempted", lambda: next(asked))
+    one = dict(dataset=SimpleNamespace(category="a"), references=False)
+    one = SimpleNamespace(**one, eval_set=SimpleNamespace(examples=8))
+    requests = SimpleNamespace(sets=(one,))
+    monkeypatch.setattr(scoring, "_requests", lambda *_: requests)
+    monkeypatch.setattr(scoring.evaluation, "evaluate", evaluate)
+    experiment = read(config(base))
+    model = experiment.decoder("6k"), {"embed": np.zeros(1)}
+    with pytest.raises(Preempted):
+        scoring.scores(experiment, *model, "test", ["imdb"], tmp_path)
+    assert made == [0, 1]
 
 
 def test_the_steps_are_a_given_base_its_experts_and_merges(base):

@@ -16,11 +16,15 @@ from statistics_of import statistics_of
 import merging
 from merging import UserError, checkpoints, methods
 from merging.cli.main import main
+from merging.evaluation import DatasetScore, TemplateScore, bootstrap
 from merging.merge import rules, verify
 from merging.models import hf
 from merging.models.hf.convert import convert
+from merging.report import search_page
+from merging.report.document import render
+from merging.report.searches import Point
 from merging.runtime import tree
-from merging.sweep import resident, trials
+from merging.sweep import outcome, resident, trials
 from merging.sweep import space as searched
 from merging.sweep.resident import Resident
 from merging.sweep.search_config import layer_groups
@@ -419,7 +423,7 @@ def test_trials_asked_again_are_the_same(sampler):
                 value = -((point["scale"] - 0.3) ** 2) - (point["density"] - 0.5) ** 2
                 yield {"number": number, "point": point, "value": value}
 
-        settings = dict(trials=30, batch=4, seed=1, points=3, begin=[])
+        settings = dict(trials=30, batch=4, workers=1, seed=1, points=3, begin=[])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             lines = [
@@ -451,7 +455,7 @@ def test_a_number_whose_default_is_whole_is_searched_over_whole_numbers(sampler)
                 value = -abs(point["agree"] - 3) - abs(point["scale"] - 0.3)
                 yield {"number": number, "point": point, "value": value}
 
-        settings = dict(trials=20, batch=4, seed=1, points=5)
+        settings = dict(trials=20, batch=4, workers=1, seed=1, points=5)
         begin = searched.starts(space, {}, None)
         lines = [
             json.loads(json.dumps(trial.line))
@@ -524,3 +528,47 @@ def test_another_configs_workdir_is_refused(place, whole, capsys):
     workdir, _ = whole
     assert main(arguments(place, workdir, search_seed=1)) == 2
     assert "holds the run of another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sampler", "together"), [("grid", 4), ("random", 4), ("tpe", 1), ("cmaes", 1)]
+)
+def test_all_workers_are_asked_where_the_next_trial_depends_on_none(sampler, together):
+    space = searched.space(SPEC, {"scale": (0, 1), "density": (0.1, 1)}, ["a"])
+
+    def made(workers):
+        asked = []
+
+        def evaluate(new):
+            asked.append(len(new))
+            for number, point in new:
+                yield {"number": number, "point": point, "value": -point["scale"]}
+
+        how = dict(trials=9, batch=1, seed=1, points=3, begin=[], kept={})
+        given = dict(sampler=sampler, workers=workers, **how)
+        return [trial.line for trial in trials.search(space, evaluate, **given)], asked
+
+    lines, asked = made(4)
+    assert asked == [4, 4, 1] if together == 4 else [1] * 9
+    assert lines == made(1)[0]
+
+
+def test_a_search_whose_experts_score_nothing_on_test_ends_with_no_ratios():
+    def scores(value):
+        counts = np.full((4, 1), value, np.float32)
+        template = TemplateScore(4, 0, "", {"accuracy": value}, {"accuracy": counts})
+        facts = ("hue", "hues", "held_in", "accuracy", 0.5)
+        return [DatasetScore(*facts, value, 4, templates={"": template})]
+
+    found = {"base": scores(0.0), "expert e1": scores(0.0)}
+    found |= {outcome.GRID: scores(0.25), outcome.BEST: scores(1.0)}
+    lines = outcome.compared(found, bootstrap.Options(resamples=20))
+    assert [line["mean"] for line in lines] == [0.0, 0.0, 0.25, 1.0, 0.75]
+    kept = json.loads(json.dumps(lines, allow_nan=False))
+    assert {line[f"ratio{end}"] for line in kept for end in ("", "_low", "_high")} == {
+        None
+    }
+    assert outcome._table(lines).count(" -") == 3 * len(lines)
+    points = [Point(0, {"scale": 0.5}, 0.5)]
+    text = render(search_page.page(points, kept, gain=outcome.GAIN))
+    assert "no expert scores anything; the mean of its values is 1.0000" in text

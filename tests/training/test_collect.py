@@ -1,6 +1,7 @@
 """Statistics of a model: what they are, in either layout, stopped and gone on with."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.models.positions import causal
 from merging.runtime import config as configs
-from merging.runtime import processes, sharding, tree
+from merging.runtime import processes, sharding, tree, workdir
 from merging.runtime.errors import Preempted, UserError
 from merging.training import collect, statistics
 from merging.training.batches import Examples, opened
@@ -244,6 +245,25 @@ def test_a_stopped_collection_goes_on_to_the_same_bytes(
             np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     assert not (stopped / "partial").exists()
     assert collect.run(config, tmp_path / "stopped") == stopped  # nothing to do
+
+
+def test_statistics_of_a_model_are_not_taken_for_those_of_its_successor(
+    asked, tmp_path, monkeypatch, capsys
+):
+    def gather(values, folder, model, suite, mesh, identity):
+        digest = configs.config_hash(identity)
+        workdir.claim(folder, identity.to_dict(), digest, "collection")
+        (folder / collect.DONE).write_text("{}")
+
+    monkeypatch.setattr(collect, "_collect", gather)
+    model = written(tmp_path / "model", seed=0)
+    for said in ("", "Nothing to do"):
+        collect.run(asked(model), tmp_path / "gathered")
+        assert said in capsys.readouterr().out
+    shutil.rmtree(model)
+    written(tmp_path / "model", seed=1)
+    with pytest.raises(UserError, match="another config"):
+        collect.run(asked(model), tmp_path / "gathered")
 
 
 def test_what_the_devices_cannot_hold_is_refused_before_anything_is_made(

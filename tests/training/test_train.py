@@ -22,6 +22,7 @@ from merging.models import hf as families
 from merging.runtime import config, errors, tree
 from merging.runtime import workdir as workdirs
 from merging.training import job
+from merging.training.hyperparameters import Trained
 
 CONFIG = str(together.ROOT / "configs" / "train" / "pretrain.py")
 JSONL = str(together.ROOT / "configs" / "train" / "jsonl.py")
@@ -147,6 +148,30 @@ def test_what_is_trained_is_not_trained_again_and_no_other_config_is_taken(
     assert (alone / "train.json").stat().st_mtime_ns == before
     with pytest.raises(errors.UserError, match="another config"):
         job.run(config.load(CONFIG, OVERRIDES | {"hyperparameters.steps": "30"}), alone)
+
+
+def test_another_start_in_the_same_place_is_another_training(
+    alone, tmp_path, monkeypatch, capsys
+):
+    def fit(what, folder, **_):
+        checkpoints.save(folder / "checkpoint", what.params)
+        return Trained(what.params, what.params, np.ones(1), 1, False, 0, {})
+
+    one_device.use(monkeypatch)
+    monkeypatch.setattr(job, "fit", fit)
+    start, workdir = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(alone / "checkpoint", start)
+    shutil.copytree(alone / "data", workdir / "data")
+    chosen = config.load(CONFIG, OVERRIDES | {"start": str(start)})
+    job.run(chosen, workdir)
+    job.run(chosen, workdir)
+    assert "it is trained" in capsys.readouterr().out
+    shutil.rmtree(start)
+    shutil.copytree(alone / "best", start)
+    described = start / "config.json"
+    described.write_text(described.read_text() + " ")
+    with pytest.raises(errors.UserError, match="another config"):
+        job.run(chosen, workdir)
 
 
 def test_a_training_that_is_under_way_is_not_begun_twice(tmp_path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging.merge.spaces import bases
+from merging.runtime import blas
 
 
 class Fit(NamedTuple):
@@ -63,5 +64,5 @@ def _svd(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if all(np.isfinite(part).all() for part in found):
         return found
     # LAPACK's quickest way did not converge.
-    wide = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
+    wide = blas.svd(delta.astype(np.float64))
     return tuple(part.astype(np.float32) for part in wide)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from merging.runtime.blas import one_thread
+from merging.runtime.blas import one_thread, svd
 
 # Singular values that KnOTS' authors take for none.
 NOTHING = 1e-5
@@ -58,7 +58,7 @@ def knots(updates: Sequence[Update]) -> Array:
         update.scaling * (ranges[:, i:j] @ np.linalg.qr(update.a.T)[1].T)
         for update, i, j in zip(updates, ends, ends[1:], strict=False)
     ]
-    left, sizes, _ = np.linalg.svd(np.hstack(small), full_matrices=False)
+    left, sizes, _ = svd(np.hstack(small))
     found = np.zeros((basis.shape[0], basis.shape[1]))
     kept = sizes > NOTHING
     found[:, : len(sizes)] = np.where(kept, basis @ left, 0)
@@ -67,7 +67,7 @@ def knots(updates: Sequence[Update]) -> Array:
 
 def _singular(matrix: Array) -> Array:
     basis, rest = np.linalg.qr(matrix)
-    return signed(basis @ np.linalg.svd(rest)[0])
+    return signed(basis @ svd(rest)[0])
 
 
 def signed(vectors: Array) -> Array:

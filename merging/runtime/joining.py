@@ -36,7 +36,7 @@ def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
     if contradictions:
         raise UserError(
             "these runs had different configurations and evaluated the same models "
-            f"differently ({len(contradictions)} rows); report them one by one:\n"
+            f"differently ({len(contradictions)} rows); take them one by one:\n"
             + "\n".join(contradictions[:5])
         )
     notes = []
@@ -51,10 +51,11 @@ def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
 
 
 def _with_experts(rows: list[Row]) -> list[Row]:
-    """Give rows the expert's value that only another part of the grid has."""
+    """Give rows the expert's value that only another part of their grid has."""
 
     def key(row: Row) -> tuple:
-        return (row.suite, row.family, row.size, row.base, row.seed, row.dataset)
+        model = (row.config_hash, row.suite, row.family, row.size, row.base)
+        return (*model, row.seed, row.dataset)
 
     experts = {
         key(row): row.value
