@@ -5,9 +5,10 @@
     merging sweep --config configs/smollm2/english.py --workdir runs/smollm2_english
 
 The suite: merging/tasks/english. All weights are fine-tuned, in float32, 40 steps of 16
-texts an expert. Cost: about two hours on two cores (without K = 6, and with stops, it
-was 2 h 22 min, before sequences shared rows), 8 GB of memory, 4.1 GB of disk. The
-learning rate is the only one that was tried. Expect: docs/results/english.
+texts an expert. Cost: on two cores, beside other work, an expert took two to six
+minutes and a merge one to four; 12 GB of memory, 4.1 GB of disk, and 11 more with
+keep_merges. The learning rate is the only one that was tried. Expect:
+docs/results/english.
 """
 
 import miniworld
