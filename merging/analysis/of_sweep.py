@@ -7,6 +7,9 @@ name in `group`: no layers, no pair with a merge in it, of paths the barriers an
 means over the datasets along them. And of each group
 
   params   parameters of its models
+
+Models in a family's own layout are converted where others of their group have the
+decoder's leaves, into WORKDIR/models: a given base whose experts the sweep trained.
 """
 
 import sys
@@ -19,6 +22,8 @@ from ml_collections import ConfigDict
 from merging import sweep
 from merging.analysis import connectivity, describing, place, rows, saturation
 from merging.analysis.rows import Row
+from merging.models import hf as families
+from merging.models.hf.convert import convert
 from merging.runtime import config_keys, preemption, processes, text
 from merging.runtime.errors import UserError, nearest
 from merging.sweep.finished import Group
@@ -64,7 +69,8 @@ def run(config: Any, workdir: Path) -> bool:
         config_keys.completed(asked, _PARTS[name].KEYS, "merging analyze", example)
     with place.held(workdir, values):
         place.claim(workdir, values)
-        parts = [(g, name) for g in groups for name in values["parts"]]
+        alike = [_alike(group, workdir / "models") for group in groups]
+        parts = [(g, name) for g in alike for name in values["parts"]]
         worked, made = False, []
         for number, (group, name) in enumerate(parts, 1):
             preemption.raise_if_asked()
@@ -113,6 +119,27 @@ def _chosen(values: Mapping[str, Any]) -> tuple[list[Group], dict[str, Any]]:
         if name not in have:
             raise nearest("kept merge", name, list(dict.fromkeys(have)))
     return chosen, suite
+
+
+def _alike(group: Group, folder: Path) -> Group:
+    """Return the group with all models in one layout: the decoder's, if any has it."""
+    every = {"the base": group.start, **group.experts, **group.merges}
+    every |= {"multitask": group.multitask} if group.multitask else {}
+    own = {
+        name: path
+        for name, path in every.items()
+        if not families.open_model(path, group.start).stacked
+    }
+    if len(own) == len(every):
+        return group
+    for name, path in own.items():
+        print(f"{group.name}: {name}, with the decoder's leaves", file=sys.stderr)
+        at = folder / group.name.replace("/", "_") / name.replace(" ", "_")
+        described = group.start  # an adapter has no config.json of its own
+        made = convert(path, str(at), format="orbax", auxiliary_files=described)
+        own[name] = str(made)
+    experts = {name: own.get(name, path) for name, path in group.experts.items()}
+    return group._replace(start=own.get("the base", group.start), experts=experts)
 
 
 def _config(

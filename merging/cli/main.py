@@ -98,7 +98,7 @@ def _run(argv: list[str]) -> int:
     parser = _parser(argv)
     arguments, unknown = parser.parse_known_args(argv)
     if arguments.command is None and argv:
-        raise nearest("argument", argv[0], ["--help", *COMMANDS])
+        raise nearest("argument", argv[0], ["--help", "--version", *COMMANDS])
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return 2
@@ -129,6 +129,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
+class _Version(argparse.Action):
+    """Say which versions run, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from merging.runtime.revision import versions
+
+        found = versions("merging", "jax", "jaxlib", "flax", "orbax-checkpoint")
+        print("\n".join(f"{name} {version}" for name, version in found.items()))
+        parser.exit()
+
+
 def _parser(argv: Sequence[str]) -> _Parser:
     """Return the parser of all commands; `--help` beside a config lists its values."""
     parser = _Parser(
@@ -136,6 +147,8 @@ def _parser(argv: Sequence[str]) -> _Parser:
         description="Merge large models, exactly and at scale, in JAX.",
         epilog="merging COMMAND --help explains a command, with examples.",
     )
+    text = "tell the versions of this, of Python and of JAX, for a report"
+    parser.add_argument("--version", action=_Version, nargs=0, help=text)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         child = commands.add_parser(

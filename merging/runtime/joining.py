@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from merging.runtime.errors import UserError
-from merging.runtime.results import Row, normalise, order
+from merging.runtime.results import BASELINES, Row, normalise, order
 
 
 def join(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
@@ -75,7 +75,11 @@ def _with_experts(rows: list[Row]) -> list[Row]:
 
 
 def _measured(row: Row) -> tuple:
-    return row.value, row.value_of_expert, row.value_of_base, row.merged, row.examples
+    # The base and a multitask model are the same for all seeds, and a run gives them
+    # the values of its own first seed's experts.
+    shared = row.method in BASELINES and row.method != "expert"
+    of_expert = None if shared else row.value_of_expert
+    return row.value, of_expert, row.value_of_base, row.merged, row.examples
 
 
 def require_one_experiment(rows: Sequence[Row]) -> None:

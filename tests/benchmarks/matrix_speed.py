@@ -1,4 +1,4 @@
-"""Spectral and data-driven methods beside a direct version in PyTorch: seconds, ratio.
+"""Matrix, mask and data-driven methods beside a direct version in PyTorch: seconds.
 
     python tests/benchmarks/matrix_speed.py --workdir bench --torch VENV/bin/python
     python tests/benchmarks/matrix_speed.py … --size 1x --methods fisher
@@ -36,7 +36,8 @@ from merging import checkpoints
 from merging.runtime import tree
 
 SIZES = {**inputs.SIZES, "2 layers": Shape(1024, 2, 4096, 16, 4000)}
-OF_VECTORS, OF_MODELS = ("iso_c", "iso_cts", "tsv_m", "wudi"), ("fisher", "regmean")
+OF_VECTORS = ("iso_c", "iso_cts", "tsv_m", "wudi", "consensus_ta", "emr")
+OF_MODELS = ("fisher", "regmean")
 KINDS = {"fisher": "fisher", "regmean": "gram"}
 _SIDES = ("ours", "torch")
 _SIDE = Path(__file__).with_name("matrix_torch.py")

@@ -1,4 +1,4 @@
-"""Spectral and data-driven merges written straight down in PyTorch, to be timed.
+"""Spectral, mask and data-driven merges written straight down in PyTorch, to be timed.
 
   VENV/bin/python tests/benchmarks/matrix_torch.py METHOD OUTPUT BASE EXPERT …
   … matrix_torch.py fisher OUTPUT - EXPERT … -- STATISTICS …
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 STEPS = int(os.environ.get("WUDI_STEPS", "300"))
 RATE, COMMON, OFF_DIAGONAL = 1e-5, 0.8, 0.9
+SCALE, HELD = 0.4, 0.4
 Tensors = Sequence[torch.Tensor]
 
 
@@ -73,6 +74,20 @@ def wudi(deltas: Tensors) -> torch.Tensor:
     return merged.detach()
 
 
+def consensus_ta(deltas: Tensors) -> torch.Tensor:
+    """Add up what at least two tasks hold on to (arXiv 2405.07813)."""
+    total = sum(deltas)
+    agree = sum((d.abs() > HELD * (total - d).abs()).int() for d in deltas)
+    return SCALE * torch.where(agree >= 2, total, 0)
+
+
+def emr(deltas: Tensors) -> torch.Tensor:
+    """Take the elected sign's largest magnitude (arXiv 2405.17461)."""
+    elected = torch.where(sum(deltas) > 0, 1.0, -1.0)
+    agreeing = [torch.where(d.sign() == elected, d.abs(), 0) for d in deltas]
+    return elected * torch.stack(agreeing).amax(0)
+
+
 def fisher(experts: Tensors, information: Tensors) -> torch.Tensor:
     """Weigh each number by its Fisher information (arXiv 2111.09832)."""
     total = sum(information)
@@ -98,6 +113,7 @@ OF_VECTORS: dict[str, Callable[[Tensors], torch.Tensor]] = {
     "tsv_m": tsv_m,
     "wudi": wudi,
 }
+OF_ELEMENTS = {"consensus_ta": consensus_ta, "emr": emr}
 OF_MODELS = {"fisher": fisher, "regmean": regmean}
 
 
@@ -114,8 +130,8 @@ def main() -> None:
         if under is not None:
             start = under.get_tensor(name).float()
             deltas = [value - start for value in values]
-            whole = OF_VECTORS[method] if start.ndim == 2 else _mean
-            values = [start + whole(deltas)]
+            of_matrix = OF_VECTORS.get(method) if start.ndim == 2 else _mean
+            values = [start + (OF_ELEMENTS.get(method) or of_matrix)(deltas)]
         elif told:
             of = [file.get_tensor(name) for file in told]
             values = [OF_MODELS[method](values, of)]

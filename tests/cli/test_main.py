@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 import merging
@@ -219,6 +220,13 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
         {"abc": ({"sizes": ["1x"]}, {"jax": "0.10"})},
         [],
     )
+
+
+def test_the_versions_that_run_are_told(run):
+    status, out, _ = run("--version")
+    said = dict(line.split() for line in out.splitlines())
+    assert status == 0 and said["jax"] == jax.__version__
+    assert said["merging"] and said["git"] and said["python"]
 
 
 def test_methods_are_listed_with_definition_paper_cost_and_evidence(run):

@@ -1,5 +1,8 @@
 """Parts of a grid, put together, say what the whole would have said."""
 
+import pytest
+
+from merging.runtime.errors import UserError
 from merging.runtime.joining import join
 
 
@@ -32,3 +35,27 @@ def test_a_base_of_two_parts_counts_once_whichever_part_had_its_expert(make_row)
     without = make_row(**base, value_of_expert=None)
     rows, notes = join([without, make_row(**base, value_of_expert=0.8), expert])
     assert len(rows) == 2 and len(notes) == 1 and "alike" in notes[0]
+
+
+def test_a_base_of_two_seeds_run_apart_is_one(make_row):
+    """Each run gave the base its own expert's value; the models are the same."""
+    base = dict(method="base", K=0, subset=(), merged=False, value=0.2)
+    runs = [
+        make_row(**base, value_of_expert=0.8, config_hash="c0"),
+        make_row(**base, value_of_expert=0.7, config_hash="c1"),
+    ]
+    rows, notes = join(runs)
+    assert rows == runs[:1] and len(notes) == 1 and "alike" in notes[0]
+    other = make_row(**{**base, "value": 0.3}, value_of_expert=0.7, config_hash="c1")
+    with pytest.raises(UserError, match="had different configurations"):
+        join([runs[0], other])
+
+
+def test_a_merge_held_against_other_experts_contradicts(make_row):
+    merge = dict(K=2, subset=("skill0", "skill1"), value=0.4)
+    runs = [
+        make_row(**merge, value_of_expert=0.8, config_hash="c0"),
+        make_row(**merge, value_of_expert=0.7, config_hash="c1"),
+    ]
+    with pytest.raises(UserError, match="had different configurations"):
+        join(runs)

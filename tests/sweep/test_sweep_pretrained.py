@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import one_device
 import pytest
@@ -14,11 +15,12 @@ from ml_collections import ConfigDict
 from tolerance import decoder_length, rounding
 
 from merging import checkpoints, models, sweep, tasks, training
+from merging.analysis import of_sweep, rows
 from merging.models import hf as families
 from merging.models.hf.convert import convert
 from merging.runtime import processes, results
 from merging.runtime.errors import Preempted, UserError
-from merging.sweep import given, open_store, scoring, work
+from merging.sweep import given, groups, open_store, scoring, work
 from merging.sweep.reading import read
 from merging.sweep.steps import Grid, with_needs
 
@@ -128,6 +130,33 @@ def test_a_given_base_is_scored_and_its_experts_are_merged(finished):
     assert len(merged) == 4 and all(r.value_of_expert is not None for r in merged)
     kinds = {path.name for path in (finished / "steps").iterdir()}
     assert kinds == {"data", "load", "expert", "merge"}
+
+
+@pytest.mark.long
+def test_a_sweep_of_a_given_base_is_analysed(finished, base, tmp_path):
+    """The base has Hugging Face's names, its trained experts the decoder's."""
+    asked = {"analysis": "sweep", "sweep": str(finished), "parts": ("geometry",)}
+    out = tmp_path / "analysed"
+    assert of_sweep.run(ConfigDict(asked), out)
+    norms = {
+        row.of[0]: row.value
+        for row in rows.read(out, "sweep")["rows"]
+        if row.quantity == "norm" and len(row.of) == 1
+    }
+    start = families.load(base)[1]
+    (group,), _ = groups(finished)
+    assert norms.keys() == group.experts.keys()
+    for name, path in group.experts.items():
+        params = checkpoints.restore(Path(path))
+        steps = [
+            np.asarray(a, np.float64) - np.asarray(b, np.float64)
+            for a, b in zip(
+                jax.tree.leaves(params), jax.tree.leaves(start), strict=True
+            )
+        ]
+        norm = np.sqrt(sum(np.vdot(step, step) for step in steps))
+        np.testing.assert_allclose(norms[name], norm, rtol=1e-6)
+    assert not of_sweep.run(ConfigDict(asked), out)
 
 
 def own_files(folder):
