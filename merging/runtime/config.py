@@ -37,9 +37,9 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
         as the type of the value it replaces. The key of a section is no key.
 
     Raises:
-      UserError: no such file, no usable `get_config`, an error inside the file, more
-        than 40 leaves, an unknown key (named with its neighbours) or a value of the
-        wrong type. All wrong overrides are listed at once.
+      UserError: no such file, two YAML files, no usable `get_config`, an error inside
+        the file, more than 40 leaves, an unknown key (named with its neighbours) or a
+        value of the wrong type. All wrong overrides are listed at once.
 
     >>> from merging.runtime import config
     >>> chosen = config.load("merge/ties", {"method.density": "0.1"})
@@ -47,7 +47,10 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     (0.1, '1GB')
     """
     if spec.endswith((".yml", ".yaml")):
-        spec, overrides = "merge/mergekit", {"merge_yaml": spec, **(overrides or {})}
+        overrides = {"merge_yaml": spec, **(overrides or {})}
+        if (other := overrides["merge_yaml"]) != spec:
+            raise UserError(f"--config is {spec}, merge_yaml {other}: leave one out.")
+        spec = "merge/mergekit"
     path, argument = split_spec(spec)
     config = _call(path, argument)
     found = leaves(config)

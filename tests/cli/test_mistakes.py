@@ -176,6 +176,7 @@ MISTAKES = [
         "gone.yml is no file",
     ),
     ("merge --config gone.yml --config.output=o", "gone.yml is no file"),
+    ("merge --config a.yml --config.merge_yaml=b.yml", "merge_yaml b.yml: leave one"),
     ("merge mergekit.yml out", "write --config mergekit.yml."),
     ("sweep --config gone.yaml", "a config is a Python file"),
     # Conversions.
