@@ -5,9 +5,8 @@
     merging sweep --config configs/smollm2/english.py --workdir runs/smollm2_english
 
 The suite: merging/tasks/english. All weights are fine-tuned, in float32, 40 steps of 16
-texts an expert. Cost: on two cores, beside other work, an expert took two to six
-minutes and a merge one to four; 12 GB of memory, 4.1 GB of disk, and 11 more with
-keep_merges. The learning rate is the only one that was tried. Expect:
+texts an expert. Cost: two cores took an hour for a seed, beside other work twice that;
+12 GB of memory, 4.1 GB of disk, and 11 more with keep_merges. The learning rate is the only one that was tried. Expect:
 docs/results/english.
 """
 

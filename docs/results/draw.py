@@ -54,9 +54,9 @@ def of_rows(page: Path, out: Path, *analyses: Path) -> None:
     report.report([page], out, analysed=[(r["analysis"], r["rows"]) for r in records])
 
 
-def with_cosines(page: Path, out: Path) -> None:
-    """Draw a report's, and what `merging analyze` draws of a geometry."""
-    of_rows(page, out)
+def of_english(page: Path, out: Path) -> None:
+    """Draw a report's of both seeds, and what `merging analyze` draws of a geometry."""
+    report.report([page, page / "second"], out)
     found = rows.read(page / "geometry.json.gz", "geometry")["rows"]
     figures.write(out, figures.of_geometry(found))
 
@@ -92,11 +92,10 @@ PAGES = {
         "F1 F1_gain F2 F3 baselines baselines_summary datasets models scores verdicts",
     ),
     "english": Page(
-        with_cosines,
+        of_english,
         "F1_gain F2 F3 cosines",
         "F1_gain F2 F3 baselines_summary datasets models scores verdicts",
     ),
-    "english/second": Page(of_rows, "", "F2 scores verdicts"),
     "methods": Page(of_rows, "F12", "F12 baselines_summary models verdicts"),
     "methods/statistics": Page(of_rows, "", "F12"),
     "saturation": Page(
