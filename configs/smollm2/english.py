@@ -6,8 +6,8 @@
 
 The suite: merging/tasks/english. All weights are fine-tuned, in float32, 40 steps of 16
 texts an expert. Cost: two cores took an hour for a seed, beside other work twice that;
-12 GB of memory, 4.1 GB of disk, and 11 more with keep_merges. The learning rate is the only one that was tried. Expect:
-docs/results/english.
+12 GB of memory, 4.1 GB of disk, and 11 more with keep_merges. The learning rate is
+the only one that was tried. Expect: docs/results/english.
 """
 
 import miniworld
