@@ -65,6 +65,7 @@ def report(
     if runs is None:
         runs = workdir.runs(row for row in rows if not isinstance(row, Row))
     grid = summarise(_read(rows))
+    document.require_free(storage.place(out))
     judged = verdicts.verdicts(grid)
     behind = curves.behind_figures(grid)
     others = [

@@ -173,6 +173,15 @@ def write(
     return page
 
 
+def require_free(folder: Folder) -> None:
+    """Refuse a folder where `write` would, before anything is drawn for it.
+
+    Raises:
+      UserError: it holds a page that we did not write.
+    """
+    _files_of(folder / "index.html")
+
+
 def _files_of(page: Folder) -> set[str]:
     """Return the figures and tables that came with a page; none if there is none.
 
