@@ -61,6 +61,11 @@ def of_english(page: Path, out: Path) -> None:
     figures.write(out, figures.of_geometry(found))
 
 
+def with_its_analysis(page: Path, out: Path) -> None:
+    """Draw a report's of one sweep, with the sweep's analysis."""
+    of_rows(page, out, page / "analysed.json.gz")
+
+
 def with_a_law(page: Path, out: Path) -> None:
     """Draw a report's with a sweep's analysis, and one law of `merging fit`."""
     of_rows(page, out, page / "analysed_pt.json.gz", page / "analysed_it.json.gz")
@@ -95,6 +100,9 @@ PAGES = {
         of_english,
         "F1_gain F2 F3 cosines",
         "F1_gain F2 F3 baselines_summary datasets models scores verdicts",
+    ),
+    "english/second": Page(
+        with_its_analysis, "F7_it", "saturation verdicts", suffixes="png"
     ),
     "methods": Page(of_rows, "F12", "F12 baselines_summary models verdicts"),
     "methods/statistics": Page(of_rows, "", "F12"),
