@@ -123,23 +123,23 @@ def _chosen(values: Mapping[str, Any]) -> tuple[list[Group], dict[str, Any]]:
 
 def _alike(group: Group, folder: Path) -> Group:
     """Return the group with all models in one layout: the decoder's, if any has it."""
-    every = {"the base": group.start, **group.experts, **group.merges}
-    every |= {"multitask": group.multitask} if group.multitask else {}
-    own = {
-        name: path
-        for name, path in every.items()
-        if not families.open_model(path, group.start).stacked
-    }
-    if len(own) == len(every):
+
+    def stacked(path: str) -> bool:
+        return families.open_model(path, group.start).stacked
+
+    # What a sweep makes has the decoder's; a base and experts that were given may not.
+    given = {"": group.start, **group.experts}
+    own = {name: path for name, path in given.items() if not stacked(path)}
+    if len(own) == len(given) and not (group.merges or group.multitask):
         return group
     for name, path in own.items():
-        print(f"{group.name}: {name}, with the decoder's leaves", file=sys.stderr)
-        at = folder / group.name.replace("/", "_") / name.replace(" ", "_")
+        of = group.name if name else f"{group.size}/{group.base}"  # all seeds' base
+        at = folder / of.replace("/", "_") / (name or "base")
         described = group.start  # an adapter has no config.json of its own
         made = convert(path, str(at), format="orbax", auxiliary_files=described)
         own[name] = str(made)
-    experts = {name: own.get(name, path) for name, path in group.experts.items()}
-    return group._replace(start=own.get("the base", group.start), experts=experts)
+    start = own.pop("", group.start)
+    return group._replace(start=start, experts={**group.experts, **own})
 
 
 def _config(
