@@ -32,7 +32,7 @@ from merging.runtime import processes, storage
 from merging.runtime.errors import UserError
 
 # Bytes written between two requests to store them.
-STORE_AFTER = 2**27
+STORE_AFTER = 2**24
 # Systems allow 256 files or more, of which the inputs have 128.
 MOST_OPEN = 32
 

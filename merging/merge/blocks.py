@@ -126,9 +126,8 @@ class BlockMerger:
             others = experts, states, known[0], offset
             return kernels.merge_and_vote(base, method, *others, **how)
 
-        parts = on_host.in_parts(merge_and_vote, block, *inputs)
-        shape = rows, block.columns
-        merged, ballot, positions = kernels.unpacked(parts, shape, dtype)
+        packed = np.asarray(on_host.computed(merge_and_vote, block, *inputs))
+        merged, ballot, positions = kernels.unpacked(packed, dtype)
         self._ballots[kind.method] += ballot
         values = np.zeros(0, dtype)
         if len(positions):

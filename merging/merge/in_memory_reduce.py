@@ -119,8 +119,8 @@ class InMemoryAnswers:
         def reduced(*inputs):
             return kernels.reduced(reduction, method, *inputs, strides=block.strides)
 
-        axis = 1 if isinstance(reduction, Sums) else None
-        return on_host.computed(reduced, block, method, *inputs, axis=axis)
+        compute = on_host.summed if isinstance(reduction, Sums) else on_host.computed
+        return compute(reduced, block, method, *inputs)
 
     def _count(self, stage: Stage, number: int, query: CountQuery) -> np.ndarray:
         # The devices are set to work before the host is.

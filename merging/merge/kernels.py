@@ -13,7 +13,7 @@ array: XLA on CPUs computes everything twice for two.
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -158,35 +158,20 @@ def merge_and_vote(
     return jnp.stack([bits, codes.astype(bits.dtype)])
 
 
-def unpacked(
-    parts: Iterable[Any], shape: tuple[int, int], dtype: np.dtype
-) -> tuple[np.ndarray, int, np.ndarray]:
-    """Take apart what `merge_and_vote` packed.
-
-    Args:
-      parts: some rows of the block each.
-      shape: of the block.
-      dtype: of the result.
+def unpacked(packed: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int, np.ndarray]:
+    """Take apart what `merge_and_vote` packed of a block, of this dtype.
 
     Returns:
       The merged block, how many more signs are positive than negative, and where in
       the flat block the votes cancel.
     """
-    merged, row, ballot, cancelled = np.empty(shape, dtype), 0, 0, []
-    bits = merged.view(f"u{dtype.itemsize}")
-    for packed in map(np.asarray, parts):
-        here = slice(row, row + packed.shape[-2])
-        if dtype.itemsize == 2:
-            flat = np.ascontiguousarray(packed).view(np.uint8)
-            bits[here], codes = packed, flat[:, _CODE_BYTE::4]
-        else:
-            bits[here], codes = packed
-        codes = codes.astype(np.uint8, "C").reshape(-1)
-        ballot += int(np.count_nonzero(codes == POSITIVE))
-        ballot -= int(np.count_nonzero(codes == NEGATIVE))
-        cancelled.append(np.flatnonzero(codes == CANCELLED) + row * shape[1])
-        row = here.stop
-    return merged, ballot, np.concatenate(cancelled)
+    if dtype.itemsize == 2:
+        bits = packed.astype(np.uint16)
+        codes = packed.view(np.uint8).reshape(-1)[_CODE_BYTE::4].copy()
+    else:
+        bits, codes = packed[0].copy(), packed[1].astype(np.uint8).reshape(-1)
+    ballot = np.count_nonzero(codes == POSITIVE) - np.count_nonzero(codes == NEGATIVE)
+    return bits.view(dtype), int(ballot), np.flatnonzero(codes == CANCELLED)
 
 
 @functools.partial(Kernel, static_argnames="strides")

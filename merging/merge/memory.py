@@ -268,7 +268,6 @@ def _apply(
             [[metadata.spread(s) for s in of] for of in job.states.transforms],
             metadata.spread(job.states.combined),
             metadata.offset,
-            axis=None,  # base and result may share their memory
         )
         del how  # and this block's statistics, before the next one's are brought
         finite.append(numerics.all_finite(result))

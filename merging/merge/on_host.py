@@ -1,4 +1,4 @@
-"""Kernels on a CPU: by parts of rows, with what NumPy finds sooner than XLA."""
+"""Kernels on a CPU: what NumPy finds sooner than XLA, and sums by parts of rows."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,10 @@ from merging.methods import Method, OnHost
 from merging.runtime import blas, numerics
 from merging.runtime.numerics import Index
 
-# Elements of a part: what is computed in between stays in the cache, where that of a
-# whole block takes new pages of memory, which cost more than the arithmetic.
-PART = 2**20
+# Elements of a part of what is summed: what is computed in between stays in the cache,
+# where that of a whole block takes new pages of memory, which cost more than the
+# arithmetic. A merge has little in between, and its parts cost more than they save.
+PART = 2**19
 # Parts that are computed while one is waited for.
 AHEAD = 3
 
@@ -40,78 +41,21 @@ def computed(
     states: Sequence[Sequence[Any]],
     known: Any,
     offset: Index,
-    *,
-    axis: int | None = 0,
-) -> Array | np.ndarray:
-    """Return what a kernel makes of a block; on the host if that lies on one CPU.
+) -> Array:
+    """Return what a kernel makes of a block.
 
     Args:
       kernel: is given all that follows `method`.
       block: the block.
-      method: whose task vectors the kernel looks at.
+      method: whose task vectors the kernel looks at; what its transforms find on the
+        host is put into the states before.
       base: the block of θ₀; None if the method needs none.
       experts: of each expert.
       states: [expert][transform].
       known: of all experts: the combiner's state, or those of selections.
       offset: as `kernels.merge` has it.
-      axis: of the result's rows; None computes the block at once.
     """
-    inputs = base, list(experts), [list(of) for of in states], known, offset
-    if axis is None or not _rows_of_a_part(block, method, experts):
-        return _completed(kernel, block, method, inputs)
-    result, done = None, 0
-    for part in in_parts(kernel, block, method, *inputs):
-        if result is None:
-            shape = list(part.shape)
-            shape[axis] = experts[0].shape[0]
-            result = np.empty(shape, part.dtype)
-        stop = done + part.shape[axis]
-        result[(slice(None),) * axis + (slice(done, stop),)] = part
-        done = stop
-    return result
-
-
-def in_parts(
-    kernel: Callable[..., Array],
-    block: Block,
-    method: Method,
-    base: Array | None,
-    experts: Sequence[Array],
-    states: Sequence[Sequence[Any]],
-    known: Any,
-    offset: Index,
-) -> Iterator[Array | np.ndarray]:
-    """Yield what `computed` returns, some of the rows at a time, or all at once."""
-    inputs = base, list(experts), [list(of) for of in states], known, offset
-    fit = _rows_of_a_part(block, method, experts)
-    if not fit:
-        yield _completed(kernel, block, method, inputs)
-        return
-    host, rows = jax.tree.map(np.asarray, inputs), experts[0].shape[0]
-    (device,) = experts[0].sharding.device_set
-    waiting: collections.deque[Array] = collections.deque()
-    for at in range(0, rows, fit):
-        part = jax.tree.map(lambda x, at=at: x[at : at + fit], host)
-        part = jax.device_put(part, device)
-        waiting.append(_completed(kernel, block, method, part))
-        if len(waiting) > AHEAD:
-            yield np.asarray(waiting.popleft())
-    yield from map(np.asarray, waiting)
-
-
-def _rows_of_a_part(block: Block, method: Method, experts: Sequence[Any]) -> int:
-    """Return how many rows are computed at a time; 0: the block at once."""
-    fit = 1 << max(PART // block.columns, 1).bit_length() - 1
-    apart = method.granularity in ("element", "row") and on_one_cpu(experts[0])
-    apart = apart and block.shape is None and experts[0].shape[0] > fit
-    return fit if apart else 0
-
-
-def _completed(
-    kernel: Callable[..., Array], block: Block, method: Method, inputs: tuple
-) -> Array:
-    """Run a kernel; what transforms find on the host is put into the states before."""
-    base, experts, states, known, offset = inputs
+    experts, states = list(experts), [list(of) for of in states]
     wanted = [i for i, t in enumerate(method.transforms) if isinstance(t, OnHost)]
     for i, expert in enumerate(experts):
         if not wanted or not on_one_cpu(expert):
@@ -137,6 +81,58 @@ def _completed(
         with blas.one_thread():
             return jax.block_until_ready(kernel(base, experts, states, known, offset))
     return kernel(base, experts, states, known, offset)
+
+
+def in_parts(
+    kernel: Callable[..., Array],
+    block: Block,
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    known: Any,
+    offset: Index,
+) -> Iterator[Array | np.ndarray]:
+    """Yield what `computed` returns of the same, some rows at a time or all at once."""
+    inputs = base, experts, states, known, offset
+    fit = _rows_of_a_part(block, method, experts)
+    if not fit:
+        yield computed(kernel, block, method, *inputs)
+        return
+    host, rows = jax.tree.map(np.asarray, inputs), experts[0].shape[0]
+    (device,) = experts[0].sharding.device_set
+    waiting: collections.deque[Array] = collections.deque()
+    for at in range(0, rows, fit):
+        part = jax.tree.map(lambda x, at=at: x[at : at + fit], host)
+        part = jax.device_put(part, device)
+        waiting.append(computed(kernel, block, method, *part))
+        if len(waiting) > AHEAD:
+            yield np.asarray(waiting.popleft())
+    yield from map(np.asarray, waiting)
+
+
+def summed(
+    kernel: Callable[..., Array],
+    block: Block,
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    known: Any,
+    offset: Index,
+) -> Array | np.ndarray:
+    """Return what `computed` returns of the same, for kernels of [T, rows, ...]."""
+    inputs = base, experts, states, known, offset
+    parts = list(in_parts(kernel, block, method, *inputs))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _rows_of_a_part(block: Block, method: Method, experts: Sequence[Any]) -> int:
+    """Return how many rows are computed at a time; 0: the block at once."""
+    fit = 1 << max(PART // block.columns, 1).bit_length() - 1
+    apart = method.granularity in ("element", "row") and on_one_cpu(experts[0])
+    apart = apart and block.shape is None and experts[0].shape[0] > fit
+    return fit if apart else 0
 
 
 def _on_cpus(array: Any) -> bool:

@@ -124,8 +124,8 @@ class Passes:
                 strides = loaded.block.strides
                 return kernels.reduced(reduction, method, *inputs, strides=strides)
 
-            partial = on_host.computed(reduced, loaded.block, *inputs, axis=1)
-            partial, row = np.asarray(partial), 0
+            partial = np.asarray(on_host.summed(reduced, loaded.block, *inputs))
+            row = 0
             if not np.isfinite(partial).all():
                 self._refuse(loaded, models)
             for piece, rows in zip(

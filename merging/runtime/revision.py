@@ -5,17 +5,30 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 
-@functools.cache
 def git_revision() -> str:
     """Return the revision of the code that runs: 12 digits, `-dirty` if changed since.
 
     Found for a checkout, for an installation from one that still holds the same files,
     and for an installation from a repository's address; otherwise `v` and the version.
     """
+    return look().result()
+
+
+@functools.cache
+def look() -> Future[str]:
+    """Begin to look for the revision, which takes git a tenth of a second."""
+    thread = ThreadPoolExecutor(1, "git")
+    found = thread.submit(_git_revision)
+    thread.shutdown(wait=False)
+    return found
+
+
+def _git_revision() -> str:
     package = Path(__file__).resolve().parents[1]
     if _git(package, "ls-files", "__init__.py"):
         return _revision_of(package)

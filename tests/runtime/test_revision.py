@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from merging.runtime import revision as module
-from merging.runtime.revision import git_revision
+from merging.runtime.revision import git_revision, look
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def checkout(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-q", "-m", "all")
     monkeypatch.setattr(module, "__file__", str(package / "runtime" / "revision.py"))
-    git_revision.cache_clear()
+    look.cache_clear()
     yield package, git("rev-parse", "HEAD")[:12]
-    git_revision.cache_clear()
+    look.cache_clear()
 
 
 def test_a_checkout_is_named_by_its_revision(checkout):
@@ -81,6 +81,6 @@ def test_other_installations_say_what_they_know(
 ):
     monkeypatch.setattr(module, "__file__", str(tmp_path / "runtime" / "revision.py"))
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Installed(origin))
-    git_revision.cache_clear()
+    look.cache_clear()
     assert git_revision() == revision
-    git_revision.cache_clear()
+    look.cache_clear()
