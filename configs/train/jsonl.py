@@ -15,6 +15,7 @@ def get_config(category: str) -> ConfigDict:
     config = pretrain.get_config()
     config.suite = "jsonl"
     config.data = ConfigDict(dict(files=("",), tokenizer="", chat=False))
+    config.data.validation_examples = 0  # the first of each dataset; 0: all
     config.what = category
     config.hyperparameters.steps = 300
     config.hyperparameters.learning_rate = 1e-5
