@@ -7,7 +7,7 @@
                   (from, to) alone: the means over the datasets.
   loss_barrier,   of = (from, to): the largest L(mix) − [(1 − α) L(from) + α L(to)] over
   error_barrier   the points of the mean loss; 0 at least, as the ends have 0 (Frankle
-                  et al. 2020, arXiv 1912.05671).
+                  et al. 2020, arXiv 1912.05671). None without a point in between.
   disentanglement_error
                   of = (expert,): at = α, the share of its category's examples on which
                   θ₀ + α·Δ_t and θ₀ + α·ΣΔₛ answer differently, a mean over its
@@ -216,8 +216,9 @@ def path_rows(start: str, end: str, points: Mapping[float, Point]) -> Iterator[R
                 yield Row(quantity, value, of=(start, end, name), at=share, unit=unit)
             means[share] = statistics.fmean(each.values())
             yield Row(quantity, means[share], of=(start, end), at=share, unit=unit)
-        height = barrier(means)
-        yield Row(f"{quantity}_barrier", height, of=(start, end), unit=unit)
+        if len(means) > 2:  # nothing was looked at between the ends
+            height = barrier(means)
+            yield Row(f"{quantity}_barrier", height, of=(start, end), unit=unit)
 
 
 def _badness(score: Score, quantity: str) -> float:

@@ -292,6 +292,9 @@ def test_a_barrier_is_over_the_line_between_the_ends():
     found = list(connectivity.path_rows("x", "y", points))
     assert not [r for r in found if r.quantity == "loss" and r.of[-1] == "b"]
     assert [r.value for r in found if r.quantity == "loss_barrier"] == [0]
+    del points[0.5]
+    found = list(connectivity.path_rows("x", "y", points))
+    assert found and not [r for r in found if r.quantity.endswith("barrier")]
 
 
 def test_disagreement_is_a_share_of_examples():
