@@ -41,7 +41,7 @@ def command(swept, workdir, **more):
     chosen = {
         "sweep": swept,
         "merges": "ties_K2",
-        "connectivity.points": 2,
+        "connectivity.points": 3,
         "connectivity.count": 4,
         "connectivity.scales": 0.5,
         "saturation.densities": 0.5,
