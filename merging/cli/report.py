@@ -1,6 +1,7 @@
 """`merging report`: figures, tables and verdicts from rows."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ def _run(arguments: argparse.Namespace) -> int:
     rows = results.read(arguments.workdir)
     analysed = [_analysis(place) for place in arguments.analysis]
     out = arguments.out or arguments.workdir[0] / "report"
-    page = report.report(rows, out, workdir.runs(arguments.workdir), analysed)
+    runs = workdir.runs(arguments.workdir)
+    page = report.report(rows, out, runs, analysed, arguments.gate)
     print(f"Report of {len(rows)} rows: {page}")
     return 0
 
@@ -33,6 +35,14 @@ def _analysis(place: Path) -> tuple[str, Sequence[Any]]:
             f"draws nothing; it draws {', '.join(analyses.DRAWN)}."
         )
     return record["analysis"], record["rows"]
+
+
+def _standard_errors(text: str) -> float:
+    """Return how many standard errors an option asks for."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (number := float(text)) < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0, such as 2")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +65,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
         " section of the page",
     )
     parser.add_argument(
+        "--gate",
+        type=_standard_errors,
+        metavar="ERRORS",
+        help="leave out held-in datasets whose experts are not so many standard errors"
+        " above their base: there is nothing to merge (2 is usual; all stay)",
+    )
+    parser.add_argument(
         "--out", type=any_path, metavar="DIR", help="(the first workdir's report/)"
     )
 
@@ -70,6 +87,7 @@ COMMAND = Command(
       merging report --workdir curves
       merging report --workdir part0 part1 part2 --out joined
       merging report --workdir curves --analysis geometry saturation
+      merging report --workdir curves --gate 2
     """,
     _options,
     _run,

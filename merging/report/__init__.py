@@ -3,11 +3,13 @@
 The room is named as what it does: `merging.report(…)` is `merging.report.report`.
 """
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from merging.report import analyses, document
+from merging.report.gate import gated
 from merging.report.summaries import summarise
 from merging.runtime import results, storage, workdir
 from merging.runtime.naming import callable_as
@@ -23,6 +25,7 @@ def report(
     out: str | os.PathLike,
     runs: Mapping[str, Run] | None = None,
     analysed: Iterable[tuple[str, Sequence[analyses.Found]]] = (),
+    gate: float | None = None,
 ) -> Folder:
     """Write the whole report and return the path of its index.html.
 
@@ -38,6 +41,8 @@ def report(
       analysed: (what was done, its rows) of analyses: geometry, saturation, laws; each
         becomes a section of the page. Those of a whole sweep become one together, with
         verdicts and figures of their own.
+      gate: standard errors that a held-in dataset's experts must be above their base,
+        or it is left out (`gate.gated`); None: all stay.
 
     Raises:
       UserError: no rows, rows that can't be read or do not belong together
@@ -64,7 +69,13 @@ def report(
     rows, analysed = list(rows), list(analysed)
     if runs is None:
         runs = workdir.runs(row for row in rows if not isinstance(row, Row))
-    grid = summarise(_read(rows))
+    kept, left_out = _read(rows), []
+    if gate is not None:
+        kept, left_out = gated(kept, gate)
+    grid = summarise(kept)
+    if left_out:
+        note = f"Left out, as their experts learned too little: {'; '.join(left_out)}."
+        grid = dataclasses.replace(grid, notes=(note, *grid.notes))
     document.require_free(storage.place(out))
     judged = verdicts.verdicts(grid)
     behind = curves.behind_figures(grid)

@@ -118,6 +118,15 @@ def floor(method: str, models: Models, output: Path, *, sync: bool = False) -> C
     )
 
 
+def bare(method: str, models: Models, output: Path) -> Command:
+    """Return the command that merges the same files with nothing around the merge."""
+    output.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name("programs")
+    program = [sys.executable, str(HERE / "bare_merge.py"), method, str(scratch)]
+    target = str(output / "model.safetensors")
+    return Command([*program, target, *map(str, files(method, models))])
+
+
 def files(method: str, models: Models) -> list[Path]:
     """Return the files of weights that a method reads."""
     base = [models.base] if CONTESTS[method].base else []

@@ -1,6 +1,7 @@
 """What a merge costs, beside mergekit and beside reading and writing alone.
 
-speed      seconds, memory and bytes read: ours, mergekit and the floor, in turns
+speed      seconds, memory and bytes read, in turns: ours, mergekit, a merge with
+           nothing around it (bare_merge.py), and reading and writing alone (floor)
 memory     peak memory of ours as models grow and experts are added
 processes  bytes that each of P processes reads, and that P changes no bit
 weak       P processes, one to a core, merge models P times as large: bytes and seconds
@@ -42,6 +43,7 @@ from contenders import CONTESTS
 from measuring import Usage
 
 GB = 1e9
+BARE = ("average", "task_arithmetic", "ties", "dare_ties")
 
 
 def main() -> int:
@@ -83,7 +85,9 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
     for method in options.methods:
         taken: dict[str, list[Usage]] = {}
         for repeat in range(options.repeats):
-            names = ["ours", "mergekit", "floor", "floor, synced"]
+            names = ["ours", "mergekit", "bare", "floor", "floor, synced"]
+            if method not in BARE:
+                names.remove("bare")
             if options.skip_mergekit or CONTESTS[method].peer is None:
                 names.remove("mergekit")
             # Whoever runs second may find the machine warmer: they take turns.
@@ -110,6 +114,8 @@ def _turn(
         )
     elif name == "mergekit":
         command = contenders.mergekit(options.mergekit, method, models, output)
+    elif name == "bare":
+        command = contenders.bare(method, models, output)
     else:
         command = contenders.floor(method, models, output, sync="synced" in name)
     contenders.warm(method, models)
@@ -145,6 +151,7 @@ def _row(
         "from_disk_gb": round(middle("from_disk") / GB, 3),
         "load": [round(usage.load, 1) for usage in usages],
         "over_floor": times("floor"),
+        "over_bare": times("bare"),
         "over_mergekit": times("mergekit"),
     }
     target = CONTESTS[method].target

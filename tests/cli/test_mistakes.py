@@ -75,6 +75,8 @@ MISTAKES = [
     ("report --workdir gone", "cannot read result rows of gone"),
     ("report --workdir s3://b/x", "argument --workdir: path s3://b/x: s3:// is not"),
     ("report --workdir base --out s3://b/x", "argument --out: path s3://b/x"),
+    ("report --workdir base --gate none", "'none' is no number from 0, such as 2"),
+    ("report --workdir base --gate -1", "'-1' is no number from 0, such as 2"),
     ("report --workdir base --config.a=b", "merging report reads no config"),
     ("status --workdir gone", "gone holds no sweep"),
     ("status --workdir s3://b/x", "s3:// is not supported here"),
