@@ -26,11 +26,8 @@ def get_config() -> ConfigDict:
         dict(
             densities=(0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
             orders=64,
-            batch_size=128,
         )
     )
-    config.connectivity = ConfigDict(
-        dict(points=11, count=32, scales=(0.3, 1.0), batch_size=128)
-    )
+    config.connectivity = ConfigDict(dict(points=11, count=32, scales=(0.3, 1.0)))
     config.merges = ("task_arithmetic_K8",)  # METHOD_KN, of connectivity; (): none
     return config

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.datasets = ()  # to be good at; the suite's held-in ones
     config.count = 0  # examples of each to choose by, the first; 0: all
     config.test_count = 0  # and to test on in the end
-    config.batch_size = 128
+    config.batch_size = 0  # rows of a call of the model; 0: as suits the datasets
 
     config.sampler = "tpe"  # cmaes, grid or random
     config.trials = 200

@@ -47,7 +47,7 @@ from merging.runtime.progress import Progress
 KEYS = {
     "analysis": "connectivity",
     "base": str,
-    "experts": tuple,
+    "experts": (),
     "merged": (),
     "suite": ConfigDict,
     "points": 11,
@@ -89,15 +89,16 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     if values["points"] < 2:
         raise UserError("points must be 2 or more: the ends of a path are two.")
     with place.held(workdir, values):
-        inputs, experts, merged = describing.open_models(values)
-        of = describing.identity(inputs, values)
+        sources, experts, merged = describing.open_each(values)
+        of = describing.identity(sources, values)
         if describing.is_done(workdir, "connectivity", of):
             return False
-        uris = {name: inputs.experts[name].uri for name in (*experts, *merged)}
-        del inputs  # the files; from here on models are in memory
+        uris = {name: sources[name].uri for name in (*experts, *merged)}
+        del sources  # the files; from here on models are in memory
+        scales = values["scales"] if experts else ()
         loaded = judged.load(values["base"], uris, values["dtype"])
         suite = judged.suite_of(values["suite"], loaded.tokenizer)
-        own = judged.own_datasets(suite, experts) if values["scales"] else {}
+        own = judged.own_datasets(suite, experts) if scales else {}
         chosen = values["datasets"] or [
             of.name for of in suite.datasets if of.split == "held_in"
         ]
@@ -127,7 +128,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
                 )
                 made += _wise_ft(name, points, made)
         ours = {name: loaded.others[name] for name in experts}
-        for scale in values["scales"]:
+        for scale in scales:
             found = _disentangled(kept, loaded.base, ours, scale, own, on_split)
             made += [
                 Row("disentanglement_error", error, of=(name,), at=scale)

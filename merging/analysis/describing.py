@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from merging.analysis import (
 from merging.analysis.kept import Kept
 from merging.analysis.task_vectors import Geometry
 from merging.analysis.totals import DEPTH
+from merging.checkpoints import Source, open_checkpoint
 from merging.merge import manifest
 from merging.merge.inputs import (
     BASE,
@@ -77,6 +78,7 @@ def geometry(
     [[25.0, 0.0], [0.0, 25.0]]
     """
     merged = dict(merged or {})
+    _require_some(experts)
     named = _together(list(experts), list(merged), {**experts, **merged})
     opened = {name: _opened(model) for name, model in named.items()}
     inputs = Inputs(
@@ -136,7 +138,7 @@ def run(config: ConfigDict, workdir: Path) -> bool:
     only, budget = _check(values), storage.parse_size(values.pop("memory_budget"))
     with place.held(workdir, values):
         inputs, experts, merged = open_models(values)
-        of = identity(inputs, values)
+        of = identity(inputs.everything, values)
         if is_done(workdir, "geometry", of):
             return False
         partition, every = units.cut(inputs.abstracts, only, budget)
@@ -175,6 +177,30 @@ def run(config: ConfigDict, workdir: Path) -> bool:
     return True
 
 
+def open_each(
+    values: Mapping[str, Any],
+) -> tuple[dict[str, Source], list[str], list[str]]:
+    """Open a config's models, which are not held against each other.
+
+    Returns:
+      {name: model}, the base first, and the names of experts and of merged models.
+
+    Raises:
+      UserError: one can't be opened, or names occur twice; there is no base, or
+        nothing beside it.
+    """
+    if not values["base"]:
+        raise UserError("name the base (base).")
+    experts = expert_names(values["experts"])
+    merged = expert_names(values["merged"])
+    if not merged:
+        _require_some(experts)
+    named = _together(list(experts), list(merged), {**experts, **merged})
+    base = open_checkpoint(values["base"])
+    others = {name: open_checkpoint(uri, base) for name, uri in named.items()}
+    return {BASE: base, **others}, list(experts), list(merged)
+
+
 def open_models(values: Mapping[str, Any]) -> tuple[Inputs, list[str], list[str]]:
     """Open a config's base, experts and merged models.
 
@@ -183,15 +209,16 @@ def open_models(values: Mapping[str, Any]) -> tuple[Inputs, list[str], list[str]
     """
     experts = expert_names(values["experts"])
     merged = expert_names(values["merged"])
+    _require_some(experts)
     named = _together(list(experts), list(merged), {**experts, **merged})
     return open_inputs(values["base"], named), list(experts), list(merged)
 
 
-def identity(inputs: Inputs, values: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    sources: Mapping[str, Source], values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what the results of an analysis depend on, as plain JSON."""
-    described = processes.broadcast(
-        lambda: manifest.describe_inputs(inputs.everything, "")
-    )
+    described = processes.broadcast(lambda: manifest.describe_inputs(sources, ""))
     return {
         "settings": dict(values),
         "inputs": described,
@@ -219,11 +246,14 @@ def is_done(workdir: Path, analysis: str, of: Mapping[str, Any]) -> bool:
     return processes.broadcast(look)
 
 
+def _require_some(experts: Collection[str]) -> None:
+    if not experts:
+        raise UserError("no experts: name at least one checkpoint (experts).")
+
+
 def _together(
     experts: Sequence[str], merged: Sequence[str], named: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if not experts:
-        raise UserError("no experts: name at least one checkpoint (experts).")
     twice = sorted(set(experts) & set(merged) | {BASE} & set(named))
     if twice:
         raise UserError(

@@ -14,7 +14,7 @@ from merging.methods import Method
 from merging.runtime.errors import UserError
 
 # What configs of the analyses that judge have, beside their own keys.
-SUITE = {"datasets": (), "split": "test", "count": 0, "batch_size": 32, "dtype": ""}
+SUITE = {"datasets": (), "split": "test", "count": 0, "batch_size": 0, "dtype": ""}
 
 
 class Score(NamedTuple):
@@ -75,7 +75,7 @@ class Judge:
       suite: from `tasks.suite`, in the models' tokens.
       datasets: names; all of the suite's if there are none.
       split: "validation" or "test". count: the first examples of each; 0 takes all.
-      batch_size: rows of a call.
+      batch_size: rows of a call; 0: as many as suit the datasets.
       cache_dir: where to keep the suite's rows.
 
     Raises:
@@ -89,7 +89,7 @@ class Judge:
         datasets: Sequence[str] = (),
         split: str = "test",
         count: int = 0,
-        batch_size: int = 32,
+        batch_size: int = 0,
         cache_dir: Path | None = None,
     ):
         self._decoder, self._batch_size = decoder, batch_size

@@ -76,7 +76,7 @@ KEYS = {
     "memory_budget": "1GB",
     "split": "test",
     "count": 0,
-    "batch_size": 32,
+    "batch_size": 0,
     "dtype": "",
 }
 
@@ -112,7 +112,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     budget = storage.parse_size(values.pop("memory_budget"))
     with place.held(workdir, values):
         inputs, experts, _ = describing.open_models(values | {"merged": ()})
-        of = describing.identity(inputs, values)
+        of = describing.identity(inputs.everything, values)
         if describing.is_done(workdir, "saturation", of):
             return False
         partition, _ = units.cut(inputs.abstracts, lambda path: True, budget)

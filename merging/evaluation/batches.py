@@ -23,6 +23,8 @@ from merging.runtime.sharding import place
 
 # By default a further shape is worth it if it saves this share of all tokens.
 WORTH = 0.03
+# Rows of a call that nobody set, or a few more that divide over a mesh.
+MOST_ROWS, LEAST_ROWS = 128, 8
 # Room for choices that every row has: the same program serves two and four.
 LEAST_CHOICES = 4
 
@@ -75,7 +77,7 @@ def prepare(
     requests: Requests,
     *,
     datasets: Iterable[str] | None = None,
-    batch_size: int = 128,
+    batch_size: int = 0,
     sharding: Any = None,
     compile_cost: float | None = None,
 ) -> Batches:
@@ -85,7 +87,8 @@ def prepare(
       requests: from `requests`.
       datasets: names of those to cut; all by default, and then the batches are kept
         for the next model.
-      batch_size: rows of a call, always exactly this many.
+      batch_size: rows of a call, always exactly this many; 0: as many as suit the
+        requests (`rows_of_a_call`).
       sharding: a ``jax.sharding.NamedSharding`` for the first axis, e.g.
         ``NamedSharding(mesh, PartitionSpec("data"))``; the batches are put there now,
         each process's part by that process. By default they stay NumPy arrays and go
@@ -94,8 +97,10 @@ def prepare(
         further shape must save them. By default, 3 % of all tokens.
 
     Raises:
-      UserError: no requests, a batch size below 1 or one that the mesh does not divide.
+      UserError: no requests, a batch size below 0 or one that the mesh does not divide.
     """
+    if not batch_size and requests.sets:
+        batch_size = rows_of_a_call(requests, sharding)
     _require_divides(batch_size, sharding)
     how = (batch_size, sharding, compile_cost)
     if datasets is None and how in requests.kept:
@@ -109,6 +114,23 @@ def prepare(
     if datasets is None:
         requests.kept[how] = made
     return made
+
+
+def rows_of_a_call(requests: Requests, sharding: Any = None) -> int:
+    """Return a power of 2: at most a category's examples, in the mean over them.
+
+    A call's rows are of one shape, and those that nobody asks for are computed, too:
+    of few examples most would be such. Datasets are of one size, so that whichever
+    are asked share their programs. Over a mesh it is the next number that divides.
+    """
+    categories = {one.dataset.category for one in requests.sets}
+    rows = sum(one.eval_set.examples for one in requests.sets if not one.references)
+    whole = 1 << max(rows // len(categories), 1).bit_length() - 1
+    rows, parts = min(max(whole, LEAST_ROWS), MOST_ROWS), 1
+    if sharding is not None:
+        devices = sharding.num_devices
+        parts = devices // sharding.shard_shape((devices,))[0]
+    return -(-rows // parts) * parts
 
 
 def _require_divides(batch_size: int, sharding: Any) -> None:

@@ -101,7 +101,7 @@ def evaluate(
     predictor: Predictor,
     *,
     datasets: Iterable[str] | None = None,
-    batch_size: int = 128,
+    batch_size: int = 0,
     sharding: Any = None,
     compile_cost: float | None = None,
     tick: Callable[[float], None] | None = None,

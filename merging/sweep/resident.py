@@ -192,7 +192,7 @@ def score(
       decoder: the model.
       params: its parameters.
       requests: from `ask`.
-      batch_size: rows of a call.
+      batch_size: rows of a call; 0: as many as suit the requests.
       mesh: where the parameters are, to split the rows over it.
 
     Raises:

@@ -54,7 +54,7 @@ class Settings:
       tokenizer: folder of the models' tokenizer; "" for their own.
       datasets: that are scored; () for the suite's held-in ones.
       counts: {split: the first examples of each dataset}; 0 for all.
-      batch_size: rows of a call.
+      batch_size: rows of a call; 0: as many as suit the datasets.
       mesh: {axis: size} of the devices that a scorer has; one may be -1.
       seed: of random masks.
       bootstrap: of the intervals on the test split.

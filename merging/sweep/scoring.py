@@ -14,9 +14,6 @@ from merging.runtime.results import Row
 from merging.runtime.storage import Folder
 from merging.sweep.experiment import Experiment
 
-# Rows of a call, or a few more that divide over a mesh.
-MOST_ROWS, LEAST_ROWS = 128, 8
-
 
 def scores(
     experiment: Experiment,
@@ -84,30 +81,18 @@ def scored(
         *(decoder.max_length, decoder.vocab_size, data_dir),
     )
     calls = models.predictor(decoder, mesh)
-    how: dict[str, Any] = {"batch_size": rows_of_a_call(asked)}
+    where = None
     if mesh is None:
         params = sharding.settled(params)
     else:
-        parts = sharding.batch_parts(mesh)
-        how["batch_size"] = -(-how["batch_size"] // parts) * parts
-        how["sharding"] = sharding.batch_sharding(mesh)
+        where = sharding.batch_sharding(mesh)
     predictor = models.Predictor(*(functools.partial(call, params) for call in calls))
     return evaluation.evaluate(
-        asked, predictor, tick=lambda tokens: job.raise_if_preempted(), **how
+        asked,
+        predictor,
+        sharding=where,
+        tick=lambda tokens: job.raise_if_preempted(),
     )
-
-
-def rows_of_a_call(asked: evaluation.Requests) -> int:
-    """Return a power of 2: at most a category's examples, in the mean over them.
-
-    A call's rows are of one shape, and those that nobody asks for are computed, too:
-    of few examples most would be such. Datasets are of one size, so that whichever
-    are asked share their programs.
-    """
-    categories = {one.dataset.category for one in asked.sets}
-    rows = sum(one.eval_set.examples for one in asked.sets if not one.references)
-    whole = 1 << max(rows // len(categories), 1).bit_length() - 1
-    return min(max(whole, LEAST_ROWS), MOST_ROWS)
 
 
 def examples(

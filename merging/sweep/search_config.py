@@ -41,7 +41,7 @@ _KEYS = {
     "datasets": (),
     "count": 0,
     "test_count": 0,
-    "batch_size": 128,
+    "batch_size": 0,
     "sampler": "tpe",
     "trials": int,
     "batch": 1,
@@ -185,7 +185,7 @@ def _settings(
 def _check(config: ConfigDict) -> None:
     faults = [] if config.experts else ["no experts: --config.experts=EXPERT1,EXPERT2"]
     for key, least in (
-        *(("trials", 1), ("batch", 1), ("points", 2), ("batch_size", 1)),
+        *(("trials", 1), ("batch", 1), ("points", 2), ("batch_size", 0)),
         *(("layer_ranges", 0), ("workers", 0), ("search_seed", 0)),
         *(("count", 0), ("test_count", 0)),
     ):

@@ -15,6 +15,7 @@ from merging.analysis import connectivity, judged, rows, saturation
 from merging.analysis.judged import Score
 from merging.cli.main import main
 from merging.models import hf
+from merging.models.hf.convert import convert
 
 EXPERTS = ("sentiment", "sentence_completion")
 EXAMPLES = 6
@@ -205,6 +206,36 @@ def test_wise_ft_chooses_on_validation_and_is_judged_on_the_split(
     found = {r.quantity: r.value for r in made if r.of == ("mean",)}
     expected = {"wise_ft_share": 0.5, "wise_ft_value": 0.3, "plain_value": 0.8}
     assert found == pytest.approx(expected)
+
+
+def test_wise_ft_alone_wants_no_expert_and_takes_ones_own_files_and_any_layout(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    other = convert(folders["mean"], "mean", format="safetensors")
+    assert hf.open_model(str(other)).stacked != hf.open_model(folders["base"]).stacked
+    lines = [
+        {"dataset": "tides", "category": "sea", "split": "held_in", "part": part}
+        | {"inputs": f"{part} {i}", "choices": ["b", "c"], "label": i % 2}
+        for i in range(4)
+        for part in ("train", "validation", "test")
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    config = ["analyze", "--config", "analyze/connectivity:jsonl", "--workdir", "out"]
+    config += ["--config.suite.files=mine.jsonl", "--config.points=3"]
+    config += [f"--config.base={folders['base']}", f"--config.merged={other}"]
+    assert main(config) == 0
+    made = rows.read(tmp_path / "out", "connectivity")["rows"]
+    found = {(r.quantity, r.of) for r in made}
+    assert ("wise_ft_value", ("mean",)) in found
+    assert ("loss_barrier", ("base", "mean")) in found
+    assert not any(quantity == "disentanglement_error" for quantity, _ in found)
+
+
+def test_neither_experts_nor_merged_models_are_refused(folders, tmp_path, capsys):
+    argv = command(folders, "connectivity", str(tmp_path / "out"), experts="")
+    assert main(argv) == 2
+    assert "no experts: name at least one" in capsys.readouterr().err
 
 
 def test_an_expert_that_is_not_above_its_base_has_no_density(

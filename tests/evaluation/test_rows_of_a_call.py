@@ -1,11 +1,14 @@
-"""How many rows a sweep's calls of a model have."""
+"""How many rows calls of a model have, where nobody set it."""
 
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging import evaluation
-from merging.sweep import scoring
+from merging.evaluation.batches import rows_of_a_call
 
 
 def asked(*datasets):
@@ -34,4 +37,14 @@ def asked(*datasets):
     ],
 )
 def test_calls_have_the_rows_of_a_category(datasets, rows):
-    assert scoring.rows_of_a_call(asked(*datasets)) == rows
+    assert rows_of_a_call(asked(*datasets)) == rows
+
+
+def test_over_a_mesh_they_are_the_next_number_that_divides():
+    mesh = Mesh(np.array(jax.devices()[:6]).reshape(3, 2), ("data", "tensor"))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    assert rows_of_a_call(asked(("a", 16, False)), rows) == 18
+    assert (
+        rows_of_a_call(asked(("a", 24, False)), NamedSharding(mesh, PartitionSpec()))
+        == 16
+    )
