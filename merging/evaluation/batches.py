@@ -99,8 +99,9 @@ def prepare(
     Raises:
       UserError: no requests, a batch size below 0 or one that the mesh does not divide.
     """
-    if not batch_size and requests.sets:
-        batch_size = rows_of_a_call(requests, sharding)
+    if not requests.sets:
+        raise UserError("no datasets to evaluate")
+    batch_size = batch_size or rows_of_a_call(requests, sharding)
     _require_divides(batch_size, sharding)
     how = (batch_size, sharding, compile_cost)
     if datasets is None and how in requests.kept:

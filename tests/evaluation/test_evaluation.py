@@ -326,7 +326,7 @@ def test_some_of_the_datasets_are_cut_in_the_shapes_of_all(sets):
 def test_batches_of_all_requests_are_made_once_for_many_models(sets):
     requests = asked(sets)
     assert evaluation.prepare(requests) is evaluation.prepare(requests)
-    other = evaluation.prepare(requests, batch_size=64)
+    other = evaluation.prepare(requests, batch_size=16)
     assert other is not evaluation.prepare(requests)
 
 
@@ -451,8 +451,11 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(sets):
 def test_nothing_to_evaluate_is_refused():
     with pytest.raises(UserError, match="no datasets"):
         evaluation.prepare(asked([]))
-    with pytest.raises(UserError, match="batch size 0"):
-        evaluation.prepare(asked([]), batch_size=0)
+
+
+def test_a_batch_of_less_than_nothing_is_refused(sets):
+    with pytest.raises(UserError, match="batch size -1"):
+        evaluation.prepare(asked(sets), batch_size=-1)
 
 
 @pytest.mark.parametrize("dataset", ["colour", "phrase", "bag", "retell"])
