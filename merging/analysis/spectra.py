@@ -96,30 +96,41 @@ def measure(
     mine = matrices[processes.index() :: processes.count()]
     missing = [matrix for matrix in mine if matrix not in known]
     found = []
-    with Progress(
-        len(missing), "singular values", check=preemption.raise_if_asked
-    ) as shown:
+    work = sum(_work(every[number]) for number, _ in missing) * len(vectors)
+    with Progress(work, "singular values", check=preemption.raise_if_asked) as shown:
         for number, i in missing:
             unit = every[number]
-            found.append(_of(inputs, paths[unit.leaf], unit, i, vectors, rank))
+            shown.note(paths[unit.leaf])
+            found.append(_of(inputs, paths[unit.leaf], unit, i, vectors, rank, shown))
             found[-1]["matrix"] = [number, i]
             kept.keep_record("spectra", found[-1])
-            shown.advance(1, paths[unit.leaf])
     processes.barrier("the spectra are written")
     records = kept.records("spectra") or found
     return sorted(records, key=lambda of: of["matrix"])
 
 
+def _work(unit: Unit) -> int:
+    """Return what one matrix's singular values cost, in multiplications."""
+    rows, columns = unit.shape[-2:]
+    return rows * columns * min(rows, columns)
+
+
 def _of(
-    inputs: Inputs, path: str, unit: Unit, i: int, vectors: Sequence[str], rank: int
+    inputs: Inputs,
+    path: str,
+    unit: Unit,
+    i: int,
+    vectors: Sequence[str],
+    rank: int,
+    shown: Progress,
 ) -> dict[str, Any]:
     shape = unit.shape[-2:]
     start = unit.start + i * math.prod(shape)
-    base = _read(inputs.base, path, start, shape)
-    each = [
-        spectrum(_read(inputs.experts[name], path, start, shape) - base, rank)
-        for name in vectors
-    ]
+    base, each = _read(inputs.base, path, start, shape), []
+    for name in vectors:
+        theirs = _read(inputs.experts[name], path, start, shape)
+        each.append(spectrum(theirs - base, rank))
+        shown.advance(_work(unit))
     pairs = [(a, b) for a in range(len(each)) for b in range(a + 1, len(each))]
     return {
         "layer": unit.layer,

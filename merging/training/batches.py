@@ -200,6 +200,11 @@ class Loader:
 
         return Batches(*(None if array is None else put(array) for array in found))
 
+    @property
+    def whole(self) -> int:
+        """How many batches `in_order` yields."""
+        return -(-self._source.count // self._batch_size)
+
     def in_order(self) -> Iterator[Examples]:
         """Yield all examples in full batches, the last filled with weightless rows."""
         for start in range(0, self._source.count, self._batch_size):

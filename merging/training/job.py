@@ -97,6 +97,7 @@ def fit(
     *,
     mesh: Mesh | None = None,
     report: Callable[[RunState], object] | None = None,
+    note: Callable[[str], object] | None = None,
     dtype: str = "",
 ) -> Trained:
     """Train a model into a folder; called by every process of a job.
@@ -109,6 +110,7 @@ def fit(
       folder: gets `checkpoint`, and `best` where there is validation.
       mesh: the devices; None for the default one.
       report: called with the state of the run after every ``log_every`` steps.
+      note: told which batch of a validation comes.
       dtype: of the parameters that come out; that of those trained by default.
 
     Raises:
@@ -125,6 +127,7 @@ def fit(
         validation=what.validation,
         mesh=mesh,
         report=report,
+        note=note,
     )
     if dtype:
         last = best = tree.cast(trained.params, dtype)
@@ -230,7 +233,7 @@ def _train(
         loggers.opened(name, folder, config.to_dict()) as logger,
     ):
         told = Told(folder / "losses.jsonl", logger, shown)
-        trained = fit(what, folder, mesh=mesh, report=told)
+        trained = fit(what, folder, mesh=mesh, report=told, note=shown.note)
         told.settle()
     seconds = time.monotonic() - begin
     processes.broadcast(lambda: _record(folder, trained, what.decoder, seconds))

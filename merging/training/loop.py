@@ -32,6 +32,7 @@ def train(
     validation: Examples | Source | None = None,
     mesh: Mesh | None = None,
     report: Callable[[RunState], object] | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> Trained:
     """Train, or go on where a killed run of the same hyperparameters left off.
 
@@ -47,6 +48,7 @@ def train(
       validation: held-back examples, for ``validate_every`` and early stopping.
       mesh: devices to train on, split by `models.partition_rules`.
       report: called with the progress after every ``log_every`` steps.
+      note: told which batch of a validation comes, as that may take longer than steps.
 
     Raises:
       UserError: impossible examples or batch; a workdir that holds another training.
@@ -84,7 +86,7 @@ def train(
         while now.step < hparams.steps and not _stalled(now, hparams):
             now = _advance(run, now, loader, hparams, numbers, mesh, good)
             if _due(now.step, hparams.validate_every, hparams.steps):
-                now = _validate(run, now, held_back, mesh)
+                now = _validate(run, now, held_back, mesh, note)
             if report is not None:
                 report(now)
             preempted = processes.preempted()
@@ -118,9 +120,11 @@ def _advance(run: TrainFunctions, now, loader: Loader, hparams, numbers, mesh, g
     return RunState(state, best, losses, now.validations)
 
 
-def _validate(run: TrainFunctions, now, loader: Loader, mesh):
+def _validate(run: TrainFunctions, now, loader: Loader, mesh, note):
     total = weight = 0.0
-    for tokens, weights in loader.in_order():
+    for number, (tokens, weights) in enumerate(loader.in_order(), 1):
+        if note is not None:
+            note(f"validating, batch {number} of {loader.whole}")
         with sharding.on(mesh):
             sums = run.total(now.state.params, tokens, weights)
         total, weight = total + float(sums[0]), weight + float(sums[1])

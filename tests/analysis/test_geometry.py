@@ -240,7 +240,8 @@ def test_the_command_writes_rows_and_figures_once(folders, made, tmp_path, capsy
     )
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"cosines.png", "cosines.svg", "depth.png"} <= names
-    capsys.readouterr()
+    shown = capsys.readouterr().err
+    assert "singular values   0%" in shown and "singular values 100%" in shown
     assert main(command) == 0
     assert "Nothing to do" in capsys.readouterr().out
 

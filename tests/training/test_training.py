@@ -234,9 +234,14 @@ def test_early_stopping_returns_the_best_parameters_beside_the_last(tmp_path):
     opposite = copies(40, seed=5)
     half = opposite.tokens[:, 6:12].copy()
     opposite.tokens[:, 6:12] = np.roll(half, 1, axis=1)
-    arguments = dict(validation=opposite, workdir=tmp_path)
-    got = training.train(CONFIG, PARAMS, few, hyperparameters, **arguments)
+    arguments, notes = dict(validation=opposite, workdir=tmp_path), []
+    got = training.train(
+        CONFIG, PARAMS, few, hyperparameters, **arguments, note=notes.append
+    )
     curve = got.validation_losses
+    every = -(-40 // HYPERPARAMETERS.batch_size)
+    told = [f"validating, batch {i} of {every}" for i in range(1, every + 1)]
+    assert notes == told * len(curve)
     assert got.stopped_early and got.steps < 60
     assert got.best_step == min(curve, key=curve.get)
     assert got.steps == got.best_step + 10
