@@ -9,7 +9,8 @@ by JAX on CPUs can't leave out: import JAX, read the inputs (TIES twice, to coun
 DARE's masks as `numerics.random_bits` does, merge, take SHA-256 of the output, write
 it, and have the disk store it. Two threads do all of it, block by block, in buffers
 that are used again. Programs are kept in SCRATCH. INPUT begins with the base, but for
-`average`.
+`average`, and `fisher`, whose last half are statistics in float32. Where a method sums
+over tensors (`nuslerp`, `model_stock`), a block is one, so that none is read twice.
 """
 
 import os
@@ -27,7 +28,8 @@ import jax.numpy as jnp  # noqa: E402
 import ml_dtypes  # noqa: E402
 import numpy as np  # noqa: E402
 
-ELEMENTS = {"ties": 2**20}  # of a block: the quickest of 2**18 to 2**22
+# Of a block: the quickest of 2**18 to 2**22.
+ELEMENTS = {"ties": 2**20, "nuslerp": 2**20, "model_stock": 2**20}
 STORE = 2**24  # bytes, after which the disk is asked to store
 THREADS = 2
 SCALE, DENSITY = 0.4, 0.2
@@ -82,7 +84,52 @@ def counted(base, *experts):
     return jnp.stack([(delta >= CUT).sum() for delta in deltas])
 
 
-METHODS = {f.__name__: f for f in (average, task_arithmetic, ties, dare_ties)}
+def fisher(*models):
+    """Return the mean weighted by Fisher information; both in one list."""
+    half = len(models) // 2
+    experts = [x.astype(jnp.float32) for x in models[:half]]
+    total, mean = sum(models[half:]), sum(experts) / half
+    weighted = sum(x * f for x, f in zip(experts, models[half:], strict=True))
+    return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1), mean)
+
+
+def dots(base, *experts):
+    """Return the dot products of all pairs of task vectors."""
+    start = base.astype(jnp.float32)
+    deltas = [x.astype(jnp.float32) - start for x in experts]
+    pairs = [(a, b) for i, a in enumerate(deltas) for b in deltas[i:]]
+    return jnp.stack([(a * b).sum() for a, b in pairs])
+
+
+def nuslerp(known, base, *experts):
+    """Return the middle of the arc between two task vectors."""
+    start = base.astype(jnp.float32)
+    one, other = (x.astype(jnp.float32) - start for x in experts)
+    lengths = jnp.sqrt(known[0]), jnp.sqrt(known[2])
+    angle = jnp.arccos(known[1] / (lengths[0] * lengths[1]))
+    share = jnp.sin(angle / 2) / jnp.sin(angle) * (lengths[0] + lengths[1]) / 2
+    return start + share * (one / lengths[0] + other / lengths[1])
+
+
+def model_stock(known, base, *experts):
+    """Return the mean, drawn towards the base where the experts disagree."""
+    start, count = base.astype(jnp.float32), len(experts)
+    gram = jnp.zeros((count, count)).at[jnp.triu_indices(count)].set(known)
+    norms = jnp.sqrt(jnp.diag(gram))
+    cosines = (gram / jnp.outer(norms, norms))[jnp.triu_indices(count, 1)].mean()
+    share = count * cosines / (1 + (count - 1) * cosines)
+    mean = sum(x.astype(jnp.float32) for x in experts) / count
+    return start + share * (mean - start)
+
+
+METHODS = {
+    f.__name__: f
+    for f in (
+        *(average, task_arithmetic, ties, dare_ties),
+        *(fisher, nuslerp, model_stock),
+    )
+}
+SUMMED = ("nuslerp", "model_stock")
 
 
 def main(method: str, scratch: str, output: str, *paths: str) -> None:
@@ -94,10 +141,10 @@ def main(method: str, scratch: str, output: str, *paths: str) -> None:
     def merge(*arrays):
         return METHODS[method](*arrays).astype(jnp.bfloat16)
 
-    with open(paths[0], "rb") as file:
-        header = 8 + int.from_bytes(file.read(8), "little")
-    size = os.path.getsize(paths[0]) - header
     files = [os.open(path, os.O_RDONLY) for path in paths]
+    starts = [8 + int.from_bytes(os.pread(file, 8, 0), "little") for file in files]
+    header, size = starts[0], os.path.getsize(paths[0]) - starts[0]
+    wide = [method == "fisher" and i >= len(paths) // 2 for i in range(len(paths))]
     target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.pwrite(target, os.pread(files[0], header, 0), 0)
     os.ftruncate(target, header + size)
@@ -107,16 +154,23 @@ def main(method: str, scratch: str, output: str, *paths: str) -> None:
 
     def read(at: int) -> list[np.ndarray]:
         if not hasattr(held, "buffers"):
-            held.buffers = [_aligned(bytes_of_block) for _ in files]
-        for file, buffer in zip(files, held.buffers, strict=True):
-            os.preadv(file, [buffer[: min(len(buffer), size - at)]], header + at)
-        return [jax.device_put(b.view(ml_dtypes.bfloat16)) for b in held.buffers]
+            held.buffers = [_aligned(bytes_of_block * (1 + two)) for two in wide]
+        each = zip(files, starts, held.buffers, wide, strict=True)
+        for file, start, buffer, two in each:
+            left = (size - at) * (1 + two)
+            os.preadv(file, [buffer[: min(len(buffer), left)]], start + at * (1 + two))
+        return [
+            jax.device_put(b.view(np.float32 if two else ml_dtypes.bfloat16))
+            for b, two in zip(held.buffers, wide, strict=True)
+        ]
 
     def count(at: int) -> np.ndarray:
         return np.asarray(counts(*read(at)))
 
     def work(at: int) -> None:
-        merged = np.asarray(program(*read(at))).view(np.uint8)[: size - at]
+        arrays = read(at)
+        known = [sums(*arrays)] if method in SUMMED else []
+        merged = np.asarray(program(*known, *arrays)).view(np.uint8)[: size - at]
         hashlib.sha256(merged)
         os.pwrite(target, merged, header + at)
         with lock:
@@ -126,7 +180,7 @@ def main(method: str, scratch: str, output: str, *paths: str) -> None:
             written[0] = 0
         store.submit(os.fdatasync, target)
 
-    program, counts = jax.jit(merge), jax.jit(counted)
+    program, counts, sums = jax.jit(merge), jax.jit(counted), jax.jit(dots)
     jax.devices()
     begun = time.perf_counter()
     places = range(0, size, bytes_of_block)

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,13 +119,12 @@ def floor(method: str, models: Models, output: Path, *, sync: bool = False) -> C
     )
 
 
-def bare(method: str, models: Models, output: Path) -> Command:
-    """Return the command that merges the same files with nothing around the merge."""
+def bare(method: str, read: Sequence[Path], output: Path) -> Command:
+    """Return the command that merges files with nothing around the merge."""
     output.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name("programs")
     program = [sys.executable, str(HERE / "bare_merge.py"), method, str(scratch)]
-    target = str(output / "model.safetensors")
-    return Command([*program, target, *map(str, files(method, models))])
+    return Command([*program, str(output / "model.safetensors"), *map(str, read)])
 
 
 def files(method: str, models: Models) -> list[Path]:

@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import contenders
 import inputs
 import jax
 import measuring
@@ -70,6 +71,10 @@ def main() -> int:
                 chosen.torch, method, models, told, steps, folder / "torch"
             ),
         }
+        if method == "fisher":
+            read = [path / "model.safetensors" for path in models.experts]
+            read += [path / "fisher" / "model.safetensors" for path in told]
+            commands["bare"] = contenders.bare(method, read, folder / "bare")
         rows.append({"method": method} | contest(commands, folder, chosen.runs))
         print(table(rows), flush=True)
     return 0

@@ -115,7 +115,7 @@ def _turn(
     elif name == "mergekit":
         command = contenders.mergekit(options.mergekit, method, models, output)
     elif name == "bare":
-        command = contenders.bare(method, models, output)
+        command = contenders.bare(method, contenders.files(method, models), output)
     else:
         command = contenders.floor(method, models, output, sync="synced" in name)
     contenders.warm(method, models)

@@ -29,6 +29,7 @@ from measuring import Command
 from merge_speed import table
 
 TARGET = 3.0
+BARE = ("nuslerp", "model_stock")  # beside a merge with nothing around it
 _BAND = {"weight": 0.4, "density": 0.4, "gamma": 0.05}
 _CHANCE = {"weight": 0.4, "density": 0.4, "epsilon": 0.2}
 # {method: (experts, parameters of each, of all, whether it takes a base)}
@@ -114,6 +115,10 @@ def contest(
         "ours": Command(words),
         "mergekit": contenders.mergekit_yaml(peer, file, out),
     }
+    if method in BARE:
+        read = (models.base, *models.experts[: METHODS[method][0]])
+        weights = [path / "model.safetensors" for path in read]
+        commands["bare"] = contenders.bare(method, weights, folder / "bare")
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     memory, failed = 0.0, {}
     for turn in range(runs + 1):
@@ -138,8 +143,8 @@ def contest(
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     shown = {"method": row["method"]}
-    for name in ("ours", "mergekit"):
-        own = row[name]
+    for name in ("ours", "mergekit", "bare"):
+        own = row.get(name, [])
         shown[name] = statistics.median(own) if own else row["failed"].get(name, "")
     return shown | {"times as fast": row["ratio"], "ours, GB": row["memory_GB"]}
 
