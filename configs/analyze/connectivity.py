@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 SUITES = {
     "miniworld": dict(world_seed=0, test_examples=256),
-    "jsonl": dict(files=("",)),
+    "jsonl": dict(files=("",), train=True),
     "t0": dict(data_dir="", only=()),
 }
 

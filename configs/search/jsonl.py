@@ -10,5 +10,5 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = weights.get_config()
-    config.suite = ConfigDict(dict(name="jsonl", files=("",), chat=False))
+    config.suite = ConfigDict(dict(name="jsonl", files=("",), train=True, chat=False))
     return config

@@ -88,6 +88,7 @@ def run(config: Any, workdir: Path, data: Path | None = None) -> bool:
     values = config.to_dict()
     if values["points"] < 2:
         raise UserError("points must be 2 or more: the ends of a path are two.")
+    judged.check(values)
     with place.held(workdir, values):
         sources, experts, merged = describing.open_each(values)
         of = describing.identity(sources, values)

@@ -17,6 +17,13 @@ from merging.runtime.errors import UserError
 SUITE = {"datasets": (), "split": "test", "count": 0, "batch_size": 0, "dtype": ""}
 
 
+def check(values: Mapping[str, Any]) -> None:
+    """Raise a UserError if a config's `SUITE` has numbers that can't be used."""
+    for key in ("count", "batch_size"):
+        if values[key] < 0:
+            raise UserError(f"{key} must be 0 or more, not {values[key]}.")
+
+
 class Score(NamedTuple):
     """What a model scores on a dataset: its metric's value, and its loss.
 

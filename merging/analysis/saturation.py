@@ -152,7 +152,7 @@ def _check(values: Mapping[str, Any]) -> None:
         faults.append(f"densities must lie between 0 and 1, not {densities}")
     if not 0 < values["share"] <= 1:
         faults.append(f"share must lie in 0..1, not {values['share']}")
-    for key, least in (("draws", 2), ("orders", 2)):
+    for key, least in (("draws", 2), ("orders", 2), ("count", 0), ("batch_size", 0)):
         if values[key] < least:
             faults.append(f"{key} must be {least} or more")
     if faults:

@@ -121,8 +121,9 @@ def rows_of_a_call(requests: Requests, sharding: Any = None) -> int:
     """Return a power of 2: at most a category's examples, in the mean over them.
 
     A call's rows are of one shape, and those that nobody asks for are computed, too:
-    of few examples most would be such. Datasets are of one size, so that whichever
-    are asked share their programs. Over a mesh it is the next number that divides.
+    of few examples most would be such. A sweep's datasets are of one size, so that
+    whichever are asked share their programs. Over a mesh it is the next number that
+    divides.
     """
     categories = {one.dataset.category for one in requests.sets}
     rows = sum(one.eval_set.examples for one in requests.sets if not one.references)
@@ -136,7 +137,9 @@ def rows_of_a_call(requests: Requests, sharding: Any = None) -> int:
 
 def _require_divides(batch_size: int, sharding: Any) -> None:
     if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: needs 1 or more")
+        raise UserError(
+            f"batch size {batch_size}: needs 1 or more, or 0 for as many as suit"
+        )
     try:
         if sharding is not None:
             sharding.shard_shape((batch_size,))

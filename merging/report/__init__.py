@@ -73,8 +73,11 @@ def report(
     if gate is not None:
         kept, left_out = gated(kept, gate)
     grid = summarise(kept)
-    if left_out:
-        note = f"Left out, as their experts learned too little: {'; '.join(left_out)}."
+    if gate is not None:
+        told = "; ".join(left_out) or "none"
+        note = (
+            f"Left out, as their experts learned too little (--gate {gate:g}): {told}."
+        )
         grid = dataclasses.replace(grid, notes=(note, *grid.notes))
     document.require_free(storage.place(out))
     judged = verdicts.verdicts(grid)

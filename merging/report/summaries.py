@@ -355,7 +355,8 @@ def _caveats(grid: Grid) -> list[str]:
     if gapless := sum(m.normalised_gain is None for m in models):
         notes.append(
             f"{gapless} of {len(models)} merged models have no normalised gain: their "
-            f"experts' mean is less than {SMALLEST_GAP} above the base."
+            f"experts' mean is less than {SMALLEST_GAP} above the base, or there is no "
+            "dataset of theirs."
         )
     edges = [m.scale_at_edge for m in models if m.scale_at_edge is not None]
     if any(edges):

@@ -135,7 +135,7 @@ def contest(
             if name == "ours":
                 memory = max(memory, used.anonymous / 1e9)
     shutil.rmtree(out, ignore_errors=True)
-    both = all(seconds.values())
+    both = seconds["ours"] and seconds["mergekit"]
     middle = {name: statistics.median(s) for name, s in seconds.items() if s}
     ratio = round(middle["mergekit"] / middle["ours"], 2) if both else None
     return {**seconds, "ratio": ratio, "memory_GB": round(memory, 2), "failed": failed}

@@ -1,9 +1,13 @@
 """Datasets whose experts learned too little are left out, and the page says which."""
 
+import dataclasses
+
 import pytest
 
 from merging import report
+from merging.report import verdicts
 from merging.report.gate import gated
+from merging.report.summaries import summarise
 from merging.runtime.errors import UserError
 
 
@@ -50,7 +54,31 @@ def test_held_out_datasets_stay_and_one_without_scores_goes(make_row):
     unknown = make_row(dataset="d", value_of_expert=None)
     rows, why = gated([*kept, held_out, unknown], 2)
     assert rows == [*kept, held_out]
-    assert why == ["d at 1x PT: no score of an expert and a base"]
+    assert why == ["d: no expert's score is known"]
+
+
+def test_what_a_sweep_has_not_come_to_yet_counts_for_nothing(make_row):
+    begun = make_row(size="8x", params=8, method="base", K=0, value_of_expert=None)
+    rows = [*both(make_row, [0.9], 0.2), begun]
+    assert gated(rows, 2) == (rows, [])
+
+
+def test_scores_that_are_no_shares_have_no_variance(make_row):
+    rows = both(make_row, [1.5], 0.0)
+    assert gated(rows, 2) == (rows, [])
+
+
+def test_an_expert_whose_dataset_is_left_out_is_still_one_of_all(run):
+    weak = [
+        dataclasses.replace(row, value_of_expert=row.value_of_base)
+        if row.category == "skill7"
+        else row
+        for row in run()
+    ]
+    kept, why = gated(weak, 2)
+    assert len(why) == 2 and not any(row.category == "skill7" for row in kept)
+    notes = [n for v in verdicts.verdicts(summarise(kept)) for n in v.notes]
+    assert any("Mean over methods at 64x, K=8:" in note for note in notes)
 
 
 def test_a_report_says_what_it_left_out_and_its_tables_are_without_it(
@@ -70,8 +98,10 @@ def test_a_report_says_what_it_left_out_and_its_tables_are_without_it(
     ]
     page = report.report(rows, tmp_path / "gated", {}, gate=2)
     text = page.read_text()
-    assert "their experts learned too little: b1 at 1x PT" in text
+    assert "their experts learned too little (--gate 2): b1 at 1x PT" in text
     scores = (tmp_path / "gated" / "tables" / "datasets.csv").read_text()
     assert "a0" in scores and "b1" not in scores
+    page = report.report(rows[:1], tmp_path / "passed", {}, gate=2)
+    assert "their experts learned too little (--gate 2): none" in page.read_text()
     report.report(rows, tmp_path / "all", {})
     assert "b1" in (tmp_path / "all" / "tables" / "datasets.csv").read_text()
