@@ -29,14 +29,19 @@ class CorruptCheckpoint(UserError):
 
 
 class MissingCheckpoint(UserError, FileNotFoundError):
-    """There is no checkpoint where one was named."""
+    """There is no checkpoint where one was named.
 
-    def __init__(self, path: object):
-        super().__init__(path)
-        self.path = str(path)
+    Attributes:
+      path: the name.
+      remedy: what to do, if that is known; a sentence.
+    """
+
+    def __init__(self, path: object, remedy: str = ""):
+        super().__init__(path, remedy)
+        self.path, self.remedy = str(path), remedy
 
     def __str__(self) -> str:
-        return f"there is no checkpoint at {self.path}."
+        return f"there is no checkpoint at {self.path}. {self.remedy}".rstrip()
 
 
 class NotStored(UserError):

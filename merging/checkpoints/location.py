@@ -21,12 +21,14 @@ from etils import epath
 
 from merging.checkpoints import safetensors
 from merging.checkpoints.errors import MissingCheckpoint
-from merging.checkpoints.files import path_of
+from merging.checkpoints.files import is_remote, path_of
 from merging.runtime import hub
 from merging.runtime.errors import UserError
 
 TREE = "_METADATA"  # Orbax's list of a tree's leaves
 COMMITTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Folders beside a checkpoint that is replaced. No one else names theirs so.
+_NEW, _OLD = ".merging-new", ".merging-old"
 # An Orbax output that we have begun: how its name ends, and the file that marks it.
 PARTIAL, UNFINISHED = ".partial", "layout.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
@@ -61,7 +63,7 @@ def locate(uri: str | os.PathLike) -> Location:
     name, subtree = split(uri)
     folder = path_of(name)
     if not name or not folder.exists():
-        raise MissingCheckpoint(uri)
+        raise _missing(uri)
     if safetensors.holds_safetensors(folder):
         if subtree:
             raise UserError(
@@ -83,6 +85,41 @@ def locate(uri: str | os.PathLike) -> Location:
         raise _not_understood(folder, name)
     mark = f"#{subtree}" if subtree else ""
     return Location(name + mark, folder, subtree, "orbax")
+
+
+def beside(path: epath.Path) -> tuple[epath.Path, epath.Path]:
+    """Return where the new and the old checkpoint lie while one replaces the other."""
+    return path.with_name(path.name + _NEW), path.with_name(path.name + _OLD)
+
+
+def is_whole(path: epath.Path) -> bool:
+    """Return whether a folder holds a checkpoint that Orbax finished."""
+    return (path / COMMITTED[0]).exists()
+
+
+def place_of(path: epath.Path) -> epath.Path:
+    """Return where a checkpoint lies: beside its name if its replacement was cut short.
+
+    Nothing is renamed here: another program may be replacing it at this moment.
+    """
+    if is_remote(path) or path.exists():
+        return path
+    fresh, old = beside(path)
+    if not old.exists():  # someone has removed the one that had the name
+        return path
+    return next((place for place in (fresh, old) if is_whole(place)), path)
+
+
+def _missing(uri: str | os.PathLike) -> MissingCheckpoint:
+    """Return the error, which says where a save that was cut short left it."""
+    folder = path_of(os.fspath(uri).partition("#")[0])
+    if not folder.name or (left := place_of(folder)) == folder:
+        return MissingCheckpoint(uri)
+    return MissingCheckpoint(
+        uri,
+        f"It was being replaced, and that was cut short: rename {left.name} beside it "
+        f"to {folder.name}, or save it again.",
+    )
 
 
 def split(uri: str | os.PathLike) -> tuple[str, str]:
@@ -129,7 +166,7 @@ def folders_of(uri: str | os.PathLike) -> tuple[epath.Path, ...]:
     place = hub.fetched(os.fspath(uri), weights=False)
     folder = path_of(split(split_adapter(place)[0])[0])
     if not folder.exists():
-        raise MissingCheckpoint(uri)
+        raise _missing(uri)
     if not folder.is_dir():
         return (folder.parent,)
     run = folder.parent if folder.name.isdecimal() else folder

@@ -18,7 +18,14 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from merging.checkpoints import errors, orbax_source, orbax_tree
-from merging.checkpoints.location import COMMITTED, Location, path_of
+from merging.checkpoints.location import (
+    COMMITTED,
+    Location,
+    beside,
+    is_whole,
+    path_of,
+    place_of,
+)
 from merging.checkpoints.orbax_source import OrbaxSource
 from merging.runtime import processes, storage, tree
 from merging.runtime.errors import UserError
@@ -28,8 +35,6 @@ __all__ = ["exists", "open_saved", "restore", "save"]
 # Most bytes of a chunk. Whatever part of a leaf is read, the chunks that it touches are
 # read whole: samples of leaves of one chunk each would read a model a hundred times.
 CHUNK = 1 << 22
-# Folders beside a checkpoint that is replaced. No one else names theirs so.
-_NEW, _OLD = ".merging-new", ".merging-old"
 
 
 def context() -> ocp.Context:
@@ -51,7 +56,7 @@ def _chunking(_: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptio
 
 def exists(path: str | os.PathLike) -> bool:
     """Return whether a checkpoint has been published under this name."""
-    return _is_whole(_place(path_of(os.fspath(path))))
+    return is_whole(place_of(path_of(os.fspath(path))))
 
 
 def save(path: str | os.PathLike, params: tree.Tree) -> None:
@@ -90,7 +95,7 @@ def save(path: str | os.PathLike, params: tree.Tree) -> None:
             processes.broadcast(lambda: storage.remove(path))
             write(os.fspath(path))
         elif there:
-            write(_beside(path)[0])
+            write(beside(path)[0])
             processes.broadcast(lambda: _replace(path))
         else:
             write(path)
@@ -103,7 +108,7 @@ def open_saved(path: str | os.PathLike) -> OrbaxSource:
       MissingCheckpoint: nothing has that name.
       CorruptCheckpoint: as `OrbaxSource`.
     """
-    folder = _place(path_of(os.fspath(path)))
+    folder = place_of(path_of(os.fspath(path)))
     if not folder.exists():
         raise errors.MissingCheckpoint(path)
     return OrbaxSource(Location(os.fspath(path), folder, "", "orbax"), whole=True)
@@ -133,19 +138,6 @@ def _is_half(path: epath.Path) -> bool:
     )
 
 
-def _place(path: epath.Path) -> epath.Path:
-    """Return where a checkpoint lies: beside its name after a kill in `_replace`.
-
-    Nothing is renamed here: another program may be replacing it at this moment.
-    """
-    if storage.is_remote(path) or path.exists():
-        return path
-    fresh, old = _beside(path)
-    if not old.exists():  # someone has removed the one that had the name
-        return path
-    return next((place for place in (fresh, old) if _is_whole(place)), path)
-
-
 def _settle(path: epath.Path) -> bool:
     """Return whether a checkpoint is there, and clear away what a kill left beside it.
 
@@ -154,19 +146,19 @@ def _settle(path: epath.Path) -> bool:
     """
     with errors.writing(path):
         if not storage.is_remote(path):
-            if (found := _place(path)) != path:
+            if (found := place_of(path)) != path:
                 found.rename(path)
-            for left in _beside(path):
+            for left in beside(path):
                 _discard(left)
         if not path.exists():
             return False
-        if not (_is_whole(path) or _is_half(path)):
+        if not (is_whole(path) or _is_half(path)):
             raise UserError(f"{path} exists and is no checkpoint; choose another name.")
         return True
 
 
 def _replace(path: epath.Path) -> None:
-    fresh, old = _beside(path)
+    fresh, old = beside(path)
     with errors.writing(path):
         path.rename(old)
         fresh.rename(path)
@@ -178,12 +170,3 @@ def _discard(folder: epath.Path) -> None:
     if folder.exists():
         (folder / COMMITTED[0]).unlink(missing_ok=True)
         storage.remove(folder)
-
-
-def _beside(path: epath.Path) -> tuple[epath.Path, epath.Path]:
-    """Return where the new and the old checkpoint lie while one replaces the other."""
-    return path.with_name(path.name + _NEW), path.with_name(path.name + _OLD)
-
-
-def _is_whole(path: epath.Path) -> bool:
-    return (path / COMMITTED[0]).exists()

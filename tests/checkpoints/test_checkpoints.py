@@ -168,6 +168,22 @@ def test_one_that_lost_its_successor_has_its_name_back(tmp_path):
     assert checkpoints.restore(path)["a"][0] == 0
     (tmp_path / "c.merging-old" / "_CHECKPOINT_METADATA").unlink()  # half removed
     assert not checkpoints.exists(path)
+    with pytest.raises(checkpoints.MissingCheckpoint, match=r"at \S+\.$"):
+        checkpoints.open_checkpoint(path)
+
+
+def test_who_asks_for_one_whose_replacement_was_cut_short_is_told_where_it_is(
+    tmp_path,
+):
+    path = killed_between(tmp_path)
+    for name in (path, f"{path}#a"):
+        with pytest.raises(
+            checkpoints.MissingCheckpoint,
+            match=r"rename c\.merging-new beside it to c,",
+        ):
+            checkpoints.open_checkpoint(name)
+    (tmp_path / "c.merging-new").rename(path)
+    assert checkpoints.open_checkpoint(path).abstract["a"].shape == small(1)["a"].shape
 
 
 def test_names_that_could_not_be_read_again_are_not_saved(tmp_path):
