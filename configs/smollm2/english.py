@@ -23,8 +23,11 @@ def get_config() -> ConfigDict:
     config.methods = ("average", "task_arithmetic", "ties", "dare_ties", "rht")
     config.experts_merged = (2, 4, 6, 8)
     config.learning_rate = 1e-4
-    config.scales.dare_ties = (0.15, 0.3, 0.6, 1.0)
-    config.scales.rht = (0.5, 0.8, 1.1, 1.4)
+    # Wide enough: of docs/results/english's first seed no choice is at an end.
+    config.scales.task_arithmetic = (0.3, 0.5, 0.8, 1.2, 1.7)
+    config.scales.ties = (1.0, 1.6, 2.2, 3.0, 4.0)
+    config.scales.dare_ties = (0.3, 0.6, 1.0, 1.5, 2.2)
+    config.scales.rht = (0.8, 1.1, 1.4, 1.8, 2.4)
     config.densities.dare_ties = (0.2,)
     config.densities.rht = (0.7,)
     return config

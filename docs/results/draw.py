@@ -55,15 +55,16 @@ def of_rows(page: Path, out: Path, *analyses: Path) -> None:
 
 
 def of_english(page: Path, out: Path) -> None:
-    """Draw a report's of both seeds, and what `merging analyze` draws of a geometry."""
-    report.report([page, page / "second"], out)
+    """Draw a report's of both seeds, and what `merging analyze` draws of a geometry.
+
+    Without the datasets whose experts are not two standard errors above their base.
+    """
+    seeds = [page, page / "second"]
+    records = [rows.read(seed / "analysed.json.gz") for seed in seeds]
+    analysed = [(record["analysis"], record["rows"]) for record in records]
+    report.report(seeds, out, analysed=analysed, gate=2)
     found = rows.read(page / "geometry.json.gz", "geometry")["rows"]
     figures.write(out, figures.of_geometry(found))
-
-
-def with_its_analysis(page: Path, out: Path) -> None:
-    """Draw a report's of one sweep, with the sweep's analysis."""
-    of_rows(page, out, page / "analysed.json.gz")
 
 
 def with_a_law(page: Path, out: Path) -> None:
@@ -98,11 +99,8 @@ PAGES = {
     ),
     "english": Page(
         of_english,
-        "F1_gain F2 F3 cosines",
-        "F1_gain F2 F3 baselines_summary datasets models scores verdicts",
-    ),
-    "english/second": Page(
-        with_its_analysis, "F7_it", "saturation verdicts", suffixes="png"
+        "F1_gain F2 F3 F7_it cosines",
+        "F1_gain F2 F3 baselines_summary datasets models saturation scores verdicts",
     ),
     "methods": Page(of_rows, "F12", "F12 baselines_summary models verdicts"),
     "methods/statistics": Page(of_rows, "", "F12"),
