@@ -206,19 +206,21 @@ def test_report_joins_the_rows_of_its_workdirs(run, monkeypatch, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     status, out, _ = run("report", "--workdir", one, two)
     assert status == 0
-    assert calls == [[one, two], (["row"] * 3, one / "report", {}, [])]
+    assert calls == [[one, two], (["row"] * 3, one / "report", {}, [], None)]
     assert out == f"Report of 3 rows: {one / 'report' / 'i.html'}\n"
     # What a workdir that holds a run of ours says of it goes to the page.
     record = {"config_hash": "abc", "config": {"sizes": ["1x"]}}
     record["versions"] = {"jax": "0.10"}
     two.mkdir()
     (two / "config.json").write_text(json.dumps(record))
-    run("report", "--workdir", one, two, "--out", tmp_path / "joined")
+    out = tmp_path / "joined"
+    run("report", "--workdir", one, two, "--out", out, "--gate", 2)
     assert calls[-1] == (
         ["row"] * 3,
-        tmp_path / "joined",
+        out,
         {"abc": ({"sizes": ["1x"]}, {"jax": "0.10"})},
         [],
+        2.0,
     )
 
 
