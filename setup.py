@@ -59,6 +59,8 @@ setup(
         "etils[epath]",
         "absl-py",
         "numpy>=2",
+        # JAX needs it; importing 0.7.0 takes a second, and that of others none.
+        "ml_dtypes!=0.7.0",
         "scipy",
         "matplotlib>=3.9",
         # Only its script, which the report's page contains.

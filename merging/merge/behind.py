@@ -39,8 +39,15 @@ class Behind:
             self._held += size
         self._pool.submit(self._make, what, size)
 
+    def settle(self) -> None:
+        """Wait until all calls so far are made; raises as `call`."""
+        with self._changed:
+            while self._held and self._error is None:
+                self._changed.wait()
+            self._raise()
+
     def finish(self) -> None:
-        """Wait until all calls are made; raises as `call`."""
+        """Wait until all calls are made, and take no more; raises as `call`."""
         self.close()
         self._raise()
 

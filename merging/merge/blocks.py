@@ -23,7 +23,7 @@ from merging.checkpoints import Writer
 from merging.merge import checks, kernels, on_host
 from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
-from merging.merge.journal import Done, Elected, Journal
+from merging.merge.journal import Done, Elected, Guessed, Journal
 from merging.merge.kernels import Gathered
 from merging.merge.partition import Block, Kind, Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
@@ -38,7 +38,6 @@ class BlockMerger:
     Args:
       cut: the merge's partition.
       pipeline: to read blocks with.
-      states: gives the group and the states of a loaded block's leaves.
       writer: of the output.
       journal: told of every finished block.
       names: of the models that are read, in order.
@@ -48,12 +47,11 @@ class BlockMerger:
         self,
         cut: Partition,
         pipeline: Pipeline,
-        states: Callable[[Loaded], tuple[LeafGroup, States]],
         writer: Writer,
         journal: Journal,
         names: Sequence[str],
     ):
-        self._cut, self._pipeline, self._states = cut, pipeline, states
+        self._cut, self._pipeline = cut, pipeline
         self._writer, self._journal, self._names = writer, journal, names
         self._behind = Behind(at_once=not writer.atomic)
         # Each method's votes so far. They are for a guess: one may miss a block's.
@@ -61,16 +59,62 @@ class BlockMerger:
         for number, done in journal.done.items():
             self._ballots[self._method(number)] += done.ballot
 
-    def run(self, numbers: Sequence[int], advance: Callable[[int, str], None]) -> None:
-        """Merge these blocks of the partition."""
-        blocks = self._pipeline.each(numbers, self._models, self._merge, told=True)
-        try:
-            for block in blocks:
-                path = self._cut.paths[block.pieces[0].leaf]
-                advance(self._cut.bytes_of(block), path)
-            self._behind.finish()
-        finally:
-            self._behind.close()
+    def run(
+        self,
+        numbers: Sequence[int],
+        states: Callable[[Loaded], tuple[LeafGroup, States]],
+        advance: Callable[[int, str], None],
+    ) -> None:
+        """Merge these blocks of the partition.
+
+        Args:
+          numbers: their places.
+          states: gives the group and the states of a loaded block's leaves.
+          advance: told the bytes that were read and written, and of which leaf.
+        """
+
+        def merge(loaded: Loaded) -> None:
+            if self._cut.kinds[loaded.block.kind].method is None:
+                self._copy(loaded)
+            else:
+                self.merge(loaded, *states(loaded))
+
+        for block in self._pipeline.each(numbers, self._models, merge, told=True):
+            path = self._cut.paths[block.pieces[0].leaf]
+            advance(self._cut.bytes_of(block), path)
+        self._behind.finish()
+
+    def close(self) -> None:
+        """Write no more than what is being written."""
+        self._behind.close()
+
+    def counted(self, number: int, states: str) -> Sequence[Sequence[int]] | None:
+        """Return what a block, merged under guessed states, adds to their pass.
+
+        None if it is not merged, or was under others.
+        """
+        done = self._journal.done.get(number)
+        return done.counted if done and done.states == states else None
+
+    def keep_only(self, numbers: Sequence[int], states: str) -> int:
+        """Have those of these blocks merged again whose guessed states were others.
+
+        Args:
+          numbers: blocks' places.
+          states: the digest of the states that were found.
+
+        Returns:
+          How many those are.
+        """
+        done = self._journal.done
+        merged = [done[number] for number in numbers if number in done]
+        wrong = [of for of in merged if of.states not in ("", states)]
+        if wrong:
+            self._behind.settle()  # or what is on its way would come after it
+        for of in wrong:
+            self._ballots[self._method(of.number)] -= of.ballot
+            del done[of.number]
+        return len(wrong)
 
     def _method(self, number: int) -> Method | None:
         return self._cut.kinds[self._cut.blocks[number].kind].method
@@ -82,18 +126,35 @@ class BlockMerger:
             return everything
         return [i for i in everything if self._names[i] != BASE]
 
-    def _merge(self, loaded: Loaded) -> None:
+    def _copy(self, loaded: Loaded) -> None:
+        """Write a block as it is in the first model."""
+        self._require_equal(loaded)
+        dtype = self._cut.kinds[loaded.block.kind].dtype
+        with np.errstate(over="ignore"):  # found, and named, just below
+            copied = loaded.models[0].astype(dtype)
+        if jnp.issubdtype(dtype, jnp.floating) and kernels.nonfinite(copied):
+            self._refuse(loaded, copied)
+        self._write(loaded, copied)
+
+    def merge(
+        self,
+        loaded: Loaded,
+        group: LeafGroup,
+        states: States,
+        guessed: Guessed = Guessed(),  # noqa: B008
+    ) -> None:
+        """Merge a block that is read, and write it.
+
+        One that is not finite under guessed states is left: it may be under others.
+
+        Args:
+          loaded: the block.
+          group: of its leaves.
+          states: theirs.
+          guessed: says so, if the states are not known yet.
+        """
         kind = self._cut.kinds[loaded.block.kind]
         dtype = jnp.dtype(kind.dtype)
-        if kind.method is None:
-            self._require_equal(loaded)
-            with np.errstate(over="ignore"):  # found, and named, just below
-                copied = loaded.models[0].astype(dtype)
-            if jnp.issubdtype(dtype, jnp.floating):
-                self._require_finite(loaded, copied)
-            self._write(loaded, copied)
-            return
-        group, states = self._states(loaded)
         method = dataclasses.replace(group.method, name="")
         block, rows = loaded.block, loaded.models[0].shape[0]
         metadata = RowMetadata(block, group.layout, group.leaves, rows)
@@ -118,8 +179,10 @@ class BlockMerger:
 
         if not asks:
             merged = np.asarray(on_host.computed(merge, block, *inputs))
-            self._require_finite(loaded, merged)
-            self._write(loaded, merged)
+            if not kernels.nonfinite(merged):
+                self._write(loaded, merged, guessed=guessed)
+            elif not guessed.states:
+                self._refuse(loaded, merged)
             return
 
         def merge_and_vote(base, experts, states, known, offset):
@@ -128,7 +191,6 @@ class BlockMerger:
 
         packed = np.asarray(on_host.computed(merge_and_vote, block, *inputs))
         merged, ballot, positions = kernels.unpacked(packed, dtype)
-        self._ballots[kind.method] += ballot
         values = np.zeros(0, dtype)
         if len(positions):
             few = Gathered(metadata, positions, block.columns)
@@ -146,15 +208,20 @@ class BlockMerger:
                 # Whether that is the majority nobody knows yet; with the other it goes.
                 flat, positive = merged.reshape(-1), not positive
                 flat[positions], values = values, flat[positions]
-            self._require_finite(loaded, merged)
+            if kernels.nonfinite(merged):
+                if not guessed.states:
+                    self._refuse(loaded, merged)
+                return
+        self._ballots[kind.method] += ballot
         elected = Elected(positive, ballot, positions.astype(np.uint32), values)
-        self._write(loaded, merged, elected)
+        self._write(loaded, merged, elected, guessed)
 
     def _write(
         self,
         loaded: Loaded,
         merged: np.ndarray,
         elected: Elected = Elected(),  # noqa: B008
+        guessed: Guessed = Guessed(),  # noqa: B008
     ) -> None:
         kind = self._cut.kinds[loaded.block.kind]
         if merged.dtype != kind.dtype:  # its bytes would go to the wrong places
@@ -169,7 +236,7 @@ class BlockMerger:
             for piece, part in parts:
                 self._writer.write(self._cut.paths[piece.leaf], piece.start, part)
                 checksum = _checksum(part, checksum)
-            self._journal.keep_block(number, checksum, elected)
+            self._journal.keep_block(number, checksum, elected, guessed)
 
         held = merged.nbytes + elected.positions.nbytes + elected.values.nbytes
         self._behind.call(store, held)
@@ -186,9 +253,8 @@ class BlockMerger:
             if not np.array_equal(ours, theirs)
         )
 
-    def _require_finite(self, loaded: Loaded, merged: np.ndarray) -> None:
-        if not kernels.nonfinite(merged):
-            return
+    def _refuse(self, loaded: Loaded, merged: np.ndarray) -> None:
+        """Say where a block, or what it was merged of, is not finite."""
         kind = self._cut.kinds[loaded.block.kind]
         names = [self._names[i] for i in self._models(kind)]
         models = zip(names, loaded.models, strict=True)

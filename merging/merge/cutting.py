@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from merging.merge.partition import ROW, Block, Kind, Partition, Piece
+from merging.merge.partition import ROW, Block, Kind, Partition, Piece, rounded
 from merging.methods import Matrices, Method, Sums, Threshold
 from merging.runtime import tree
 from merging.runtime.errors import UserError
@@ -23,6 +23,8 @@ from merging.runtime.errors import UserError
 LARGEST, SMALLEST = 2**22, 2**18
 # Blocks in all, at least, so that four processes' shares differ by no more than 2 %.
 FINENESS = 128
+# So many blocks are made equal; of more, the last may be smaller.
+FEW = 8
 # Blocks that are worked on at a time, while one more is being read.
 WORKERS = 3
 # In memory: of a row, and of the leaves and blocks that are packed; that costs a copy
@@ -213,6 +215,7 @@ class _Cutter:
     def __init__(self, cut: Partition, number: int, capacity: int, budget: int, grain):
         self._cut, self._number, self._kind = cut, number, cut.kinds[number]
         self._capacity, self._grain = capacity, grain
+        self._fits = budget // self._kind.bytes_in_memory(WORKERS)
         self._largest = budget // self._kind.bytes_in_memory(1)
         method = self._kind.method
         self._granularity = "element" if method is None else method.granularity
@@ -229,6 +232,10 @@ class _Cutter:
 
     def blocks(self) -> list[Block]:
         """Return blocks that cover the kind's leaves, in their order."""
+        paths = [self._cut.paths[leaf] for leaf in self._kind.leaves]
+        anywhere = self._granularity == "element" and not self._leafwise
+        if anywhere and all(self._grain(path) == 1 for path in paths):
+            return self._even()
         blocks: list[Block] = []
         waiting: list[Piece] = []
         room = self._capacity
@@ -259,6 +266,32 @@ class _Cutter:
             else:
                 blocks += self._pieces(leaf, size, ROW, ROW, None)
         flush()
+        return blocks
+
+    def _even(self) -> list[Block]:
+        """Return blocks of one size, through the leaves: one program for all."""
+        sizes = {i: math.prod(self._cut.shapes[i]) for i in self._kind.leaves}
+        rows = sum(-(-size // ROW) for size in sizes.values())
+        step = rounded(self._capacity // ROW)
+        if step * ROW > self._fits:
+            step = rounded(self._fits // ROW, down=True)
+        if rows <= step * FEW:
+            step = -(-rows // max(-(-rows // step), 1))
+        blocks: list[Block] = []
+        waiting: list[Piece] = []
+        room = step
+        for leaf, size in sizes.items():
+            start = 0
+            while start < size:
+                stop = min(start + room * ROW, size)
+                waiting.append(Piece(leaf, start, stop))
+                room -= -(-(stop - start) // ROW)
+                start = stop
+                if not room:
+                    blocks.append(Block(self._number, tuple(waiting), ROW))
+                    waiting, room = [], step
+        if waiting:
+            blocks.append(Block(self._number, tuple(waiting), ROW))
         return blocks
 
     def _alone(self, leaf: int, shape, size: int, matrix) -> list[Block]:

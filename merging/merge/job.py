@@ -11,7 +11,7 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import Writer
 from merging.checkpoints.unfinished import COORDINATES
-from merging.merge import blocks, card, manifest, spaces, statistics
+from merging.merge import blocks, card, manifest, spaces, speculation, statistics
 from merging.merge.cutting import partition
 from merging.merge.digests import Digesting, Digests
 from merging.merge.inputs import Inputs
@@ -19,8 +19,9 @@ from merging.merge.journal import STAMPS, Journal
 from merging.merge.partition import Partition
 from merging.merge.passes import Passes
 from merging.merge.pipeline import Loaded, Pipeline
-from merging.merge.reduce import LeafGroup, States, find_states
-from merging.methods import Method
+from merging.merge.reduce import LeafGroup, Stage, States, find_states
+from merging.merge.speculation import Guess
+from merging.methods import CountQuery, Method
 from merging.runtime import preemption, processes, storage, text
 from merging.runtime.errors import UserError, listed
 from merging.runtime.progress import Progress
@@ -221,8 +222,10 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
     progress.skip(sum(cut.bytes_of(cut.blocks[i]) for i in finished))
     if finished:
         progress.message(f"{len(finished)} of {len(mine)} blocks were finished before.")
-    # Statistics are found by all processes together, also by one that has no block.
-    left = np.array([len(mine - finished)])
+    # Statistics are found by all processes together, also by one that has no block;
+    # and those that a finished block was merged under may be others.
+    guessed = sum(bool(done.states) for done in journal.done.values())
+    left = np.array([len(mine - finished) + guessed])
     processes.all_reduce([left])
     if not left[0]:
         return
@@ -230,15 +233,29 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
     told = {kind: list(of.values()) for kind, of in job.inputs.statistics.items()}
     pipeline = Pipeline(cut, job.inputs.sources, has_base, job.budget, told)
     names = job.inputs.names
-    left = sorted(mine - finished)
-    merging = sum(cut.bytes_of(cut.blocks[i]) for i in left)
-    passes = Passes(cut, pipeline, names, journal, mine, progress, after=merging)
+    merger = blocks.BlockMerger(cut, pipeline, writer, journal, names)
+
+    def bytes_left() -> int:
+        left = mine - set(journal.done)
+        return sum(cut.bytes_of(cut.blocks[i]) for i in left)
+
+    def speculate(stage: Stage, queries: Mapping[int, CountQuery]) -> Guess | None:
+        return speculation.guess(stage, queries, list(job.inputs.experts), job.seed)
+
+    passes = Passes(
+        *(cut, pipeline, names, journal, mine, progress),
+        after=bytes_left(),
+        speculate=speculate,
+        merger=merger,
+    )
     try:
         states = _States(job, cut, passes)
-        merger = blocks.BlockMerger(cut, pipeline, states.of, writer, journal, names)
-        progress.remains(merging)  # how many passes it took was a guess
-        merger.run(left, progress.advance)
+        if again := sum(merger.keep_only(*known) for known in states.known()):
+            progress.message(f"A threshold is another: {again} blocks once more.")
+        progress.remains(bytes_left())  # how many passes it took was a guess
+        merger.run(sorted(mine - set(journal.done)), states.of, progress.advance)
     finally:
+        merger.close()
         pipeline.close()
 
 
@@ -260,6 +277,13 @@ class _States:
                 group = self._group(str(number), method, leaves, held)
                 self._found[method] = group, self._states(group, passes)
         passes.forget()
+
+    def known(self) -> list[tuple[tuple[int, ...], str]]:
+        """Return the blocks of each group that took passes, and its states' digest."""
+        return [
+            (group.blocks, speculation.digest(states))
+            for group, states in self._found.values()
+        ]
 
     def of(self, loaded: Loaded) -> tuple[LeafGroup, States]:
         """Return a loaded block's group, and its leaves' states."""

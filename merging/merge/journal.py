@@ -49,6 +49,19 @@ class Elected(NamedTuple):
     values: np.ndarray = np.zeros(0, np.uint32)
 
 
+class Guessed(NamedTuple):
+    """Under which states a block was merged while the pass to find them went on.
+
+    Attributes:
+      states: their digest (`speculation.digest`); "" if they had been found.
+      counted: of each search of the pass, by its number, what the block adds: elements
+        in its window, and above it.
+    """
+
+    states: str = ""
+    counted: Sequence[Sequence[int]] = ()
+
+
 class Done(NamedTuple):
     """A block that was merged and written.
 
@@ -59,6 +72,7 @@ class Done(NamedTuple):
       ties: how many elements wait for the model's majority.
       file, start: where those are kept.
       ties_checksum: of what is kept of them.
+      states, counted: as `Guessed` has them.
     """
 
     number: int
@@ -69,6 +83,8 @@ class Done(NamedTuple):
     file: str
     start: int
     ties_checksum: int
+    states: str = ""
+    counted: Sequence[Sequence[int]] = ()
 
 
 class Journal:
@@ -121,13 +137,20 @@ class Journal:
         """Return what all processes wrote down of finished blocks, in earlier runs."""
         return [Done(**line) for line in self._lines("blocks.*.jsonl")]
 
-    def keep_block(self, number: int, checksum: int, elected: Elected) -> None:
+    def keep_block(
+        self,
+        number: int,
+        checksum: int,
+        elected: Elected,
+        guessed: Guessed = Guessed(),  # noqa: B008
+    ) -> None:
         """Write down a finished block, and what to put under the other majority.
 
         Args:
           number: its place in the plan.
           checksum: of its bytes.
           elected: its votes.
+          guessed: what it was merged under, if that was not known yet.
         """
         positive, ballot, positions, values = elected
         start, kept = 0, positions.tobytes() + values.tobytes()
@@ -135,7 +158,8 @@ class Journal:
         if kept:
             name, start = self._add(self._ties_name, kept)
         votes = positive, ballot, ties
-        done = Done(number, checksum, *votes, name, start, zlib.crc32(kept))
+        where = name, start, zlib.crc32(kept)
+        done = Done(number, checksum, *votes, *where, *guessed)
         self._append(f"blocks.{self._process}.jsonl", done._asdict())
         self.done[number] = done
 

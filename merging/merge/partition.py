@@ -26,6 +26,12 @@ ROW = 1024
 SCRATCH = 16
 
 
+def rounded(rows: int, down: bool = False) -> int:
+    """Return so many rows, or up to a quarter more or fewer: few shapes compile."""
+    step = max(2 ** (max(rows - 1, 1).bit_length() - 3), 1)
+    return (rows // step if down else -(-rows // step)) * step
+
+
 class Piece(NamedTuple):
     """Elements [start, stop) of a leaf, by its place among all leaves."""
 

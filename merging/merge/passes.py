@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 
 from merging.merge import checks, kernels, on_host
+from merging.merge.blocks import BlockMerger
 from merging.merge.histogram import Histogram
 from merging.merge.in_memory_reduce import InMemoryAnswers
-from merging.merge.journal import Journal
+from merging.merge.journal import Guessed, Journal
 from merging.merge.magnitudes import Put, Ranked, Sample, put_block, read_for
 from merging.merge.partition import Block, Partition, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
+from merging.merge.speculation import Guess
 from merging.methods import CountQuery, Sums, Threshold, Votes
 from merging.runtime import processes
 from merging.runtime.progress import Progress
+
+Speculate = Callable[[Stage, Mapping[int, CountQuery]], Guess | None]
 
 
 class Passes:
@@ -34,6 +38,9 @@ class Passes:
       mine: the blocks that this process reads.
       progress: told the bytes that were read.
       after: bytes of what it is told when all passes are made.
+      speculate: gives what a stage's queries leave no doubt about, if anything; then
+        the pass that answers them merges as well.
+      merger: merges those blocks.
     """
 
     together = True
@@ -47,10 +54,12 @@ class Passes:
         mine: Sequence[int],
         progress: Progress,
         after: int = 0,
+        speculate: Speculate = lambda stage, queries: None,
+        merger: BlockMerger | None = None,
     ):
         self._cut, self._pipeline, self._names = cut, pipeline, names
         self._journal, self._mine, self._progress = journal, set(mine), progress
-        self._after = after
+        self._after, self._speculate, self._merger = after, speculate, merger
         self._histograms: dict[tuple[str, int], Histogram] = {}
         self._sample: tuple[str, Sample] | None = None
         self._lock = threading.Lock()
@@ -88,7 +97,8 @@ class Passes:
         }
         missing = {i: query for (at, i), query in here.items() if (at, i) not in known}
         if missing:
-            made = self._counted(stage, missing)
+            guess = self._guess(stage, missing) if turn == 0 else None
+            made = self._counted(stage, missing, guess)
             known |= {(stage.name, i): one for i, one in made.items()}
         replies = {
             i: known[stage.name, i].answer(query, processes.all_reduce)
@@ -171,10 +181,22 @@ class Passes:
         """Return which models a stage of some experts reads, the base first."""
         return read_for(stage, experts, self._pipeline.has_base)
 
+    def _guess(self, stage: Stage, queries: Mapping[int, CountQuery]) -> Guess | None:
+        """Return what to merge under while these are counted, if anything."""
+        return self._speculate(stage, queries) if _elementwise(stage) else None
+
     def _counted(
-        self, stage: Stage, queries: Mapping[int, CountQuery]
+        self,
+        stage: Stage,
+        queries: Mapping[int, CountQuery],
+        guess: Guess | None = None,
     ) -> dict[int, Histogram]:
-        """Read every block that is asked about, once, and count."""
+        """Read every block that is asked about, once, and count.
+
+        With a guess, merge it under that. Then each window is of one key, and what a
+        block adds to the counts is written down with it: one that an earlier run has
+        merged is not read again.
+        """
         group = stage.group
         units = sum(len(query.threshold) for query in queries.values())
         made = {
@@ -194,27 +216,50 @@ class Passes:
         def count(loaded: Loaded) -> None:
             put = self._put(group, loaded)
             seen: dict[tuple[int, ...], np.ndarray] = {}
+            counted = []
             # Searches of one expert are neighbours, and its keys are computed once.
             for i in sorted(made, key=lambda i: (stage.experts(i), i)):
                 histogram = made[i]
                 one = Ranked(stage, i, put, everyone)
                 window = histogram.window()
                 if window and _elementwise(stage):
-                    histogram.add_windowed(*one.windowed(window))
+                    inside, above = one.windowed(window)
+                    histogram.add_windowed(inside, above)
+                    counted.append((i, int(inside), int(above)))
                     continue
                 ranked = tuple(stage.experts(i))
                 if ranked not in seen:
                     seen = {ranked: one.keys()}
                 for piece, part in loaded.block.parts(seen[ranked]):
                     histogram.add(place[piece.leaf], piece.start, part)
+            if guess is not None:
+                told = Guessed(guess.digest, counted)
+                self._merger.merge(loaded, group, guess.states, told)
 
         models = self._models(stage, everyone)
         numbers = [number for number in group.blocks if asked(number)]
-        self._read(numbers, models, count, "counting magnitudes")
+        note = "counting magnitudes"
+        if guess is not None:
+            note = "counting and merging"
+            numbers = self._uncounted(numbers, guess, made)
+        self._read(numbers, models, count, note, guess is not None)
         for histogram in made.values():
             processes.all_reduce(histogram.totals())
             histogram.finish()
         return made
+
+    def _uncounted(
+        self, numbers: Sequence[int], guess: Guess, made: Mapping[int, Histogram]
+    ) -> list[int]:
+        """Add what is known of blocks that are merged; return the others."""
+        left = []
+        for number in numbers:
+            known = self._merger.counted(number, guess.digest)
+            if known is None:
+                left.append(number)
+            for i, inside, above in known or ():
+                made[i].add_windowed(inside, above)
+        return left
 
     def _read(
         self,
@@ -222,15 +267,19 @@ class Passes:
         models: Sequence[int],
         work: Callable[[Loaded], None],
         note: str,
+        merges: bool = False,
     ) -> None:
         """Work on this process's blocks among these."""
         mine = [number for number in numbers if number in self._mine]
 
         def size(block: Block) -> int:
+            if merges:
+                return self._cut.bytes_of(block)
             read = self._cut.kinds[block.kind].read
             return sum(read[model].itemsize for model in models) * block.elements
 
-        needed = sum(size(self._cut.blocks[number]) for number in mine) + self._after
+        needed = sum(size(self._cut.blocks[number]) for number in mine)
+        needed += 0 if merges else self._after
         if self._progress.total - self._progress.done < needed:  # one more than usual
             self._progress.remains(needed)
         for block in self._pipeline.each(mine, lambda _: models, work):

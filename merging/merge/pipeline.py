@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from merging.checkpoints import Source
 from merging.merge.cutting import workers
-from merging.merge.partition import Block, Kind, Partition
+from merging.merge.partition import ROW, Block, Kind, Partition, rounded
 from merging.methods import Statistics
 from merging.runtime import memory
 
@@ -62,6 +62,7 @@ class Pipeline:
         self.has_base = has_base
         self._cut, self._sources, self._statistics = cut, sources, statistics
         self._devices = jax.local_devices()
+        self._usual = _usual_rows(cut)
         sharding = PartitionSpec("rows")
         self._sharding = NamedSharding(Mesh(self._devices, ("rows",)), sharding)
         slot = max((self._bytes(block) for block in cut.blocks), default=0)
@@ -154,12 +155,13 @@ class Pipeline:
         return kind.statistics_of(block) // block.matrix.inputs, block.matrix.inputs
 
     def _rows(self, block: Block) -> int:
-        """Return a block's rows, rounded up so that few shapes are compiled."""
+        """Return a block's rows, or more, so that few shapes are compiled."""
         rows, devices = sum(block.counts), len(self._devices)
         if block.matrix:
             return rows
-        step = max(2 ** (max(rows - 1, 1).bit_length() - 3), 1)
-        rows = -(-rows // step) * step
+        if block.columns == ROW:
+            rows = max(rows, self._usual.get(block.kind, 0))
+        rows = rounded(rows)
         return -(-rows // devices) * devices
 
     def _read_into(
@@ -208,6 +210,16 @@ class Pipeline:
             row += rows
             flat[start + size : row * block.columns] = 0
         flat[row * block.columns :] = 0
+
+
+def _usual_rows(cut: Partition) -> dict[int, int]:
+    """Return the rows of most blocks of a kind, if others are few or hardly smaller."""
+    rows: dict[int, list[int]] = {}
+    for block in cut.blocks:
+        if block.columns == ROW and not block.whole and not block.matrix:
+            rows.setdefault(block.kind, []).append(sum(block.counts))
+    most = {kind: (max(of), max(of) * len(of) / sum(of)) for kind, of in rows.items()}
+    return {kind: rows for kind, (rows, grown) in most.items() if grown <= 1.125}
 
 
 def _after(
