@@ -76,7 +76,7 @@ class Ranked(NamedTuple):
             dtype=dtype,
         )
         codes = np.asarray(codes).reshape(-1)
-        above = np.count_nonzero(codes == kernels.ABOVE)
+        above = int(np.count_nonzero(codes == kernels.ABOVE))
         if bins == 1:
             return int(np.count_nonzero(codes == kernels.INSIDE)), above
         positions = np.flatnonzero(codes == kernels.INSIDE)

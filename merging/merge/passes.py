@@ -225,14 +225,14 @@ class Passes:
                 if window and _elementwise(stage):
                     inside, above = one.windowed(window)
                     histogram.add_windowed(inside, above)
-                    counted.append((i, int(inside), int(above)))
+                    counted.append((i, inside, above))
                     continue
                 ranked = tuple(stage.experts(i))
                 if ranked not in seen:
                     seen = {ranked: one.keys()}
                 for piece, part in loaded.block.parts(seen[ranked]):
                     histogram.add(place[piece.leaf], piece.start, part)
-            if guess is not None:
+            if guess is not None:  # each window is of one key
                 told = Guessed(guess.digest, counted)
                 self._merger.merge(loaded, group, guess.states, told)
 

@@ -54,8 +54,8 @@ def expected(cancelling, tmp_path_factory):
 
 
 def interrupted(family, output, monkeypatch, name, calls, method=TIES):
-    """Merge until a function of `blocks` or `job` was called so often."""
-    module = blocks if hasattr(blocks, name) else job
+    """Merge until a function of `BlockMerger`, `blocks` or `job` was called so often."""
+    module = next(m for m in (blocks.BlockMerger, blocks, job) if hasattr(m, name))
     whole, seen = getattr(module, name), []
 
     def cut(*args, **kwargs):
@@ -127,7 +127,7 @@ def test_sums_over_all_experts_are_written_down_once(tmp_path, monkeypatch):
     """There are K² / 2 of a leaf: with a copy for each expert they would be K³."""
     family = models.family(tmp_path, 4, shapes=dict.fromkeys("ab", (400, 130)))
     method, output = methods.model_stock(), tmp_path / "out"
-    partial = interrupted(family, output, monkeypatch, "BlockMerger", 0, method)
+    partial = interrupted(family, output, monkeypatch, "run", 0, method)
     (line,) = (partial / ".merge" / "answers.jsonl").read_text().splitlines()
     assert len(line) < 2 * 10 * 25 + 200  # two leaves' 10 products of two, in digits
     with monkeypatch.context() as patched:
