@@ -54,7 +54,7 @@ def expected(cancelling, tmp_path_factory):
 
 
 def interrupted(family, output, monkeypatch, name, calls, method=TIES):
-    """Merge until a function of `BlockMerger`, `blocks` or `job` was called so often."""
+    """Merge until a function of the engine was called so often."""
     module = next(m for m in (blocks.BlockMerger, blocks, job) if hasattr(m, name))
     whole, seen = getattr(module, name), []
 
