@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,8 @@ from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
 from merging.merge.journal import Done, Elected, Guessed, Journal
 from merging.merge.kernels import Gathered
-from merging.merge.partition import Block, Kind, Partition, RowMetadata
+from merging.merge.magnitudes import Put, put_block
+from merging.merge.partition import Block, Kind, Partition
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States
 from merging.merge.statistics import label
@@ -77,7 +79,8 @@ class BlockMerger:
             if self._cut.kinds[loaded.block.kind].method is None:
                 self._copy(loaded)
             else:
-                self.merge(loaded, *states(loaded))
+                group, found = states(loaded)
+                self.merge(put_block(self._pipeline, loaded, group), group, found)
 
         for block in self._pipeline.each(numbers, self._models, merge, told=True):
             path = self._cut.paths[block.pieces[0].leaf]
@@ -138,7 +141,7 @@ class BlockMerger:
 
     def merge(
         self,
-        loaded: Loaded,
+        put: Put,
         group: LeafGroup,
         states: States,
         guessed: Guessed = Guessed(),  # noqa: B008
@@ -148,27 +151,23 @@ class BlockMerger:
         One that is not finite under guessed states is left: it may be under others.
 
         Args:
-          loaded: the block.
+          put: the block.
           group: of its leaves.
           states: theirs.
           guessed: says so, if the states are not known yet.
         """
-        kind = self._cut.kinds[loaded.block.kind]
+        loaded, metadata, block = put.loaded, put.metadata, put.loaded.block
+        kind = self._cut.kinds[block.kind]
         dtype = jnp.dtype(kind.dtype)
         method = dataclasses.replace(group.method, name="")
-        block, rows = loaded.block, loaded.models[0].shape[0]
-        metadata = RowMetadata(block, group.layout, group.leaves, rows)
-        base, experts = None, list(loaded.models)
-        if method.needs_base:
-            base, *experts = experts
         spread = [[metadata.spread(s) for s in of] for of in states.transforms]
         positive = self._ballots[kind.method] >= 0
         asks, combined = asks_majority(method), metadata.spread(states.combined)
         if asks:
             combined = np.full(metadata.offset.low.shape, positive)
-        known = combined, loaded.statistics
-        host = base, experts, spread, known, metadata.offset
-        inputs = method, *self._pipeline.on_devices(block, host)
+        placed, *known = put.place((spread, combined, loaded.statistics))
+        split = _split(method, put.models)
+        inputs = method, *split, placed, known, put.offset
         how = {"strides": block.strides, "dtype": dtype}
 
         def merge(base, experts, states, known, offset):
@@ -195,12 +194,11 @@ class BlockMerger:
         if len(positions):
             few = Gathered(metadata, positions, block.columns)
             if method.granularity == "element":
-                chosen = method, base, experts, spread
+                chosen = method, *_split(method, loaded.models), spread
                 values = _merged_again(*chosen, few, dtype, not positive)
             else:  # an element's rank in its row needs the row
                 other = np.full(metadata.offset.low.shape, not positive)
-                *first, _, offset = inputs
-                again = *first, (other, None), offset
+                again = method, *split, placed, (other, None), put.offset
                 whole = on_host.computed(merge, block, *again)
                 values = few.only(few.elements(np.asarray(whole)))
         if kernels.nonfinite(merged):
@@ -282,6 +280,14 @@ class BlockMerger:
             for piece, part in loaded.block.parts(array)
             if kernels.nonfinite(part)
         ]
+
+
+def _split(method: Method, models: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Return the base's array, or None, and those of the experts."""
+    if not method.needs_base:
+        return None, list(models)
+    base, *experts = models
+    return base, experts
 
 
 def apply_majority(

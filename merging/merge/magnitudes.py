@@ -1,6 +1,7 @@
 """What a search for a threshold looks at: the magnitude keys of blocks, or a sample."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ from merging.merge import kernels
 from merging.merge.kernels import Gathered
 from merging.merge.partition import ROW, Block, Partition, Piece, RowMetadata
 from merging.merge.pipeline import Loaded, Pipeline
-from merging.merge.reduce import Stage
+from merging.merge.reduce import LeafGroup, Stage
 from merging.methods import Method, Selection
 
 # A sample: runs of neighbours, evenly spread over all leaves.
-RUN, RUNS = 256, 1024
+RUN, RUNS = 512, 512
 
 
 class Put(NamedTuple):
@@ -31,9 +32,16 @@ class Put(NamedTuple):
         """Return states as columns on the devices."""
         return self.place([self.metadata.spread(state) for state in states])
 
+    @property
+    def devices(self) -> int:
+        """How many devices hold the block."""
+        return len(self.models[0].sharding.device_set)
 
-def put_block(pipeline: Pipeline, loaded: Loaded, metadata: RowMetadata) -> Put:
-    """Place a block on the devices."""
+
+def put_block(pipeline: Pipeline, loaded: Loaded, group: LeafGroup) -> Put:
+    """Place a block of a group's leaves on the devices."""
+    rows = loaded.models[0].shape[0]
+    metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
     place = functools.partial(pipeline.on_devices, loaded.block)
     models, offset = place((loaded.models, metadata.offset))
     return Put(loaded, metadata, models, offset, place)
@@ -65,20 +73,22 @@ class Ranked(NamedTuple):
         dtype, metadata = self.stage.group.layout.key_dtype, self.put.metadata
         states = self._states()
         low, bins = (dtype.type(number) for number in window)
-        codes = kernels.windowed(
+        how = {"strides": self.put.loaded.block.strides, "dtype": dtype}
+        inputs = (
             *self._what(),
             *self._arrays(self.put.models),
             *self.put.place(states),
             self.put.offset,
             low,
-            bins,
-            strides=self.put.loaded.block.strides,
-            dtype=dtype,
         )
-        codes = np.asarray(codes).reshape(-1)
-        above = int(np.count_nonzero(codes == kernels.ABOVE))
         if bins == 1:
-            return int(np.count_nonzero(codes == kernels.INSIDE)), above
+            (rows, *_), devices = self.put.models[0].shape, self.put.devices
+            fold = math.gcd(rows // devices, kernels.FOLDED)
+            found = np.asarray(kernels.tallied(*inputs, fold=fold, **how))
+            above, inside = kernels.tally(found, fold)
+            return inside, above
+        codes = np.asarray(kernels.windowed(*inputs, bins, **how)).reshape(-1)
+        above, _ = kernels.tally(codes, 1)
         positions = np.flatnonzero(codes == kernels.INSIDE)
         if not len(positions):
             return np.zeros(0, dtype), above
@@ -139,9 +149,7 @@ class Sample:
             [np.zeros(0, group.layout.key_dtype)] for _ in place
         ]
         for loaded in self._loaded:
-            rows = loaded.models[0].shape[0]
-            metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
-            put = put_block(self._pipeline, loaded, metadata)
+            put = put_block(self._pipeline, loaded, group)
             one = Ranked(self._stage, search, put, self._experts)
             for piece, part in loaded.block.parts(one.keys()):
                 found[place[piece.leaf]].append(part)

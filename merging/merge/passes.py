@@ -15,8 +15,8 @@ from merging.merge.blocks import BlockMerger
 from merging.merge.histogram import Histogram
 from merging.merge.in_memory_reduce import InMemoryAnswers
 from merging.merge.journal import Guessed, Journal
-from merging.merge.magnitudes import Put, Ranked, Sample, put_block, read_for
-from merging.merge.partition import Block, Partition, RowMetadata
+from merging.merge.magnitudes import Ranked, Sample, put_block, read_for
+from merging.merge.partition import Block, Partition
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, Stage
 from merging.merge.speculation import Guess
@@ -122,7 +122,7 @@ class Passes:
         totals = reduction.init(layout, len(experts), method.weights)
 
         def add(loaded: Loaded) -> None:
-            put = self._put(stage.group, loaded)
+            put = put_block(self._pipeline, loaded, stage.group)
             arrays = put.models if method.needs_base else [None, *put.models]
             inputs = (
                 *(method, arrays[0], arrays[1:]),
@@ -163,7 +163,7 @@ class Passes:
 
     def in_memory(self, group: LeafGroup, loaded: Loaded) -> InMemoryAnswers:
         """Return the answers from a block that holds its leaf whole."""
-        put = self._put(group, loaded)
+        put = put_block(self._pipeline, loaded, group)
         base, experts = None, put.models
         if group.method.needs_base:
             base, *experts = put.models
@@ -214,7 +214,7 @@ class Passes:
             )
 
         def count(loaded: Loaded) -> None:
-            put = self._put(group, loaded)
+            put = put_block(self._pipeline, loaded, group)
             seen: dict[tuple[int, ...], np.ndarray] = {}
             counted = []
             # Searches of one expert are neighbours, and its keys are computed once.
@@ -234,7 +234,7 @@ class Passes:
                     histogram.add(place[piece.leaf], piece.start, part)
             if guess is not None:  # each window is of one key
                 told = Guessed(guess.digest, counted)
-                self._merger.merge(loaded, group, guess.states, told)
+                self._merger.merge(put, group, guess.states, told)
 
         models = self._models(stage, everyone)
         numbers = [number for number in group.blocks if asked(number)]
@@ -284,11 +284,6 @@ class Passes:
             self._progress.remains(needed)
         for block in self._pipeline.each(mine, lambda _: models, work):
             self._progress.advance(size(block), note)
-
-    def _put(self, group: LeafGroup, loaded: Loaded) -> Put:
-        rows = loaded.models[0].shape[0]
-        metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
-        return put_block(self._pipeline, loaded, metadata)
 
     def _refuse(self, loaded: Loaded, models: Sequence[int]) -> None:
         """Name the inputs that are not finite, or the leaves whose terms are too large.

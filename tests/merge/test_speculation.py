@@ -51,9 +51,9 @@ def listened(monkeypatch):
         (seen.after if told else seen.passes).extend(numbers)
         return read(self, numbers, wanted, work, told)
 
-    def merging(self, loaded, *arguments):
-        seen.merged.append(loaded.number)
-        return merge(self, loaded, *arguments)
+    def merging(self, put, *arguments):
+        seen.merged.append(put.loaded.number)
+        return merge(self, put, *arguments)
 
     monkeypatch.setattr(Pipeline, "each", each)
     monkeypatch.setattr(blocks.BlockMerger, "merge", merging)
