@@ -11,6 +11,7 @@ import pytest
 from merging import methods
 from merging.merge.cutting import partition, workers
 from merging.merge.partition import ROW
+from merging.merge.pipeline import Pipeline
 from merging.runtime.errors import UserError
 
 SHAPES = {
@@ -71,6 +72,20 @@ def test_blocks_stay_under_the_budget():
     # Three are worked on and a fourth is read; each worker needs 18 bytes more.
     assert (4 * 6 + 3 * 18) * largest <= 10**6
     assert workers(cut, 10**6) == 3
+
+
+@pytest.mark.parametrize("budget", [10**7, 10**9])
+@pytest.mark.parametrize("method", [methods.task_arithmetic(), methods.ties()])
+def test_blocks_through_the_leaves_have_one_shape(method, budget):
+    cut = planned(method, budget)
+    rows = [sum(block.counts) for block in cut.blocks]
+    assert len(rows) == math.ceil(sum(rows) / max(rows)) and {*rows[:-1]} <= {max(rows)}
+    # What is read into, the last one filled up; and no more than the budget holds.
+    told = Pipeline(cut, [], False, budget)
+    (shape,) = {told._rows(block) for block in cut.blocks}
+    told.close()
+    assert max(rows) <= shape and shape * len(rows) <= 1.25 * sum(rows)
+    assert (4 * 6 + 3 * 18) * shape * ROW <= budget
 
 
 def test_rows_are_never_cut_where_magnitudes_are_ranked_in_them():
