@@ -4,7 +4,7 @@
         --config.experts=EXPERT1,EXPERT2 --config.output=MERGED
 
 The trim's threshold is exact over the whole model: two passes over the inputs, or
-one where a sample of them leaves no doubt, as it does of most 16-bit models.
+one where a sample of them leaves no doubt, as it often does of 16-bit models.
 """
 
 import average

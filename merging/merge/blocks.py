@@ -1,4 +1,4 @@
-"""The pass that merges: each block is computed, checked, written, and journaled.
+"""A block's merge: it is computed, checked, written, and journaled.
 
 **The majority.** Where the votes on an element's sign cancel, TIES takes the sign that
 most elements of the *model* lean to, and that is known only when every block was
@@ -91,6 +91,10 @@ class BlockMerger:
         """Write no more than what is being written."""
         self._behind.close()
 
+    def settle(self) -> None:
+        """Wait until all blocks so far are written, and the journal has them."""
+        self._behind.settle()
+
     def counted(self, number: int, states: str) -> Sequence[Sequence[int]] | None:
         """Return what a block, merged under guessed states, adds to their pass.
 
@@ -112,8 +116,6 @@ class BlockMerger:
         done = self._journal.done
         merged = [done[number] for number in numbers if number in done]
         wrong = [of for of in merged if of.states not in ("", states)]
-        if wrong:
-            self._behind.settle()  # or what is on its way would come after it
         for of in wrong:
             self._ballots[self._method(of.number)] -= of.ballot
             del done[of.number]

@@ -272,9 +272,10 @@ class _Cutter:
         """Return blocks of one size, through the leaves: one program for all."""
         sizes = {i: math.prod(self._cut.shapes[i]) for i in self._kind.leaves}
         rows = sum(-(-size // ROW) for size in sizes.values())
-        step = rounded(self._capacity // ROW)
-        if step * ROW > self._fits:
-            step = rounded(self._fits // ROW, down=True)
+        most = self._capacity // ROW
+        step = rounded(most)
+        if step * ROW > self._fits or (step > most and step * (FINENESS - 1) >= rows):
+            step = rounded(most, down=True)
         if rows <= step * FEW:
             step = -(-rows // max(-(-rows // step), 1))
         blocks: list[Block] = []

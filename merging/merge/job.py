@@ -244,12 +244,13 @@ def _merge_blocks(job: Job, cut: Partition, writer, journal, mine, progress) -> 
 
     passes = Passes(
         *(cut, pipeline, names, journal, mine, progress),
-        after=bytes_left(),
+        after=bytes_left,
         speculate=speculate,
         merger=merger,
     )
     try:
         states = _States(job, cut, passes)
+        merger.settle()  # what is on its way is neither done nor to be done
         if again := sum(merger.keep_only(*known) for known in states.known()):
             progress.message(f"A threshold is another: {again} blocks once more.")
         progress.remains(bytes_left())  # how many passes it took was a guess

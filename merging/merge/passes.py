@@ -37,7 +37,7 @@ class Passes:
       journal: keeps the answers.
       mine: the blocks that this process reads.
       progress: told the bytes that were read.
-      after: bytes of what it is told when all passes are made.
+      after: gives the bytes that merging all that is left will tell it.
       speculate: gives what a stage's queries leave no doubt about, if anything; then
         the pass that answers them merges as well.
       merger: merges those blocks.
@@ -53,7 +53,7 @@ class Passes:
         journal: Journal,
         mine: Sequence[int],
         progress: Progress,
-        after: int = 0,
+        after: Callable[[], int] = lambda: 0,
         speculate: Speculate = lambda stage, queries: None,
         merger: BlockMerger | None = None,
     ):
@@ -278,9 +278,11 @@ class Passes:
             read = self._cut.kinds[block.kind].read
             return sum(read[model].itemsize for model in models) * block.elements
 
-        needed = sum(size(self._cut.blocks[number]) for number in mine)
-        needed += 0 if merges else self._after
-        if self._progress.total - self._progress.done < needed:  # one more than usual
+        needed = self._after()
+        if not merges:
+            needed += sum(size(self._cut.blocks[number]) for number in mine)
+        # One pass more than usual, or one less.
+        if merges or self._progress.total - self._progress.done < needed:
             self._progress.remains(needed)
         for block in self._pipeline.each(mine, lambda _: models, work):
             self._progress.advance(size(block), note)

@@ -159,7 +159,7 @@ class Pipeline:
         rows, devices = sum(block.counts), len(self._devices)
         if block.matrix:
             return rows
-        if block.columns == ROW:
+        if block.columns == ROW and not block.whole:
             rows = max(rows, self._usual.get(block.kind, 0))
         rows = rounded(rows)
         return -(-rows // devices) * devices

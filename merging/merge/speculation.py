@@ -53,7 +53,11 @@ def guess(
     """
     cuts = {i: _cut(stage, query) for i, query in queries.items()}
     group = stage.group
-    if not all(cuts.values()) or group.method.statistics is not None:
+    # A pass reads those that it asks about, and a merge needs all.
+    read = {expert for i in queries for expert in stage.experts(i)}
+    if len(read) < len(experts) or group.method.statistics is not None:
+        return None
+    if not all(cuts.values()):
         return None
     try:
         states = find_states(group, experts, seed, _Guessed(stage.name, cuts))
@@ -96,7 +100,8 @@ class _Guessed:
 
     def selected(self, stage: Stage, search: int, wanted: Threshold) -> Cut:
         """Return a guessed rule."""
-        if stage.name != self.stage or wanted.ties == "exact":
+        known = stage.name == self.stage and search in self.cuts
+        if not known or wanted.ties == "exact":
             raise _Unknown
         return self.cuts[search]
 

@@ -88,6 +88,18 @@ def test_blocks_through_the_leaves_have_one_shape(method, budget):
     assert (4 * 6 + 3 * 18) * shape * ROW <= budget
 
 
+def test_a_small_leaf_alone_is_not_filled_up_to_the_rows_of_large_ones():
+    shapes = {"w": (3000, 1024), **{f"norm{i}": (1024,) for i in range(20)}}
+    of = {
+        path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in shapes.items()
+    }
+    cut = planned(methods.ties(scope="tensor"), 3 * 10**7, of=of)
+    told = Pipeline(cut, [], False, 3 * 10**7)
+    rows = [told._rows(block) for block in cut.blocks if block.whole]
+    told.close()
+    assert len(rows) == 20 and max(rows) <= jax.local_device_count()
+
+
 def test_rows_are_never_cut_where_magnitudes_are_ranked_in_them():
     cut = planned(row_trim(), 10**7)
     for block in cut.blocks:
@@ -133,8 +145,9 @@ def test_leaves_of_other_dtypes_or_methods_are_other_groups():
     assert found["scalar"] == (None, ["bfloat16"])
 
 
-def test_processes_share_out_all_blocks_and_equal_bytes():
-    shapes = {f"w{i}": jax.ShapeDtypeStruct((1000, 3000), "float32") for i in range(40)}
+@pytest.mark.parametrize("leaves", [range(14), range(40)])
+def test_processes_share_out_all_blocks_and_equal_bytes(leaves):
+    shapes = {f"w{i}": jax.ShapeDtypeStruct((1000, 3000), "float32") for i in leaves}
     cut = planned(methods.ties(), 10**9, of=shapes)
     total = sum(cut.bytes_of(block) for block in cut.blocks)
     for processes in (1, 2, 4):

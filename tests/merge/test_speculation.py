@@ -1,5 +1,6 @@
 """Blocks merged while their thresholds are counted: won, lost, and stopped halfway."""
 
+import time
 from types import SimpleNamespace
 
 import models
@@ -8,11 +9,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from merging import UserError, methods
+from merging.checkpoints.object_writer import ObjectWriter
 from merging.merge import blocks, memory, search, speculation
 from merging.merge import streamed as stream
 from merging.merge.pipeline import Pipeline
 from merging.merge.reduce import States
 from merging.methods import combiners
+from merging.runtime import storage
+from merging.runtime.progress import Progress
 
 TIES = methods.ties(density=0.3)
 
@@ -179,6 +183,53 @@ def test_of_many_magnitudes_nothing_is_guessed(tmp_path, monkeypatch, listened):
     experts = {f"e{i}": e for i, e in enumerate(moved)}
     assert found == models.bits(memory.merge(base, experts, TIES))
     assert sorted(listened.after) == sorted(set(listened.passes))
+
+
+def test_an_expert_that_asks_nothing_leaves_all_to_the_others(family, tmp_path):
+    """At a density of 1 every magnitude is kept, whatever it is."""
+    method = methods.ties(density=(1.0, 0.3, 0.3))
+    base, experts = family
+    loaded = {n: load_file(f"{e}/model.safetensors") for n, e in experts.items()}
+    start = load_file(f"{base}/model.safetensors")
+    wanted = models.bits(memory.merge(start, loaded, method))
+    assert merged(family, tmp_path / "out", method) == wanted
+
+
+@pytest.mark.parametrize("guess", ["right", "wrong"])
+def test_what_is_on_its_way_to_a_store_is_waited_for(
+    family, expected, tmp_path, monkeypatch, listened, object_store, guess
+):
+    """Puts of the counting pass are slow: blocks it merged are merged or not, once."""
+    if guess == "wrong":
+        wrong(monkeypatch, key(2**-9))
+    write, seen = ObjectWriter.write, set()
+
+    def slowly(self, path, start, values):
+        if (path, start) not in seen:
+            seen.add((path, start))
+            time.sleep(0.5)
+        write(self, path, start, values)
+
+    monkeypatch.setattr(ObjectWriter, "write", slowly)
+    settings = {"memory_budget": "700kB"}
+    stream.merge_checkpoints(*family, TIES, "gs://store/out", **settings)
+    whole = storage.place("gs://store/out") / "model.safetensors"
+    (tmp_path / "out").write_bytes(whole.read_bytes())
+    assert models.bits(load_file(tmp_path / "out")) == expected
+    times = 1 + (guess == "wrong")
+    assert sorted(listened.merged) == sorted(times * list(set(listened.merged)))
+
+
+def test_progress_knows_that_one_pass_is_enough(family, tmp_path, monkeypatch):
+    told, advance = [], Progress.advance
+
+    def listened(shown, *arguments):
+        advance(shown, *arguments)
+        told.append((shown.done, shown.total))
+
+    monkeypatch.setattr(Progress, "advance", listened)
+    merged(family, tmp_path / "out")
+    assert {total for _, total in told} == {told[-1][0]} and len(told) > 4
 
 
 def overflowing(folder):
