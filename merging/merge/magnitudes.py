@@ -16,7 +16,7 @@ from merging.merge.reduce import LeafGroup, Stage
 from merging.methods import Method, Selection
 
 # A sample: runs of neighbours, evenly spread over all leaves.
-RUN, RUNS = 512, 512
+RUN, RUNS = 2048, 512
 
 
 class Put(NamedTuple):

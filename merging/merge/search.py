@@ -261,17 +261,21 @@ def _guess(ranks, elements, group, sample: Sample) -> np.ndarray:
     for unit, (rank, n) in enumerate(zip(ranks, elements, strict=True)):
         stride = int(n) // 2**14 | 1  # odd, to keep out of step with rows
         seen = [sample(int(leaf), stride) for leaf in np.flatnonzero(group == unit)]
-        keys = np.concatenate([np.zeros(1, np.uint32), *seen]).astype(np.int64)
-        keys.sort()
-        keys = keys[::-1]
+        keys = np.concatenate([np.zeros(1, np.uint32), *seen])
         if stride == 1:  # everything was seen: this settles it
-            exact = keys[max(rank - 1, 0)]
+            (exact,) = _ranked(keys, [rank - 1])
             guesses.append([exact, exact + 1, exact + 1])
             continue
         place = rank / max(n, 1)
         error = 3 * math.sqrt(len(keys) * place * (1 - place)) + 1
-        at = [place * len(keys) + e for e in (error, 0, -error)]
-        around = keys[np.clip(at, 0, len(keys) - 1).astype(int)]
+        around = _ranked(keys, [place * len(keys) + e for e in (error, 0, -error)])
         # The last one above what may be a heap of equal magnitudes.
         guesses.append(around + [0, 0, 1])
     return np.array(guesses, np.int64).reshape(-1, 3)
+
+
+def _ranked(keys: np.ndarray, ranks: Sequence[float]) -> np.ndarray:
+    """Return the keys of these ranks, the largest being 0, or the nearest, as int64."""
+    last = len(keys) - 1
+    places = last - np.clip(ranks, 0, last).astype(int)
+    return np.partition(keys, np.unique(places))[places].astype(np.int64)

@@ -136,7 +136,7 @@ def test_progress_is_at_its_end_with_the_last_block_alone(
 def test_of_a_large_model_runs_of_neighbours_are_sampled(
     family, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(magnitudes, "RUNS", 16)  # 4,096 elements of 145,000
+    monkeypatch.setattr(magnitudes, "RUNS", 16)  # 32,768 elements of 145,000
     path = merged(family, METHODS[name], tmp_path / "out", memory_budget="700kB")
     expected = models.bits(in_memory(family, METHODS[name]))
     assert models.bits(load_file(path / "model.safetensors")) == expected
