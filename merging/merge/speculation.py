@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merging.merge.reduce import LeafGroup, Stage, States, find_states
+from merging.merge.reduce import Stage, States, find_states
 from merging.methods import CountQuery, Threshold
 
 Cut = tuple[np.ndarray, np.ndarray]
@@ -25,12 +25,10 @@ class Guess(NamedTuple):
     """What a group's states will turn out to be, if the sample is right.
 
     Attributes:
-      group: the leaves.
-      states: theirs.
+      states: of its leaves.
       digest: of the states.
     """
 
-    group: LeafGroup
     states: States
     digest: str
 
@@ -63,7 +61,7 @@ def guess(
         states = find_states(group, experts, seed, _Guessed(stage.name, cuts))
     except _Unknown:
         return None
-    return Guess(group, states, digest(states))
+    return Guess(states, digest(states))
 
 
 def digest(states: States) -> str:
