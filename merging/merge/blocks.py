@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints import Writer
-from merging.merge import checks, kernels, on_host
+from merging.merge import checks, kernels, on_host, votes
 from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
 from merging.merge.journal import Done, Elected, Guessed, Journal
@@ -187,11 +187,11 @@ class BlockMerger:
             return
 
         def merge_and_vote(base, experts, states, known, offset):
-            others = experts, states, known[0], offset
-            return kernels.merge_and_vote(base, method, *others, **how)
+            others = experts, states, known[0], offset, np.True_
+            return votes.merge_and_vote(base, method, *others, **how, fold=put.fold)
 
-        packed = np.asarray(on_host.computed(merge_and_vote, block, *inputs))
-        merged, ballot, positions = kernels.unpacked(packed, dtype)
+        found = on_host.computed(merge_and_vote, block, *inputs)
+        merged, finite, ballot, positions = votes.voted(*found, put.fold)
         values = np.zeros(0, dtype)
         if len(positions):
             few = Gathered(metadata, positions, block.columns)
@@ -203,17 +203,18 @@ class BlockMerger:
                 again = method, *split, placed, (other, None), put.offset
                 whole = on_host.computed(merge, block, *again)
                 values = few.only(few.elements(np.asarray(whole)))
-        if kernels.nonfinite(merged):
+        if not finite:
             if len(positions) and not kernels.nonfinite(values):
                 # Whether that is the majority nobody knows yet; with the other it goes.
-                flat, positive = merged.reshape(-1), not positive
+                merged, positive = merged.copy(), not positive
+                flat = merged.reshape(-1)
                 flat[positions], values = values, flat[positions]
             if kernels.nonfinite(merged):
                 if not guessed.states:
                     self._refuse(loaded, merged)
                 return
         self._ballots[kind.method] += ballot
-        elected = Elected(positive, ballot, positions.astype(np.uint32), values)
+        elected = Elected(positive, ballot, positions, values)
         self._write(loaded, merged, elected, guessed)
 
     def _write(

@@ -11,7 +11,6 @@ array: XLA on CPUs computes everything twice for two.
 """
 
 import functools
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +24,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from merging import methods
 from merging.runtime import numerics
 
-# What a vote says of an element, to be counted by `tally`, and where its byte is in a
-# packed word. One that cancels counts for both signs.
-POSITIVE, NEGATIVE = 1, 16
-CANCELLED = POSITIVE + NEGATIVE
-_CODE_BYTE = 2 if sys.byteorder == "little" else 1
 # What `windowed` says of one.
 ABOVE, INSIDE = 1, 16
 # Rows that `tallied` adds up.
@@ -65,7 +59,7 @@ class Kernel:
             return self._jitted(*arguments, **static)
 
 
-def _merge(
+def merge_traced(
     base,
     method,
     experts,
@@ -102,17 +96,18 @@ def _merge(
             (base, experts, statistics), whole
         )
     index = numerics.element_index(experts[0].shape, strides, offset)
-    merged = methods.merge_block(
-        method, base, experts, states, combined, index, dtype, matrix, statistics
-    )
-    # x − x is 0 for a finite x and NaN for any other.
     inputs = [base, *experts] if method.needs_base else experts
     working = numerics.working_dtype(*(x.dtype for x in inputs))
+    merged = methods.merge_block(
+        method, base, experts, states, combined, index, working, matrix, statistics
+    )
+    # x − x is 0 for a finite x and NaN for any other.
     widened = [x.astype(working) for x in inputs]
     merged = jnp.where(sum((x - x) for x in widened) == 0, merged, jnp.nan)
     if statistics is not None:
         known = jnp.array([jnp.isfinite(array).all() for array in statistics])
         merged = jnp.where(known.all(), merged, jnp.nan)
+    merged = merged.astype(dtype)  # last: a CPU selects in float32, and rounds again
     if gathers:
         merged = lax.with_sharding_constraint(merged, whole)
     if sharding is None:
@@ -121,9 +116,11 @@ def _merge(
 
 
 _STATIC = ("strides", "dtype", "matrix", "sharding")
-merge = Kernel(_merge, static_argnames=_STATIC)
+merge = Kernel(merge_traced, static_argnames=_STATIC)
 # An average does not read the base, whose buffers are to be reused all the same.
-merge_over = Kernel(_merge, static_argnames=_STATIC, donate_argnums=0, keep_unused=True)
+merge_over = Kernel(
+    merge_traced, static_argnames=_STATIC, donate_argnums=0, keep_unused=True
+)
 
 
 @functools.partial(Kernel, static_argnames=_STATIC, donate_argnums=0, keep_unused=True)
@@ -133,52 +130,7 @@ def merge_into(
     """Return the merged block in the buffers of `old`, such as that of another λ."""
     del old
     how = {"strides": strides, "dtype": dtype, "matrix": matrix, "sharding": sharding}
-    return _merge(*arguments, **how, statistics=statistics)
-
-
-@functools.partial(Kernel, static_argnames=("strides", "dtype"))
-def merge_and_vote(
-    base, method, experts, states, combined, offset, *, strides, dtype
-) -> Array:
-    """Return the block merged under the majority in `combined`, and each elected sign.
-
-    In one array of unsigned integers, to be taken apart by `unpacked`: of a 16-bit
-    result the sign's code above the bits; of a wider one the codes after all the bits.
-    A code is POSITIVE, NEGATIVE, 0 where all experts are zero, or CANCELLED where their
-    votes, not all zero, sum to zero, so that the model's majority decides.
-    """
-    merged = merge(
-        base, method, experts, states, combined, offset, strides=strides, dtype=dtype
-    )
-    index = numerics.element_index(experts[0].shape, strides, offset)
-    values = methods.task_vectors(method, base, experts, states, index)
-    sums = method.combiner.votes(values, method.weights)
-    anything = sum(jnp.abs(value) for value in values) > 0
-    cancelled = jnp.where(anything, jnp.uint8(CANCELLED), jnp.uint8(0))
-    signed = jnp.where(sums > 0, jnp.uint8(POSITIVE), jnp.uint8(NEGATIVE))
-    codes = jnp.where(sums == 0, cancelled, signed)
-    size = dtype.itemsize * 8
-    bits = lax.bitcast_convert_type(merged, f"uint{size}")
-    if size == 16:
-        return bits.astype(jnp.uint32) | codes.astype(jnp.uint32) << 16
-    return jnp.stack([bits, codes.astype(bits.dtype)])
-
-
-def unpacked(packed: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int, np.ndarray]:
-    """Take apart what `merge_and_vote` packed of a block, of this dtype.
-
-    Returns:
-      The merged block, how many more signs are positive than negative, and where in
-      the flat block the votes cancel.
-    """
-    if dtype.itemsize == 2:
-        bits = packed.astype(np.uint16)
-        codes = packed.view(np.uint8).reshape(-1)[_CODE_BYTE::4].copy()
-    else:
-        bits, codes = packed[0].copy(), packed[1].astype(np.uint8).reshape(-1)
-    positive, negative = tally(codes, 1)
-    cancelled = np.flatnonzero(codes == CANCELLED)
-    return bits.view(dtype), positive - negative, cancelled
+    return merge_traced(*arguments, **how, statistics=statistics)
 
 
 def tally(codes: np.ndarray, most: int) -> tuple[int, int]:
@@ -340,7 +292,8 @@ class Gathered:
 
     def __init__(self, metadata: Any, positions: np.ndarray, width: int):
         # Few sizes compile; what fills one up is computed for nothing.
-        self._count, size = len(positions), 1 << max(len(positions) - 1, 7).bit_length()
+        bits = max(len(positions) - 1, 7).bit_length()
+        self._count, size = len(positions), 1 << bits + (bits < 14 and bits % 2 == 0)
         self._positions = np.resize(positions, size).astype(np.int64)
         self._row, column = np.divmod(self._positions, width)
         self.offset = metadata.index(self._row, column)

@@ -33,9 +33,10 @@ class Put(NamedTuple):
         return self.place([self.metadata.spread(state) for state in states])
 
     @property
-    def devices(self) -> int:
-        """How many devices hold the block."""
-        return len(self.models[0].sharding.device_set)
+    def fold(self) -> int:
+        """How many rows, which lie on one device, are counted together."""
+        rows, devices = len(self.models[0]), len(self.models[0].sharding.device_set)
+        return math.gcd(rows // devices, kernels.FOLDED)
 
 
 def put_block(pipeline: Pipeline, loaded: Loaded, group: LeafGroup) -> Put:
@@ -82,8 +83,7 @@ class Ranked(NamedTuple):
             low,
         )
         if bins == 1:
-            (rows, *_), devices = self.put.models[0].shape, self.put.devices
-            fold = math.gcd(rows // devices, kernels.FOLDED)
+            fold = self.put.fold
             found = np.asarray(kernels.tallied(*inputs, fold=fold, **how))
             above, inside = kernels.tally(found, fold)
             return inside, above

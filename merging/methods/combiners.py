@@ -263,16 +263,19 @@ class ElectSign:
     def combine(self, values, weights, state):
         """Merge, at each element, the experts whose sign is the elected one."""
         votes = self.votes(values, weights)
-        positive = (votes > 0) | ((votes == 0) & jnp.asarray(state))
+        # Signs as numbers: compilers for CPUs repack truth values for every use.
+        one = jnp.ones((), votes.dtype)
+        even = jnp.where(jnp.asarray(state), one, -one)
+        sign = jnp.where(votes > 0, one, jnp.where(votes == 0, even, -one))
         shares = weighted(values, weights)
         # Strict comparisons: a zero agrees with no sign.
         voters = shares if self.weighted else values
-        agree = [jnp.where(positive, v > 0, v < 0) for v in voters]
+        agree = [voter * sign > 0 for voter in voters]
         pairs = zip(agree, shares, strict=True)
         merged = add([jnp.where(yes, share, 0) for yes, share in pairs])
         if self.reduce == "sum":
             return merged
-        ones = [yes.astype(merged.dtype) for yes in agree]
+        ones = [jnp.where(yes, one, 0) for yes in agree]
         if self.divisor == "count":
             return merged / jnp.maximum(add(ones), 1)
         divisor = add(weighted(ones, weights))

@@ -174,6 +174,7 @@ def compose(
     return Method(name, transforms, combiner, scale, weights)
 
 
+@jax.jit  # of all experts, and wherever it is asked for, traced once
 def transform_block(
     transforms: Sequence[Transform],
     base: Array | None,

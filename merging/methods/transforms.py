@@ -161,10 +161,11 @@ class Drop:
 
     def apply(self, delta, state, index):
         """Zero what the mask drops, and divide the rest by the density."""
-        keep = numerics.random_bits(index, state.key) <= state.bound
-        rest = numerics.divided(delta, self.density) if self.rescale else delta
         # A density of 0 keeps nothing, though the lowest hash is always in bounds.
-        return jnp.where(keep & (self.density > 0), rest, 0)
+        none = jnp.asarray(self.density <= 0, jnp.uint32)
+        keep = numerics.random_bits(index, state.key) | none <= state.bound
+        rest = numerics.divided(delta, self.density) if self.rescale else delta
+        return jnp.where(keep, rest, 0)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["divisor"], meta_fields=[])
