@@ -167,7 +167,8 @@ class BlockMerger:
         asks, combined = asks_majority(method), metadata.spread(states.combined)
         if asks:
             combined = np.full(metadata.offset.low.shape, positive)
-        placed, *known = put.place((spread, combined, loaded.statistics))
+        placed, combined = put.place((spread, combined))
+        known = combined, self._pipeline.on_devices(block, loaded.statistics)
         split = _split(method, put.models)
         inputs = method, *split, placed, known, put.offset
         how = {"strides": block.strides, "dtype": dtype}

@@ -20,7 +20,15 @@ RUN, RUNS = 2048, 512
 
 
 class Put(NamedTuple):
-    """A block on the devices, with what is known of its rows."""
+    """A block on the devices, with what is known of its rows.
+
+    Attributes:
+      loaded: the block.
+      metadata: of its rows.
+      models: its arrays on the devices.
+      offset: the index of each row's first element, for a call with them.
+      place: makes such of other things that are known of rows.
+    """
 
     loaded: Loaded
     metadata: RowMetadata
@@ -29,7 +37,7 @@ class Put(NamedTuple):
     place: Callable[[Any], Any]
 
     def spread(self, states: Sequence[Any]) -> Any:
-        """Return states as columns on the devices."""
+        """Return states as columns, for a call."""
         return self.place([self.metadata.spread(state) for state in states])
 
     @property
@@ -41,11 +49,11 @@ class Put(NamedTuple):
 
 def put_block(pipeline: Pipeline, loaded: Loaded, group: LeafGroup) -> Put:
     """Place a block of a group's leaves on the devices."""
-    rows = loaded.models[0].shape[0]
-    metadata = RowMetadata(loaded.block, group.layout, group.leaves, rows)
-    place = functools.partial(pipeline.on_devices, loaded.block)
-    models, offset = place((loaded.models, metadata.offset))
-    return Put(loaded, metadata, models, offset, place)
+    block, rows = loaded.block, loaded.models[0].shape[0]
+    metadata = RowMetadata(block, group.layout, group.leaves, rows)
+    place = functools.partial(pipeline.beside, block)
+    models = pipeline.on_devices(block, loaded.models)
+    return Put(loaded, metadata, models, place(metadata.offset), place)
 
 
 class Ranked(NamedTuple):

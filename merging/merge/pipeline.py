@@ -136,9 +136,19 @@ class Pipeline:
         Without a copy on a CPU. A block of matrices goes to one device, which needs
         them whole.
         """
-        if len(self._devices) == 1 or block.matrix:
+        if self._on_one(block):
             return jax.device_put(tree, self._devices[0])
         return jax.device_put(tree, self._sharding)
+
+    def beside(self, block: Block, tree: Any) -> Any:
+        """Return what is known of a block's rows, for a call with its arrays.
+
+        One device's calls take small arrays in a tenth of the time of placing them.
+        """
+        return tree if self._on_one(block) else self.on_devices(block, tree)
+
+    def _on_one(self, block: Block) -> bool:
+        return len(self._devices) == 1 or block.matrix is not None
 
     def _bytes(self, block: Block) -> int:
         kind, size = self._cut.kinds[block.kind], self._rows(block) * block.columns

@@ -71,7 +71,7 @@ class Cutoff(NamedTuple):
     """A trim's rule for each leaf: `numerics.kept`'s threshold key and cutoff index."""
 
     threshold: np.ndarray
-    cutoff: Index
+    cutoff: Index | None
 
 
 class RowRank(NamedTuple):
@@ -117,7 +117,8 @@ class Trim:
         if found is None:
             ranks = [self._rank(s[-1] if s else 1) for s in layout.shapes]
             return RowRank(np.array(ranks, np.int32))
-        return cutoff_of(layout, found)
+        rule = cutoff_of(layout, found)
+        return rule if self.ties == "exact" else rule._replace(cutoff=None)
 
     def _rank(self, elements: int) -> int:
         if self.density == 0:

@@ -144,12 +144,14 @@ def magnitude_keys(values: Array, key_dtype: jnp.dtype) -> Array:
     return bits & jnp.asarray(2 ** (63 if wide else 31) - 1, key_dtype)
 
 
-def kept(keys: Array, index: Index, threshold: Array, cutoff: Index) -> Array:
+def kept(keys: Array, index: Index, threshold: Array, cutoff: Index | None) -> Array:
     """Return which elements a trim keeps: above the threshold, or on it and early.
 
-    An element on the threshold is kept if its index comes before `cutoff`, which is
-    the leaf's size to keep all ties.
+    An element on the threshold is kept if its index comes before `cutoff`; with None,
+    or the leaf's size, all of them are.
     """
+    if cutoff is None:
+        return keys >= threshold
     return (keys > threshold) | ((keys == threshold) & precedes(index, cutoff))
 
 
