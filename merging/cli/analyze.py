@@ -8,14 +8,14 @@ from merging.cli.command import (
     takes_config_and_workdir,
     takes_processes,
 )
+from merging.runtime import compilations
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from merging.analysis import running
-    from merging.runtime import compilations
-
-    compilations.keep()
     config, workdir = config_and_workdir(arguments)
+    compilations.keep()
+    from merging.analysis import running
+
     running.run(config, workdir)
     return 0
 

@@ -8,10 +8,12 @@ from merging.cli.command import (
     takes_config_and_workdir,
     takes_processes,
 )
+from merging.runtime import compilations
 
 
 def _run(arguments: argparse.Namespace) -> int:
     config, workdir = config_and_workdir(arguments)
+    compilations.keep()
     from merging.training import collect
 
     collect.run(config, workdir)

@@ -11,6 +11,7 @@ from merging.cli.command import (
     takes_config_and_workdir,
     takes_processes,
 )
+from merging.runtime import compilations
 from merging.runtime.errors import UserError
 
 
@@ -29,9 +30,9 @@ def _run(arguments: argparse.Namespace) -> int:
             "workdirs of two evaluations."
         )
     config, workdir = config_and_workdir(arguments)
-    from merging.runtime import compilations, processes
-
     compilations.keep()
+    from merging.runtime import processes
+
     if "tasks" in config:  # the harness's, and so are its results
         from merging.evaluation import harness
 

@@ -3,16 +3,16 @@
 import argparse
 
 from merging.cli.command import Command, any_path, takes_config, takes_processes
-from merging.runtime import revision
+from merging.runtime import compilations, revision
 from merging.runtime.errors import UserError
 
 
 def _run(arguments: argparse.Namespace) -> int:
     revision.look()  # beside the imports
-    from merging.merge import streamed as stream
-    from merging.runtime import compilations, config, processes
-
     compilations.keep()
+    from merging.merge import streamed as stream
+    from merging.runtime import config, processes
+
     if arguments.manifest:
         if arguments.config or not arguments.output:
             raise UserError("--manifest goes with --output, and without --config.")

@@ -8,14 +8,14 @@ from merging.cli.command import (
     takes_config_and_workdir,
     takes_processes,
 )
+from merging.runtime import compilations
 
 
 def _run(arguments: argparse.Namespace) -> int:
     config, workdir = config_and_workdir(arguments)
-    from merging.runtime import compilations
+    compilations.keep()
     from merging.training import job
 
-    compilations.keep()
     job.run(config, workdir)
     return 0
 

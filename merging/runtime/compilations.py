@@ -13,8 +13,10 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from merging.runtime.start import import_jax
 
 # Of programs that take longer; smaller ones are compiled as quickly as they are read.
 SECONDS = 0.05
@@ -34,8 +36,9 @@ def keep() -> None:
 
     Where JAX was told of a folder (JAX_COMPILATION_CACHE_DIR), or not to keep any
     (JAX_ENABLE_COMPILATION_CACHE), that counts; without a folder to write in, nothing
-    is kept.
+    is kept. Called before anything imports JAX, it has that begin sooner.
     """
+    import_jax()
     import jax
 
     if (
@@ -62,24 +65,27 @@ def _begin(kept: Path) -> Path:
     own.mkdir()
     folder = os.open(own, os.O_RDONLY)  # held, and with it the lock, until the end
     fcntl.flock(folder, fcntl.LOCK_SH)
-    known = set()
-    for path in kept.iterdir():
-        if path.is_file():
-            os.link(path, own / path.name)
-            known.add(path.name)
+    known = set(_files(kept))
+    for name in known:
+        os.link(f"{kept}/{name}", f"{own}/{name}")
     atexit.register(_end, own, kept, known)
     return own
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the names of a folder's files."""
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries if entry.is_file())
 
 
 def _end(own: Path, kept: Path, known: set[str]) -> None:
     """Give what was compiled to the others."""
     with contextlib.suppress(OSError):
-        for path in own.iterdir():
-            if path.name not in known:
-                with open(path, "rb") as file:  # no half of it after a power cut
-                    os.fsync(file.fileno())
-                with contextlib.suppress(FileExistsError):
-                    os.link(path, kept / path.name)
+        for name in set(_files(own)) - known:
+            with open(own / name, "rb") as file:  # no half of it after a power cut
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(own / name, kept / name)
         prune(kept.iterdir())
     shutil.rmtree(own, ignore_errors=True)
 
