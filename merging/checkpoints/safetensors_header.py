@@ -175,22 +175,26 @@ def _entries(path: object, text: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _fields(path: object, name: str, entry: Any) -> tuple[str, tuple, tuple]:
     """Return an entry's dtype, shape and offsets, or refuse it."""
-    wrong = CorruptCheckpoint(path, f"the entry of {name!r} is malformed")
-    if not is_name(name):
-        raise wrong
     kind, shape = entry.get("dtype"), entry.get("shape")
     offsets = entry.get("data_offsets")
-    for values in (shape, offsets):
-        if not isinstance(values, list) or not all(type(v) is int for v in values):
-            raise wrong
-    if not isinstance(kind, str) or not (kind.isascii() and kind.isidentifier()):
-        raise wrong
-    if len(offsets) != 2 or min(shape, default=0) < 0:
-        raise wrong
-    # Of an empty tensor, too, every dimension must be one that an array can have.
-    if len(shape) > _MOST_AXES or math.prod(max(n, 1) for n in shape) >= _TOO_MANY:
-        raise wrong
+    if not (
+        is_name(name)
+        and isinstance(kind, str)
+        and (kind.isascii() and kind.isidentifier())
+        and _whole_numbers(shape)
+        and _whole_numbers(offsets)
+        and len(offsets) == 2
+        and min(shape, default=0) >= 0
+        # Of an empty tensor, too, every dimension must be one that an array can have.
+        and len(shape) <= _MOST_AXES
+        and math.prod(max(n, 1) for n in shape) < _TOO_MANY
+    ):
+        raise CorruptCheckpoint(path, f"the entry of {name!r} is malformed")
     return kind, tuple(shape), tuple(offsets)
+
+
+def _whole_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int for v in values)
 
 
 def _in_order(

@@ -168,7 +168,8 @@ class BlockMerger:
         if asks:
             combined = np.full(metadata.offset.low.shape, positive)
         placed, combined = put.place((spread, combined))
-        known = combined, self._pipeline.on_devices(block, loaded.statistics)
+        told = loaded.statistics
+        known = combined, told and self._pipeline.on_devices(block, told)
         split = _split(method, put.models)
         inputs = method, *split, placed, known, put.offset
         how = {"strides": block.strides, "dtype": dtype}

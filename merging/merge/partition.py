@@ -8,6 +8,7 @@ left of its last row is padding; or *own*, a whole leaf in its own shape and sha
 Where the cuts are changes no bit of the result (`cutting` makes them).
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -154,14 +155,13 @@ class RowMetadata:
     Args:
       block: the block.
       layout: of the leaves that one method merges.
-      leaves: their places among all leaves.
+      leaves: their places among all leaves, in order.
       rows: of the block's arrays, which may be more than its pieces fill.
     """
 
     def __init__(
         self, block: Block, layout: Layout, leaves: Sequence[int], rows: int = 0
     ):
-        place = {leaf: i for i, leaf in enumerate(leaves)}
         self._largest = int(layout.sizes.max(initial=0))
         self._own = block.shape is not None
         counts = [1] if self._own else block.counts
@@ -170,7 +170,7 @@ class RowMetadata:
         row = 0
         for piece, count in zip(block.pieces, counts, strict=True):
             here = slice(row, row + count)
-            self._leaves[here] = place[piece.leaf]
+            self._leaves[here] = bisect.bisect_left(leaves, piece.leaf)
             self._starts[here] = piece.start + np.arange(count) * block.columns
             row += count
         self.offset: Index = self.index(np.arange(rows), 0)

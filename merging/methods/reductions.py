@@ -32,7 +32,8 @@ from merging.runtime import numerics
 Terms = Callable[[Sequence[Array], Sequence[Array] | None], Sequence[Array]]
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """The float leaves of a model, in the order of their sorted paths.
 
     Attributes:
@@ -46,10 +47,12 @@ class Layout(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     wide: bool = False
 
-    @property
+    @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """Elements in each leaf, int64 [leaves]."""
-        return np.array([math.prod(s) for s in self.shapes], np.int64)
+        """Elements in each leaf, int64 [leaves]; read-only."""
+        sizes = np.array([math.prod(s) for s in self.shapes], np.int64)
+        sizes.flags.writeable = False
+        return sizes
 
     @property
     def key_dtype(self) -> np.dtype:
