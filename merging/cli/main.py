@@ -31,8 +31,6 @@ from merging.runtime.errors import (
     nearest,
 )
 
-# Or Python spends more than a second, at its end, on the cycles of what it imported.
-atexit.register(gc.freeze)
 # To look through what stays imported every 700 objects is a seventh of the start.
 if gc.get_threshold()[0] < 20_000:  # who set more, as tests do, knows why
     gc.set_threshold(20_000, 20, 20)
@@ -47,16 +45,37 @@ _REFUSED = (
     errno.ENAMETOOLONG,
 )
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
+# The exit status, once a command that is its own process has ended.
+_ended: list[int] = []
+
+
+@atexit.register
+def _leave() -> None:
+    """End without Python's taking apart all that was imported: a second with cycles.
+
+    As what is registered first, it is called last.
+    """
+    gc.freeze()
+    if _ended:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody reads: Python tells, in its own way
+            return
+        os._exit(_ended[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
+    alone = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         status, reason = _guarded(argv)
     if status:
         preemption.end(status, reason)
+    if alone:
+        _ended.append(status)
     return status
 
 

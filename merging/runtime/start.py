@@ -1,9 +1,12 @@
-"""How a command begins."""
+"""How a command begins: JAX's import, at its quickest."""
 
+import contextlib
+import gc
 import glob
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator
 
 
 def import_jax() -> None:
@@ -15,12 +18,30 @@ def import_jax() -> None:
     if "jax" in sys.modules:
         return
     found = importlib.metadata.distributions
-    folders = [
-        os.path.join(glob.escape(entry or "."), "jax[-_]rocm*") for entry in sys.path
-    ]
-    if not any(map(glob.glob, folders)):
+    places = [glob.escape(place or ".") for place in sys.path]
+    if not any(glob.glob(os.path.join(p, "jax[-_]rocm*")) for p in places):
         importlib.metadata.distributions = lambda **context: iter(())
     try:
-        import jax  # noqa: F401
+        with uncollected():
+            import jax  # noqa: F401
     finally:
         importlib.metadata.distributions = found
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave all objects that live at its end out of every garbage collection.
+
+    What an import makes stays: looking through it takes a tenth of JAX's import and a
+    quarter of TensorFlow's, and more time later. What is garbage already is collected
+    before.
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
-import gc
 import os
 import sys
 import tempfile
 import types
 from collections.abc import Iterator
+
+from merging.runtime.start import uncollected
 
 # What TensorFlow's C++ says on import whatever TF_CPP_MIN_LOG_LEVEL is.
 _NOISE = (b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")
@@ -26,7 +27,7 @@ def load_seqio() -> types.ModuleType:
     level = "TF_CPP_MIN_LOG_LEVEL"
     if os.environ.get(level, "1") == "1":  # which is what JAX sets
         os.environ[level] = "3"
-    with _without_noise(), _without_collecting():
+    with _without_noise(), uncollected():
         import tensorflow as tf
 
         for kind in ("GPU", "TPU"):
@@ -34,24 +35,6 @@ def load_seqio() -> types.ModuleType:
         import seqio
 
     return seqio
-
-
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Leave all objects that live at its end out of every garbage collection.
-
-    TensorFlow's are 700,000 that stay: looking through them takes a quarter of its
-    import, and more time later. What is garbage already is collected before.
-    """
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

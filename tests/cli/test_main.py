@@ -368,3 +368,30 @@ def test_the_readme_and_the_ci_run_the_same_two_commands():
     tiny = "merging sweep --config configs/scaling_curves/tiny.py --workdir curves"
     assert f"pip install . && {tiny}" in readme
     assert "merging sweep --config scaling_curves/smoke --workdir smoke" in run
+
+
+ENDING = """
+import atexit, sys
+from merging.cli.main import main
+
+class Imported:
+    def __del__(self):
+        print("taken apart")
+
+kept, sys.argv = Imported(), ["merging", *sys.argv[1:]]
+atexit.register(print, "ended")
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("command", "status"), [("methods", 0), ("nonsense", 2)])
+def test_a_command_ends_with_all_that_it_said_and_takes_nothing_apart(command, status):
+    program = [sys.executable, "-c", ENDING, command]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stdout.endswith("ended\n") and "taken apart" not in done.stdout
+    assert bool(done.stderr) == (status == 2)
+    alone = [sys.executable, "-m", "merging", command]
+    again = subprocess.run(alone, capture_output=True, text=True)
+    assert again.returncode == status
+    assert (again.stdout + "ended\n", again.stderr) == (done.stdout, done.stderr)
