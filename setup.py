@@ -113,5 +113,5 @@ setup(
         "gpu": ["jax[cuda12]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
     },
-    entry_points={"console_scripts": ["merging=merging.cli.main:main"]},
+    entry_points={"console_scripts": ["merging=merging.cli.main:command"]},
 )

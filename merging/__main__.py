@@ -1,8 +1,6 @@
 """`python -m merging COMMAND`: the same as `merging COMMAND`."""
 
-import sys
-
-from merging.cli.main import main
+from merging.cli.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

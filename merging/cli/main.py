@@ -10,6 +10,7 @@ import atexit
 import errno
 import gc
 import itertools
+import logging
 import os
 import shlex
 import sys
@@ -45,7 +46,7 @@ _REFUSED = (
     errno.ENAMETOOLONG,
 )
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
-# The exit status, once a command that is its own process has ended.
+# The exit status, once the command that this process is for has ended.
 _ended: list[int] = []
 
 
@@ -53,29 +54,34 @@ _ended: list[int] = []
 def _leave() -> None:
     """End without Python's taking apart all that was imported: a second with cycles.
 
-    As what is registered first, it is called last.
+    Called after all that is registered later, JAX's and this package's own.
     """
     gc.freeze()
     if _ended:
+        logging.shutdown()
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # closed by who started this
+                    stream.flush()
         except (OSError, ValueError):  # nobody reads: Python tells, in its own way
             return
         os._exit(_ended[0])
 
 
+def command() -> NoReturn:
+    """Run the command that this process is for."""
+    _ended.append(main())
+    sys.exit(_ended[0])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    alone = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         status, reason = _guarded(argv)
     if status:
         preemption.end(status, reason)
-    if alone:
-        _ended.append(status)
     return status
 
 

@@ -99,7 +99,7 @@ def merge_traced(
     inputs = [base, *experts] if method.needs_base else experts
     working = numerics.working_dtype(*(x.dtype for x in inputs))
     merged = methods.merge_block(
-        method, base, experts, states, combined, index, working, matrix, statistics
+        method, base, experts, states, combined, index, matrix, statistics
     )
     # x − x is 0 for a finite x and NaN for any other.
     widened = [x.astype(working) for x in inputs]

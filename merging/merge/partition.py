@@ -8,7 +8,6 @@ left of its last row is padding; or *own*, a whole leaf in its own shape and sha
 Where the cuts are changes no bit of the result (`cutting` makes them).
 """
 
-import bisect
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -155,7 +154,7 @@ class RowMetadata:
     Args:
       block: the block.
       layout: of the leaves that one method merges.
-      leaves: their places among all leaves, in order.
+      leaves: their places among all leaves.
       rows: of the block's arrays, which may be more than its pieces fill.
     """
 
@@ -170,7 +169,7 @@ class RowMetadata:
         row = 0
         for piece, count in zip(block.pieces, counts, strict=True):
             here = slice(row, row + count)
-            self._leaves[here] = bisect.bisect_left(leaves, piece.leaf)
+            self._leaves[here] = leaves.index(piece.leaf)
             self._starts[here] = piece.start + np.arange(count) * block.columns
             row += count
         self.offset: Index = self.index(np.arange(rows), 0)

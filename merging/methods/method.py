@@ -236,11 +236,10 @@ def merge_block(
     states: Sequence[Sequence[Any]],
     combined: Any,
     index: Index,
-    dtype: jnp.dtype,
     matrix: Matrices | None = None,
     statistics: Sequence[Array] | None = None,
 ) -> Array:
-    """Merge one block: float32 (or float64) arithmetic, one rounding, to `dtype`.
+    """Merge one block: float32 (or float64) arithmetic, not rounded to the output yet.
 
     Args:
       method: scale and weights may be traced.
@@ -250,7 +249,6 @@ def merge_block(
       combined: the combiner's state, likewise; if it has selections, their states and
         its own.
       index: each element's index in its leaf.
-      dtype: of the result.
       matrix: how the matrices lie that the block holds whole, for a combiner of that
         granularity; None otherwise, and for what is no matrix.
       statistics: of each expert, for a method that wants some; None where there are
@@ -271,7 +269,7 @@ def merge_block(
     merged = merged.reshape(experts[0].shape)
     if method.needs_base:
         merged = base.astype(merged.dtype) + numerics.scaled(merged, method.scale)
-    return merged.astype(dtype)
+    return merged
 
 
 def alone(method: Method, transforms: Sequence[Transform]) -> Method:

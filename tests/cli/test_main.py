@@ -372,7 +372,7 @@ def test_the_readme_and_the_ci_run_the_same_two_commands():
 
 ENDING = """
 import atexit, sys
-from merging.cli.main import main
+from merging.cli.main import command
 
 class Imported:
     def __del__(self):
@@ -380,7 +380,7 @@ class Imported:
 
 kept, sys.argv = Imported(), ["merging", *sys.argv[1:]]
 atexit.register(print, "ended")
-sys.exit(main())
+command()
 """
 
 
