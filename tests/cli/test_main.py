@@ -395,3 +395,9 @@ def test_a_command_ends_with_all_that_it_said_and_takes_nothing_apart(command, s
     again = subprocess.run(alone, capture_output=True, text=True)
     assert again.returncode == status
     assert (again.stdout + "ended\n", again.stderr) == (done.stdout, done.stderr)
+
+
+def test_a_command_whose_output_is_closed_ends_quietly():
+    command = f"{shlex.quote(sys.executable)} -m merging methods >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
