@@ -5,9 +5,9 @@ each model, what is known of a leaf (a threshold, a mask's key) is a column [row
 and so is the index of each row's first element, the offset; strides are (0, 1). Of a
 leaf in its *own* shape and sharding these are scalars, and the strides are the leaf's.
 
-They are all that runs on the devices, so that what a merge would cost on devices that
-are not there can be read from them, compiled ahead of time. Each returns one large
-array: XLA on CPUs computes everything twice for two.
+They, and that of `votes`, are all that runs on the devices, so that what a merge would
+cost on devices that are not there can be read from them, compiled ahead of time. Each
+returns one large array: for two, XLA on CPUs computes everything twice.
 """
 
 import functools
