@@ -5,12 +5,12 @@ depends on the answer. A pass over checkpoints is dear, so it counts more than w
 asked: the trials lie close together around the threshold, and a pass takes the whole
 histogram of the magnitudes between them, key by key. The queries that follow fall
 inside it and are answered from memory; one that does not takes another pass. Where
-elements on a threshold are told apart by their index, the places of those between the
-trials are kept in the same way.
+elements on a threshold are told apart by their index, a pass counts those of each
+piece of a leaf, and a piece in which the last of them lies is read once more.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,6 @@ from merging.methods import CountQuery
 BINS = 2**23
 # Keys on either side of the trials; 2**23 are an octave.
 MARGIN = 2**14
-# Places of elements on a threshold that are kept for one expert, 8 bytes each.
-PLACES = 2**21
 # Elements that NumPy works on at a time, to stay in the cache.
 CHUNK = 2**17
 
@@ -54,6 +52,18 @@ class _Window(NamedTuple):
         return np.where(place < len(self.counts), inside, self.above[0])
 
 
+class _Ties(NamedTuple):
+    """Elements on a key, in each piece of a leaf, and how many lie above.
+
+    Edges are where pieces begin, and the leaf's size.
+    """
+
+    key: int
+    edges: np.ndarray
+    counts: np.ndarray
+    above: np.ndarray
+
+
 class Histogram:
     """What one pass finds out for one expert, to answer one query and more.
 
@@ -62,43 +72,48 @@ class Histogram:
         together or for each leaf; with cutoffs, the elements on the thresholds.
       units: rows of this and all other queries of the pass, which share `BINS`.
       key_dtype: of the magnitude keys.
+      edges: of each leaf, the elements at which its pieces begin, and its size.
     """
 
-    def __init__(self, query: CountQuery, units: int, key_dtype: np.dtype):
+    def __init__(
+        self,
+        query: CountQuery,
+        units: int,
+        key_dtype: np.dtype,
+        edges: Sequence[np.ndarray],
+    ):
         self.query = query
         self._rows = len(query.threshold)
         self._type = np.dtype(key_dtype).type
         self._lock = threading.Lock()
         self._windows: dict[int, _Window] = {}
         self._counts = np.zeros(query.threshold.shape, np.int64)
-        # Of each row, the places of elements on its threshold, between its trials.
-        self._places: dict[int, list[np.ndarray]] = {}
-        self._held = np.zeros(1, np.int64)
+        self._ties: dict[int, _Ties] = {}
         for row, trials in enumerate(query.threshold):
             if (trials < 0).any():
                 continue
+            key: int | None = int(trials[0])
             if query.cutoff is None:
-                self._windows[row] = _window(trials, BINS // units)
-            else:
-                self._places[row] = []
+                window = self._windows[row] = _window(trials, BINS // units)
+                key = window.low if len(window.counts) == 1 else None
+            if key is not None and self._rows == len(edges):
+                counts = np.zeros(len(edges[row]) - 1, np.int64)
+                self._ties[row] = _Ties(key, edges[row], counts, np.zeros(1, np.int64))
 
     def add(self, leaf: int, start: int, keys: np.ndarray) -> None:
         """Count a piece: the keys of elements [start, start + len) of a leaf."""
         row = leaf if self._rows > 1 else 0
-        if self.query.cutoff is not None:
-            if row in self._places:
-                for at in range(0, len(keys), CHUNK):
-                    self._add_places(row, start + at, keys[at : at + CHUNK])
-            return
         window = self._windows.get(row)
-        outside = [
-            trial
-            for trial, threshold in enumerate(self.query.threshold[row])
-            if threshold >= 0 and (window is None or not window.holds(threshold))
-        ]
+        outside: list[int] = []
+        if self.query.cutoff is None:
+            outside = [
+                trial
+                for trial, threshold in enumerate(self.query.threshold[row])
+                if threshold >= 0 and (window is None or not window.holds(threshold))
+            ]
+        trials = self.query.threshold[row, outside].astype(self._type)
         for at in range(0, len(keys), CHUNK):
             chunk = keys[at : at + CHUNK]
-            trials = self.query.threshold[row, outside].astype(self._type)
             counts = np.array([np.count_nonzero(chunk >= t) for t in trials], np.int64)
             inside, above = (None, 0) if window is None else self._inside(window, chunk)
             with self._lock:  # several blocks are counted at a time
@@ -106,43 +121,58 @@ class Histogram:
                 if window is not None:
                     np.add.at(window.counts, inside, 1)
                     window.above[0] += above
+            if row in self._ties:
+                key = self._type(self._ties[row].key)
+                tied = np.count_nonzero(chunk == key), np.count_nonzero(chunk > key)
+                self._add_ties(row, start, *tied)
 
-    def window(self) -> tuple[int, int] | None:
-        """Return (low, bins) if all that is asked lies in one window of keys."""
-        if self._rows > 1 or 0 not in self._windows:
+    def window(self, leaves: Sequence[int]) -> tuple[int, int] | None:
+        """Return (low, bins) if all that is asked of leaves lies in one window of keys.
+
+        Args:
+          leaves: that of each piece of a block.
+        """
+        rows = sorted(set(leaves)) if self._rows > 1 else [0]
+        if len(rows) > 1:
             return None
-        window = self._windows[0]
-        if not window.holds(self.query.threshold[0]).all():
+        if self.query.cutoff is not None:
+            tied = self._ties.get(rows[0]) if len(leaves) == 1 else None
+            return None if tied is None else (tied.key, 1)
+        window = self._windows.get(rows[0])
+        if window is None or not window.holds(self.query.threshold[rows[0]]).all():
             return None
         return window.low, len(window.counts)
 
-    def add_windowed(self, inside: np.ndarray | int, above: int) -> None:
-        """Count the keys in the one window, and how many lie above it.
+    def add_windowed(
+        self, leaf: int, start: int, inside: np.ndarray | int, above: int
+    ) -> None:
+        """Count the keys of a block in the one window, and how many lie above it.
 
         Args:
+          leaf: of the block's first piece.
+          start: where that begins in the leaf.
           inside: the keys; of a window of one key, their number.
           above: a number.
         """
-        window = self._windows[0]
-        with self._lock:
-            if isinstance(inside, int):
-                window.counts[0] += inside
-            else:
-                np.add.at(window.counts, inside - self._type(window.low), 1)
-            window.above[0] += above
+        row = leaf if self._rows > 1 else 0
+        if window := self._windows.get(row):
+            with self._lock:
+                if isinstance(inside, int):
+                    window.counts[0] += inside
+                else:
+                    np.add.at(window.counts, inside - self._type(window.low), 1)
+                window.above[0] += above
+        if row in self._ties and isinstance(inside, int):
+            self._add_ties(row, start, inside, above)
 
     def totals(self) -> list[np.ndarray]:
         """Return the arrays that processes add up, in place; all of one dtype."""
         windows = [a for w in self._windows.values() for a in (w.counts, w.above)]
-        return [self._counts, self._held, *windows]
+        ties = [a for t in self._ties.values() for a in (t.counts, t.above)]
+        return [self._counts, *windows, *ties]
 
     def finish(self) -> None:
         """Make ready to answer, when everything is counted and added up."""
-        if self._held[0] > PLACES:
-            self._places.clear()
-        for row, parts in self._places.items():
-            merged = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-            self._places[row] = [np.sort(merged)]
         for window in self._windows.values():
             window.add_up()
 
@@ -160,54 +190,50 @@ class Histogram:
                 for row in asked
             )
         return all(
-            row in self._places
-            and (query.threshold[row] == self.query.threshold[row, 0]).all()
-            and query.cutoff[row].min() >= self.query.cutoff[row].min()
-            and query.cutoff[row].max() <= self.query.cutoff[row].max()
+            row in self._ties and (query.threshold[row] == self._ties[row].key).all()
             for row in asked
         )
 
     def answer(
-        self, query: CountQuery, total: Callable[[list[np.ndarray]], None]
+        self, query: CountQuery, tied: Callable[[int, int, int], np.ndarray]
     ) -> np.ndarray:
         """Return the counts: int64 of the thresholds' shape.
 
         Args:
           query: one that is answered.
-          total: adds up arrays over the processes, in place.
+          tied: gives, of a leaf, the start of a piece and a key, the indices in the
+            leaf of that piece's elements on it, rising.
         """
-        if query is self.query and query.cutoff is not None:
-            return self._counts.copy()
+        counts = np.zeros(query.threshold.shape, np.int64)
         if query.cutoff is not None:
-            return self._from_places(query, total)
-        known = query is self.query
-        counts = self._counts.copy() if known else np.zeros_like(self._counts)
+            for row in np.flatnonzero(query.threshold[:, 0] >= 0).tolist():
+                ends = query.cutoff[row].tolist()
+                counts[row] = [self._kept(row, end, tied) for end in ends]
+            return counts
+        if query is self.query:
+            counts = self._counts.copy()
         for row, window in self._windows.items():
             trials = query.threshold[row]
             held = window.holds(trials)
             counts[row, held] = window.summed(trials[held])
         return counts
 
-    def _from_places(self, query: CountQuery, total) -> np.ndarray:
-        """Answer how many are kept before cutoffs that lie between the trials."""
-        counts = np.zeros(query.threshold.shape, np.int64)
-        for row in np.flatnonzero(query.threshold[:, 0] >= 0):
-            counts[row] = np.searchsorted(self._places[row][0], query.cutoff[row])
-        total([counts])
-        first = self.query.cutoff.argmin(axis=1)
-        return counts + self._counts[np.arange(self._rows), first][:, None]
+    def _kept(self, row: int, end: int, tied: Callable) -> int:
+        """Return how many of a leaf lie above its key, or on it and before an end."""
+        ties = self._ties[row]
+        piece = int(np.searchsorted(ties.edges, end, side="right")) - 1
+        start = int(ties.edges[piece])
+        kept = int(ties.above[0]) + int(ties.counts[:piece].sum())
+        if start < end and ties.counts[piece]:
+            kept += int(np.searchsorted(tied(row, start, ties.key), end))
+        return kept
 
-    def _add_places(self, row: int, start: int, keys: np.ndarray) -> None:
-        threshold = self._type(self.query.threshold[row, 0])
-        cutoffs = self.query.cutoff[row]
-        tied = np.flatnonzero(keys == threshold) + start
-        counts = np.count_nonzero(keys > threshold) + np.searchsorted(tied, cutoffs)
-        low, high = np.searchsorted(tied, [cutoffs.min(), cutoffs.max()])
+    def _add_ties(self, row: int, start: int, inside: int, above: int) -> None:
+        ties = self._ties[row]
+        piece = int(np.searchsorted(ties.edges, start, side="right")) - 1
         with self._lock:
-            self._counts[row] += counts
-            self._held += high - low
-            if self._held[0] <= PLACES:
-                self._places[row].append(tied[low:high].copy())  # not a view of all
+            ties.counts[piece] += inside
+            ties.above[0] += above
 
     def _inside(self, window: _Window, keys: np.ndarray) -> tuple[np.ndarray, int]:
         """Return the keys in the window, from its start, and how many lie above."""

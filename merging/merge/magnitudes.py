@@ -73,36 +73,53 @@ class Ranked(NamedTuple):
 
     def keys(self) -> np.ndarray:
         """Return the magnitude keys [rows, columns]."""
-        arrays = self._arrays(self.put.models)
-        states = self.put.place(self._states())
-        return np.asarray(self._keys(arrays, states, self.put.offset))
+        return np.asarray(kernels.keys(*self._inputs(), **self._how))
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the keys of single elements, by their positions in the flat block."""
+        loaded = self.put.loaded
+        few = Gathered(self.put.metadata, positions, loaded.block.columns)
+        arrays = jax.tree.map(few.elements, self._arrays(loaded.models))
+        known = few.rows(self._states())
+        inputs = *self._what(), *arrays, *known, few.offset
+        return few.only(kernels.keys(*inputs, **self._how))
+
+    def tallied(self, key: int) -> np.ndarray:
+        """Return what `kernels.tallied` says of one key."""
+        inputs, fold = (*self._inputs(), self._type(key)), self.put.fold
+        return np.asarray(kernels.tallied(*inputs, fold=fold, **self._how))
+
+    def placed(self, low: int, bins: int) -> tuple[int, np.ndarray]:
+        """Return how many keys lie above a window, and the positions of those in it."""
+        window = self._type(low), self._type(bins)
+        codes = kernels.windowed(*self._inputs(), *window, **self._how)
+        codes = np.asarray(codes).reshape(-1)
+        above, _ = kernels.tally(codes, 1)
+        return above, np.flatnonzero(codes == kernels.INSIDE)
 
     def windowed(self, window: tuple[int, int]) -> tuple[np.ndarray | int, int]:
         """Return the keys in a window (or their number), and how many lie above."""
-        dtype, metadata = self.stage.group.layout.key_dtype, self.put.metadata
-        states = self._states()
-        low, bins = (dtype.type(number) for number in window)
-        how = {"strides": self.put.loaded.block.strides, "dtype": dtype}
-        inputs = (
-            *self._what(),
-            *self._arrays(self.put.models),
-            *self.put.place(states),
-            self.put.offset,
-            low,
-        )
+        low, bins = window
         if bins == 1:
-            fold = self.put.fold
-            found = np.asarray(kernels.tallied(*inputs, fold=fold, **how))
-            above, inside = kernels.tally(found, fold)
+            above, inside = kernels.tally(self.tallied(low), self.put.fold)
             return inside, above
-        codes = np.asarray(kernels.windowed(*inputs, bins, **how)).reshape(-1)
-        above, _ = kernels.tally(codes, 1)
-        positions = np.flatnonzero(codes == kernels.INSIDE)
-        if not len(positions):
-            return np.zeros(0, dtype), above
-        few = Gathered(metadata, positions, self.put.loaded.block.columns)
-        arrays = jax.tree.map(few.elements, self._arrays(self.put.loaded.models))
-        return few.only(self._keys(arrays, few.rows(states), few.offset)), above
+        above, positions = self.placed(low, bins)
+        return self.at(positions) if len(positions) else np.zeros(0, self._type), above
+
+    @property
+    def _type(self) -> type[np.generic]:
+        return self.stage.group.layout.key_dtype.type
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        dtype = self.stage.group.layout.key_dtype
+        return {"strides": self.put.loaded.block.strides, "dtype": dtype}
+
+    def _inputs(self) -> tuple[Any, ...]:
+        """Return what the kernels that look at the whole block take."""
+        put = self.put
+        states = put.place(self._states())
+        return *self._what(), *self._arrays(put.models), *states, put.offset
 
     def _what(self) -> tuple[Method, Selection | None]:
         experts = self.stage.experts(self.search)
@@ -120,16 +137,6 @@ class Ranked(NamedTuple):
         spread, stage = self.put.metadata.spread, self.stage
         of = [[spread(s) for s in stage.states[i]] for i in stage.experts(self.search)]
         return [of, [spread(state) for state in stage.selected]]
-
-    def _keys(self, arrays: Sequence[Any], states: Any, offset: Any) -> jax.Array:
-        return kernels.keys(
-            *self._what(),
-            *arrays,
-            *states,
-            offset,
-            strides=(0, 1),
-            dtype=self.stage.group.layout.key_dtype,
-        )
 
 
 class Sample:

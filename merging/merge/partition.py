@@ -262,8 +262,8 @@ class Partition(NamedTuple):
 def reduction_passes(method: Method) -> int:
     """Return how many passes before the merge find a method's reductions, as a rule.
 
-    A window of magnitudes that misses the threshold costs another. Exact ties cost two
-    more: how many there are, and where the last one that is kept lies. Votes cost none.
+    A window of magnitudes that misses the threshold costs another. Exact ties cost one
+    more, which counts them. Votes cost none.
     """
     own = [part.reduction() for part in (*method.transforms, method.combiner)]
     selections = method.combiner.selections
@@ -277,5 +277,5 @@ def _passes(reduction: Reduction | tuple[Reduction, ...] | None) -> int:
     if isinstance(reduction, tuple):  # they are found together
         return max(map(_passes, reduction))
     if isinstance(reduction, Threshold):
-        return 1 + 2 * (reduction.ties == "exact") + reduction.nonzero
+        return 1 + (reduction.ties == "exact") + reduction.nonzero
     return int(isinstance(reduction, Sums))

@@ -4,6 +4,7 @@ A pass reads every block that is asked about once and answers all experts. What 
 is written down with what was asked: a merge that was stopped makes no pass twice.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from merging.merge.journal import Guessed, Journal
 from merging.merge.magnitudes import Ranked, Sample, put_block, read_for
 from merging.merge.partition import Block, Partition
 from merging.merge.pipeline import Loaded, Pipeline
+from merging.merge.ranking import WholeLeaf
 from merging.merge.reduce import LeafGroup, Stage
 from merging.merge.speculation import Guess
 from merging.methods import CountQuery, Sums, Threshold, Votes
@@ -62,6 +64,7 @@ class Passes:
         self._after, self._speculate, self._merger = after, speculate, merger
         self._histograms: dict[tuple[str, int], Histogram] = {}
         self._sample: tuple[str, Sample] | None = None
+        self._tied: dict[tuple[str, int], Callable[..., np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def selected(self, stage: Stage, search: int, wanted: Threshold) -> None:
@@ -74,7 +77,7 @@ class Passes:
 
         None where a score, or a transform before, needs whole rows.
         """
-        if not _elementwise(stage):
+        if not stage.elementwise:
             return None
         if self._sample is None or self._sample[0] != stage.name:
             self._sample = stage.name, Sample(self._cut, self._pipeline, stage)
@@ -101,7 +104,7 @@ class Passes:
             made = self._counted(stage, missing, guess)
             known |= {(stage.name, i): one for i, one in made.items()}
         replies = {
-            i: known[stage.name, i].answer(query, processes.all_reduce)
+            i: known[stage.name, i].answer(query, self._places(stage, i))
             for i, query in queries.items()
         }
         plain = {i: reply.tolist() for i, reply in replies.items()}
@@ -159,23 +162,11 @@ class Passes:
 
     def forget(self) -> None:
         """Drop what further queries would be answered from: none will be asked."""
-        self._histograms, self._sample = {}, None
+        self._histograms, self._sample, self._tied = {}, None, {}
 
     def in_memory(self, group: LeafGroup, loaded: Loaded) -> InMemoryAnswers:
         """Return the answers from a block that holds its leaf whole."""
-        put = put_block(self._pipeline, loaded, group)
-        base, experts = None, put.models
-        if group.method.needs_base:
-            base, *experts = put.models
-        return InMemoryAnswers(
-            [loaded.block],
-            [put.metadata],
-            [base],
-            [[expert] for expert in experts],
-            group.layout,
-            group.leaves,
-            everything=False,
-        )
+        return WholeLeaf(put_block(self._pipeline, loaded, group), group)
 
     def _models(self, stage: Stage, experts: Sequence[int]) -> list[int]:
         """Return which models a stage of some experts reads, the base first."""
@@ -183,7 +174,7 @@ class Passes:
 
     def _guess(self, stage: Stage, queries: Mapping[int, CountQuery]) -> Guess | None:
         """Return what to merge under while these are counted, if anything."""
-        return self._speculate(stage, queries) if _elementwise(stage) else None
+        return self._speculate(stage, queries) if stage.elementwise else None
 
     def _counted(
         self,
@@ -199,8 +190,9 @@ class Passes:
         """
         group = stage.group
         units = sum(len(query.threshold) for query in queries.values())
+        edges = self._edges(group)
         made = {
-            i: Histogram(query, units, group.layout.key_dtype)
+            i: Histogram(query, units, group.layout.key_dtype, edges)
             for i, query in queries.items()
         }
         place = {leaf: i for i, leaf in enumerate(group.leaves)}
@@ -217,14 +209,16 @@ class Passes:
             put = put_block(self._pipeline, loaded, group)
             seen: dict[tuple[int, ...], np.ndarray] = {}
             counted = []
+            leaves = [place[piece.leaf] for piece in loaded.block.pieces]
+            first = leaves[0], loaded.block.pieces[0].start
             # Searches of one expert are neighbours, and its keys are computed once.
             for i in sorted(made, key=lambda i: (stage.experts(i), i)):
                 histogram = made[i]
                 one = Ranked(stage, i, put, everyone)
-                window = histogram.window()
-                if window and _elementwise(stage):
+                window = histogram.window(leaves)
+                if window and stage.elementwise:
                     inside, above = one.windowed(window)
-                    histogram.add_windowed(inside, above)
+                    histogram.add_windowed(*first, inside, above)
                     counted.append((i, inside, above))
                     continue
                 ranked = tuple(stage.experts(i))
@@ -248,6 +242,43 @@ class Passes:
             histogram.finish()
         return made
 
+    def _edges(self, group: LeafGroup) -> list[np.ndarray]:
+        """Return where each leaf's pieces begin, and its size."""
+        found: dict[int, list[int]] = {leaf: [] for leaf in group.leaves}
+        for piece in (p for i in group.blocks for p in self._cut.blocks[i].pieces):
+            found[piece.leaf].append(piece.start)
+        sizes = zip(found.values(), group.layout.sizes.tolist(), strict=True)
+        return [np.array([*sorted(starts), size]) for starts, size in sizes]
+
+    def _places(
+        self, stage: Stage, search: int
+    ) -> Callable[[int, int, int], np.ndarray]:
+        """Return what finds a search's elements on a key in a piece, by reading it."""
+        if (stage.name, search) not in self._tied:
+            self._tied[stage.name, search] = self._reading(stage, search)
+        return self._tied[stage.name, search]
+
+    def _reading(
+        self, stage: Stage, search: int
+    ) -> Callable[[int, int, int], np.ndarray]:
+        group, experts = stage.group, stage.experts(search)
+        models = self._models(stage, experts)
+
+        @functools.lru_cache(4)  # a search goes around in a few pieces
+        def found(leaf: int, start: int, key: int) -> np.ndarray:
+            block, piece = next(
+                (block, piece)
+                for block in map(self._cut.blocks.__getitem__, group.blocks)
+                for piece in block.pieces
+                if (piece.leaf, piece.start) == (group.leaves[leaf], start)
+            )
+            loaded = self._pipeline.load(block._replace(pieces=(piece,)), models)
+            put = put_block(self._pipeline, loaded, group)
+            keys = Ranked(stage, search, put, experts).keys().reshape(-1)
+            return start + np.flatnonzero(keys[: piece.stop - start] == key)
+
+        return found
+
     def _uncounted(
         self, numbers: Sequence[int], guess: Guess, made: Mapping[int, Histogram]
     ) -> list[int]:
@@ -258,7 +289,7 @@ class Passes:
             if known is None:
                 left.append(number)
             for i, inside, above in known or ():
-                made[i].add_windowed(inside, above)
+                made[i].add_windowed(0, 0, inside, above)
         return left
 
     def _read(
@@ -301,14 +332,6 @@ class Passes:
         ]
         leaves = [self._cut.paths[piece.leaf] for piece in loaded.block.pieces]
         checks.refuse_nonfinite(wrong, leaves, "float32, squared,")
-
-
-def _elementwise(stage: Stage) -> bool:
-    """Return whether what is ranked can be computed of any few elements."""
-    parts = [transform for of in stage.before for transform in of]
-    if stage.selection is not None:
-        parts.append(stage.selection)
-    return all(part.granularity == "element" for part in parts)
 
 
 def _plain(query: CountQuery) -> list[Any]:

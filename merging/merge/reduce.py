@@ -72,6 +72,14 @@ class Stage(NamedTuple):
     selected: tuple[Any, ...] = ()
     selection: Selection | None = None
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether what is ranked can be computed of any few elements."""
+        parts = [transform for of in self.before for transform in of]
+        if self.selection is not None:
+            parts.append(self.selection)
+        return all(part.granularity == "element" for part in parts)
+
     def experts(self, search: int) -> list[int]:
         """Return whose task vectors a search looks at."""
         count = len(self.before)

@@ -186,7 +186,9 @@ class Rescale:
 
     def apply(self, delta, state, index):
         """Divide."""
-        return numerics.divided(delta, self.divisor)
+        divided = numerics.divided(delta, self.divisor)
+        # XLA on CPUs stores a quotient that is used several times, but no choice.
+        return jnp.where(delta == 0, delta, divided)
 
 
 def trim(

@@ -15,8 +15,14 @@ def keys(seed=0, n=200_000, kinds=None):
     return values.view(np.uint32)
 
 
-def alone(arrays):
-    """There is no other process to add up with."""
+def of(query, units, found, *starts, leaves=1):
+    """A histogram of leaves with pieces that begin so."""
+    edges = [np.array([*(starts or [0]), len(found)])] * leaves
+    return Histogram(query, units, found.dtype, edges)
+
+
+def unread(leaf, start, key):
+    raise AssertionError("no piece is to be read")
 
 
 def asked(*thresholds, cutoff=None):
@@ -34,7 +40,7 @@ def around(found, share, spread=1000):
 def test_queries_inside_the_window_are_answered_without_another_pass(kinds, dtype):
     found = keys(kinds=kinds).astype(dtype)
     first = asked(*around(found, 0.8))
-    histogram = Histogram(first, 4, np.dtype(dtype))
+    histogram = of(first, 4, found, 0, 70_000, 140_000)
     for start in range(0, len(found), 70_000):
         histogram.add(0, start, found[start : start + 70_000])
     histogram.finish()
@@ -42,13 +48,13 @@ def test_queries_inside_the_window_are_answered_without_another_pass(kinds, dtyp
     for query in (first, asked(low + 1, low + 77, high - 3), asked(low, high, high)):
         assert histogram.answers(query)
         expected = [np.count_nonzero(found >= t) for t in query.threshold[0]]
-        assert histogram.answer(query, alone)[0].tolist() == expected
+        assert histogram.answer(query, unread)[0].tolist() == expected
 
 
 def test_a_query_outside_the_window_needs_another_pass():
     found = keys()
     first = asked(*around(found, 0.8))
-    histogram = Histogram(first, 4, np.dtype(np.uint32))
+    histogram = of(first, 4, found)
     histogram.add(0, 0, found)
     histogram.finish()
     assert not histogram.answers(asked(*around(found, 0.2)))
@@ -58,99 +64,113 @@ def test_a_query_outside_the_window_needs_another_pass():
 def test_trials_too_far_apart_for_a_window_are_counted_themselves():
     found = keys()
     far = asked(1, *around(found, 0.5)[1:2], 2**30)
-    histogram = Histogram(far, 4, np.dtype(np.uint32))
+    histogram = of(far, 4, found)
     histogram.add(0, 0, found)
     histogram.finish()
     expected = [np.count_nonzero(found >= t) for t in far.threshold[0]]
-    assert histogram.answer(far, alone)[0].tolist() == expected
+    assert histogram.answer(far, unread)[0].tolist() == expected
 
 
 def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
     one, other = keys(1), keys(2, kinds=30)
     trials = np.array([around(one, 0.7), (-1, -1, -1), around(other, 0.4)], np.int64)
-    histogram = Histogram(CountQuery(trials, None), 3, np.dtype(np.uint32))
+    histogram = of(CountQuery(trials, None), 3, one, leaves=3)
     for leaf, found in ((0, one), (1, one), (2, other)):
         histogram.add(leaf, 0, found)
     histogram.finish()
-    counts = histogram.answer(histogram.query, alone)
+    counts = histogram.answer(histogram.query, unread)
     for leaf, found in ((0, one), (2, other)):
         expected = [np.count_nonzero(found >= t) for t in trials[leaf]]
         assert counts[leaf].tolist() == expected
     assert counts[1].tolist() == [0, 0, 0]
 
 
-def test_cutoffs_count_what_lies_on_the_threshold_and_early():
-    found = keys(kinds=20)
-    threshold = int(np.sort(found)[-5000])
-    query = asked(threshold, threshold, cutoff=(60_000, len(found)))
-    histogram = Histogram(query, 1, np.dtype(np.uint32))
-    for start in range(0, len(found), 50_000):
-        histogram.add(0, start, found[start : start + 50_000])
-    histogram.finish()
+def kept(found, threshold, cutoffs):
     above, on = np.count_nonzero(found > threshold), found == threshold
-    expected = [above + np.count_nonzero(on[:60_000]), above + np.count_nonzero(on)]
-    assert histogram.answer(query, alone)[0].tolist() == expected
+    return [above + np.count_nonzero(on[:end]) for end in cutoffs]
 
 
-def test_cutoffs_between_the_trials_are_answered_without_another_pass(monkeypatch):
+STARTS = 0, 70_000, 140_000
+
+
+@pytest.mark.parametrize("asked_first", ["threshold", "ties"])
+@pytest.mark.parametrize("counted", ["keys", "numbers"])
+def test_any_cutoff_is_answered_by_reading_the_piece_that_it_lies_in(
+    asked_first, counted
+):
     found = keys(kinds=20)
     threshold = int(np.sort(found)[-5000])
-    first = asked(*[threshold] * 3, cutoff=(50_000, 60_000, 90_000))
+    ties = asked(*[threshold] * 3, cutoff=(0, 60_000, len(found)))
+    first = asked(threshold, threshold, threshold + 1)
+    histogram = of(ties if asked_first == "ties" else first, 1, found, *STARTS)
+    assert histogram.window([0]) == (threshold, 1)
+    for start in STARTS:
+        piece = found[start : start + 70_000]
+        if counted == "keys":
+            histogram.add(0, start, piece)
+            continue
+        inside, above = int((piece == threshold).sum()), int((piece > threshold).sum())
+        histogram.add_windowed(0, start, inside, above)
+    histogram.finish()
+    read = []
 
-    def histogram():
-        made = Histogram(first, 1, np.dtype(np.uint32))
-        for start in range(0, len(found), 70_000):
-            made.add(0, start, found[start : start + 70_000])
-        made.finish()
-        return made
+    def tied(leaf, start, key):
+        read.append((leaf, start, key))
+        return start + np.flatnonzero(found[start : start + 70_000] == key)
 
-    inside = asked(*[threshold] * 3, cutoff=(50_000, 61_234, 89_999))
-    expected = [
-        np.count_nonzero(found > threshold) + np.count_nonzero(found[:cut] == threshold)
-        for cut in inside.cutoff[0]
-    ]
-    one = histogram()
-    assert one.answers(inside)
-    assert one.answer(inside, alone)[0].tolist() == expected
-    assert not one.answers(asked(*[threshold] * 3, cutoff=(49_999, 61_234, 89_999)))
-    assert not one.answers(asked(*[threshold + 1] * 3, cutoff=(50_000, 61_234, 89_999)))
-    monkeypatch.setattr("merging.merge.histogram.PLACES", 10)  # too many to keep
-    assert not histogram().answers(inside)
+    first_tie = int(np.flatnonzero(found == threshold)[0])
+    for cutoffs, pieces in (
+        ((0, 60_000, len(found)), [0]),
+        ((140_000, 70_000, 0), []),
+        ((139_999, 70_001, 199_999), [70_000, 70_000, 140_000]),
+        ((first_tie, first_tie + 1, 0), [0, 0]),
+    ):
+        query = asked(*[threshold] * 3, cutoff=cutoffs)
+        assert histogram.answers(query)
+        answered = histogram.answer(query, tied)[0].tolist()
+        assert answered == kept(found, threshold, cutoffs)
+        assert read == [(0, start, threshold) for start in pieces]
+        read.clear()
+    assert not histogram.answers(asked(*[threshold + 1] * 3, cutoff=(0, 1, 2)))
 
 
-def test_places_of_other_processes_are_added():
+def test_a_window_of_many_keys_knows_no_ties():
+    found = keys(kinds=20)
+    trials = around(found, 0.8)
+    histogram = of(asked(*trials), 1, found)
+    histogram.add(0, 0, found)
+    histogram.finish()
+    assert not histogram.answers(asked(*[trials[1]] * 3, cutoff=(1, 2, 3)))
+
+
+def test_ties_of_other_processes_are_added():
     found = keys(kinds=20)
     threshold = int(np.sort(found)[-5000])
-    first = asked(*[threshold] * 3, cutoff=(10, 100_000, 190_000))
-    halves = [Histogram(first, 1, np.dtype(np.uint32)) for _ in range(2)]
+    first = asked(*[threshold] * 3, cutoff=(0, 0, len(found)))
+    halves = [of(first, 1, found, 0, 90_000) for _ in range(2)]
     halves[0].add(0, 0, found[:90_000])
     halves[1].add(0, 90_000, found[90_000:])
     both = [sum(arrays) for arrays in zip(*(h.totals() for h in halves), strict=True)]
+    cutoffs = 90_000, len(found), 0
     for half in halves:
         for mine, everyone in zip(half.totals(), both, strict=True):
             mine[...] = everyone
         half.finish()
-    inside = asked(*[threshold] * 3, cutoff=(20_000, 95_000, 180_000))
-    shared = []
-    halves[1].answer(inside, lambda arrays: shared.append(arrays[0].copy()))
-
-    def add_the_other(arrays):
-        arrays[0] += shared[0]
-
-    expected = [
-        np.count_nonzero(found > threshold) + np.count_nonzero(found[:cut] == threshold)
-        for cut in inside.cutoff[0]
-    ]
-    assert halves[0].answer(inside, add_the_other)[0].tolist() == expected
+        query = asked(*[threshold] * 3, cutoff=cutoffs)
+        answered = half.answer(query, unread)[0].tolist()
+        assert answered == kept(found, threshold, cutoffs)
 
 
 def test_counts_beyond_32_bits_are_exact():
-    histogram = Histogram(asked(500, 500, 501), 1, np.dtype(np.uint32))
-    assert histogram.window() == (500, 1)
-    for _ in range(3):  # three blocks of 2**31 elements on the threshold
-        histogram.add_windowed(2**31, 2**31 + 1)
+    starts = [0, 2**32, 2**33]
+    edges = [np.array([*starts, 2**34])]
+    first = asked(500, 500, 501)
+    histogram = Histogram(first, 1, np.dtype(np.uint32), edges)
+    assert histogram.window([0]) == (500, 1)
+    for start in starts:  # three blocks of 2**31 elements on the threshold
+        histogram.add_windowed(0, start, 2**31, 2**31 + 1)
     histogram.finish()
-    assert histogram.answer(histogram.query, alone)[0].tolist() == [
+    assert histogram.answer(histogram.query, unread)[0].tolist() == [
         3 * 2**32 + 3,
         3 * 2**32 + 3,
         3 * 2**31 + 3,
