@@ -1,37 +1,25 @@
-"""A block's merge: it is computed, checked, written, and journaled.
-
-**The majority.** Where the votes on an element's sign cancel, TIES takes the sign that
-most elements of the *model* lean to, and that is known only when every block was
-merged. A pass to find it first would read every input once more. Instead each block
-counts its votes, and is merged as if the majority were that of the blocks before it;
-the few elements whose votes cancel are merged again as if it were the other, and kept
-in the journal with their positions. When all blocks are done, the votes are added up,
-and in blocks that took the wrong sign, often the first few alone, those values are
-written over.
-"""
+"""A block's merge: it is computed, checked, written, and journaled."""
 
 import dataclasses
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from merging.checkpoints import Writer
-from merging.merge import checks, kernels, on_host, votes
+from merging.merge import checks, kernels, majority, on_host, votes
 from merging.merge.behind import Behind
 from merging.merge.inputs import BASE
-from merging.merge.journal import Done, Elected, Guessed, Journal
+from merging.merge.journal import Done, Elected, Guessed, Journal, checksum_of
 from merging.merge.kernels import Gathered
 from merging.merge.magnitudes import Put, put_block
 from merging.merge.partition import Block, Kind, Partition
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.reduce import LeafGroup, States
 from merging.merge.statistics import label
-from merging.methods import Method, Votes
+from merging.methods import Method
 
 
 class BlockMerger:
@@ -164,7 +152,8 @@ class BlockMerger:
         method = dataclasses.replace(group.method, name="")
         spread = [[metadata.spread(s) for s in of] for of in states.transforms]
         positive = self._ballots[kind.method] >= 0
-        asks, combined = asks_majority(method), metadata.spread(states.combined)
+        asks = majority.is_asked(method)
+        combined = metadata.spread(states.combined)
         if asks:
             combined = np.full(metadata.offset.low.shape, positive)
         placed, combined = put.place((spread, combined))
@@ -238,7 +227,7 @@ class BlockMerger:
             checksum = 0
             for piece, part in parts:
                 self._writer.write(self._cut.paths[piece.leaf], piece.start, part)
-                checksum = _checksum(part, checksum)
+                checksum = checksum_of(part, checksum)
             self._journal.keep_block(number, checksum, elected, guessed)
 
         held = merged.nbytes + elected.positions.nbytes + elected.values.nbytes
@@ -295,62 +284,6 @@ def _split(method: Method, models: Sequence[Any]) -> tuple[Any, list[Any]]:
     return base, experts
 
 
-def apply_majority(
-    cut: Partition, writer: Writer, journal: Journal, positive: Mapping[int, bool]
-) -> None:
-    """Write over elements whose votes cancel, in blocks that took the wrong majority.
-
-    Args:
-      cut: the merge's partition.
-      writer: of the output.
-      journal: has the blocks.
-      positive: the majority, for each of this process's blocks that depend on one.
-    """
-    held = threading.local()  # one buffer a thread: new pages cost as much as reading
-
-    def settle(number: int) -> None:
-        pieces = cut.blocks[number].pieces
-        size = max(piece.stop - piece.start for piece in pieces)
-        size *= cut.kinds[cut.blocks[number].kind].dtype.itemsize
-        if not hasattr(held, "buffer") or len(held.buffer) < size:
-            held.buffer = np.empty(size, np.uint8)
-        checksum = _written_over(cut, writer, journal, number, held.buffer)
-        journal.keep_settled(number, checksum)
-
-    threads = ThreadPoolExecutor(2, "majority")
-    try:
-        done = (journal.done[number] for number in sorted(positive))
-        wrong = [of for of in done if of.ties and of.positive != positive[of.number]]
-        list(threads.map(settle, (of.number for of in wrong)))
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
-def _written_over(
-    cut: Partition, writer: Writer, journal: Journal, number: int, buffer: np.ndarray
-) -> int:
-    """Give a block the other majority; return the checksum of what it is then."""
-    done, block = journal.done[number], cut.blocks[number]
-    dtype = cut.kinds[block.kind].dtype
-    positions, values = journal.ties(done, dtype)  # in order
-    row = checksum = 0
-    for piece, rows in zip(block.pieces, block.counts, strict=True):
-        start, size = row * block.columns, piece.stop - piece.start
-        first, last = np.searchsorted(positions, [start, start + size])
-        row += rows
-        path = cut.paths[piece.leaf]
-        part = buffer[: size * dtype.itemsize].view(dtype)
-        writer.read_into(path, piece.start, part)
-        if first < last:
-            part[positions[first:last] - start] = values[first:last]
-            # The inputs were seen to be finite.
-            if kernels.nonfinite(values[first:last]):
-                checks.refuse_nonfinite((), [path], dtype)
-            writer.write(path, piece.start, part)
-        checksum = _checksum(part, checksum)
-    return checksum
-
-
 def verified(
     cut: Partition, writer: Writer, journal: Journal, mine: set[int]
 ) -> dict[int, Done]:
@@ -383,13 +316,8 @@ def _stored(cut: Partition, block: Block, writer: Writer) -> int:
     for piece in block.pieces:
         part = np.empty(piece.stop - piece.start, dtype)
         writer.read_into(cut.paths[piece.leaf], piece.start, part)
-        checksum = _checksum(part, checksum)
+        checksum = checksum_of(part, checksum)
     return checksum
-
-
-def asks_majority(method: Method) -> bool:
-    """Return whether elements without a sign of their own take the majority's."""
-    return isinstance(method.combiner.reduction(), Votes)
 
 
 def _merged_again(
@@ -413,12 +341,3 @@ def _merged_again(
         dtype=dtype,
     )
     return few.only(merged)
-
-
-def _checksum(part: np.ndarray, before: int) -> int:
-    """Return a sum over 64-bit words: enough to notice pages that were never stored."""
-    words = part.view(np.uint8)
-    whole = len(words) // 8 * 8
-    found = int(np.add.reduce(words[:whole].view(np.uint64), dtype=np.uint64))
-    rest = int.from_bytes(words[whole:].tobytes(), "little")
-    return (before * 3 + found + rest + 1) % 2**64

@@ -11,7 +11,15 @@ import numpy as np
 from merging import checkpoints
 from merging.checkpoints import Writer
 from merging.checkpoints.unfinished import COORDINATES
-from merging.merge import blocks, card, manifest, spaces, speculation, statistics
+from merging.merge import (
+    blocks,
+    card,
+    majority,
+    manifest,
+    spaces,
+    speculation,
+    statistics,
+)
 from merging.merge.cutting import partition
 from merging.merge.digests import Digesting, Digests
 from merging.merge.inputs import Inputs
@@ -170,7 +178,7 @@ def _merge(job: Job, cut: Partition, writer, journal) -> None:
     with Progress(work, "merge", check=preemption.raise_if_asked) as progress:
         _merge_blocks(job, cut, writer, journal, mine, progress)
         processes.barrier("all blocks are merged")
-        _settle_majority(cut, writer, journal, mine)
+        majority.settle(cut, writer, journal, mine)
         processes.barrier("the majority is applied")
         progress.note("checking what was written")
 
@@ -300,34 +308,6 @@ class _States:
 
     def _states(self, group: LeafGroup, answers: Any) -> States:
         return find_states(group, self._experts, self._seed, answers)
-
-
-def _settle_majority(cut: Partition, writer, journal, mine) -> None:
-    """Find the majority sign under each method, and write what depends on it."""
-    asking = [method for method in cut.methods if blocks.asks_majority(method)]
-    if not asking:
-        return
-
-    def method_of(number: int) -> Method | None:
-        return cut.kinds[cut.blocks[number].kind].method
-
-    negative = journal.negative()
-    if negative is None:
-        votes = np.zeros(len(asking), np.int64)
-        for number, done in journal.done.items():
-            if method_of(number) in asking:
-                votes[asking.index(method_of(number))] += done.ballot
-        processes.all_reduce([votes])
-        negative = [
-            i
-            for i, (method, total) in enumerate(zip(asking, votes, strict=True))
-            if not method.combiner.reduction().finish(int(total))
-        ]
-        journal.keep_negative(negative)
-    losing = {asking[i] for i in negative}
-    voted = [number for number in mine if method_of(number) in asking]
-    positive = {number: method_of(number) not in losing for number in voted}
-    blocks.apply_majority(cut, writer, journal, positive)
 
 
 def _my_leaves(abstract: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from merging import UserError, checkpoints, methods
-from merging.merge import blocks, job, memory, passes
+from merging.merge import blocks, job, majority, memory, passes
 from merging.merge import streamed as stream
 
 MERGE = {"memory_budget": "700kB"}
@@ -55,7 +55,9 @@ def expected(cancelling, tmp_path_factory):
 
 def interrupted(family, output, monkeypatch, name, calls, method=TIES):
     """Merge until a function of the engine was called so often."""
-    module = next(m for m in (blocks.BlockMerger, blocks, job) if hasattr(m, name))
+    module = next(
+        m for m in (blocks.BlockMerger, blocks, majority, job) if hasattr(m, name)
+    )
     whole, seen = getattr(module, name), []
 
     def cut(*args, **kwargs):
@@ -85,7 +87,7 @@ def zeroed(path, start, size):
 
 
 # Before the majority is known; in the middle of applying it; when all is written.
-@pytest.mark.parametrize("phase", ["apply_majority", "_written_over", "_record"])
+@pytest.mark.parametrize("phase", ["_apply", "_written_over", "_record"])
 @pytest.mark.parametrize("lost", ["weights", "ties", "answers", "half a line"])
 def test_what_a_power_cut_took_is_made_again(
     cancelling, expected, tmp_path, monkeypatch, phase, lost

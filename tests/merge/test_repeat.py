@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from merging import UserError, checkpoints, methods
 from merging.cli import main as command_line
-from merging.merge import job, manifest
+from merging.merge import job, majority, manifest
 from merging.merge import streamed as stream
 from merging.runtime import storage
 
@@ -201,7 +201,7 @@ def test_a_stopped_merge_goes_on_only_with_what_its_bits_depend_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "_settle_majority", stop)
+        patched.setattr(majority, "settle", stop)
         with pytest.raises(KeyboardInterrupt):
             merge()
     with monkeypatch.context() as patched:
@@ -218,7 +218,7 @@ def test_a_stopped_merge_begins_anew_when_an_input_was_written_to(place, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "_settle_majority", stop)
+        patched.setattr(majority, "settle", stop)
         with pytest.raises(KeyboardInterrupt):
             merge()
     before = described("e1")

@@ -14,7 +14,8 @@ from statistics_of import statistics_of
 
 from merging import UserError, checkpoints, methods
 from merging.cli import main
-from merging.merge import blocks, magnitudes, memory, on_host, passes
+from merging.merge import magnitudes, memory, on_host, passes
+from merging.merge import majority as majority_module
 from merging.merge import streamed as stream
 from merging.merge.costs import cost
 from merging.runtime import tree
@@ -196,13 +197,13 @@ def test_a_majority_that_turns_at_the_end_is_everyones(tmp_path, monkeypatch, ma
         models.save(tmp_path / "base", base),
         {f"e{i}": models.save(tmp_path / f"e{i}", e) for i, e in enumerate(experts)},
     )
-    whole, over = blocks._written_over, []
+    whole, over = majority_module._written_over, []
 
     def written_over(*arguments):
         over.append(arguments)
         return whole(*arguments)
 
-    monkeypatch.setattr(blocks, "_written_over", written_over)
+    monkeypatch.setattr(majority_module, "_written_over", written_over)
     method = methods.ties(density=1)
     path = merged(family, method, tmp_path / "out", memory_budget="700kB")
     found = load_file(path / "model.safetensors")
