@@ -6,11 +6,11 @@ asked: the trials lie close together around the threshold, and a pass takes the 
 histogram of the magnitudes between them, key by key. The queries that follow fall
 inside it and are answered from memory; one that does not takes another pass. Where
 elements on a threshold are told apart by their index, a pass counts those of each
-piece of a leaf, and a piece in which the last of them lies is read once more.
+piece of a leaf, and the piece in which the last one lies that is kept is read again.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,8 @@ class Histogram:
 
     Args:
       query: magnitudes at trial thresholds, one row of trials for all leaves
-        together or for each leaf; with cutoffs, the elements on the thresholds.
+        together or for each leaf; with cutoffs, at which pieces end, the elements on
+        the thresholds.
       units: rows of this and all other queries of the pass, which share `BINS`.
       key_dtype: of the magnitude keys.
       edges: of each leaf, the elements at which its pieces begin, and its size.
@@ -190,25 +191,21 @@ class Histogram:
                 for row in asked
             )
         return all(
-            row in self._ties and (query.threshold[row] == self._ties[row].key).all()
+            row in self._ties
+            and (query.threshold[row] == self._ties[row].key).all()
+            and np.isin(query.cutoff[row], self._ties[row].edges).all()
             for row in asked
         )
 
-    def answer(
-        self, query: CountQuery, tied: Callable[[int, int, int], np.ndarray]
-    ) -> np.ndarray:
-        """Return the counts: int64 of the thresholds' shape.
-
-        Args:
-          query: one that is answered.
-          tied: gives, of a leaf, the start of a piece and a key, the indices in the
-            leaf of that piece's elements on it, rising.
-        """
+    def answer(self, query: CountQuery) -> np.ndarray:
+        """Return the counts, int64 of the thresholds' shape, of a query it answers."""
         counts = np.zeros(query.threshold.shape, np.int64)
         if query.cutoff is not None:
             for row in np.flatnonzero(query.threshold[:, 0] >= 0).tolist():
-                ends = query.cutoff[row].tolist()
-                counts[row] = [self._kept(row, end, tied) for end in ends]
+                ties = self._ties[row]
+                before = np.cumsum([0, *ties.counts])
+                places = np.searchsorted(ties.edges, query.cutoff[row])
+                counts[row] = ties.above[0] + before[places]
             return counts
         if query is self.query:
             counts = self._counts.copy()
@@ -218,15 +215,15 @@ class Histogram:
             counts[row, held] = window.summed(trials[held])
         return counts
 
-    def _kept(self, row: int, end: int, tied: Callable) -> int:
-        """Return how many of a leaf lie above its key, or on it and before an end."""
-        ties = self._ties[row]
-        piece = int(np.searchsorted(ties.edges, end, side="right")) - 1
-        start = int(ties.edges[piece])
-        kept = int(ties.above[0]) + int(ties.counts[:piece].sum())
-        if start < end and ties.counts[piece]:
-            kept += int(np.searchsorted(tied(row, start, ties.key), end))
-        return kept
+    def piece(self, leaf: int, place: int) -> tuple[int, int]:
+        """Return where the piece begins in which a leaf's place-th tie lies.
+
+        And its place in there; both places count from 1.
+        """
+        ties = self._ties[leaf]
+        before = np.cumsum([0, *ties.counts])
+        piece = int(np.searchsorted(before, place)) - 1
+        return int(ties.edges[piece]), place - int(before[piece])
 
     def _add_ties(self, row: int, start: int, inside: int, above: int) -> None:
         ties = self._ties[row]

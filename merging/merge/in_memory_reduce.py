@@ -74,6 +74,9 @@ class InMemoryAnswers:
     def sample(self, stage: Stage, number: int) -> None:
         """Return nothing: a sample would take as long as a count."""
 
+    def ends(self, stage: Stage, number: int) -> None:
+        """Return nothing: counts tell."""
+
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
     ) -> dict[int, np.ndarray]:

@@ -222,6 +222,7 @@ def windowed(
     states,
     selected,
     offset,
+    filled,
     low,
     bins,
     *,
@@ -238,6 +239,8 @@ def windowed(
       states: of the transforms.
       selected: of the selections that were made.
       offset: as in `merge`.
+      filled: how many elements of each row there are; what comes after is 0. None if
+        rows are full.
       low: the window's first key.
       bins: its width.
       strides: as in `merge`.
@@ -248,7 +251,11 @@ def windowed(
     # What lies below the window wraps around to the far end.
     inside = (found - low) < bins
     above = jnp.where(found >= low, jnp.uint8(ABOVE), jnp.uint8(0))
-    return jnp.where(inside, jnp.uint8(INSIDE), above)
+    codes = jnp.where(inside, jnp.uint8(INSIDE), above)
+    if filled is None:
+        return codes
+    column = lax.broadcasted_iota(filled.dtype, codes.shape, 1)
+    return jnp.where(column < filled, codes, jnp.uint8(0))
 
 
 @functools.partial(Kernel, static_argnames=("fold", "strides", "dtype"))
@@ -260,6 +267,7 @@ def tallied(
     states,
     selected,
     offset,
+    filled,
     key,
     *,
     fold,
@@ -275,7 +283,7 @@ def tallied(
       key: the one.
       fold: how many rows, up to `FOLDED`.
     """
-    inputs = method, selection, base, experts, states, selected, offset
+    inputs = method, selection, base, experts, states, selected, offset, filled
     codes = windowed(*inputs, key, dtype.type(1), strides=strides, dtype=dtype)
     parts = codes.reshape(-1, fold, codes.shape[1])
     return parts.sum(axis=1, dtype=jnp.uint8)

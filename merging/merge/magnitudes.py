@@ -27,6 +27,7 @@ class Put(NamedTuple):
       metadata: of its rows.
       models: its arrays on the devices.
       offset: the index of each row's first element, for a call with them.
+      filled: how many elements of each row are there, likewise; None if all.
       place: makes such of other things that are known of rows.
     """
 
@@ -34,6 +35,7 @@ class Put(NamedTuple):
     metadata: RowMetadata
     models: list[jax.Array]
     offset: Any
+    filled: Any
     place: Callable[[Any], Any]
 
     def spread(self, states: Sequence[Any]) -> Any:
@@ -53,7 +55,8 @@ def put_block(pipeline: Pipeline, loaded: Loaded, group: LeafGroup) -> Put:
     metadata = RowMetadata(block, group.layout, group.leaves, rows)
     place = functools.partial(pipeline.beside, block)
     models = pipeline.on_devices(block, loaded.models)
-    return Put(loaded, metadata, models, place(metadata.offset), place)
+    known = place((metadata.offset, metadata.filled))
+    return Put(loaded, metadata, models, *known, place)
 
 
 class Ranked(NamedTuple):
@@ -86,16 +89,14 @@ class Ranked(NamedTuple):
 
     def tallied(self, key: int) -> np.ndarray:
         """Return what `kernels.tallied` says of one key."""
-        inputs, fold = (*self._inputs(), self._type(key)), self.put.fold
-        return np.asarray(kernels.tallied(*inputs, fold=fold, **self._how))
+        inputs = *self._inputs(), self.put.filled, self._type(key)
+        return np.asarray(kernels.tallied(*inputs, fold=self.put.fold, **self._how))
 
-    def placed(self, low: int, bins: int) -> tuple[int, np.ndarray]:
-        """Return how many keys lie above a window, and the positions of those in it."""
-        window = self._type(low), self._type(bins)
-        codes = kernels.windowed(*self._inputs(), *window, **self._how)
-        codes = np.asarray(codes).reshape(-1)
-        above, _ = kernels.tally(codes, 1)
-        return above, np.flatnonzero(codes == kernels.INSIDE)
+    def codes(self, low: int, bins: int) -> np.ndarray:
+        """Return, flat, where each key lies (`kernels.windowed`)."""
+        window = self.put.filled, self._type(low), self._type(bins)
+        found = kernels.windowed(*self._inputs(), *window, **self._how)
+        return np.asarray(found).reshape(-1)
 
     def windowed(self, window: tuple[int, int]) -> tuple[np.ndarray | int, int]:
         """Return the keys in a window (or their number), and how many lie above."""
@@ -103,7 +104,9 @@ class Ranked(NamedTuple):
         if bins == 1:
             above, inside = kernels.tally(self.tallied(low), self.put.fold)
             return inside, above
-        above, positions = self.placed(low, bins)
+        codes = self.codes(low, bins)
+        above, _ = kernels.tally(codes, 1)
+        positions = np.flatnonzero(codes == kernels.INSIDE)
         return self.at(positions) if len(positions) else np.zeros(0, self._type), above
 
     @property

@@ -151,6 +151,10 @@ class Block(NamedTuple):
 class RowMetadata:
     """What a block's elements need to know of their leaf: their index, and its states.
 
+    Attributes:
+      offset: the index of each row's first element [rows, 1].
+      filled: how many elements of each row are a leaf's [rows, 1]; None if all are.
+
     Args:
       block: the block.
       layout: of the leaves that one method merges.
@@ -165,14 +169,20 @@ class RowMetadata:
         self._own = block.shape is not None
         counts = [1] if self._own else block.counts
         rows = max(rows, sum(counts))
-        self._leaves, self._starts = np.zeros((2, rows), np.int64)
+        self._leaves, self._starts, widths = np.zeros((3, rows), np.int64)
         row = 0
         for piece, count in zip(block.pieces, counts, strict=True):
             here = slice(row, row + count)
             self._leaves[here] = leaves.index(piece.leaf)
-            self._starts[here] = piece.start + np.arange(count) * block.columns
+            within = np.arange(count) * block.columns
+            self._starts[here] = piece.start + within
+            left = piece.stop - piece.start - within
+            widths[here] = np.minimum(left, block.columns)
             row += count
         self.offset: Index = self.index(np.arange(rows), 0)
+        self.filled: np.ndarray | None = None
+        if not self._own and (widths < block.columns).any():
+            self.filled = widths.astype(np.uint32)[:, None]
         if self._own:
             self.offset = numerics.as_index(0, block.pieces[0].stop)
 

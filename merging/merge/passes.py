@@ -4,7 +4,6 @@ A pass reads every block that is asked about once and answers all experts. What 
 is written down with what was asked: a merge that was stopped makes no pass twice.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from merging.merge.partition import Block, Partition
 from merging.merge.pipeline import Loaded, Pipeline
 from merging.merge.ranking import WholeLeaf
 from merging.merge.reduce import LeafGroup, Stage
+from merging.merge.search import Ends
 from merging.merge.speculation import Guess
 from merging.methods import CountQuery, Sums, Threshold, Votes
 from merging.runtime import processes
@@ -64,7 +64,6 @@ class Passes:
         self._after, self._speculate, self._merger = after, speculate, merger
         self._histograms: dict[tuple[str, int], Histogram] = {}
         self._sample: tuple[str, Sample] | None = None
-        self._tied: dict[tuple[str, int], Callable[..., np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def selected(self, stage: Stage, search: int, wanted: Threshold) -> None:
@@ -104,12 +103,55 @@ class Passes:
             made = self._counted(stage, missing, guess)
             known |= {(stage.name, i): one for i, one in made.items()}
         replies = {
-            i: known[stage.name, i].answer(query, self._places(stage, i))
-            for i, query in queries.items()
+            i: known[stage.name, i].answer(query) for i, query in queries.items()
         }
         plain = {i: reply.tolist() for i, reply in replies.items()}
         self._journal.keep_answers(name, asked, plain)
         return replies
+
+    def ends(self, stage: Stage, search: int) -> Ends:
+        """Return what finds how far ties are kept, by reading one piece of the leaf."""
+
+        def end(leaf: int, key: int, place: int) -> int:
+            name = f"{stage.name}/ties of {leaf}, {search}"
+            asked = {search: [key, place]}
+            if (kept := self._journal.answers(name, asked)) is not None:
+                return int(kept[search])
+            start, place = self._tied(stage, search, leaf, key).piece(leaf, place)
+            positions = self._positions(stage, search, leaf, start, key)
+            found = start + int(positions[place - 1]) + 1
+            self._journal.keep_answers(name, asked, {search: found})
+            return found
+
+        return end
+
+    def _tied(self, stage: Stage, search: int, leaf: int, key: int) -> Histogram:
+        """Return a histogram that has counted a leaf's elements on a key."""
+        sizes = stage.group.layout.sizes
+        here = np.where(np.arange(len(sizes)) == leaf, key, -1)
+        ends = np.stack([np.zeros_like(sizes), sizes], axis=1)
+        query = CountQuery(np.stack([here, here], axis=1), ends)
+        held = self._histograms.get((stage.name, search))
+        if held is not None and held.answers(query):
+            return held
+        # The count is in the journal, and not what it was of.
+        return self._counted(stage, {search: query})[search]
+
+    def _positions(
+        self, stage: Stage, search: int, leaf: int, start: int, key: int
+    ) -> np.ndarray:
+        """Return where the elements on a key lie in the piece that begins there."""
+        group, experts = stage.group, stage.experts(search)
+        block, piece = next(
+            (block, piece)
+            for block in map(self._cut.blocks.__getitem__, group.blocks)
+            for piece in block.pieces
+            if (piece.leaf, piece.start) == (group.leaves[leaf], start)
+        )
+        alone, models = block._replace(pieces=(piece,)), self._models(stage, experts)
+        put = put_block(self._pipeline, self._pipeline.load(alone, models), group)
+        keys = Ranked(stage, search, put, experts).keys().reshape(-1)
+        return np.flatnonzero(keys[: piece.stop - start] == key)
 
     def sums(self, stage: Stage, reduction: Sums, experts: Sequence[int]) -> np.ndarray:
         """Return the sums over each leaf, by one pass: float64 [leaves, T]."""
@@ -162,7 +204,7 @@ class Passes:
 
     def forget(self) -> None:
         """Drop what further queries would be answered from: none will be asked."""
-        self._histograms, self._sample, self._tied = {}, None, {}
+        self._histograms, self._sample = {}, None
 
     def in_memory(self, group: LeafGroup, loaded: Loaded) -> InMemoryAnswers:
         """Return the answers from a block that holds its leaf whole."""
@@ -210,7 +252,7 @@ class Passes:
             seen: dict[tuple[int, ...], np.ndarray] = {}
             counted = []
             leaves = [place[piece.leaf] for piece in loaded.block.pieces]
-            first = leaves[0], loaded.block.pieces[0].start
+            first = self._first(group, loaded.number)
             # Searches of one expert are neighbours, and its keys are computed once.
             for i in sorted(made, key=lambda i: (stage.experts(i), i)):
                 histogram = made[i]
@@ -235,12 +277,17 @@ class Passes:
         note = "counting magnitudes"
         if guess is not None:
             note = "counting and merging"
-            numbers = self._uncounted(numbers, guess, made)
+            numbers = self._uncounted(group, numbers, guess, made)
         self._read(numbers, models, count, note, guess is not None)
         for histogram in made.values():
             processes.all_reduce(histogram.totals())
             histogram.finish()
         return made
+
+    def _first(self, group: LeafGroup, number: int) -> tuple[int, int]:
+        """Return the leaf of a block's first piece, and where that begins."""
+        piece = self._cut.blocks[number].pieces[0]
+        return group.leaves.index(piece.leaf), piece.start
 
     def _edges(self, group: LeafGroup) -> list[np.ndarray]:
         """Return where each leaf's pieces begin, and its size."""
@@ -250,37 +297,12 @@ class Passes:
         sizes = zip(found.values(), group.layout.sizes.tolist(), strict=True)
         return [np.array([*sorted(starts), size]) for starts, size in sizes]
 
-    def _places(
-        self, stage: Stage, search: int
-    ) -> Callable[[int, int, int], np.ndarray]:
-        """Return what finds a search's elements on a key in a piece, by reading it."""
-        if (stage.name, search) not in self._tied:
-            self._tied[stage.name, search] = self._reading(stage, search)
-        return self._tied[stage.name, search]
-
-    def _reading(
-        self, stage: Stage, search: int
-    ) -> Callable[[int, int, int], np.ndarray]:
-        group, experts = stage.group, stage.experts(search)
-        models = self._models(stage, experts)
-
-        @functools.lru_cache(4)  # a search goes around in a few pieces
-        def found(leaf: int, start: int, key: int) -> np.ndarray:
-            block, piece = next(
-                (block, piece)
-                for block in map(self._cut.blocks.__getitem__, group.blocks)
-                for piece in block.pieces
-                if (piece.leaf, piece.start) == (group.leaves[leaf], start)
-            )
-            loaded = self._pipeline.load(block._replace(pieces=(piece,)), models)
-            put = put_block(self._pipeline, loaded, group)
-            keys = Ranked(stage, search, put, experts).keys().reshape(-1)
-            return start + np.flatnonzero(keys[: piece.stop - start] == key)
-
-        return found
-
     def _uncounted(
-        self, numbers: Sequence[int], guess: Guess, made: Mapping[int, Histogram]
+        self,
+        group: LeafGroup,
+        numbers: Sequence[int],
+        guess: Guess,
+        made: Mapping[int, Histogram],
     ) -> list[int]:
         """Add what is known of blocks that are merged; return the others."""
         left = []
@@ -289,7 +311,7 @@ class Passes:
             if known is None:
                 left.append(number)
             for i, inside, above in known or ():
-                made[i].add_windowed(0, 0, inside, above)
+                made[i].add_windowed(*self._first(group, number), inside, above)
         return left
 
     def _read(

@@ -23,6 +23,8 @@ from merging.methods import Threshold
 SAMPLED, LEAST = 2**14, 2**17
 # Of the sample, how many equal ones make a heap.
 HEAP = 64
+# Of the leaf, the share that may lie in a window: looking at those few takes memory.
+WINDOW = 1 / 8
 
 Cut = tuple[np.ndarray, np.ndarray]
 
@@ -132,9 +134,11 @@ def _between(
     one: Ranked, rank: int, low: int, high: int
 ) -> tuple[int, int | None] | None:
     """Return what `_found` does, by the magnitudes in a window."""
-    above, positions = one.placed(low, high - low + 1)
-    if not above < rank <= above + len(positions):
+    codes = one.codes(low, high - low + 1)
+    above, inside = kernels.tally(codes, 1)
+    if not above < rank <= above + inside or inside > WINDOW * len(codes):
         return None
+    positions = np.flatnonzero(codes == kernels.INSIDE)
     keys = one.at(positions)
     place = len(keys) - (rank - above)
     edge = np.partition(keys, place)[place]

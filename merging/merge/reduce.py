@@ -16,7 +16,7 @@ import numpy as np
 
 from merging import methods
 from merging.merge import search
-from merging.merge.search import Sample
+from merging.merge.search import Ends, Sample
 from merging.methods import (
     CountQuery,
     Layout,
@@ -124,6 +124,12 @@ class Answers(Protocol):
     def sample(self, stage: Stage, search: int) -> Sample | None:
         """Return a function that gives some of a search's magnitude keys, if any."""
 
+    def ends(self, stage: Stage, search: int) -> Ends | None:
+        """Return a function that finds how far a search's ties are kept, if any.
+
+        Then queries about ties ask for none of a leaf's or all.
+        """
+
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
     ) -> dict[int, np.ndarray]:
@@ -213,7 +219,10 @@ def _searched(
     for numbers in [left] if answers.together else [[i] for i in left]:
         searches = {
             i: search.magnitude_cut(
-                stage.group.layout, wanted[i], answers.sample(stage, i)
+                stage.group.layout,
+                wanted[i],
+                answers.sample(stage, i),
+                answers.ends(stage, i),
             )
             for i in numbers
         }

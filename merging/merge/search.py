@@ -29,6 +29,8 @@ from merging.methods import CountQuery, Layout, Threshold
 
 # Gives every stride-th magnitude key of a leaf, on the host: a first guess.
 Sample = Callable[[int, int], np.ndarray]
+# Gives where the first so many elements of a leaf that are on a key end.
+Ends = Callable[[int, int, int], int]
 # Trials of a unit in one query.
 _TRIALS = 3
 # Of keys on the host: how many make a guess, and are looked at while they are cached.
@@ -36,7 +38,10 @@ _SAMPLED, _PART = 2**14, 2**17
 
 
 def magnitude_cut(
-    layout: Layout, wanted: Threshold, sample: Sample | None
+    layout: Layout,
+    wanted: Threshold,
+    sample: Sample | None,
+    ends: Ends | None = None,
 ) -> Generator[CountQuery, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Find the rule that keeps the largest magnitudes of each scope, exactly.
 
@@ -44,6 +49,7 @@ def magnitude_cut(
       layout: the leaves that are ranked.
       wanted: what to keep of them.
       sample: a guess that saves queries, or None; the result does not depend on it.
+      ends: finds by other means how far ties are kept, or None.
 
     Returns:
       (threshold keys, cutoff indices), both int64 [leaves], as `numerics.kept` wants.
@@ -70,7 +76,7 @@ def magnitude_cut(
     crowded = (found.at_low > ranks) & (ranks > 0)
     if wanted.ties == "exact" and crowded.any():
         places = np.where(crowded, ranks - found.at_high, elements)
-        cutoff = yield from _tie_cutoffs(threshold, sizes, group, places)
+        cutoff = yield from _tie_cutoffs(threshold, sizes, group, places, ends)
     return threshold, cutoff
 
 
@@ -231,7 +237,7 @@ def _trials(bracket: _Bracket, ranks: np.ndarray, stalled: np.ndarray) -> np.nda
     return bracket.low[:, None] + (fractions * width[:, None]).astype(np.int64)
 
 
-def _tie_cutoffs(threshold, sizes, group, places):
+def _tie_cutoffs(threshold, sizes, group, places, ends):
     """Find the cutoffs that keep, in each scope, its first `places` tied elements."""
     here = np.stack([threshold, threshold], axis=1)
     none_or_all = np.stack([np.zeros_like(sizes), sizes], axis=1)
@@ -245,6 +251,10 @@ def _tie_cutoffs(threshold, sizes, group, places):
         places[scope] -= share[leaf]
     cutoff = np.where(share == tied, sizes, 0)
     cut_inside = (share > 0) & (share < tied)
+    if ends is not None:
+        for leaf in np.flatnonzero(cut_inside).tolist():
+            cutoff[leaf] = ends(leaf, int(threshold[leaf]), int(share[leaf]))
+        return cutoff
     wanted = np.where(cut_inside, counts[:, 0] + share, 0)
 
     def ask(cuts: np.ndarray):

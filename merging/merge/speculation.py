@@ -106,6 +106,9 @@ class _Guessed:
     def sample(self, stage: Stage, search: int) -> None:
         """Give no sample: every search has its rule."""
 
+    def ends(self, stage: Stage, search: int) -> None:
+        """Return nothing: exact ties are not guessed."""
+
     def count(self, stage: Stage, turn: int, queries: Any) -> dict[int, np.ndarray]:
         """Count nothing."""
         raise _Unknown

@@ -141,6 +141,9 @@ class _Asked:
     def sample(self, stage: Stage, expert: int) -> None:
         """Give no guess: none is to be had of sharded leaves."""
 
+    def ends(self, stage: Stage, expert: int) -> None:
+        """Return nothing: counts tell."""
+
     def count(
         self, stage: Stage, turn: int, queries: Mapping[int, CountQuery]
     ) -> dict[int, np.ndarray]:

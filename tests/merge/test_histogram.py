@@ -21,10 +21,6 @@ def of(query, units, found, *starts, leaves=1):
     return Histogram(query, units, found.dtype, edges)
 
 
-def unread(leaf, start, key):
-    raise AssertionError("no piece is to be read")
-
-
 def asked(*thresholds, cutoff=None):
     cut = None if cutoff is None else np.array([cutoff], np.int64)
     return CountQuery(np.array([thresholds], np.int64), cut)
@@ -48,7 +44,7 @@ def test_queries_inside_the_window_are_answered_without_another_pass(kinds, dtyp
     for query in (first, asked(low + 1, low + 77, high - 3), asked(low, high, high)):
         assert histogram.answers(query)
         expected = [np.count_nonzero(found >= t) for t in query.threshold[0]]
-        assert histogram.answer(query, unread)[0].tolist() == expected
+        assert histogram.answer(query)[0].tolist() == expected
 
 
 def test_a_query_outside_the_window_needs_another_pass():
@@ -68,7 +64,7 @@ def test_trials_too_far_apart_for_a_window_are_counted_themselves():
     histogram.add(0, 0, found)
     histogram.finish()
     expected = [np.count_nonzero(found >= t) for t in far.threshold[0]]
-    assert histogram.answer(far, unread)[0].tolist() == expected
+    assert histogram.answer(far)[0].tolist() == expected
 
 
 def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
@@ -78,7 +74,7 @@ def test_each_leaf_has_its_own_trials_and_closed_ones_are_not_counted():
     for leaf, found in ((0, one), (1, one), (2, other)):
         histogram.add(leaf, 0, found)
     histogram.finish()
-    counts = histogram.answer(histogram.query, unread)
+    counts = histogram.answer(histogram.query)
     for leaf, found in ((0, one), (2, other)):
         expected = [np.count_nonzero(found >= t) for t in trials[leaf]]
         assert counts[leaf].tolist() == expected
@@ -95,12 +91,10 @@ STARTS = 0, 70_000, 140_000
 
 @pytest.mark.parametrize("asked_first", ["threshold", "ties"])
 @pytest.mark.parametrize("counted", ["keys", "numbers"])
-def test_any_cutoff_is_answered_by_reading_the_piece_that_it_lies_in(
-    asked_first, counted
-):
+def test_ties_are_counted_piece_by_piece(asked_first, counted):
     found = keys(kinds=20)
     threshold = int(np.sort(found)[-5000])
-    ties = asked(*[threshold] * 3, cutoff=(0, 60_000, len(found)))
+    ties = asked(*[threshold] * 3, cutoff=(0, 70_000, len(found)))
     first = asked(threshold, threshold, threshold + 1)
     histogram = of(ties if asked_first == "ties" else first, 1, found, *STARTS)
     assert histogram.window([0]) == (threshold, 1)
@@ -112,26 +106,20 @@ def test_any_cutoff_is_answered_by_reading_the_piece_that_it_lies_in(
         inside, above = int((piece == threshold).sum()), int((piece > threshold).sum())
         histogram.add_windowed(0, start, inside, above)
     histogram.finish()
-    read = []
-
-    def tied(leaf, start, key):
-        read.append((leaf, start, key))
-        return start + np.flatnonzero(found[start : start + 70_000] == key)
-
-    first_tie = int(np.flatnonzero(found == threshold)[0])
-    for cutoffs, pieces in (
-        ((0, 60_000, len(found)), [0]),
-        ((140_000, 70_000, 0), []),
-        ((139_999, 70_001, 199_999), [70_000, 70_000, 140_000]),
-        ((first_tie, first_tie + 1, 0), [0, 0]),
-    ):
+    for cutoffs in ((0, 70_000, len(found)), (140_000, 70_000, 0)):
         query = asked(*[threshold] * 3, cutoff=cutoffs)
         assert histogram.answers(query)
-        answered = histogram.answer(query, tied)[0].tolist()
+        answered = histogram.answer(query)[0].tolist()
         assert answered == kept(found, threshold, cutoffs)
-        assert read == [(0, start, threshold) for start in pieces]
-        read.clear()
-    assert not histogram.answers(asked(*[threshold + 1] * 3, cutoff=(0, 1, 2)))
+    on = np.flatnonzero(found == threshold)
+    for place in (1, 2, len(on) // 2, len(on)):
+        start, within = histogram.piece(0, place)
+        piece = found[start : start + 70_000]
+        assert start in STARTS
+        assert start + np.flatnonzero(piece == threshold)[within - 1] == on[place - 1]
+    within = asked(*[threshold] * 3, cutoff=(0, 1, len(found)))
+    assert not histogram.answers(within)
+    assert not histogram.answers(asked(*[threshold + 1] * 3, cutoff=(0, 0, 0)))
 
 
 def test_a_window_of_many_keys_knows_no_ties():
@@ -157,7 +145,7 @@ def test_ties_of_other_processes_are_added():
             mine[...] = everyone
         half.finish()
         query = asked(*[threshold] * 3, cutoff=cutoffs)
-        answered = half.answer(query, unread)[0].tolist()
+        answered = half.answer(query)[0].tolist()
         assert answered == kept(found, threshold, cutoffs)
 
 
@@ -170,7 +158,7 @@ def test_counts_beyond_32_bits_are_exact():
     for start in starts:  # three blocks of 2**31 elements on the threshold
         histogram.add_windowed(0, start, 2**31, 2**31 + 1)
     histogram.finish()
-    assert histogram.answer(histogram.query, unread)[0].tolist() == [
+    assert histogram.answer(histogram.query)[0].tolist() == [
         3 * 2**32 + 3,
         3 * 2**32 + 3,
         3 * 2**31 + 3,
