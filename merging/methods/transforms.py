@@ -186,10 +186,7 @@ class Rescale:
 
     def apply(self, delta, state, index):
         """Divide."""
-        divided = numerics.divided(delta, self.divisor)
-        # XLA on CPUs stores a quotient that is used several times, but no choice: this
-        # one is between NaN and NaN.
-        return jnp.where(delta != delta, delta, divided)
+        return numerics.divided(delta, self.divisor)
 
 
 def trim(

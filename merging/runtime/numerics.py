@@ -120,9 +120,11 @@ def divided(values: Array, divisor: Array) -> Array:
 
     XLA may replace a division by a scalar with a product by its reciprocal, and does
     so or not depending on the sharding; a divisor that looks like an array prevents it.
+    And XLA on CPUs stores a quotient that is used several times, but computes a choice
+    in place: this one is between NaN and NaN.
     """
-    divisor = jnp.asarray(divisor, values.dtype)
-    return values / jnp.where(values != values, values, divisor)
+    nan, divisor = values != values, jnp.asarray(divisor, values.dtype)
+    return jnp.where(nan, values, values / jnp.where(nan, values, divisor))
 
 
 def key_top(key_dtype: jnp.dtype) -> int:
