@@ -170,7 +170,7 @@ class BlockMerger:
             return kernels.merge(base, method, *others, **how_told)
 
         if not asks:
-            merged = np.asarray(on_host.computed(merge, block, *inputs))
+            merged = np.asarray(on_host.merged(merge, block, *inputs))
             if not kernels.nonfinite(merged):
                 self._write(loaded, merged, guessed=guessed)
             elif not guessed.states:
@@ -181,7 +181,7 @@ class BlockMerger:
             others = experts, states, known[0], offset, np.True_
             return votes.merge_and_vote(base, method, *others, **how, fold=put.fold)
 
-        found = on_host.computed(merge_and_vote, block, *inputs)
+        found = on_host.merged(merge_and_vote, block, *inputs)
         merged, finite, ballot, positions = votes.voted(*found, put.fold)
         values = np.zeros(0, dtype)
         if len(positions):

@@ -18,7 +18,7 @@ from merging.runtime.numerics import Index
 
 # Elements of a part of what is summed: what is computed in between stays in the cache,
 # where that of a whole block takes new pages of memory, which cost more than the
-# arithmetic. A merge has little in between, and its parts cost more than they save.
+# arithmetic. Most merges have little in between: their parts cost more than they save.
 PART = 2**19
 # Parts that are computed while one is waited for.
 AHEAD = 3
@@ -56,7 +56,11 @@ def computed(
       offset: as `kernels.merge` has it.
     """
     experts, states = list(experts), [list(of) for of in states]
-    wanted = [i for i, t in enumerate(method.transforms) if isinstance(t, OnHost)]
+    wanted = [
+        i
+        for i, part in enumerate(method.transforms)
+        if isinstance(part, OnHost) and part.granularity == "row"
+    ]
     for i, expert in enumerate(experts):
         if not wanted or not on_one_cpu(expert):
             break
@@ -101,14 +105,44 @@ def in_parts(
         return
     host, rows = jax.tree.map(np.asarray, inputs), experts[0].shape[0]
     (device,) = experts[0].sharding.device_set
-    waiting: collections.deque[Array] = collections.deque()
+    waiting: collections.deque[Any] = collections.deque()
     for at in range(0, rows, fit):
         part = jax.tree.map(lambda x, at=at: x[at : at + fit], host)
         part = jax.device_put(part, device)
         waiting.append(computed(kernel, block, method, *part))
         if len(waiting) > AHEAD:
-            yield np.asarray(waiting.popleft())
-    yield from map(np.asarray, waiting)
+            yield jax.tree.map(np.asarray, waiting.popleft())
+    yield from (jax.tree.map(np.asarray, part) for part in waiting)
+
+
+def merged(
+    kernel: Callable[..., Any],
+    block: Block,
+    method: Method,
+    base: Array | None,
+    experts: Sequence[Array],
+    states: Sequence[Sequence[Any]],
+    known: Any,
+    offset: Index,
+) -> Any:
+    """Return what `computed` returns of the same, of some rows at a time if that pays.
+
+    It does where rows are looked at whole, which takes arrays in between.
+    """
+    inputs = base, experts, states, known, offset
+    parts = (*method.transforms, method.combiner, *method.combiner.selections)
+    if not any(map(_looks_at_rows, parts)):
+        return computed(kernel, block, method, *inputs)
+    found = list(in_parts(kernel, block, method, *inputs))
+    if len(found) == 1:
+        return found[0]
+    return jax.tree.map(lambda *of: np.concatenate(list(map(np.asarray, of))), *found)
+
+
+def _looks_at_rows(part: Any) -> bool:
+    """Return whether it does while merging, and not only for sums made before."""
+    reduction = getattr(part, "reduction", lambda: None)()
+    return part.granularity == "row" and not isinstance(reduction, methods.Sums)
 
 
 def summed(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from merging.methods.transforms import (
     Fraction,
     cutoff_of,
     fraction,
+    kept_on_host,
     number,
 )
 from merging.runtime import numerics
@@ -48,10 +49,14 @@ def band(
 
 
 class _RowRanks(NamedTuple):
-    """Of each leaf's rows, how many magnitudes are in the band or above, or above."""
+    """Of each leaf's rows, how many magnitudes are in the band or above, or above.
+
+    Or which are in it.
+    """
 
     low: np.ndarray
     high: np.ndarray
+    kept: Any = None
 
 
 @partial(
@@ -97,13 +102,22 @@ class Band:
         ranks = [[rank(n) for n in columns] for rank in self._ranks]
         return _RowRanks(*(np.array(of, np.int32) for of in ranks))
 
+    def on_host(self, state, keys):
+        """Find what is in the band of the block's rows."""
+        low, high = (
+            kept_on_host(keys, rank, exact=True) for rank in (state.low, state.high)
+        )
+        return state._replace(kept=low & ~high)
+
     def apply(self, delta, state, index):
         """Zero what is not in the band."""
+        if self.scope == "row" and state.kept is not None:
+            return jnp.where(state.kept.reshape(delta.shape), delta, 0)
         if self.scope == "row":
             rows = jnp.atleast_1d(delta)
             wide = delta.dtype == jnp.float64
             keys = numerics.magnitude_keys(rows, jnp.uint64 if wide else jnp.uint32)
-            low, high = (numerics.kept_in_rows(keys, rank, True) for rank in state)
+            low, high = (numerics.kept_in_rows(keys, rank, True) for rank in state[:2])
             return jnp.where(low & ~high, rows, 0).reshape(delta.shape)
         low, high = (self._above(delta, index, cutoff) for cutoff in state)
         return jnp.where(low & ~high, delta, 0)

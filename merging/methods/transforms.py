@@ -56,7 +56,7 @@ class Transform(Protocol):
 
 @runtime_checkable
 class OnHost(Protocol):
-    """A transform of which a CPU finds something sooner with NumPy than with XLA."""
+    """A transform of rows of which a CPU finds something with NumPy, not with XLA."""
 
     def on_host(self, state: Any, keys: np.ndarray) -> Any:
         """Return a block's state with what was found; else `apply` finds the same.
@@ -75,9 +75,10 @@ class Cutoff(NamedTuple):
 
 
 class RowRank(NamedTuple):
-    """How many magnitudes of each row are kept, for each leaf: int32."""
+    """How many magnitudes of each row are kept, for each leaf: int32; or which are."""
 
     rank: np.ndarray
+    kept: Any = None
 
 
 class MaskKey(NamedTuple):
@@ -126,8 +127,15 @@ class Trim:
         rank = trim_rank(self.density, elements, self.ties)
         return max(rank, min(self.at_least, elements))
 
+    def on_host(self, state, keys):
+        """Find what is kept of the block's rows."""
+        exact = self.ties == "exact"
+        return state._replace(kept=kept_on_host(keys, state.rank, exact))
+
     def apply(self, delta, state, index):
         """Zero what is not kept."""
+        if self.scope == "row" and state.kept is not None:
+            return jnp.where(state.kept.reshape(delta.shape), delta, 0)
         if self.scope == "row":
             wide = delta.dtype == jnp.float64
             rows = jnp.atleast_1d(delta)
@@ -261,6 +269,12 @@ def rescale(divisor: Fraction) -> Rescale:
     [ 8.  2.  0. -4.]
     """
     return Rescale(fraction("divisor", divisor))
+
+
+def kept_on_host(keys: np.ndarray, rank: Any, exact: bool) -> np.ndarray:
+    """Return which magnitudes are among the largest of their row."""
+    rows = np.atleast_1d(keys)
+    return numerics.kept_in_rows_on_host(rows, np.asarray(rank), exact)
 
 
 def cutoff_of(layout: Layout, found: tuple[np.ndarray, np.ndarray]) -> Cutoff:

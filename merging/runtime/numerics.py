@@ -196,6 +196,48 @@ def kept_in_rows(keys: Array, rank: Array, exact: bool) -> Array:
     return keep & (rank > 0)
 
 
+def kept_in_rows_on_host(
+    keys: np.ndarray, rank: np.ndarray, exact: bool, part: int = 2**16
+) -> np.ndarray:
+    """Return what `kept_in_rows` does, by NumPy, in a fraction of the time: bool.
+
+    Args:
+      keys: [..., columns] unsigned.
+      rank: of each row [..., 1], or of all.
+      exact: as there.
+      part: elements that are worked on at a time, to stay in the cache.
+    """
+    columns = keys.shape[-1]
+    rows = keys.reshape(-1, columns)
+    ranks = np.broadcast_to(rank, (*keys.shape[:-1], 1)).reshape(-1)
+    kept, step = np.zeros(rows.shape, bool), max(part // columns, 1)
+    for wanted in set(ranks.tolist()) - {0}:
+        which = np.flatnonzero(ranks == wanted)
+        for at in range(0, len(which), step):
+            here = which[at : at + step]
+            if here[-1] - here[0] < step:  # neighbours, which need not be copied
+                here = slice(here[0], here[-1] + 1)
+            some = rows[here]
+            last = columns - wanted
+            ordered = np.partition(some, last, axis=1)
+            edge = ordered[:, last : last + 1]
+            found = some >= edge
+            if exact:
+                places = np.count_nonzero(ordered[:, last:] == edge, axis=1)
+                _drop_last(found, some == edge, places)
+            kept[here] = found
+    return kept.reshape(keys.shape)
+
+
+def _drop_last(kept: np.ndarray, tied: np.ndarray, places: np.ndarray) -> None:
+    """Of each row's tied elements keep only so many, the first; in place."""
+    flat = np.flatnonzero(tied)
+    counts = np.bincount(flat // tied.shape[1], minlength=len(tied))
+    ends = np.cumsum(counts) - counts + places
+    late = np.arange(len(flat)) >= np.repeat(ends, counts)
+    kept.reshape(-1)[flat[late]] = False
+
+
 def count(mask: Array) -> Array:
     """Return the number of True elements: int32 scalar, or [leading] if huge.
 

@@ -171,6 +171,20 @@ def test_rows_keep_their_largest(columns, exact):
             if not exact and rank:
                 wanted = row >= row[order[rank - 1]]
             np.testing.assert_array_equal(kept, wanted)
+        for dtype, part in ((np.uint32, 3 * columns), (np.uint64, 2**16)):
+            host = keys.astype(dtype), np.int32(rank), exact, part
+            found = numerics.kept_in_rows_on_host(*host)
+            np.testing.assert_array_equal(found, keep)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_each_row_may_have_a_rank_of_its_own(exact):
+    keys = np.random.default_rng(0).integers(0, 5, (20, 64)).astype(np.uint32)
+    ranks = np.array([0, 3, 64, 3, 17] * 4)[:, None]
+    found = numerics.kept_in_rows_on_host(keys, ranks, exact, 4 * 64)
+    for row, rank, kept in zip(keys, ranks[:, 0], found, strict=True):
+        alone = numerics.kept_in_rows(row[None], jnp.int32(rank), exact)
+        np.testing.assert_array_equal(kept, np.asarray(alone)[0])
 
 
 def test_counts_past_int32_are_left_in_parts(monkeypatch):
