@@ -1,4 +1,4 @@
-"""Kernels on a CPU: what NumPy finds sooner than XLA, and sums by parts of rows."""
+"""Kernels on a CPU: what NumPy finds sooner than XLA, and blocks by parts of rows."""
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from merging.methods import Method, OnHost
 from merging.runtime import blas, numerics
 from merging.runtime.numerics import Index
 
-# Elements of a part of what is summed: what is computed in between stays in the cache,
-# where that of a whole block takes new pages of memory, which cost more than the
-# arithmetic. Most merges have little in between: their parts cost more than they save.
+# Elements of a part of what is summed or looked at by rows: what is computed in between
+# stays in the cache, where that of a whole block takes new pages of memory, which cost
+# more than the arithmetic. Most merges have little in between: parts would cost more.
 PART = 2**19
 # Parts that are computed while one is waited for.
 AHEAD = 3
@@ -163,7 +163,8 @@ def summed(
 
 def _rows_of_a_part(block: Block, method: Method, experts: Sequence[Any]) -> int:
     """Return how many rows are computed at a time; 0: the block at once."""
-    fit = 1 << max(PART // block.columns, 1).bit_length() - 1
+    # Rows that are counted together, by a merge that votes, stay together.
+    fit = 1 << max(PART // block.columns, kernels.FOLDED).bit_length() - 1
     apart = method.granularity in ("element", "row") and on_one_cpu(experts[0])
     apart = apart and block.shape is None and experts[0].shape[0] > fit
     return fit if apart else 0

@@ -167,7 +167,7 @@ def kept_in_rows(keys: Array, rank: Array, exact: bool) -> Array:
 
     Args:
       keys: [..., columns] unsigned.
-      rank: scalar int32; 0 keeps nothing.
+      rank: int32, scalar or of each row [..., 1]; 0 keeps nothing.
       exact: break ties by column; otherwise keep all of them.
     """
     columns = keys.shape[-1]
@@ -203,19 +203,21 @@ def kept_in_rows_on_host(
 
     Args:
       keys: [..., columns] unsigned.
-      rank: of each row [..., 1], or of all.
+      rank: of each row [..., 1], or of all; one above `columns` keeps the whole row.
       exact: as there.
       part: elements that are worked on at a time, to stay in the cache.
     """
     columns = keys.shape[-1]
-    rows = keys.reshape(-1, columns)
+    rows = np.ascontiguousarray(keys).reshape(-1, columns)
     ranks = np.broadcast_to(rank, (*keys.shape[:-1], 1)).reshape(-1)
+    # What fills up a block has another leaf's.
+    ranks = np.minimum(ranks, columns)
     kept, step = np.zeros(rows.shape, bool), max(part // columns, 1)
-    for wanted in set(ranks.tolist()) - {0}:
+    for wanted in set(np.unique(ranks).tolist()) - {0}:
         which = np.flatnonzero(ranks == wanted)
         for at in range(0, len(which), step):
             here = which[at : at + step]
-            if here[-1] - here[0] < step:  # neighbours, which need not be copied
+            if here[-1] - here[0] < len(here):  # neighbours: they need no copy
                 here = slice(here[0], here[-1] + 1)
             some = rows[here]
             last = columns - wanted

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from merging import methods
-from merging.merge import memory, pipeline, ranking, search
+from merging.merge import memory, on_host, pipeline, ranking, search
 from merging.merge import streamed as stream
 from merging.methods import Threshold, combiners
 from merging.methods.transforms import cutoff_of
@@ -191,6 +191,44 @@ def test_several_experts_and_thresholds(shape, method, seen, tmp_path):
     whole = memory.merge(start, experts, method)
     assert models.bits(merged) == models.bits(whole)
     assert sum(cut is not None for cut, _ in seen) >= 3
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"a": (4, 512), "b": (9, 32), "c": (3,)},  # what fills up "b" has a's rank
+        {"a": (4, 66), "b": (9, 65)},
+        {"a": (32, 130), "b": (16, 1030), "c": (8, 130)},  # in parts of eight rows
+    ],
+)
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.breadcrumbs_ties(density=0.4, scope="row"),
+        methods.ties(scope="row", ties="exact"),
+        methods.breadcrumbs(density=0.4, scope="row"),
+        methods.della(),
+    ],
+    ids=lambda method: method.name,
+)
+def test_rows_are_ranked_by_numpy_as_by_the_devices(
+    shapes, method, tmp_path, monkeypatch
+):
+    """On one device by NumPy, some rows at a time; on several by XLA."""
+    start = models.base(shapes=shapes)
+    experts = {f"e{i}": models.expert(start, i) for i in range(2)}
+    saved = [models.save(tmp_path / name, of) for name, of in experts.items()]
+    base = models.save(tmp_path / "base", start)
+    stream.merge_checkpoints(base, saved, method, tmp_path / "several")
+    one_device = jax.local_devices()[:1]
+    monkeypatch.setattr(pipeline.jax, "local_devices", lambda: one_device)
+    monkeypatch.setattr(on_host, "PART", 512)
+    stream.merge_checkpoints(base, saved, method, tmp_path / "one")
+    several, one = (
+        models.bits(load_file(tmp_path / name / "model.safetensors"))
+        for name in ("several", "one")
+    )
+    assert one == several
 
 
 @pytest.mark.parametrize("density", [0.75, 0.9, 1.0])

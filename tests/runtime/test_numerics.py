@@ -159,7 +159,7 @@ def test_keys_order_as_magnitudes_do():
 def test_rows_keep_their_largest(columns, exact):
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 5, (2, 7, columns)).astype(np.uint32) * 3
-    for rank in sorted({0, 1, columns // 2, columns}):
+    for rank in sorted({0, 1, columns // 2, columns, columns + 1, 3 * columns}):
         keep = np.asarray(
             jax.jit(numerics.kept_in_rows, static_argnums=2)(keys, rank, exact)
         )
@@ -169,7 +169,7 @@ def test_rows_keep_their_largest(columns, exact):
             order = np.lexsort((np.arange(columns), -row.astype(int)))
             wanted = np.isin(np.arange(columns), order[:rank])
             if not exact and rank:
-                wanted = row >= row[order[rank - 1]]
+                wanted = row >= row[order[min(rank, columns) - 1]]
             np.testing.assert_array_equal(kept, wanted)
         for dtype, part in ((np.uint32, 3 * columns), (np.uint64, 2**16)):
             host = keys.astype(dtype), np.int32(rank), exact, part
@@ -180,11 +180,12 @@ def test_rows_keep_their_largest(columns, exact):
 @pytest.mark.parametrize("exact", [False, True])
 def test_each_row_may_have_a_rank_of_its_own(exact):
     keys = np.random.default_rng(0).integers(0, 5, (20, 64)).astype(np.uint32)
-    ranks = np.array([0, 3, 64, 3, 17] * 4)[:, None]
-    found = numerics.kept_in_rows_on_host(keys, ranks, exact, 4 * 64)
-    for row, rank, kept in zip(keys, ranks[:, 0], found, strict=True):
-        alone = numerics.kept_in_rows(row[None], jnp.int32(rank), exact)
-        np.testing.assert_array_equal(kept, np.asarray(alone)[0])
+    for ranks, part in (([0, 3, 64, 3, 17] * 4, 4 * 64), ([3, 0, 5, 5, 3] * 4, 2**16)):
+        ranks = np.array(ranks)[:, None]
+        found = numerics.kept_in_rows_on_host(keys, ranks, exact, part)
+        for row, rank, kept in zip(keys, ranks[:, 0], found, strict=True):
+            alone = numerics.kept_in_rows(row[None], jnp.int32(rank), exact)
+            np.testing.assert_array_equal(kept, np.asarray(alone)[0])
 
 
 def test_counts_past_int32_are_left_in_parts(monkeypatch):
